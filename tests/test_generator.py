@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+from conftest import warmed
+from torch.nn import functional as F
+
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.table1 import build
+
+
+def test_one_unit_of_gamma_1_adds_one_atom_of_d1(tiny_ml: Generator) -> None:
+    conv, atoms = tiny_ml.stages[0].conv, tiny_ml.dictionary(1)
+    assert build("dcgan", "ml").dictionary(1).shape == (128, 3, 4, 4)
+    for atom in range(8):
+        impulse = torch.zeros(1, 8, 16, 16)
+        impulse[0, atom, 5, 7] = 1
+        image = F.conv_transpose2d(impulse, conv.weight, stride=2, padding=1)[0]
+        assert torch.equal(image[:, 9:13, 13:17], atoms[atom])  # 2·5 - 1, 2·7 - 1
+        assert image.count_nonzero() == atoms[atom].count_nonzero()
+
+
+def test_one_unit_of_gamma_2_adds_one_atom_of_d2(tiny_ml: Generator) -> None:
+    conv, atoms = tiny_ml.stages[1].conv, tiny_ml.dictionary(2)
+    assert build("dcgan", "ml").dictionary(2).shape == (128, 128, 3, 3)
+    for atom in range(8):
+        impulse = torch.zeros(1, 8, 16, 16)
+        impulse[0, atom, 5, 7] = 1
+        assert torch.equal(conv(impulse)[0, :, 4:7, 6:9], atoms[atom])
+
+
+def test_an_effective_atom_is_a_unit_of_gamma_2_through_both_dictionaries(tiny_ml: Generator) -> None:
+    d1, d2 = tiny_ml.stages[0].conv, tiny_ml.stages[1].conv
+    atoms = tiny_ml.effective_dictionary()
+    assert atoms.shape == (8, 3, 8, 8)
+    assert build("dcgan", "ml").effective_dictionary().shape == (128, 3, 8, 8)
+    for atom in range(8):
+        impulse = torch.zeros(1, 8, 16, 16)
+        impulse[0, atom, 5, 7] = 1
+        image = F.conv_transpose2d(d2(impulse), d1.weight, stride=2, padding=1)[0]
+        torch.testing.assert_close(image[:, 7:15, 11:19], atoms[atom])
+        assert float(image.abs().sum()) == pytest.approx(float(atoms[atom].abs().sum()), rel=1e-5)
+
+
+def test_the_image_is_the_code_times_the_dictionary(tiny_ml: Generator) -> None:
+    image, (gamma_1, _) = tiny_ml(torch.randn(2, 128))
+    atoms, bias = tiny_ml.dictionary(1), tiny_ml.stages[0].conv.bias
+    canvas = torch.zeros(2, 3, 34, 34)
+    for row in range(16):
+        for column in range(16):
+            patch = torch.einsum("ba,acij->bcij", gamma_1[:, :, row, column], atoms)
+            canvas[:, :, 2 * row : 2 * row + 4, 2 * column : 2 * column + 4] += patch
+    naive = torch.tanh(canvas[:, :, 1:33, 1:33] + bias[:, None, None])
+    torch.testing.assert_close(image, naive, rtol=1e-4, atol=1e-6)
+
+
+def test_synthesis_from_any_level_gives_the_image_back(tiny_ml: Generator) -> None:
+    image, codes = tiny_ml(torch.randn(3, 128))
+    for given in (codes[0], codes, (None, codes[1])):
+        assert torch.equal(tiny_ml.synthesize(given), image)
+
+
+def test_synthesis_uses_an_edited_code_as_it_is(tiny_ml: Generator) -> None:
+    dense = torch.randn(1, 8, 16, 16)
+    assert torch.equal(tiny_ml.synthesize(dense), tiny_ml.stages[0](dense))
+
+
+@pytest.mark.parametrize("codes", [(), (None, None), torch.zeros(1, 9, 16, 16), torch.zeros(8, 16, 16)])
+def test_synthesis_names_the_shape_that_it_wants(tiny_ml: Generator, codes: object) -> None:
+    with pytest.raises(ValueError, match="Γ1"):
+        tiny_ml.synthesize(codes)
+
+
+def test_an_image_depends_on_its_seed_and_index_alone(tiny_ml: Generator) -> None:
+    many = tiny_ml.sample(70, seed=5)
+    assert many.shape == (70, 32, 32, 3)
+    assert many.dtype == np.uint8
+    few = tiny_ml.sample(3, seed=5)
+    # The batch size may change the order of additions: a pixel at a rounding border may move by one.
+    assert np.abs(many[:3].astype(int) - few).max() <= 1
+    assert np.array_equal(many, tiny_ml.sample(70, seed=5))
+    assert not np.array_equal(few, tiny_ml.sample(3, seed=6))
+
+
+def test_the_dial_changes_the_image_and_springs_back(tiny_ml: Generator) -> None:
+    plain = tiny_ml.sample(2)
+    assert not np.array_equal(tiny_ml.sample(2, k=1), plain)
+    assert np.array_equal(tiny_ml.sample(2), plain)
+    assert np.array_equal(tiny_ml.sample(2, k=[2, 2]), plain)
+    with tiny_ml.dial((1, 8)):
+        assert [dial.k for dial in tiny_ml.dials] == [1, 8]
+    with pytest.raises(RuntimeError), tiny_ml.dial(8):
+        raise RuntimeError
+    assert [dial.k for dial in tiny_ml.dials] == [2, 2]
+
+
+def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
+    ml, baseline = warmed(build("dcgan", "ml", atoms=8)), build("dcgan", "baseline", atoms=8).eval()
+    baseline.load_state_dict(ml.state_dict())
+    assert np.array_equal(ml.sample(4, k=8), baseline.sample(4))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"count": 0}, ValueError, "from 1 to 100000; got 0"),
+        ({"count": 10**9}, ValueError, "got 1000000000"),
+        ({"count": 2.0}, TypeError, "got 2.0"),
+        ({"seed": -1}, ValueError, "got -1"),
+        ({"seed": 2**64}, ValueError, "from 0 to 18446744073709551615"),
+        ({"k": 0}, ValueError, "each needle of Γ1, from 1 to 8; got 0"),
+        ({"k": 9}, ValueError, "each needle of Γ1, from 1 to 8; got 9"),
+        ({"k": True}, TypeError, "got True"),
+        ({"k": "2"}, TypeError, "got '2'"),
+        ({"k": [1, 2, 3]}, ValueError, "one for each of Γ1, Γ2; got 3"),
+        ({"k": [1, 99]}, ValueError, "Γ2, from 1 to 8; got 99"),
+        ({"truncation": 0.0}, ValueError, "at least 0.05"),
+        ({"truncation": float("nan")}, ValueError, "at least 0.05"),
+        ({"labels": [1]}, ValueError, "no classes"),
+    ],
+)
+def test_bad_input_is_named_with_its_limit(
+    tiny_ml: Generator, wrong: dict, error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tiny_ml.sample(**{"count": 1, **wrong})
+
+
+def test_a_generator_without_projections_says_that_it_has_no_dial() -> None:
+    with pytest.raises(ValueError, match="without a projection"):
+        build("dcgan", "baseline", atoms=8).sample(1, k=4)

@@ -1,0 +1,59 @@
+"""How each architecture is trained: phases of terms, the optimizer, and the penalty of the L1 column."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from sparsegen.training import terms
+from sparsegen.training.terms import Term
+from sparsegen.zoo.table1 import ModelSpec
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The updates of one network ("generator" or "discriminator") in a step: the sum of its terms is its loss."""
+
+    network: str
+    terms: Mapping[str, Term]
+    optimizer: Callable[..., torch.optim.Optimizer]
+    updates: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The training of one architecture.
+
+    Choice: `ema`, the decay of the averaged generator that is evaluated and published. The plain DCGAN recipe
+    has none; at the short lengths that a CPU affords the average is better, and all columns get it alike.
+    """
+
+    phases: tuple[Phase, ...]
+    batch_size: int = 64
+    steps: int = 100_000
+    ema: float = 0.999
+
+
+adam = partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999))
+
+RECIPES = {
+    "dcgan": Recipe(
+        (
+            Phase("discriminator", {"cross_entropy": terms.cross_entropy}, adam),
+            Phase("generator", {"non_saturating": terms.non_saturating}, adam),
+        )
+    ),
+}
+PENALTIES: Mapping[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(1.0)}}
+
+
+def recipe_of(spec: ModelSpec) -> Recipe:
+    """The recipe of a cell of Table 1: its architecture's, with its regularizer's penalty for the generator."""
+    recipe = RECIPES[spec.architecture]
+    penalty = PENALTIES.get(spec.regularizer, {})
+    phases = tuple(
+        replace(phase, terms={**phase.terms, **penalty}) if phase.network == "generator" else phase
+        for phase in recipe.phases
+    )
+    return replace(recipe, phases=phases)

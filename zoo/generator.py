@@ -1,0 +1,171 @@
+"""What every generator of the zoo is: a coder, and the dictionaries that its sparse codes run through."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsegen.zoo import images, noise
+from sparsegen.zoo.blocks import Stage
+from sparsegen.zoo.dial import Dial, resolve
+from sparsegen.zoo.projections import Projection
+
+BATCH = 64
+
+
+class Generator(nn.Module):
+    """Maps noise to a sparse code and multiplies it by convolutional dictionaries (eq. 2, App. D).
+
+        z, y -> coder -> Γ_L -> D_L -> … -> Γ1 -> D1 -> image
+
+    A projection sits on every regularized Γ; where there is none, an identity does.
+
+    Args:
+        coder: G^S, from (z, y) to Γ_L before its projection.
+        stages: `stages[i]` is D_{i+1} with what follows it: `stages[0]` makes the image, `stages[1]` Γ1.
+        projections: `projections[i]` sits on Γ_{i+1}.
+        code_shapes: (C, H, W) of each Γ, Γ1 first.
+        z_dim: Entries of z.
+        classes: Number of labels; 0 if the generator is unconditional.
+    """
+
+    def __init__(
+        self,
+        coder: nn.Module,
+        stages: Sequence[Stage],
+        projections: Sequence[nn.Module],
+        code_shapes: Sequence[tuple[int, int, int]],
+        z_dim: int,
+        classes: int = 0,
+    ):
+        super().__init__()
+        self.coder = coder
+        self.stages = nn.ModuleList(stages)
+        self.projections = nn.ModuleList(projections)
+        self.code_shapes = tuple(code_shapes)
+        self.z_dim, self.classes = z_dim, classes
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Makes images and returns them with their codes, Γ1 first.
+
+        Shape: z (B, z_dim), labels (B,) -> image (B, 3, H, W) in [-1, 1]; codes[i] (B, C, H', W').
+        """
+        code = self.coder(z) if labels is None else self.coder(z, labels)
+        codes = []
+        for project, stage in zip(reversed(self.projections), reversed(self.stages), strict=True):
+            codes.append(project(code))
+            code = stage(codes[-1])
+        return code, tuple(reversed(codes))
+
+    def synthesize(self, codes: Tensor | Sequence[Tensor | None]) -> Tensor:
+        """Makes the image of a (possibly edited) code, which is used as it is, not projected.
+
+        Args:
+            codes: Γ1; or (Γ1, Γ2, …), of which the one nearest the image decides it: to start from an edited
+                Γ2, pass (None, Γ2). The codes made on the way down are projected as in `forward`.
+
+        Shape: Γ1 (B, C, H', W') -> image (B, 3, H, W) in [-1, 1].
+        Raises: ValueError if there is no code, or one of another shape.
+        """
+        codes = [codes] if isinstance(codes, Tensor) else list(codes)
+        level = next((level for level, code in enumerate(codes, 1) if code is not None), None)
+        if level is None or level > len(self.stages):
+            raise ValueError(f"codes hold one of Γ1 to Γ{len(self.stages)}, as a tensor; got {codes!r}")
+        code = codes[level - 1]
+        if code.ndim != 4 or tuple(code.shape[1:]) != self.code_shapes[level - 1]:
+            expected = ", ".join(map(str, self.code_shapes[level - 1]))
+            raise ValueError(f"Γ{level} has the shape (B, {expected}); got {tuple(code.shape)}")
+        code = self.stages[level - 1](code)
+        for index in range(level - 2, -1, -1):
+            code = self.stages[index](self.projections[index](code))
+        return code
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        seed: int = 0,
+        k: int | Sequence[int] | None = None,
+        labels: Sequence[int] | None = None,
+        truncation: float | None = None,
+    ) -> np.ndarray:
+        """Draws `count` images of a seed; the i-th is the same whatever the count.
+
+        Args:
+            count: 1 to 100,000.
+            seed: 0 to 2⁶⁴ - 1.
+            k: The sparsity dial for these images: one number for every projected level, or one a level, Γ1
+                first; None for the k of training.
+            labels: Class of each image, for a conditional generator; None draws them from the seed.
+            truncation: Bound of the truncated normal that z is drawn from; None for no bound.
+
+        Shape: uint8 (count, H, W, 3).  Raises: TypeError, ValueError on a value out of range.
+        """
+        noise.check_count(count)
+        if labels is not None:
+            raise ValueError("labels choose a class of a conditional generator; this one has no classes")
+        device = next(self.parameters()).device
+        parts = []
+        with self.dial(k):
+            for first in range(0, count, BATCH):
+                z = noise.z(min(BATCH, count - first), self.z_dim, seed, first, truncation)
+                image, _ = self(torch.from_numpy(z).to(device))
+                parts.append(images.to_uint8(image.float().cpu().numpy()))
+        return np.concatenate(parts)
+
+    @property
+    def dials(self) -> list[Dial]:
+        """The sparsity dial of each projected level, Γ1 first."""
+        return [
+            Dial(level, projection.unit, projection.k, projection.limit((1, *shape)))
+            for level, (projection, shape) in enumerate(
+                zip(self.projections, self.code_shapes, strict=True), 1
+            )
+            if isinstance(projection, Projection)
+        ]
+
+    def set_k(self, k: int | Sequence[int] | None) -> None:
+        """Turns the sparsity dial for good; None leaves it as it is.
+
+        Raises: TypeError, ValueError if k does not fit this generator's projections.
+        """
+        dials = self.dials
+        for dial, value in zip(dials, resolve(k, dials), strict=True):
+            self.projections[dial.level - 1].k = value
+
+    @contextmanager
+    def dial(self, k: int | Sequence[int] | None) -> Iterator[None]:
+        """Turns the sparsity dial for the length of a `with` block."""
+        before = [dial.k for dial in self.dials] or None
+        self.set_k(k)
+        try:
+            yield
+        finally:
+            self.set_k(before)
+
+    def dictionary(self, level: int = 1) -> Tensor:
+        """The atoms of D_level: the image (or change of Γ_{level-1} before norm and ReLU) of one unit entry.
+
+        Shape: (atoms, C, h, w), C being 3 at level 1 and the atoms of the dictionary below at level 2.
+        """
+        noise.check_integer("level", level, 1, len(self.stages), "the dictionary counted from the image")
+        conv = self.stages[level - 1].conv
+        if isinstance(conv, nn.ConvTranspose2d):
+            return conv.weight.detach().clone()
+        # A convolution correlates: the response to a unit impulse is the filter turned by 180 degrees.
+        return conv.weight.detach().transpose(0, 1).flip(2, 3).clone()
+
+    def effective_dictionary(self) -> Tensor:
+        """The atoms of D_eff = D1 D2 … D_L (App. E): what one entry of Γ_L adds, the norms and ReLUs between
+        the dictionaries left out.
+
+        Shape: (atoms, 3, h, w); 8 x 8 pixels for DCGAN.
+        """
+        atoms = self.dictionary(len(self.stages))
+        for level in range(len(self.stages) - 1, 0, -1):
+            stride = self.stages[level - 1].conv.stride
+            atoms = F.conv_transpose2d(atoms, self.dictionary(level), stride=stride)
+        return atoms

@@ -1,0 +1,38 @@
+"""Images at the borders: from a network's [-1, 1] to uint8 pixels, grids and PNG files. Needs no torch."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Rounds images in [-1, 1] to pixels: -1 is 0, 1 is 255.
+
+    Shape: float (B, 3, H, W) -> uint8 (B, H, W, 3).
+    """
+    pixels = np.rint((np.clip(image, -1, 1).astype(np.float32) + np.float32(1)) * np.float32(127.5))
+    return np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """Lays images out row by row on white; as square as the count allows unless `columns` is given.
+
+    Shape: uint8 (B, H, W, 3) -> uint8 (rows·(H + gap) + gap, columns·(W + gap) + gap, 3).
+    """
+    count, height, width, _ = images.shape
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top = gap + index // columns * (height + gap)
+        left = gap + index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def png(image: np.ndarray, scale: int = 1) -> bytes:
+    """Encodes one uint8 image (H, W, 3) or (H, W) as PNG, each pixel enlarged to scale x scale."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.repeat(scale, 0).repeat(scale, 1)).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,49 @@
+"""Noise from a seed, in numpy alone: one seed is one image in Python, ONNX, HTTP and the page."""
+
+from numbers import Integral
+
+import numpy as np
+
+MAX_SEED = 2**64 - 1
+MAX_COUNT = 100_000
+
+
+def check_integer(name: str, value: object, low: int, high: int, meaning: str) -> int:
+    """Returns `value` as an int from `low` to `high`, or says what is wrong with it.
+
+    Raises: TypeError if it is no integer (bool and float included), ValueError if it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {meaning}, an integer from {low} to {high}; got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {meaning}, from {low} to {high}; got {value}")
+    return int(value)
+
+
+def check_seed(seed: object) -> int:
+    return check_integer("seed", seed, 0, MAX_SEED, "the number that fixes the noise")
+
+
+def check_count(count: object, limit: int = MAX_COUNT) -> int:
+    return check_integer("count", count, 1, limit, "the number of images")
+
+
+def z(count: int, z_dim: int, seed: int = 0, first: int = 0, truncation: float | None = None) -> np.ndarray:
+    """Draws noise z ~ N(0, I), image by image, so that image i of a seed is the same whatever the count.
+
+    Args:
+        first: Index of the first image; rows are images `first` to `first + count - 1` of this seed.
+        truncation: Bound of the truncated normal (entries beyond it are drawn again), None for no bound.
+
+    Shape: float32 (count, z_dim).  Raises: TypeError, ValueError on a value out of range.
+    """
+    count, seed = check_count(count), check_seed(seed)
+    if truncation is not None and not truncation >= 0.05:
+        raise ValueError(f"truncation bounds |z|: at least 0.05, or None for no bound; got {truncation!r}")
+    rows = np.empty((count, z_dim), np.float32)
+    for row, index in zip(rows, range(first, first + count), strict=True):
+        draws = np.random.Generator(np.random.PCG64([seed, index]))
+        draws.standard_normal(dtype=np.float32, out=row)
+        while truncation is not None and (beyond := np.abs(row) > truncation).any():
+            row[beyond] = draws.standard_normal(int(beyond.sum()), dtype=np.float32)
+    return rows

@@ -1,0 +1,182 @@
+"""Checkpoints: a folder with config.json and generator.safetensors, bundled, on disk or on the Hugging Face Hub."""
+
+import difflib
+import fnmatch
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from sparsegen.zoo.files import atomic_write, write_json
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.table1 import ModelSpec
+
+FORMAT = 1
+MODELS = Path(__file__).resolve().parent / "models"
+CONFIG, WEIGHTS = "config.json", "generator.safetensors"
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the bundled models that match a shell pattern, as `dcgan*.ml`."""
+    names = sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}"))
+    return fnmatch.filter(names, pattern)
+
+
+def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Generator:
+    """Opens a trained generator, in eval mode, in float32.
+
+    Args:
+        name_or_folder_or_hub_id: A bundled model (see `list_models`), a checkpoint's folder, or `owner/name` on
+            the Hugging Face Hub.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises: ValueError if no such model is known or a file is not what it should be, FileNotFoundError if one is
+        missing, ConnectionError if the Hub does not give it.
+    """
+    folder = find_checkpoint(name_or_folder_or_hub_id, revision)
+    config = read_config(folder)
+    generator = spec_of(config, folder).generator()
+    load_weights(generator, folder / WEIGHTS)
+    generator.config = config
+    return generator.eval().requires_grad_(False)
+
+
+def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """Finds the folder of a checkpoint, downloading it from the Hub where that is what is asked for."""
+    given = str(name_or_folder_or_hub_id)
+    if given in list_models():
+        return MODELS / given
+    path = Path(name_or_folder_or_hub_id).expanduser()
+    if path.suffix in PICKLES:
+        raise ValueError(
+            f"{path} is a pickle, which runs code when it is opened: sparsegen reads safetensors only. "
+            "Convert it where you trust it, with safetensors.torch.save_file"
+        )
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(f"{path} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
+    if given.count("/") == 1 and not given.startswith((".", "/", "~")):
+        return _download(given, revision)
+    near = difflib.get_close_matches(given, list_models(), 3, 0.4)
+    raise ValueError(
+        f"no model {given!r}: neither bundled, nor a folder, nor owner/name on the Hub. "
+        + (f"Near it: {', '.join(near)}" if near else f"Bundled: {', '.join(list_models()) or 'none'}")
+    )
+
+
+def read_config(folder: Path) -> dict:
+    """Reads and checks a checkpoint's config.json."""
+    path = folder / CONFIG
+    if not path.is_file():
+        pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES]
+        found = f"; {', '.join(pickles)} there is a pickle, which sparsegen does not open" if pickles else ""
+        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG}{found}")
+    try:
+        config = json.loads(path.read_text())
+        version = config["format"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a sparsegen config ({error}); expected JSON with a format number"
+        ) from None
+    if not isinstance(version, int) or version > FORMAT:
+        raise ValueError(
+            f"{path} has format {version}, this sparsegen reads up to {FORMAT}: upgrade sparsegen"
+        )
+    return config
+
+
+def spec_of(config: dict, folder: Path) -> ModelSpec:
+    """The cell of Table 1 that a config describes."""
+    try:
+        spec = ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"])
+        return replace(spec, k=tuple(config["k"]))
+    except KeyError as error:
+        raise ValueError(f"{folder / CONFIG} lacks {error}") from None
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads safetensors strictly into a network, as the network's dtype.
+
+    Raises: FileNotFoundError, ValueError naming the file and what was expected.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: expected the weights as safetensors")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is corrupt, truncated or no safetensors file: {error}") from None
+    own = network.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} holds another network: {_some('missing', missing)}, {_some('unexpected', unexpected)}"
+        )
+    for key, tensor in own.items():
+        if tensor.shape != tensors[key].shape:
+            raise ValueError(
+                f"{path} holds another width: {key} is {tuple(tensors[key].shape)}, expected {tuple(tensor.shape)}"
+            )
+    network.load_state_dict(tensors)
+
+
+def save_pretrained(
+    generator: Generator, folder: str | Path, dtype: torch.dtype = torch.float32, **about: object
+) -> Path:
+    """Writes config.json and generator.safetensors, each atomically, the weights first.
+
+    Args:
+        dtype: Of the stored weights; they are used as float32 whatever it is.
+        about: More entries of the config, as `training` or `evaluation`, that say where the weights are from.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "format": FORMAT,
+        "model": generator.spec.name,
+        "architecture": generator.spec.architecture,
+        "regularizer": generator.spec.regularizer,
+        "atoms": generator.spec.atoms,
+        "k": [dial.k for dial in generator.dials],
+        "license": "apache-2.0",
+        **about,
+    }
+    with atomic_write(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(save(packed(generator, dtype), metadata={"format": "pt"}))
+    write_json(folder / CONFIG, config)
+    return folder
+
+
+def packed(network: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A network's state on the CPU, contiguous, its floating-point tensors as `dtype`."""
+    return {
+        key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for key, tensor in network.state_dict().items()
+    }
+
+
+def _some(what: str, keys: list[str]) -> str:
+    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    return f"{len(keys)} {what}" + (f" ({shown})" if keys else "")
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS, "README.md"])
+        )
+    except HFValidationError as error:
+        raise ValueError(f"{hub_id!r} is no model name, folder or Hub id: {error}") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConnectionError(
+            f"the Hub did not give {hub_id!r}{f' at {revision}' if revision else ''}: {error}. "
+            "What has been downloaded is kept; call again to go on"
+        ) from error

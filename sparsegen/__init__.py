@@ -19,7 +19,7 @@ _PUBLIC = {
     "GlobalProjection": "sparsegen.zoo.projections",
     "NeedleProjection": "sparsegen.zoo.projections",
     "from_pretrained": "sparsegen.zoo.pretrained",
-    "list_models": "sparsegen.zoo.pretrained",
+    "list_models": "sparsegen.zoo.bundled",
     "sparsify": "sparsegen.zoo.projections",
 }
 __all__ = [*_PUBLIC, "__version__"]

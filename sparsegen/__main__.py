@@ -5,10 +5,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -64,7 +65,9 @@ def progress(what: str, total: int | None, done: int = 0) -> Iterator:
     )
     with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
         task = bar.add_task(what, total=total, completed=done)
-        yield lambda now, description=what: bar.update(task, completed=now, description=description)
+        yield lambda now, description=what, total=total: bar.update(
+            task, completed=now, description=description, total=total
+        )
 
 
 def parse_k(k: str | None) -> int | list[int] | None:
@@ -80,7 +83,8 @@ def parse_k(k: str | None) -> int | list[int] | None:
 @app.command(name="list", epilog="Example: sparsegen list 'dcgan*'")
 def list_models(pattern: Annotated[str, typer.Argument(help="Shell pattern.")] = "*") -> None:
     """Lists the bundled models."""
-    from sparsegen.zoo.pretrained import MODELS, read_config
+    from sparsegen.zoo.bundled import MODELS
+    from sparsegen.zoo.pretrained import read_config
 
     names = sparsegen.list_models(pattern)
     if not names:
@@ -168,20 +172,24 @@ def train(
     """Trains a model, or fine-tunes one (--from); Ctrl-C saves, and --resume goes on."""
     import torch
 
-    from sparsegen.training.data import open_images
     from sparsegen.training.interrupt import stop_on_interrupt
     from sparsegen.training.recipes import recipe_of
     from sparsegen.training.run import Plan, Run, Schedule
+    from sparsegen.zoo.dial import resolve
+    from sparsegen.zoo.files import check_writable
+    from sparsegen.zoo.pretrained import find_checkpoint, read_config
     from sparsegen.zoo.table1 import ModelSpec
 
-    noise_k = parse_k(k)
     spec = ModelSpec.parse(model)
-    if noise_k is not None:
-        spec = spec.with_k(tuple(spec.generator().resolve_k(noise_k)))
+    if k is not None:
+        spec = replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
     recipe = recipe_of(spec)
+    check_writable(out_folder / "run.json")
+    if start_from:
+        read_config(find_checkpoint(start_from))
     if threads:
         torch.set_num_threads(threads)
-    images = open_images(data, limit=limit)
+    images = _open(data, limit=limit)
     plan = Plan(
         model=spec.name,
         k=spec.k,
@@ -214,6 +222,183 @@ def train(
     out.print(f"{spec.name} trained for {run.step} steps in {out_folder}{best}", highlight=False)
 
 
+@app.command(epilog="Example: sparsegen evaluate dcgan.ml --data cifar10.parquet --count 10000")
+def evaluate(
+    model: Model,
+    data: Data,
+    count: Annotated[int, typer.Option(help="Images drawn; a distance is biased by it.")] = 10_000,
+    seed: Seed = 0,
+    k: K = None,
+    features: Annotated[str, typer.Option(help="inception (FID), efficientnet-lite0, or auto.")] = "auto",
+    weights: Annotated[Path | None, typer.Option(help="Inception's weights as a file.")] = None,
+    out_path: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Measures a model: Fréchet distance to real images, density of its codes, samples a second."""
+    from sparsegen.training.evaluation import evaluate, reference_statistics
+    from sparsegen.training.features import open_features
+    from sparsegen.zoo.files import check_writable, write_json
+
+    if out_path:
+        check_writable(out_path)
+    generator = sparsegen.from_pretrained(model)
+    generator.set_k(parse_k(k))
+    network = open_features(features, weights)
+    images = _open(data)
+    reference = _reference(images, network, reference_statistics)
+    with progress(f"{model}: {network.metric}", count) as show:
+        verdict = evaluate(generator, reference, network, count, seed, progress=lambda done, _: show(done))
+    record = {
+        "model": model,
+        "k": [dial.k for dial in generator.dials],
+        "data": images.name,
+        **asdict(verdict),
+    }
+    if out_path:
+        write_json(out_path, record)
+    _show(record)
+
+
+@app.command(epilog="Example: sparsegen export dcgan.ml --out dcgan-ml.onnx --synthesis")
+def export(
+    model: Model,
+    out_path: Annotated[Path, typer.Option("--out", help="The .onnx file.")],
+    synthesis: Annotated[
+        bool, typer.Option(help="Also write the graph from an edited Γ1 to its image.")
+    ] = False,
+) -> None:
+    """Writes a model as one ONNX file with k as an input, and proves that it does what torch does."""
+    from sparsegen.export.onnx_file import export
+    from sparsegen.zoo.files import check_writable
+
+    check_writable(out_path)
+    generator = sparsegen.from_pretrained(model)
+    with err.status(f"exporting {model} and comparing it with torch"):
+        proof = export(generator, out_path, synthesis=synthesis)
+    _show({"file": str(out_path), "bytes": out_path.stat().st_size, **asdict(proof)})
+
+
+@app.command(epilog="Example: sparsegen serve --port 3000")
+def serve(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Serves the models over HTTP, with the page at /ui."""
+    from sparsegen.service.serve import serve
+
+    raise typer.Exit(serve(host, port))
+
+
+class Picture(StrEnum):
+    atoms = "atoms"
+    density = "density"
+    samples = "samples"
+
+
+@app.command(epilog="Example: sparsegen plot density dcgan.baseline dcgan.l0_inf --out density.png")
+def plot(
+    what: Annotated[Picture, typer.Argument(help="atoms of D1 and D1 D2, density of Γ1's needles, samples.")],
+    models: Annotated[list[str], typer.Argument(help="Models; density draws several side by side.")],
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="The .png file; WHAT.png by default.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draws a picture of what a model has learned."""
+    from sparsegen.zoo import images, plots
+    from sparsegen.zoo.files import atomic_write, check_writable
+
+    out_path = out_path or Path(f"{what}.png")
+    check_writable(out_path)
+    if what is not Picture.density and len(models) > 1:
+        raise ValueError(f"{what} are drawn of one model; got {len(models)}: {', '.join(models)}")
+    generators = {model: sparsegen.from_pretrained(model) for model in models}
+    first = next(iter(generators.values()))
+    with atomic_write(out_path) as file:
+        if what is Picture.samples:
+            file.write_bytes(images.png(images.grid(first.sample(64, seed=seed)), 2))
+        else:
+            figure = plots.atoms(first) if what is Picture.atoms else plots.density(generators, seed=seed)
+            figure.savefig(file, format="png")
+    out.print(f"{what} of {', '.join(models)} in {out_path}", highlight=False)
+
+
+@app.command(epilog="Example: sparsegen push runs/ml/best me/my-dcgan --private")
+def push(
+    model: Model,
+    hub_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
+    private: Annotated[bool, typer.Option(help="Create it private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Pushes a model to the Hugging Face Hub, with its card."""
+    from sparsegen.zoo.pretrained import find_checkpoint, upload
+
+    with err.status(f"pushing {model} to {hub_id}"):
+        url = upload(find_checkpoint(model), hub_id, private=private, revision=revision)
+    out.print(url, highlight=False)
+
+
+@app.command(epilog="Example: sparsegen info dcgan.ml")
+def info(model: Model) -> None:
+    """Shows what a model is: its shape, its dial, how it was trained and measured."""
+    generator = sparsegen.from_pretrained(model)
+    dictionaries = {
+        f"D{level}": " x ".join(map(str, generator.dictionary(level).shape))
+        for level in range(1, len(generator.stages) + 1)
+    }
+    dials = {
+        f"k of Γ{dial.level}": f"{dial.k} of {dial.limit} in each {dial.unit}" for dial in generator.dials
+    }
+    _show(
+        {
+            "model": generator.spec.name,
+            "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
+            "z": generator.z_dim,
+            **{f"Γ{level}": " x ".join(map(str, s)) for level, s in enumerate(generator.code_shapes, 1)},
+            **dictionaries,
+            "D_eff": " x ".join(map(str, generator.effective_dictionary().shape)),
+            **(dials or {"k": "no projection"}),
+            **{
+                f"{part}.{name}": value
+                for part in ("training", "evaluation")
+                for name, value in generator.config.get(part, {}).items()
+            },
+            "license": generator.config["license"],
+        }
+    )
+
+
+def _open(data: str, limit: int | None = None):
+    """Opens images with a bar, and says which of them were skipped."""
+    from sparsegen.training.data import open_images
+
+    with progress(f"decoding {data}", None) as show:
+        return open_images(data, limit=limit, progress=lambda done, total: show(done, total=total))
+
+
+def _reference(images, network, reference_statistics):
+    with progress(f"reference statistics of {images.name}", len(images)) as show:
+        return reference_statistics(
+            images.numpy(), images.fingerprint, network, progress=lambda done, _: show(done)
+        )
+
+
+def _judge(images, count: int):
+    """Measures the Fréchet distance of a fixed draw, to pick the best checkpoint by."""
+    from sparsegen.training.evaluation import evaluate, reference_statistics
+    from sparsegen.training.features import open_features
+
+    network = open_features()
+    reference = _reference(images, network, reference_statistics)
+    return lambda generator: asdict(evaluate(generator, reference, network, count))
+
+
+def _show(record: dict) -> None:
+    table = Table(show_header=False, box=None)
+    for name, value in record.items():
+        table.add_row(name, Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+    out.print(table)
+
+
 def main() -> None:
     """Runs the command line: bad input ends with exit code 2 and one line, never a traceback."""
     logging.basicConfig(
@@ -223,9 +408,9 @@ def main() -> None:
     )
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except typer.TyperException as error:
         _fail(error.format_message())
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("SPARSEGEN_TRACEBACK"):

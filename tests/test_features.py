@@ -63,6 +63,14 @@ def test_efficientnet_is_that_of_its_package_on_lite_pixels(efficientnet, images
     np.testing.assert_allclose(efficientnet(large), expected, atol=1e-4)
 
 
+def test_views_and_read_only_arrays_are_images_too(efficientnet, images):
+    frozen = images.copy()
+    frozen.flags.writeable = False
+    planes = images.transpose(0, 3, 1, 2).copy()  # how torch keeps them
+    for same in (frozen, planes.transpose(0, 2, 3, 1)):
+        assert np.array_equal(efficientnet(same), efficientnet(images))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (17, 40), (200, 120)])
 def test_images_of_any_size_have_a_feature(efficientnet, size):
     assert np.isfinite(efficientnet(np.full((2, *size, 3), 90, np.uint8))).all()

@@ -1,4 +1,4 @@
-"""Images to train on: any source becomes one uint8 tensor, decoded once; batches are computed from the step."""
+"""Images to train on: any source becomes one uint8 tensor, decoded once; its batches follow from the step."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsegen.training.files import atomic_write, cache_folder
+from sparsegen.zoo.files import atomic_write, cache_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-FORMATS = "PNG JPEG MPO WEBP BMP GIF TIFF PPM".split()  # not EPS, for which Pillow runs Ghostscript
+FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM".split()  # not EPS, for which Pillow runs Ghostscript
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
 MAX_PIXELS = 2**27  # 134 million: above what cameras make; decoded, this takes half a gigabyte
 ACCEPTED = "a Hub dataset id such as 'cifar10', a .parquet file, or a folder of .parquet or image files"
@@ -165,7 +165,7 @@ def open_images(
     `cache_folder()`. JPEG decoders may differ in the last bit, and so fingerprints between Pillow versions.
 
     Args:
-        source: a Hub dataset id ("cifar10"), a parquet file, or a folder (any depth) of parquet or image files.
+        source: a Hub dataset id ("cifar10"), a parquet file, or a folder of parquet or image files.
         split: of a dataset or folder. A folder of images without split folders, or of parquet files without
             split names, has only "train"; a single file has no splits, whatever is asked for.
         size: side of the square images, in pixels.
@@ -209,7 +209,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """Where images are, before any is read: its name for people, what tells it from others, how to open it."""
+    """Images before any is read: a name for people, what tells them from others, and how to open them."""
 
     name: str
     identity: Any
@@ -268,8 +268,13 @@ def _parquet_rows(path: Path, split: str) -> Iterator[Rows]:
     with tempfile.TemporaryDirectory(prefix="reading-", dir=scratch, ignore_cleanup_errors=True) as folder:
         try:
             with _no_progress_bars():
-                dataset = datasets.load_dataset("parquet", **chosen, split=split, cache_dir=folder)
+                dataset = datasets.load_dataset(
+                    "parquet", **chosen, split=split, cache_dir=folder, batch_size=BLOCK
+                )
         except datasets.exceptions.DatasetGenerationError as error:
+            if getattr(error.__cause__, "errno", None):  # a full disk, not a bad file
+                reason = f"{error.__cause__.strerror} while {path} was copied to"
+                raise OSError(error.__cause__.errno, reason, str(scratch)) from error
             raise ValueError(f"cannot read {path} as parquet: {error.__cause__ or error}") from error
         except ValueError as error:
             raise ValueError(f"cannot open {path}, split {split!r}: {error}") from error
@@ -326,8 +331,8 @@ def _hub_dataset(source: str, split: str) -> "Dataset":
         ) from error
     except ConnectionError as error:
         raise ConnectionError(
-            f"no file or folder {source!r}, and the Hugging Face Hub, which may have such a dataset, is out of "
-            "reach, with no earlier download cached: go online, or give a parquet file or a folder"
+            f"no file or folder {source!r}, and the Hugging Face Hub, which may have such a dataset, is out "
+            "of reach, with no earlier download cached: go online, or give a parquet file or a folder"
         ) from error
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"cannot open the Hub dataset {source!r}, split {split!r}: {error}") from error
@@ -414,9 +419,7 @@ def _stamp(file: Path) -> tuple[str, int, int]:
 # ---- decoding ----
 
 
-def _decode_rows(
-    rows: Rows, size: int, limit: int | None, progress: Progress | None
-) -> tuple[Images, bool]:
+def _decode_rows(rows: Rows, size: int, limit: int | None, progress: Progress | None) -> tuple[Images, bool]:
     """Decodes the rows in order, leaving out what cannot be read.
 
     The second value says whether it would be the same next time: not if the system kept a file from us.
@@ -502,6 +505,7 @@ def decode(encoded: bytes, size: int) -> np.ndarray:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, on files that are odd but readable
+        Image.init()  # it loads WebP and TIFF only when nothing else fits, but `formats` must be loaded
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are decoded")

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import logging
-import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from sparsegen.training.features import FeatureNetwork, check_images
 from sparsegen.training.metrics import Statistics, density, frechet_distance
 from sparsegen.zoo import images as pixels
 from sparsegen.zoo import noise
+from sparsegen.zoo.files import atomic_write, cache_folder
 from sparsegen.zoo.generator import Generator
 
 FORMAT = "1"  # of a cache file; a change of how features are computed raises it
@@ -158,8 +157,8 @@ def reference_statistics(
     Args:
         images: uint8 (N, H, W, 3), N >= 2.
         fingerprint: Names these images in the cache, such as a hash of them: letters, digits and . _ -
-        cache_dir: None for `cache_folder()`. A damaged file in it is computed again; if it cannot be written,
-            a warning says so.
+        cache_dir: None for reference/ in `cache_folder()`. A damaged file in it is computed again, and
+            where it cannot be written the statistics still come; a warning says so.
         progress: Called with the images done and N; not at all if the cache has them.
 
     Raises: ValueError on other images or another fingerprint.
@@ -169,7 +168,7 @@ def reference_statistics(
         raise ValueError(
             f"a fingerprint names a file: 1 to 100 letters, digits and . _ - ; got {fingerprint!r}"
         )
-    folder = cache_folder() if cache_dir is None else Path(cache_dir)
+    folder = cache_folder() / "reference" if cache_dir is None else Path(cache_dir)
     path = folder / f"{features.metric}-{fingerprint}-{len(images)}.safetensors"
     if (cached := _read(path, features.dimension, len(images))) is not None:
         return cached
@@ -181,13 +180,6 @@ def reference_statistics(
     statistics = Statistics.of(found)
     _write(path, statistics)
     return statistics
-
-
-def cache_folder() -> Path:
-    """Returns $SPARSEGEN_CACHE, or else sparsegen in $XDG_CACHE_HOME, or else ~/.cache/sparsegen."""
-    if chosen := os.environ.get("SPARSEGEN_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsegen"
 
 
 def _read(path: Path, dimension: int, count: int) -> Statistics | None:
@@ -213,10 +205,7 @@ def _write(path: Path, statistics: Statistics) -> None:
     """Writes a cache file whole or not at all; where that fails, warns, since the numbers are still good."""
     header = {"format": FORMAT, "count": str(statistics.count)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-            part = Path(folder) / path.name
+        with atomic_write(path) as part:
             save_file({"mean": statistics.mean, "covariance": statistics.covariance}, part, metadata=header)
-            os.replace(part, path)
     except (OSError, SafetensorError) as error:
         log.warning("cannot keep reference statistics at %s (%s): they will be computed again", path, error)

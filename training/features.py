@@ -51,7 +51,7 @@ class FeatureNetwork:
         batch = CPU_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH
         features = np.empty((len(images), self.dimension), np.float32)
         for start in range(0, len(images), batch):
-            pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).to(self.device)
+            pixels = torch.from_numpy(images[start : start + batch].copy()).to(self.device)
             features[start : start + batch] = self.network(pixels.permute(0, 3, 1, 2)).float().cpu().numpy()
         return features
 

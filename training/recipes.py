@@ -13,7 +13,7 @@ from sparsegen.zoo.table1 import ModelSpec
 
 @dataclass(frozen=True)
 class Phase:
-    """The updates of one network ("generator" or "discriminator") in a step: the sum of its terms is its loss."""
+    """The updates of one network, "generator" or "discriminator", in a step; its loss is the sum of terms."""
 
     network: str
     terms: Mapping[str, Term]
@@ -49,7 +49,7 @@ PENALTIES: Mapping[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(1.
 
 
 def recipe_of(spec: ModelSpec) -> Recipe:
-    """The recipe of a cell of Table 1: its architecture's, with its regularizer's penalty for the generator."""
+    """The recipe of a cell of Table 1: its architecture's, with its regularizer's penalty."""
     recipe = RECIPES[spec.architecture]
     penalty = PENALTIES.get(spec.regularizer, {})
     phases = tuple(

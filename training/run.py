@@ -3,7 +3,8 @@
 run.json              what the run is; a resumed run must be the same
 metrics.jsonl         one line a measurement
 samples/STEP.png      images of fixed noise
-checkpoints/STEP/     config.json, generator.safetensors (the average), discriminator.safetensors, state.safetensors
+checkpoints/STEP/     config.json, generator.safetensors (the average), discriminator.safetensors and
+                      state.safetensors, which is all that resuming needs
 best/                 the checkpoint with the smallest Fréchet distance so far, without its training state
 """
 
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from sparsegen.training.data import Batches, Images
@@ -187,9 +189,17 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("[0-9]*"))
 
     def _load(self) -> None:
-        folder = self._checkpoints()[-1]
-        record = json.loads((folder / "run.json").read_text())
-        self.networks.load(load_file(folder / STATE))
+        for folder in reversed(self._checkpoints()):
+            try:
+                record = json.loads((folder / "run.json").read_text())
+                self.networks.load(load_file(folder / STATE))
+                break
+            except (OSError, ValueError, SafetensorError) as error:
+                logger.warning("%s cannot be read (%s): trying the checkpoint before it", folder, error)
+        else:
+            raise ValueError(
+                f"none of the checkpoints in {self.folder} can be read: start anew in another folder"
+            )
         self.step, self.best = record["step"], record["best"]
         if self.accelerator.is_main_process:  # measurements of steps that are now done again
             path = self.folder / "metrics.jsonl"

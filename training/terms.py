@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class Draw:
-    """A mini-batch of images and of noise, with what the generator makes of the noise; shared by the phases."""
+    """A mini-batch of images and of noise, with what the generator makes of it; shared by the phases."""
 
     def __init__(self, generator: nn.Module, real: Tensor, z: Tensor):
         self.generator, self.real, self.z = generator, real, z
@@ -22,8 +22,8 @@ class Draw:
 class Forward:
     """What one update of one network sees.
 
-    `real` and `fake` are images (B, 3, H, W) in [-1, 1], `codes` the sparse codes of `fake`, Γ1 first, and the
-    scores what the discriminator says of each, (B,). Each is computed when a term first asks for it.
+    `real` and `fake` are images (B, 3, H, W) in [-1, 1], `codes` the sparse codes of `fake`, Γ1 first, and
+    the scores what the discriminator says of each, (B,). Each is computed when a term first asks for it.
     """
 
     def __init__(self, draw: Draw, discriminator: nn.Module, trains_generator: bool):

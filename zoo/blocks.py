@@ -47,7 +47,7 @@ class Stage(nn.Module):
 
 
 def normal_init(module: nn.Module, deviation: float = 0.02) -> None:
-    """Draws convolutions from N(0, 0.02²) and norm gains from N(1, 0.02²), biases 0 (Radford et al., 2015)."""
+    """Draws filters from N(0, 0.02²) and norm gains from N(1, 0.02²), biases 0 (Radford et al., 2015)."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(part.weight, 0.0, deviation)

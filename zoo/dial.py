@@ -8,7 +8,7 @@ from sparsegen.zoo.noise import check_integer
 
 @dataclass(frozen=True)
 class Dial:
-    """The dial of one projected level: k non-zeros of at most `limit` in each unit ("needle" or "code") of Γ."""
+    """The dial of one projected level: k non-zeros, of `limit`, in each unit ("needle" or "code") of Γ."""
 
     level: int
     unit: str

@@ -1,26 +1,120 @@
-"""Files written whole or not at all."""
+"""Where files go, and how they are written so that a full disk or a kill never leaves half of one."""
 
+import errno
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+def cache_folder() -> Path:
+    """Folder for what can be made again: $SPARSEGEN_CACHE, or sparsegen in $XDG_CACHE_HOME or ~/.cache.
+
+    Only names it: `atomic_write` creates folders when there is something to put into them.
+
+    Raises: RuntimeError where none of the variables is set and the user has no home folder.
+    """
+    if own := os.environ.get("SPARSEGEN_CACHE"):
+        return Path(own).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(shared):  # a relative one is to be ignored (XDG base directory specification)
+        return Path(shared) / "sparsegen"
+    try:
+        return Path.home() / ".cache" / "sparsegen"
+    except RuntimeError as error:
+        raise RuntimeError("no home folder to keep a cache in: set SPARSEGEN_CACHE to a folder") from error
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place when the block ends without an error."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; it takes the place of `path` once the block has written it.
+
+    Readers see the old file or the new one, whole. If anything fails, the old file stays as it was and the
+    temporary one goes. Missing folders are created; a symbolic link stays one, and its target is replaced.
+
+    Raises: OSError that names `path`, also where safetensors reports the full disk in its own exception.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = (target if target.is_file() else temporary).stat().st_mode
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.chmod(mode & 0o777)  # safetensors makes files that only their owner can read
+        _flush(temporary)
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        if (number := _error_number(error)) is None:
+            raise
+        reason = f"{os.strerror(number)}; nothing was written, a file that was there before is unchanged"
+        raise OSError(number, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+    _flush_folder(target.parent)
 
 
-def write_json(path: Path, content: object) -> None:
-    with atomic_write(path) as file:
-        file.write_text(json.dumps(content, indent=2) + "\n")
+def write_json(path: str | Path, obj: Any) -> None:
+    """Writes `obj` as indented UTF-8 JSON, atomically.
+
+    Raises: ValueError for NaN and infinities, which are not JSON (write None); TypeError for what JSON lacks.
+        Both name the path, and neither touches the disk.
+    """
+    try:
+        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"cannot write {path}: {error}") from error
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """The errno behind an exception; safetensors gives it as text, "(os error 28)"."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def _flush(path: Path) -> None:
+    """Waits until the file is on the disk: a disk that is full may say so only now."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut, on the systems that can do this (not Windows)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES):
+            raise
+    finally:
+        os.close(handle)
+
+
+def check_writable(path: str | Path) -> None:
+    """Finds out before any work whether a file can be written at `path`.
+
+    Raises: OSError that names the path and what is wrong with it.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        if not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, "this folder cannot be written to", str(path))
+        return
+    folder = next(parent for parent in target.parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder", str(path))
+    if not os.access(folder, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
+        raise PermissionError(errno.EACCES, "this file cannot be written", str(path))

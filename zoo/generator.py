@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,6 +148,19 @@ class Generator(nn.Module):
             yield
         finally:
             self.set_k(before)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
+        """Writes a checkpoint (see `sparsegen.zoo.pretrained.save_pretrained`)."""
+        from sparsegen.zoo.pretrained import save_pretrained
+
+        return save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, hub_id: str, private: bool = False, revision: str | None = None) -> str:
+        """Pushes the generator with its card to the Hugging Face Hub and returns the address of its page."""
+        from sparsegen.zoo.pretrained import upload
+
+        with TemporaryDirectory() as folder:
+            return upload(self.save_pretrained(folder), hub_id, private, revision)
 
     def dictionary(self, level: int = 1) -> Tensor:
         """The atoms of D_level: the image (or change of Γ_{level-1} before norm and ReLU) of one unit entry.

@@ -1,7 +1,6 @@
-"""Checkpoints: a folder with config.json and generator.safetensors, bundled, on disk or on the Hugging Face Hub."""
+"""Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
 import difflib
-import fnmatch
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,36 +10,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from sparsegen.zoo.bundled import CONFIG, MODELS, WEIGHTS, list_models
 from sparsegen.zoo.files import atomic_write, write_json
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.table1 import ModelSpec
 
 FORMAT = 1
-MODELS = Path(__file__).resolve().parent / "models"
-CONFIG, WEIGHTS = "config.json", "generator.safetensors"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of the bundled models that match a shell pattern, as `dcgan*.ml`."""
-    names = sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}"))
-    return fnmatch.filter(names, pattern)
 
 
 def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Generator:
     """Opens a trained generator, in eval mode, in float32.
 
     Args:
-        name_or_folder_or_hub_id: A bundled model (see `list_models`), a checkpoint's folder, or `owner/name` on
-            the Hugging Face Hub.
+        name_or_folder_or_hub_id: A bundled model (see `list_models`), a checkpoint's folder, or `owner/name`
+            on the Hugging Face Hub.
         revision: Branch, tag or commit on the Hub.
 
-    Raises: ValueError if no such model is known or a file is not what it should be, FileNotFoundError if one is
-        missing, ConnectionError if the Hub does not give it.
+    Raises: ValueError if no such model is known or a file is not what it should be, FileNotFoundError if one
+        is missing, ConnectionError if the Hub does not give it.
     """
     folder = find_checkpoint(name_or_folder_or_hub_id, revision)
     config = read_config(folder)
-    generator = spec_of(config, folder).generator()
+    generator = _untrained(config, folder)
     load_weights(generator, folder / WEIGHTS)
     generator.config = config
     return generator.eval().requires_grad_(False)
@@ -91,15 +83,6 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def spec_of(config: dict, folder: Path) -> ModelSpec:
-    """The cell of Table 1 that a config describes."""
-    try:
-        spec = ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"])
-        return replace(spec, k=tuple(config["k"]))
-    except KeyError as error:
-        raise ValueError(f"{folder / CONFIG} lacks {error}") from None
-
-
 def load_weights(network: nn.Module, path: Path) -> None:
     """Loads safetensors strictly into a network, as the network's dtype.
 
@@ -119,9 +102,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
         )
     for key, tensor in own.items():
         if tensor.shape != tensors[key].shape:
-            raise ValueError(
-                f"{path} holds another width: {key} is {tuple(tensors[key].shape)}, expected {tuple(tensor.shape)}"
-            )
+            found, expected = tuple(tensors[key].shape), tuple(tensor.shape)
+            raise ValueError(f"{path} holds another width: {key} is {found}, expected {expected}")
     network.load_state_dict(tensors)
 
 
@@ -152,6 +134,37 @@ def save_pretrained(
     return folder
 
 
+def upload(folder: Path, hub_id: str, private: bool = False, revision: str | None = None) -> str:
+    """Pushes a checkpoint's folder, with a card made from its config, and returns the address of its page.
+
+    Raises: ValueError if the folder is no checkpoint, ConnectionError if the Hub does not take it.
+    """
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    from sparsegen.zoo.card import model_card
+
+    card = model_card(read_config(folder)).encode()
+    hub = HfApi()
+    try:
+        page = hub.create_repo(hub_id, private=private, exist_ok=True)
+        if revision:
+            hub.create_branch(hub_id, branch=revision, exist_ok=True)
+        hub.upload_folder(
+            repo_id=hub_id,
+            folder_path=folder,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "*.onnx"],
+        )
+        hub.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=hub_id, revision=revision)
+    except HFValidationError as error:
+        raise ValueError(f"{hub_id!r} is no Hub id, owner/name: {error}") from None
+    except (httpx2.HTTPError, OSError) as error:
+        raise ConnectionError(f"the Hub did not take {hub_id!r}: {error}") from error
+    return str(page)
+
+
 def packed(network: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A network's state on the CPU, contiguous, its floating-point tensors as `dtype`."""
     return {
@@ -160,14 +173,25 @@ def packed(network: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     }
 
 
+def _untrained(config: dict, folder: Path) -> Generator:
+    try:
+        spec = ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"])
+        return replace(spec, k=tuple(config["k"])).generator()
+    except KeyError as error:
+        raise ValueError(f"{folder / CONFIG} lacks the entry {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
+
+
 def _some(what: str, keys: list[str]) -> str:
     shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
     return f"{len(keys)} {what}" + (f" ({shown})" if keys else "")
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
+    import httpx2
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(
@@ -175,7 +199,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
         )
     except HFValidationError as error:
         raise ValueError(f"{hub_id!r} is no model name, folder or Hub id: {error}") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (httpx2.HTTPError, OSError) as error:
         raise ConnectionError(
             f"the Hub did not give {hub_id!r}{f' at {revision}' if revision else ''}: {error}. "
             "What has been downloaded is kept; call again to go on"

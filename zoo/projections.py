@@ -1,29 +1,37 @@
-"""The sparsity layers: L0,∞ ("needle") and L0 projections of a code Γ (B, C, H, W), and how to put them on any network."""
+"""The sparsity layers: L0,∞ ("needle") and L0 projections of a code Γ, to put on any network.
+
+One definition: of the entries that compete, exactly k are kept, those of the largest magnitudes; among equals
+the lowest index wins, which is the channel in a needle and the place in (C, H, W) order in a whole code.
+That is the selection of `code.abs().sort(descending=True, stable=True)`, where NaN ranks above infinity.
+Three forms make it, to the same bits: loops compiled by numba (`kernels.py`), `_by_keys`, `_by_threshold`.
+"""
 
 import difflib
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from numbers import Integral
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_NAN = 0x7F800001  # one above infinity as IEEE 754 bits: every NaN has this rank, above all numbers, as in torch.sort
+_NAN = 0x7F800001  # one above infinity as float32 bits, which order as the magnitudes do
 
 
 class Projection(nn.Module):
-    """Zeroes all but `k` entries of a code: the nearest code that satisfies a sparsity constraint (App. C).
+    """Keeps `k` entries of a code and zeroes the rest: the nearest code that meets an L0 constraint (App. C).
 
-    Exactly `k` entries are kept, whatever their values; among equal magnitudes the lowest index wins. NaN counts
-    as the largest magnitude. Values are kept unchanged, and the gradient is that of the selection: 1 at a kept
-    entry, also at a kept zero, and 0 elsewhere. `k` may be set at any time.
+    Kept entries keep their value and their gradient, zeros among them too; the others have neither.
+    `k`, the sparsity dial, may be set at any time. There is nothing to learn and nothing in the state dict.
 
-    Shape: Γ (B, C, ...) -> the same.
-    Raises: ValueError or TypeError if `k` is no int from 1 on; at the forward, if it exceeds `limit(code.shape)`.
+    Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same.
+    Raises: TypeError, ValueError if k is no integer from 1 on, or is above `limit` of the code at hand.
     """
 
-    unit: str  # what the budget k is for: each "needle", or each whole "code"
-    _meaning: str
+    unit: str  # of Γ: k is the budget of each "needle", or of each whole "code"
+    _whole: bool
 
     def __init__(self, k: int) -> None:
         super().__init__()
@@ -31,117 +39,232 @@ class Projection(nn.Module):
 
     @property
     def k(self) -> int:
-        """The number of entries kept."""
+        """The entries kept in each unit, 1 to `limit`."""
         return self._k
 
     @k.setter
     def k(self, k: int) -> None:
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise TypeError(f"k is {self._meaning}, an int from 1 on; got {k!r} ({type(k).__name__})")
+        allowed = f"k is the entries kept in each {self.unit}, an integer from 1 to {self._limit_name}"
+        if isinstance(k, bool) or not isinstance(k, Integral):
+            raise TypeError(f"{allowed}; got {k!r}")
         if k < 1:
-            raise ValueError(f"k is {self._meaning}, an int from 1 on; got {k}")
-        self._k = k
+            raise ValueError(f"{allowed}; got {k}")
+        self._k = int(k)
 
     def limit(self, shape: tuple[int, ...]) -> int:
-        """Returns the largest `k` that a code of this shape, (B, C, ...), allows: there the projection is the identity."""
-        raise NotImplementedError
+        """Returns the largest k for a code of shape (B, C, ...), at which nothing is zeroed."""
+        return math.prod(shape[1:]) if self._whole else shape[1]
 
     def forward(self, code: Tensor) -> Tensor:
+        if code.ndim < 2 or not code.is_floating_point():
+            raise TypeError(f"a code is a floating tensor (B, C, ...); got {code.dtype} {tuple(code.shape)}")
         limit = self.limit(code.shape)
         if self._k > limit:
-            raise ValueError(f"k is {self._meaning}, 1 to {limit} for a code of shape {tuple(code.shape)}; got {self._k}")
-        return torch.where(self._mask(code.detach()), code, 0)
-
-    def _mask(self, code: Tensor) -> Tensor:
-        raise NotImplementedError
+            raise ValueError(
+                f"k is the entries kept in each {self.unit}, 1 to {limit} for a code of {tuple(code.shape)}; "
+                f"got {self._k}"
+            )
+        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or code.dtype == torch.float64:
+            return torch.where(_by_threshold(code.detach(), self._k, self._whole), code, 0)
+        if code.device.type == "cpu":
+            return _Projected.apply(code, self._k, self._whole)[0]
+        return torch.where(_by_keys(code.detach(), self._k, self._whole), code, 0)
 
     def extra_repr(self) -> str:
         return f"k={self._k}"
 
 
 class NeedleProjection(Projection):
-    """Keeps the k largest magnitudes of every needle, i.e. along dim 1: the relaxed L0,∞ constraint (App. C, item 3)."""
+    """Keeps the k largest magnitudes of every needle, i.e. along dim 1: the relaxed L0,∞ (App. C, item 3)."""
 
     unit = "needle"
-    _meaning = "the number of non-zeros kept per needle"
-
-    def limit(self, shape: tuple[int, ...]) -> int:
-        return shape[1]
-
-    def _mask(self, code: Tensor) -> Tensor:
-        return _largest(code, self._k)
+    _whole = False
+    _limit_name = "the atoms C"
 
 
 class GlobalProjection(Projection):
     """Keeps the k largest magnitudes of every sample's whole code: the L0 constraint (App. C, item 2)."""
 
     unit = "code"
-    _meaning = "the number of non-zeros kept per sample"
-
-    def limit(self, shape: tuple[int, ...]) -> int:
-        return math.prod(shape[1:])
-
-    def _mask(self, code: Tensor) -> Tensor:
-        return _largest(code.flatten(1), self._k).view(code.shape)
+    _whole = True
+    _limit_name = "C·H·W"
 
 
-def _largest(x: Tensor, k: int) -> Tensor:
-    """Marks the k largest magnitudes along dim 1, the lowest index first among equals."""
-    if x.dtype == torch.float64:
-        kept = x.abs().sort(dim=1, descending=True, stable=True).indices[:, :k]
-        return torch.zeros_like(x, dtype=torch.bool).scatter(1, kept, True)
-    # Magnitude and reversed index make one int64 that is unique, so a plain topk has no ties left to break.
-    bits = x.abs().float().view(torch.int32).clamp_max(_NAN).long()
-    rank = torch.arange(x.shape[1] - 1, -1, -1, device=x.device).view(-1, *[1] * (x.ndim - 2))
-    key = bits << 32 | rank
-    kth = key.movedim(1, -1).contiguous().topk(k, sorted=False).values.amin(-1).unsqueeze(1)
-    return key >= kth
+def backend() -> str:
+    """Returns what projects on the CPU: "numba", or "torch" where numba cannot be imported."""
+    return "numba" if _kernels() else "torch"
 
 
-class Sparsified:
-    """The projections that `sparsify` put on a network, by layer name; `remove()` takes them off again.
+@functools.cache
+def _kernels() -> ModuleType | None:
+    try:
+        from sparsegen.zoo import kernels
+    except ImportError:
+        return None
+    return kernels
 
-    Is a mapping (`handle["layer.name"].k = 8`) and a context manager that removes on exit.
+
+def _by_keys(code: Tensor, k: int, whole: bool) -> Tensor:
+    """Marks the kept entries: magnitude and reversed index make one int64, so that topk meets no ties."""
+    competing = code.shape[1:] if whole else code.shape[1:2]
+    count = math.prod(competing)
+    reversed_index = torch.arange(count - 1, -1, -1, device=code.device)
+    reversed_index = reversed_index.view(*competing, *[1] * (code.ndim - 1 - len(competing)))
+    bits = code.abs().float().view(torch.int32).clamp_max(_NAN)
+    key = bits.long() << 32 | reversed_index
+    return key >= _kth(key, k, whole)
+
+
+def _by_threshold(code: Tensor, k: int, whole: bool) -> Tensor:
+    """Marks the kept entries by operations that ONNX has: all above the k-th, then the first equal to it."""
+    magnitude, nan = code.abs(), code.isnan()
+    kth = _kth(magnitude, k, whole)
+    above = (magnitude > kth) | (nan & ~kth.isnan())
+    tie = (magnitude == kth) | (nan & kth.isnan())
+    if whole:
+        free = k - above.flatten(1).sum(1).view(-1, *[1] * (code.ndim - 1))
+        order = tie.flatten(1).cumsum(1).view(code.shape)
+    else:
+        free = k - above.sum(1, keepdim=True)
+        order = tie.cumsum(1)
+    return above | (tie & (order <= free))
+
+
+def _kth(values: Tensor, k: int, whole: bool) -> Tensor:
+    """Returns the k-th largest of the values that compete, shaped to be compared with all of them."""
+    if whole:
+        return values.flatten(1).topk(k).values[:, -1].view(-1, *[1] * (values.ndim - 1))
+    # topk along the last dim of a copy is twice as fast as along dim 1
+    return values.movedim(1, -1).contiguous().topk(k).values[..., -1].unsqueeze(1)
+
+
+@torch.library.custom_op("sparsegen::project", mutates_args=(), device_types="cpu")
+def _project(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
+    """Returns the projected code and the mask of the kept entries: one operator, opaque to torch.compile.
+
+    Shape: code (B, C, ...), not float64 -> the same twice, the mask in bool.
+    """
+    code = code.detach()
+    kernels = _kernels()
+    if kernels is None:
+        mask = torch.empty_like(code, dtype=torch.bool).copy_(_by_keys(code, k, whole))
+        return torch.empty_like(code).copy_(torch.where(mask, code, 0)), mask
+    x = code.float()  # exact for the narrower types
+    last = code.ndim > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    if not last:
+        x = x.contiguous()
+    y, mask = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+    if x.numel():
+        as_integers = x.view(torch.int32), y.view(torch.int32), mask.view(torch.uint8)
+        arrays = [_competing(tensor, whole, last).numpy() for tensor in as_integers]
+        kernels.project(*arrays, k, channels=code.shape[1] if whole and last else 1)
+    if x is code:
+        return y, mask
+    return torch.empty_like(code).copy_(y), torch.empty_like(code, dtype=torch.bool).copy_(mask)
+
+
+def _competing(code: Tensor, whole: bool, last: bool) -> Tensor:
+    """Views a dense code as the kernels take it: (rows, n), or (samples, n, pixels) to project along n."""
+    if last:
+        return code.movedim(1, -1).flatten(1) if whole else code.movedim(1, -1).flatten(0, -2)
+    return code.flatten(1) if whole or code.ndim == 2 else code.flatten(2)
+
+
+@_project.register_fake
+def _(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(code), torch.empty_like(code, dtype=torch.bool)
+
+
+@_project.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], code: Tensor, k: int, whole: bool) -> tuple[Any, Any]:
+    code = code.movedim(in_dims[0], 0)
+    outputs = _project(code.flatten(0, 1), k, whole)
+    return tuple(output.unflatten(0, code.shape[:2]) for output in outputs), (0, 0)
+
+
+class _Projected(torch.autograd.Function):
+    """`_project` with the gradient of the selection. Not register_autograd, which torch.func refuses."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
+        return _project(code, k, whole)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None, None]:
+        return torch.where(ctx.saved_tensors[0], gradient, 0), None, None
+
+
+class Sparsified(Mapping[str, Projection]):
+    """The projections that `sparsify` put on a network, by layer name: `handle["layer.name"].k = 8`.
+
+    Leaving it as a context manager takes them off.
     """
 
     def __init__(self, module: nn.Module, projections: Mapping[str, Projection]) -> None:
         self._projections = dict(projections)
         self._hooks = [
             module.get_submodule(name).register_forward_hook(_Hook(name, projection))
-            for name, projection in projections.items()
+            for name, projection in self._projections.items()
         ]
+
+    def remove(self) -> None:
+        """Takes the projections off the network; once more does nothing."""
+        for hook in self._hooks:
+            hook.remove()
 
     def __getitem__(self, name: str) -> Projection:
         return self._projections[name]
 
-    def remove(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._projections)
+
+    def __len__(self) -> int:
+        return len(self._projections)
 
     def __enter__(self) -> "Sparsified":
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.remove()
 
 
 class _Hook:
+    """Projects what a layer returns. A plain object, so the projection is no submodule of the network."""
+
     def __init__(self, name: str, projection: Projection) -> None:
         self.name, self.projection = name, projection
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
         if not isinstance(output, Tensor):
-            raise TypeError(f"layer {self.name!r} returns {type(output).__name__}; a projection needs one tensor (B, C, ...)")
+            raise TypeError(
+                f"a projection needs a layer that returns one tensor (B, C, ...); layer {self.name!r}, "
+                f"a {type(layer).__name__}, returned a {type(output).__name__}"
+            )
         return self.projection(output)
 
 
 def sparsify(module: nn.Module, projections: Mapping[str, Projection]) -> Sparsified:
-    """Puts projections on the outputs of named layers of any network, without touching its state dict."""
-    layers = dict(module.named_modules())
+    """Puts projections on the outputs of named layers, by forward hooks: the state dict stays as it is.
+
+    Args:
+        module: Any network.
+        projections: By name of the layer, as in `module.named_modules()`.
+
+    Returns: The handle that reaches the projections and, by `remove()` or as a context manager, undoes this.
+    Raises: ValueError if there is no such layer, TypeError if a value is no Projection; then none is put on.
+    """
+    layers = [name for name, _ in module.named_modules()]
     for name, projection in projections.items():
         if name not in layers:
-            near = difflib.get_close_matches(name, layers, n=5, cutoff=0.4) or list(layers)[1:6]
-            raise ValueError(f"no layer {name!r} in {type(module).__name__}; near names: {near}")
+            near = difflib.get_close_matches(str(name), layers, n=5, cutoff=0.4) or layers[1:6]
+            raise ValueError(f"{type(module).__name__} has no layer {name!r}; near names: {', '.join(near)}")
         if not isinstance(projection, Projection):
-            raise TypeError(f"layer {name!r} needs a NeedleProjection or GlobalProjection; got {projection!r}")
+            raise TypeError(f"layer {name!r} takes a Needle- or GlobalProjection; got {projection!r}")
     return Sparsified(module, projections)

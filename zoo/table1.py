@@ -68,7 +68,7 @@ PAPER_FID = {
 class ModelSpec:
     """One cell of Table 1 at some width: `dcgan.ml`, or `dcgan-64.ml` with 64 atoms in place of 128.
 
-    `k` holds the non-zeros kept at each projected level, Γ1 first; None for those of the regularizer's density.
+    `k` holds the non-zeros kept at each projected level, Γ1 first; None for those of the column's density.
     """
 
     architecture: str

@@ -1,0 +1,225 @@
+"""Sampling from an exported generator with numpy and onnxruntime alone: no torch, no onnx."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise ImportError("running ONNX files needs onnxruntime: pip install 'sparsegen[onnxruntime]'") from error
+
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from sparsegen.zoo import bundled, images, noise
+from sparsegen.zoo.dial import Dial, resolve
+
+FORMAT = 1
+METADATA = "sparsegen"  # key of the model's metadata_props; the JSON that it holds is made by onnx_file.describe
+BATCH = 64
+_LOAD_ERRORS = (
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NoSuchFile,
+    state.NotImplemented,
+    state.RuntimeException,
+)
+_AGAIN = "get both files anew, or export again"
+
+
+class OnnxSampler:
+    """Draws images from an exported generator. May be used from several threads at once.
+
+    Args:
+        path: The .onnx file.
+        threads: CPU threads of one call.
+
+    Attributes:
+        name, regularizer, license: As `dcgan.ml`, `ml`, `apache-2.0`.
+        dials: The sparsity dial of each projected level, Γ1 first; empty if the generator has no projection.
+        z_dim: Entries of z.
+        code_shapes: (C, H, W) of each Γ, Γ1 first, projected or not.
+        metadata: All that the file says about itself, from its JSON.
+
+    Raises: FileNotFoundError if a file is missing; ValueError if one is corrupt, from elsewhere or too new.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1):
+        self.path = Path(path)
+        self.threads = noise.check_integer("threads", threads, 1, 1024, "the CPU threads of one call")
+        self._session, self.metadata = open_graph(self.path, self.threads)
+        if "z_dim" not in self.metadata:
+            raise ValueError(f"{self.path} starts from a code, not from noise: open the file beside it")
+        self.name: str = self.metadata["name"]
+        self.regularizer: str = self.metadata["regularizer"]
+        self.license: str = self.metadata["license"]
+        self.dials = [Dial(**dial) for dial in self.metadata["dials"]]
+        self.z_dim: int = self.metadata["z_dim"]
+        self.code_shapes = tuple(tuple(shape) for shape in self.metadata["code_shapes"])
+        self._synthesis: onnxruntime.InferenceSession | None = None
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        return f"OnnxSampler({str(self.path)!r}): {self.name}"
+
+    def sample(
+        self,
+        count: int,
+        seed: int = 0,
+        k: int | Sequence[int] | None = None,
+        truncation: float | None = None,
+    ) -> np.ndarray:
+        """Draws `count` images of a seed; the i-th is the same whatever the count, and the same as torch's.
+
+        Args:
+            count: 1 to 100,000.
+            seed: 0 to 2⁶⁴ - 1.
+            k: The sparsity dial for these images: one number for every projected level, or one a level, Γ1
+                first; None for the k of training.
+            truncation: Bound of the truncated normal that z is drawn from; None for no bound.
+
+        Shape: uint8 (count, H, W, 3).  Raises: TypeError, ValueError on a value out of range.
+        """
+        noise.check_count(count)
+        k = resolve(k, self.dials) or None
+        parts = []
+        for first in range(0, count, BATCH):
+            z = noise.z(min(BATCH, count - first), self.z_dim, seed, first, truncation)
+            image, _ = self.run(z, k, codes=False)
+            parts.append(images.to_uint8(image))
+        return np.concatenate(parts)
+
+    def run(
+        self, z: np.ndarray, k: int | Sequence[int] | None = None, codes: bool = True
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Makes images of given noise and returns them with their codes, Γ1 first (none if `codes` is false).
+
+        Shape: z float32 (B, z_dim) -> image float32 (B, 3, H, W) in [-1, 1]; codes[i] float32 (B, C, H', W').
+        Raises: TypeError, ValueError if k or the shape of z does not fit.
+        """
+        z = np.asarray(z, np.float32)
+        if z.ndim != 2 or z.shape[1] != self.z_dim or not len(z):
+            raise ValueError(f"z has the shape (B, {self.z_dim}), B from 1 on; got {z.shape}")
+        values = resolve(k, self.dials)
+        inputs = {f"k_{dial.level}": np.array(value, np.int64) for dial, value in zip(self.dials, values, strict=True)}
+        names = [f"code_{level}" for level in range(1, len(self.code_shapes) + 1)] if codes else []
+        image, *made = self._session.run(["image", *names], {"z": z, **inputs})
+        return image, tuple(made)
+
+    def synthesize(self, code_1: np.ndarray) -> np.ndarray:
+        """Makes the image of a (possibly edited) Γ1, which is used as it is, not projected.
+
+        Shape: Γ1 float32 (B, C, H', W') -> image float32 (B, 3, H, W) in [-1, 1].
+        Raises: ValueError on another shape; FileNotFoundError if the synthesis graph is not beside this file.
+        """
+        code_1 = np.asarray(code_1, np.float32)
+        if code_1.ndim != 4 or code_1.shape[1:] != self.code_shapes[0] or not len(code_1):
+            expected = ", ".join(map(str, self.code_shapes[0]))
+            raise ValueError(f"Γ1 has the shape (B, {expected}), B from 1 on; got {code_1.shape}")
+        return self._open_synthesis().run(["image"], {"code_1": code_1})[0]
+
+    def dictionary(self) -> np.ndarray:
+        """The atoms of D1: what one unit entry of Γ1 adds to the image, before bias and tanh.
+
+        Shape: float32 (atoms, 3, h, w).  Raises: FileNotFoundError as `synthesize` does.
+        """
+        nothing = np.zeros((1, *self.code_shapes[0]), np.float32)
+        return self._open_synthesis().run(["dictionary"], {"code_1": nothing})[0]
+
+    def _open_synthesis(self) -> onnxruntime.InferenceSession:
+        with self._lock:
+            if self._synthesis is None:
+                path = synthesis_path(self.path)
+                if not path.is_file():
+                    raise FileNotFoundError(f"{path} is missing: export {self.path.name} again with its synthesis graph")
+                self._synthesis, _ = open_graph(path, self.threads)
+            return self._synthesis
+
+
+def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSampler:
+    """Opens a bundled model by its name, the generator.onnx of a folder, or an .onnx file.
+
+    Raises: as OnnxSampler; ValueError listing the bundled models if none is meant.
+    """
+    given, path = str(name_or_folder_or_file), Path(name_or_folder_or_file).expanduser()
+    known = bundled.list_models()
+    if given in known:
+        path = bundled.MODELS / given
+    if path.is_dir():
+        path = path / bundled.GRAPH
+    if path.suffix != ".onnx" and not path.is_file():
+        near = difflib.get_close_matches(given, known, 3, 0.4) or known
+        raise ValueError(
+            f"no model {given!r}: neither bundled, nor a folder, nor an .onnx file. "
+            f"Bundled: {', '.join(near) or 'none'}"
+        )
+    return OnnxSampler(path, threads)
+
+
+def synthesis_path(path: Path) -> Path:
+    """Where the synthesis graph of an exported generator lies: m.synthesis.onnx, in a bundle synthesis.onnx."""
+    return path.with_name(bundled.SYNTHESIS if path.name == bundled.GRAPH else f"{path.stem}.synthesis.onnx")
+
+
+def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSession, dict]:
+    """Opens an exported graph on the CPU, with the weights beside it, and what it says about itself.
+
+    Raises: FileNotFoundError, ValueError naming the file and what is wrong with it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: write it with sparsegen export")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # whatever goes wrong is raised
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _LOAD_ERRORS as error:
+        raise _explain(error, path) from None
+    metadata = _metadata(session, path)
+    _check_weights(metadata, path)
+    return session, metadata
+
+
+def _explain(error: Exception, path: Path) -> Exception:
+    weights = path.with_name(bundled.WEIGHTS)
+    if "xternal" not in str(error):
+        return ValueError(f"{path} is truncated, corrupt or no ONNX file: {str(error).splitlines()[0]}")
+    if not weights.exists():
+        return FileNotFoundError(f"{weights} is missing: {path.name} reads its weights from there")
+    return ValueError(f"{weights} is truncated, or not the file that {path.name} was exported with: {_AGAIN}")
+
+
+def _metadata(session: onnxruntime.InferenceSession, path: Path) -> dict:
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    try:
+        metadata = json.loads(text or "")
+        version = int(metadata["format"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} was not exported by sparsegen: its metadata has no JSON with a format under {METADATA!r}"
+        ) from None
+    if version > FORMAT:
+        raise ValueError(f"{path} has format {version}, this sparsegen reads up to {FORMAT}: upgrade sparsegen")
+    return metadata
+
+
+def _check_weights(metadata: dict, path: Path) -> None:
+    """Refuses other weights than the graph was exported with: it knows where the numbers lie, not what they are."""
+    if metadata["weights"] is not None:
+        weights = path.with_name(bundled.WEIGHTS)
+        if digest(weights) != metadata["weights"]:
+            raise ValueError(f"{weights} is not the file that {path.name} was exported with: {_AGAIN}")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,248 @@
+"""The Gradio page: draw images, turn the sparsity dial, and take an X-ray of one image."""
+
+import json
+import secrets
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+
+import gradio as gr
+import numpy as np
+
+from sparsegen.service import markup, xray
+from sparsegen.service.job import MAX_COUNT
+from sparsegen.service.models import Model
+from sparsegen.zoo import images, noise
+from sparsegen.zoo.dial import resolve
+
+BROWSER_INTEGER = 2**53 - 1  # the last integer up to which a browser counts in ones
+LOOK = {
+    "theme": gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    "css": markup.CSS,
+    "footer_links": [],
+    "run_history": False,
+    "max_file_size": "1kb",
+    "ssr_mode": False,
+}
+INTRODUCTION = """# sparsegen
+Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a stack of small maps in
+which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the code into pixels. The
+entries of the code at one place, one for each atom, are a **needle**."""
+SAMPLE = """## Sample
+Pick a model and a seed; one seed is one set of images. Turn the dial to keep fewer non-zeros, and see what is lost."""
+XRAY = """## X-ray
+Click an image above to see where its code is dense and which atoms it is made of; then switch some of them off."""
+
+
+def page(models: Mapping[str, Model]) -> gr.Blocks:
+    """Lays the page out and connects it to the samplers."""
+    handlers, first = Handlers(models), max(models.values(), key=dials)  # one whose dial can be turned, if any
+    with gr.Blocks(title="sparsegen", analytics_enabled=False) as blocks:
+        gr.Markdown(INTRODUCTION)
+        gr.Markdown(SAMPLE)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                name = gr.Dropdown(list(models), value=first.name, label="Model", elem_id="model")
+                with gr.Row():
+                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER, elem_id="seed")
+                    dice = gr.Button("New seed", min_width=130, scale=0, elem_id="dice")
+                count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Images", elem_id="count")
+                k_1 = gr.Slider(**slider(first, 0), elem_id="k1")
+                apart = gr.Checkbox(label="Turn the dial of Γ2 apart", visible=dials(first) > 1, elem_id="apart")
+                k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
+                note = gr.Markdown(about(first), elem_id="note")
+            with gr.Column(scale=3, min_width=280):
+                gallery = gr.HTML(js_on_load=markup.PICK_JS, elem_id="gallery")
+                facts = gr.HTML(elem_id="facts")
+        with gr.Accordion("The same pixels from Python and over HTTP", open=False, elem_id="calls"):
+            python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
+            curl = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
+        gr.Markdown(XRAY)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                index = gr.Number(
+                    0, label="Image (the first is 0)", precision=0, minimum=0, maximum=MAX_COUNT - 1, elem_id="index"
+                )
+                inside = gr.HTML(elem_id="inside")
+            with gr.Column(scale=3, min_width=280):
+                atoms = gr.HTML(js_on_load=markup.TOGGLE_JS, elem_id="atoms")
+                loss = gr.HTML(elem_id="loss")
+
+        chosen = [name, seed, count, k_1, apart, k_2, index]
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        draw = {"fn": handlers.draw, "inputs": chosen, "outputs": [index, gallery, facts, python, curl]}
+        look = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
+
+        def redraw(event: gr.events.Dependency) -> None:
+            event.then(**draw, **quiet).then(**look, **quiet)
+
+        blocks.load(**draw, show_progress="hidden", api_name="draw").then(**look, show_progress="hidden", api_name="look")
+        live = [seed.input, count.input, k_1.input, k_2.input, index.input]
+        gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet)
+        redraw(dice.click(handlers.roll, None, seed, **quiet))
+        redraw(name.input(handlers.follow, name, [k_1, apart, k_2, note], **quiet))
+        redraw(apart.input(handlers.part, [apart, k_1], k_2, **quiet))
+        gallery.pick(handlers.pick, None, index, **quiet).then(**look, **quiet)
+        atoms.toggle(handlers.switch, chosen, loss, trigger_mode="always_last", **quiet)
+    return blocks
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the page shows: `count` images of a seed, of which the one at `index` is X-rayed."""
+
+    model: Model
+    seed: int
+    count: int
+    k: list[int]
+    index: int
+
+    def run(self, first: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        sampler = self.model.sampler
+        return sampler.run(noise.z(count, sampler.z_dim, self.seed, first), self.k or None)
+
+
+def told(handler: Callable) -> Callable:
+    """Shows what is wrong with a value on the page, in place of "Error"."""
+
+    @wraps(handler)
+    def wrapped(*arguments: object) -> object:
+        try:
+            return handler(*arguments)
+        except (TypeError, ValueError) as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return wrapped
+
+
+class Handlers:
+    """What the page does when something on it is touched."""
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self.models = models
+
+    # Gradio hands the values of the components over one by one: hence the long signatures.
+    @told
+    def draw(self, model, seed, count, k_1, apart, k_2, index, request: gr.Request):
+        """Draws the images of a seed: the tiles, how sparse they are, and the calls that give the same pixels."""
+        shown = self._choice(model, seed, count, k_1, apart, k_2, index)
+        image, codes = shown.run(0, shown.count)
+        return (
+            shown.index,
+            markup.tiles(images.to_uint8(image), shown.index),
+            markup.facts(codes, shown.model.sampler.dials, shown.k),
+            python_call(shown),
+            curl_call(shown, address(request)),
+        )
+
+    @told
+    def look(self, model, seed, count, k_1, apart, k_2, index):
+        """Takes the X-ray of one image of a seed: where its needles are dense, and its most used atoms."""
+        shown = self._choice(model, seed, count, k_1, apart, k_2, index)
+        image, codes = shown.run(shown.index, 1)
+        pixels, codes, sampler = images.to_uint8(image)[0], [code[0] for code in codes], shown.model.sampler
+        figures = markup.inside(pixels, codes, sampler.dials, shown.k)
+        return figures, markup.atoms(codes[0], sampler.dictionary()), markup.HINT
+
+    @told
+    def switch(self, model, seed, count, k_1, apart, k_2, index, event: gr.EventData):
+        """Draws one image without the atoms that are switched off."""
+        shown = self._choice(model, seed, count, k_1, apart, k_2, index)
+        sampler = shown.model.sampler
+        last = sampler.code_shapes[0][0] - 1
+        off = [noise.check_integer("atom", whole(atom), 0, last, "the index of a filter of D1") for atom in event.off]
+        if not off:
+            return markup.HINT
+        image, codes = shown.run(shown.index, 1)
+        after = sampler.synthesize(xray.without(codes[0][0], off)[None])
+        return markup.loss(images.to_uint8(image)[0], images.to_uint8(after)[0], off)
+
+    def roll(self):
+        return secrets.randbelow(2**32)
+
+    def follow(self, name):
+        """Gives the dial the range of another model."""
+        model = self.models[name]
+        return (
+            gr.update(**slider(model, 0)),
+            gr.update(value=False, visible=dials(model) > 1),
+            gr.update(**slider(model, 1) | {"visible": False}),
+            about(model),
+        )
+
+    def part(self, apart, k_1):
+        """Shows the dial of Γ2, set as that of Γ1, or hides it."""
+        return gr.update(visible=apart, value=k_1)
+
+    def pick(self, event: gr.EventData):
+        return event.index
+
+    def _choice(self, name, seed, count, k_1, apart, k_2, index) -> "Choice":
+        if name not in self.models:
+            raise ValueError(f"no model {name!r}; this server has {', '.join(self.models)}")
+        model = self.models[name]
+        given = [whole(k_1), whole(k_2 if apart else k_1)][: dials(model)]
+        count = noise.check_count(whole(count), MAX_COUNT)
+        index = noise.check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
+        k = resolve(given or None, model.sampler.dials)
+        return Choice(model, noise.check_seed(whole(seed)), count, k, min(index, count - 1))
+
+
+def dials(model: Model) -> int:
+    return len(model.sampler.dials)
+
+
+def slider(model: Model, place: int) -> dict:
+    """The settings of a slider for one dial of a model; hidden where the model has none."""
+    if place >= dials(model):
+        return {"minimum": 1, "maximum": 2, "value": 1, "step": 1, "visible": False, "label": "k", "info": None}
+    rest = model.sampler.dials[place:]
+    levels = " and ".join(f"Γ{dial.level}" for dial in rest)
+    info = f"Non-zeros kept in each {rest[0].unit} of {levels}; trained with {rest[0].k:,}."
+    limit = min(dial.limit for dial in rest)
+    return {
+        "minimum": 1,
+        "maximum": limit,
+        "value": rest[0].k,
+        "step": 1,
+        "visible": True,
+        "label": "Sparsity dial k" if place == 0 else "Dial of Γ2",
+        "info": info,
+    }
+
+
+def about(model: Model) -> str:
+    """Why a model has no dial, or what its dial does."""
+    if not dials(model):
+        return "This model was trained without a projection on its code, so it has no dial to turn."
+    return "Fewer than it was trained with makes images plainer; more lets it keep what it was taught to drop."
+
+
+def whole(number: object) -> object:
+    """Numbers come from a browser as floats, too."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def address(request: gr.Request) -> str:
+    """Where the browser found this server."""
+    headers = request.headers
+    return headers.get("origin") or f"http://{headers.get('host', '127.0.0.1:3000')}"
+
+
+def python_call(shown: Choice) -> str:
+    k = f", k={shown.k}" if shown.k else ""
+    return (
+        "from sparsegen.export.runtime import open_sampler\n\n"
+        f"pixels = open_sampler({shown.model.name!r}).sample({shown.count}, seed={shown.seed}{k})"
+        f"  # uint8 ({shown.count}, 32, 32, 3)"
+    )
+
+
+def curl_call(shown: Choice, server: str) -> str:
+    k = {"k": shown.k} if shown.k else {}
+    body = {"model": shown.model.name, "count": shown.count, "seed": shown.seed, **k, "format": "npy"}
+    return (
+        f"curl {shlex.quote(server + '/sample')} -H 'Content-Type: application/json' \\\n"
+        f"  -d {shlex.quote(json.dumps(body))} -o pixels.npy"
+    )

@@ -1,0 +1,178 @@
+"""The BentoML service: GET /models, POST /sample and the page at /ui. Needs no torch."""
+
+import asyncio
+import base64
+import io
+import os
+from collections.abc import Mapping
+
+import bentoml
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+
+import sparsegen
+from sparsegen.service import xray
+from sparsegen.service.batching import Batcher
+from sparsegen.service.job import MAX_COUNT, Job, Refused, read_json, request_schema
+from sparsegen.service.limits import BodyLimit
+from sparsegen.service.models import Model, models_folder, open_models
+from sparsegen.zoo import images, noise
+
+ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+REFUSALS = {
+    400: "The body is not JSON.",
+    404: "There is no such model.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    422: "A value is missing, unknown or out of range.",
+    429: "The server has too many requests at once.",
+    504: "The server did not manage within its time limit.",
+}
+IMAGES = {
+    "type": "object",
+    "required": ["images"],
+    "properties": {
+        "images": {
+            "type": "array",
+            "items": {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"},
+        }
+    },
+}
+BINARY = {"type": "string", "format": "binary"}
+DRAWN = {
+    "description": "The images, in the format asked for.",
+    "content": {
+        "image/png": {"schema": BINARY},
+        "application/json": {"schema": IMAGES},
+        "application/octet-stream": {"schema": BINARY},
+    },
+}
+
+ICON = xray.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
+
+
+def create_app() -> FastAPI:
+    """Makes the web application; its `state.models` and `state.batcher` are set once the server starts."""
+    app = FastAPI(title="sparsegen", version=sparsegen.__version__, docs_url=None, redoc_url=None)
+    app.state.models = {}
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, refusal: Refused) -> Response:
+        return JSONResponse({"error": str(refusal)}, refusal.status)
+
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    @app.get("/", include_in_schema=False)
+    async def front() -> Response:
+        return RedirectResponse("ui/")
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> Response:
+        return Response(images.png(ICON, 8), media_type="image/png")
+
+    @app.get("/manifest.json", include_in_schema=False)  # gradio's page asks for it here, not below /ui
+    async def manifest() -> JSONResponse:
+        return JSONResponse({"name": "sparsegen", "start_url": "ui/", "display": "browser"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="sparsegen API",
+            swagger_js_url="static_content/swagger-ui-bundle.js",
+            swagger_css_url="static_content/swagger-ui.css",
+            swagger_favicon_url="favicon.ico",
+        )
+
+    @app.get("/models", summary="Lists the models", responses={200: {"content": {"application/json": {}}}})
+    async def list_models() -> JSONResponse:
+        """Every model of this server: its regularizer, its sparsity dial, how it was trained and evaluated."""
+        return JSONResponse({"models": [model.describe() for model in app.state.models.values()]})
+
+    @app.post(
+        "/sample",
+        summary="Draws images",
+        responses={
+            200: DRAWN,
+            **{
+                status: {"description": meaning, "content": {"application/json": {"schema": ERROR}}}
+                for status, meaning in REFUSALS.items()
+            },
+        },
+        response_class=Response,
+    )
+    async def sample(request: Request) -> Response:
+        """Draws `count` images from one model. The same model, seed and k give the same pixels, here, on the page
+        and in Python, whatever the count and whatever else the server is doing."""
+        job = Job.of(read_json(await request.body(), request.headers.get("content-type", "")), app.state.models)
+        z = noise.z(job.count, job.model.sampler.z_dim, job.seed)
+        pixels = await app.state.batcher((job.model.name, job.k), z)
+        return await asyncio.to_thread(encode, pixels, job.format)
+
+    app.openapi = lambda: openapi(app)
+    return app
+
+
+def openapi(app: FastAPI) -> dict:
+    """The OpenAPI document, with the limits and the names of the models that are being served."""
+    document = get_openapi(title=app.title, version=app.version, description=__doc__, routes=app.routes)
+    content = {"application/json": {"schema": request_schema(app.state.models)}}
+    document["paths"]["/sample"]["post"]["requestBody"] = {"required": True, "content": content}
+    return document
+
+
+def encode(pixels: np.ndarray, form: str) -> Response:
+    """Puts images, uint8 (count, H, W, 3), into the format that was asked for."""
+    if form == "png":
+        return JSONResponse({"images": [base64.b64encode(images.png(image)).decode() for image in pixels]})
+    if form == "npy":
+        buffer = io.BytesIO()
+        np.save(buffer, pixels)
+        headers = {"content-disposition": 'attachment; filename="samples.npy"'}
+        return Response(buffer.getvalue(), media_type="application/octet-stream", headers=headers)
+    return Response(images.png(images.grid(pixels)), media_type="image/png")
+
+
+def create_batcher(models: Mapping[str, Model]) -> Batcher:
+    """Merges requests for one (model, k); the sizes of the batches are in /metrics."""
+    from prometheus_client import Histogram  # bentoml wants it imported once the worker has started
+
+    sizes = Histogram("sparsegen_batch_images", "Images of one run of a network", buckets=[1, 2, 4, 8, 16, 32, 64])
+
+    def run(key: tuple[str, tuple[int, ...]], z: np.ndarray) -> np.ndarray:
+        name, k = key
+        image, _ = models[name].sampler.run(z, list(k) or None, codes=False)
+        return images.to_uint8(image)
+
+    return Batcher(run, MAX_COUNT, workers=os.cpu_count() or 1, observe=sizes.observe)
+
+
+app = create_app()
+
+
+@bentoml.service(name="sparsegen", traffic={"timeout": 30, "max_concurrency": 256}, threads=4)
+@bentoml.asgi_app(app, path="/")
+class SparseGen:
+    """Images from generators whose inner representation is a sparse code."""
+
+    def __init__(self) -> None:
+        import gradio
+
+        from sparsegen.service import demo
+
+        models = open_models(models_folder())
+        app.state.models, app.state.batcher = models, create_batcher(models)
+        gradio.mount_gradio_app(app, demo.page(models), path="/ui", **demo.LOOK)
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        app.state.batcher.close()
+
+
+SparseGen.add_asgi_middleware(BodyLimit)

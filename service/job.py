@@ -1,0 +1,163 @@
+"""A request for images: read from the bytes of a body, checked, and refused in one sentence."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparsegen.service.models import Model
+from sparsegen.zoo import noise
+from sparsegen.zoo.dial import resolve
+
+MAX_COUNT = 64
+FORMATS = {
+    "grid": "one PNG with all images side by side",
+    "png": "JSON with one base64 PNG an image",
+    "npy": "a NumPy file, uint8 (count, 32, 32, 3)",
+}
+DEFAULTS = {"count": 16, "seed": 0, "k": None, "format": "grid"}
+
+
+class Refused(ValueError):
+    """A request that cannot be served: an HTTP status, and one sentence that says why."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked request; `k` holds one number for each projected level."""
+
+    model: Model
+    count: int
+    seed: int
+    k: tuple[int, ...]
+    format: str
+
+    @classmethod
+    def of(cls, body: object, models: Mapping[str, Model]) -> "Job":
+        """Checks what the JSON of a request says.
+
+        Raises: Refused with 422, or with 404 if there is no such model.
+        """
+        if not isinstance(body, dict):
+            raise Refused(422, f'the body is a JSON object, as {{"model": "dcgan.ml"}}; got {_kind(body)}')
+        for key in body:
+            if key not in {"model", *DEFAULTS}:
+                raise Refused(422, f"unknown key {_short(key)}: a request has model, {', '.join(DEFAULTS)}")
+        given = DEFAULTS | body
+        model = _model(given.get("model"), models)
+        if given["format"] not in FORMATS:
+            raise Refused(422, f"format is one of {', '.join(FORMATS)}; got {_short(given['format'])}")
+        try:
+            return cls(
+                model,
+                noise.check_count(given["count"], MAX_COUNT),
+                noise.check_seed(given["seed"]),
+                tuple(resolve(given["k"], model.sampler.dials)),
+                given["format"],
+            )
+        except (TypeError, ValueError) as error:
+            raise Refused(422, _clip(str(error), 300)) from None
+
+
+def read_json(body: bytes, content_type: str) -> object:
+    """Decodes the JSON of a request.
+
+    Raises: Refused with 415 or 400.
+    """
+    media = content_type.split(";")[0].strip().lower()
+    if media != "application/json":
+        hint = "send the body as JSON with the header Content-Type: application/json"
+        raise Refused(415, f"{hint}; got {_short(media) if media else 'no content type'}")
+    if not body.strip():
+        raise Refused(400, 'the body is empty; send JSON, as {"model": "dcgan.ml"}')
+    try:
+        return json.loads(body, parse_constant=_no_constant, parse_int=_integer)
+    except RecursionError:
+        raise Refused(400, "the body is nested too deeply to be read as JSON") from None
+    except UnicodeDecodeError:
+        raise Refused(400, "the body is not UTF-8, which JSON is written in") from None
+    except ValueError as error:
+        raise Refused(400, f"the body is not JSON that can be read: {_clip(str(error), 200)}") from None
+
+
+def request_schema(models: Mapping[str, Model]) -> dict:
+    """The JSON schema of a request, with the names and the ranges of k of these models."""
+    dials = "; ".join(
+        f"{name}: " + (", ".join(f"1 to {dial.limit} for each {dial.unit} of Γ{dial.level}" for dial in dials) or "none")
+        for name, dials in ((name, model.sampler.dials) for name, model in models.items())
+    )
+    k = {"type": "integer", "minimum": 1}
+    return {
+        "type": "object",
+        "required": ["model"],
+        "additionalProperties": False,
+        "properties": {
+            "model": {"type": "string", "enum": list(models), "description": "A name that GET /models lists."},
+            "count": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": MAX_COUNT,
+                "default": DEFAULTS["count"],
+                "description": "The number of images. Image i of a seed is the same whatever the count.",
+            },
+            "seed": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": noise.MAX_SEED,
+                "default": DEFAULTS["seed"],
+                "description": "The number that fixes the noise, and with it the images.",
+            },
+            "k": {
+                "anyOf": [{"type": "null"}, k, {"type": "array", "items": k, "minItems": 1, "maxItems": 2}],
+                "default": DEFAULTS["k"],
+                "description": "The sparsity dial: the non-zeros kept, one number for every projected level or one for "
+                f"each, Γ1 first; null for the k of training. Ranges: {dials}.",
+            },
+            "format": {
+                "type": "string",
+                "enum": list(FORMATS),
+                "default": DEFAULTS["format"],
+                "description": "; ".join(f"{name}: {meaning}" for name, meaning in FORMATS.items()) + ".",
+            },
+        },
+        "example": {"model": next(iter(models), "dcgan.ml"), "count": 16, "seed": 7, "format": "grid"},
+    }
+
+
+def _model(name: object, models: Mapping[str, Model]) -> Model:
+    if name is None:
+        raise Refused(422, f"model is missing: this server has {', '.join(models)}")
+    if not isinstance(name, str):
+        raise Refused(422, f"model is a name, as {next(iter(models), 'dcgan.ml')!r}; got {_short(name)}")
+    if name not in models:
+        near = difflib.get_close_matches(_clip(name, 100), models, 3, 0.4)
+        hint = f"near it: {', '.join(near)}" if near else f"this server has {', '.join(models)}"
+        raise Refused(404, f"no model {_short(name)}; {hint}")
+    return models[name]
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 40:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _kind(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _short(value: object) -> str:
+    return _clip(repr(value), 60)
+
+
+def _clip(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

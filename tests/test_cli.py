@@ -1,0 +1,222 @@
+"""The command line as a person meets it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
+
+
+def sparsegen(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "sparsegen", *map(str, arguments)],
+        cwd=cwd or ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture
+def model(tiny_ml: Generator, tmp_path: Path) -> Path:
+    return save_pretrained(tiny_ml, tmp_path / "model")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(40):
+        noise = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{index:03d}.png")
+    Image.fromarray(np.full((48, 40), 128, np.uint8)).save(folder / "grey.png")
+    (folder / "broken.png").write_bytes((folder / "000.png").read_bytes()[:200])
+    return folder
+
+
+def assert_refused(done: subprocess.CompletedProcess, *says: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("sparsegen: ")
+    for text in says:
+        assert text in done.stderr
+
+
+def test_sample_writes_the_pixels_that_python_draws(model: Path, tmp_path: Path) -> None:
+    pixels = from_pretrained(model).sample(5, seed=7, k=1)
+    common = ("sample", model, "--count", 5, "--seed", 7, "--k", 1, "--out")
+    assert sparsegen(*common, tmp_path / "a.npy").returncode == 0
+    assert np.array_equal(np.load(tmp_path / "a.npy"), pixels)
+    assert sparsegen(*common, tmp_path / "grid.png", "--scale", 1).returncode == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png"))[2:34, 36:68], pixels[1])
+    assert sparsegen(*common, tmp_path / "folder").returncode == 0
+    files = sorted((tmp_path / "folder").iterdir())
+    assert [file.name for file in files] == [f"7-{index:05d}.png" for index in range(5)]
+    assert np.array_equal([np.asarray(Image.open(file)) for file in files], pixels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--count", 0), "got 0"),
+        (("--count", 10**9), "from 1 to 100000; got 1000000000"),
+        (("--count", "many"), "--count"),
+        (("--seed", -1), "got -1"),
+        (("--seed", 2**64), "from 0 to 18446744073709551615"),
+        (("--k", 0), "from 1 to 8; got 0"),
+        (("--k", "9"), "from 1 to 8; got 9"),
+        (("--k", "1,2,3"), "one for each of Γ1, Γ2"),
+        (("--k", "few"), "--k is one number"),
+        (("--truncation", 0), "at least 0.05"),
+        (("--out", "/proc/nowhere/grid.png"), "/proc"),
+        (("--scale", 99), "--scale"),
+        (("--speed", 2), "--speed"),
+    ],
+)
+def test_sample_refuses_bad_input_in_one_line(model: Path, arguments: tuple, says: str) -> None:
+    assert_refused(sparsegen("sample", model, *arguments), says)
+
+
+def test_an_unknown_model_lists_the_near_ones() -> None:
+    assert_refused(sparsegen("sample", "dcgan.mll"), "no model 'dcgan.mll'")
+    assert_refused(sparsegen("info", "no/such/folder"), "no model")
+
+
+def test_list_and_info_say_what_there_is(model: Path) -> None:
+    assert sparsegen("list").returncode == 0
+    assert_refused(sparsegen("list", "stylegan*"), "no bundled model matches 'stylegan*'")
+    shown = sparsegen("info", model).stdout
+    for text in ("dcgan-8.ml", "8 x 3 x 4 x 4", "8 x 3 x 8 x 8", "2 of 8 in each needle", "apache-2.0"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    "command", ["list", "sample", "train", "evaluate", "export", "serve", "plot", "push", "info"]
+)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = sparsegen(command, "--help", COLUMNS="200")
+    assert done.returncode == 0
+    assert f"Example: sparsegen {command}" in done.stdout
+
+
+def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
+    pictures: Path, tmp_path: Path
+) -> None:
+    arguments = ("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8)
+    done = sparsegen(*arguments, "--steps", 3, "--judge-count", 0, "--k", "1,2")
+    assert done.returncode == 0, done.stderr
+    assert "broken.png" in done.stderr
+    assert "dcgan-8.ml trained for 3 steps" in done.stdout
+    trained = from_pretrained(tmp_path / "run" / "checkpoints" / "00000003")
+    assert [dial.k for dial in trained.dials] == [1, 2]
+    assert trained.config["training"]["steps"] == 3
+    assert_refused(sparsegen(*arguments, "--steps", 5, "--k", "1,2"), "--resume")
+    done = sparsegen(*arguments, "--steps", 5, "--k", "1,2", "--judge-count", 0, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "trained for 5 steps" in done.stdout
+    into = (
+        "train",
+        "dcgan-8.l0",
+        "--from",
+        tmp_path / "run" / "checkpoints" / "00000005",
+        "--data",
+        pictures,
+    )
+    done = sparsegen(*into, "--out", tmp_path / "tuned", "--batch-size", 8, "--steps", 2, "--judge-count", 0)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sparsegen", "train", "dcgan-8.ml", "--data", str(pictures)]
+    command += [
+        "--out",
+        str(tmp_path / "run"),
+        "--batch-size",
+        "8",
+        "--steps",
+        "100000",
+        "--judge-count",
+        "0",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on" in said
+    step = json.loads(next((tmp_path / "run" / "checkpoints").iterdir()).joinpath("run.json").read_text())[
+        "step"
+    ]
+    assert f"saved at step {step}" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("dcgan.sparse",), "no regularizer 'sparse'"),
+        (("stylegan.ml",), "no architecture 'stylegan'"),
+        (("dcgan-8.ml", "--k", 9), "from 1 to 8; got 9"),
+        (("dcgan-8.ml", "--batch-size", 64), "fewer than one batch of 64"),
+        (("dcgan-8.ml", "--from", "nobody.ml"), "no model 'nobody.ml'"),
+        (("dcgan-8.ml", "--precision", "fp4"), "precision"),
+        (("dcgan-8.ml", "--out", "/proc/x/run"), "/proc"),
+        (("dcgan-8.ml", "--data", "missing/folder/of/images"), "missing/folder"),
+    ],
+)
+def test_train_refuses_bad_input_in_one_line(
+    pictures: Path, tmp_path: Path, arguments: tuple, says: str
+) -> None:
+    given = {"--data": str(pictures), "--out": str(tmp_path / "run")}
+    rest = [part for name, value in given.items() if name not in arguments for part in (name, value)]
+    assert_refused(sparsegen("train", *arguments, *rest, "--steps", 1, "--judge-count", 0), says)
+
+
+def test_evaluate_names_its_metric_and_writes_its_figures(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    done = sparsegen("evaluate", model, "--data", pictures, "--count", 16, "--out", tmp_path / "figures.json",
+                     "--features", "efficientnet-lite0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["metric"] == "fd-efficientnet-lite0"
+    assert figures["count"] == 16
+    assert figures["reference_count"] == 41
+    assert figures["distance"] > 0
+    assert "fd-efficientnet-lite0" in done.stdout
+    assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 1), "got 1")
+
+
+@pytest.mark.parametrize("what", ["atoms", "density", "samples"])
+def test_plots_are_pictures(model: Path, tmp_path: Path, what: str) -> None:
+    done = sparsegen("plot", what, model, "--out", tmp_path / "picture.png")
+    assert done.returncode == 0, done.stderr
+    picture = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
+    assert min(picture.shape[:2]) > 100
+    assert picture.std() > 10
+
+
+def test_export_reports_its_proof(model: Path, tmp_path: Path) -> None:
+    done = sparsegen("export", model, "--out", tmp_path / "m.onnx")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m.onnx").stat().st_size > 10_000
+    assert "max_difference" in done.stdout
+    assert_refused(sparsegen("export", model, "--out", "/proc/x/m.onnx"), "/proc")
+
+
+def test_push_offline_is_a_clear_error(model: Path) -> None:
+    assert_refused(sparsegen("push", model, "me/mine"), "me/mine")
+    assert_refused(sparsegen("push", model, "not a hub id"), "not a hub id")

@@ -1,0 +1,165 @@
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import sparsegen
+from sparsegen.zoo import pretrained
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.pretrained import CONFIG, WEIGHTS, from_pretrained, save_pretrained
+from sparsegen.zoo.table1 import build
+
+
+@pytest.fixture
+def folder(tiny_ml: Generator, tmp_path: Path) -> Path:
+    return save_pretrained(tiny_ml, tmp_path / "saved")
+
+
+def test_a_saved_generator_comes_back_with_its_pixels_and_its_dial(
+    tiny_ml: Generator, tmp_path: Path
+) -> None:
+    tiny_ml.set_k([1, 3])
+    folder = save_pretrained(tiny_ml, tmp_path / "saved", training={"steps": 7})
+    opened = from_pretrained(folder)
+    assert not opened.training
+    assert [dial.k for dial in opened.dials] == [1, 3]
+    assert opened.config["training"] == {"steps": 7}
+    assert opened.spec.name == "dcgan-8.ml"
+    assert np.array_equal(opened.sample(3), tiny_ml.sample(3))
+
+
+def test_half_precision_halves_the_file_and_is_used_as_float32(tiny_ml: Generator, tmp_path: Path) -> None:
+    full, half = (
+        save_pretrained(tiny_ml, tmp_path / "a"),
+        save_pretrained(tiny_ml, tmp_path / "b", torch.float16),
+    )
+    assert (half / WEIGHTS).stat().st_size < 0.6 * (full / WEIGHTS).stat().st_size
+    opened = from_pretrained(half)
+    for key, tensor in opened.state_dict().items():
+        expected = tiny_ml.state_dict()[key]
+        assert tensor.dtype == expected.dtype
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, expected.half().float())
+
+
+@pytest.mark.parametrize("name", sparsegen.list_models())
+def test_every_bundled_model_draws_varied_images(name: str) -> None:
+    images = from_pretrained(name).sample(16).astype(float)
+    assert images.std(axis=(1, 2, 3)).min() > 5  # none is flat
+    assert np.abs(images - images.mean(axis=0)).mean() > 20  # they are not all the same
+
+
+def test_the_bundled_models_take_at_most_25_megabytes() -> None:
+    sizes = [file.stat().st_size for file in pretrained.MODELS.rglob("*") if file.is_file()]
+    assert sum(sizes) <= 25 * 2**20
+
+
+def test_a_name_pattern_selects_models() -> None:
+    assert sparsegen.list_models("nothing*") == []
+    assert set(sparsegen.list_models("dcgan*")) <= set(sparsegen.list_models())
+
+
+def test_an_unknown_model_is_answered_with_the_near_ones(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(pretrained, "list_models", lambda: ["dcgan.l0_inf", "dcgan.ml"])
+    with pytest.raises(ValueError, match=r"no model 'dcgan\.l1_inf'.*dcgan\.l0_inf"):
+        from_pretrained("dcgan.l1_inf")
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"saved/generator\.safetensors is missing"):
+        from_pretrained(folder)
+    (folder / CONFIG).unlink()
+    with pytest.raises(FileNotFoundError, match=r"it has no config\.json"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 64 + b[64:]]
+)
+def test_damaged_weights_are_named(folder: Path, damage: object) -> None:
+    path = folder / WEIGHTS
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"generator\.safetensors is corrupt, truncated or no safetensors"):
+        from_pretrained(folder)
+
+
+def test_weights_of_another_network_are_told_from_those_of_another_width(folder: Path) -> None:
+    save_file({"layer.weight": torch.zeros(2)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"another network: \d+ missing .*1 unexpected \(layer\.weight\)"):
+        from_pretrained(folder)
+    save_file(build("dcgan", "ml", atoms=4).state_dict(), folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"another width: .* expected"):
+        from_pretrained(folder)
+
+
+def test_a_pickle_is_refused_without_being_opened(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    file = tmp_path / "model.pt"
+    file.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match="is a pickle.*safetensors only"):
+        from_pretrained(file)
+    with pytest.raises(FileNotFoundError, match=r"model\.pt there is a pickle"):
+        from_pretrained(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "format": 99}))
+    with pytest.raises(ValueError, match=r"has format 99, this sparsegen reads up to 1: upgrade"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"architecture": "dcgan"}', "\x00"])
+def test_a_config_that_is_none_is_named(folder: Path, text: str) -> None:
+    (folder / CONFIG).write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is not a sparsegen config"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"k": [0, 1]}, "got 0"),
+        ({"k": [99, 1]}, "from 1 to 8; got 99"),
+        ({"k": "all"}, "k"),
+        ({"architecture": "stylegan"}, "no architecture 'stylegan'"),
+        ({"atoms": "wide"}, "got 'wide'"),
+    ],
+)
+def test_a_config_with_a_wrong_entry_is_named(folder: Path, entry: dict, message: str) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **entry}))
+    with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
+        from_pretrained(folder)
+
+
+def test_a_failed_save_leaves_the_last_good_one(
+    tiny_ml: Generator, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(tiny_ml, folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_hub_id_offline_is_a_clear_error() -> None:
+    with pytest.raises(ConnectionError, match="the Hub did not give 'nobody/nothing'"):
+        from_pretrained("nobody/nothing")

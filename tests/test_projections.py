@@ -1,0 +1,354 @@
+"""The projections against a definition by loops, in every form, dtype and layout, and `sparsify`."""
+
+import copy
+import itertools
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor, nn
+
+from sparsegen.zoo import projections
+from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection, backend, sparsify
+
+KINDS = [NeedleProjection, GlobalProjection]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+FORMS = {
+    "the layer": lambda code, k, whole: (GlobalProjection if whole else NeedleProjection)(k)(code),
+    "keys": lambda code, k, whole: torch.where(projections._by_keys(code, k, whole), code, 0),
+    "threshold": lambda code, k, whole: torch.where(projections._by_threshold(code, k, whole), code, 0),
+}
+
+quick = settings(deadline=None, max_examples=40, derandomize=True)
+values = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, float("inf"), float("-inf")]),
+    st.floats(-4, 4, width=16),
+)
+
+
+def codes(least_dims: int = 2) -> st.SearchStrategy[np.ndarray]:
+    shapes = hnp.array_shapes(min_dims=least_dims, max_dims=4, min_side=1, max_side=9)
+    return shapes.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=values, fill=values))
+
+
+def by_definition(code: np.ndarray, k: int, whole: bool) -> np.ndarray:
+    """Sorts the entries of every needle or code by (-|value|, index) and keeps the first k."""
+    kept = np.zeros_like(code)
+    samples, atoms, *pixels = code.shape
+    for sample in range(samples):
+        places = itertools.product(range(atoms), *map(range, pixels))
+        groups = [list(places)] if whole else []
+        if not whole:
+            for pixel in itertools.product(*map(range, pixels)):
+                groups.append([(atom, *pixel) for atom in range(atoms)])
+        for group in groups:
+            ranked = sorted(range(len(group)), key=lambda i: (-abs(float(code[sample][group[i]])), i))
+            for i in ranked[:k]:
+                kept[sample][group[i]] = code[sample][group[i]]
+    return kept
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Also tells 0 from -0, and takes NaN as equal to itself."""
+    integer = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
+    return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
+
+
+def layouts(code: Tensor) -> dict[str, Tensor]:
+    padded = torch.zeros(*code.shape[:-1], 2 * code.shape[-1], dtype=code.dtype)
+    padded[..., ::2] = code
+    found = {"contiguous": code, "strided": padded[..., ::2], "transposed": code.mT.contiguous().mT}
+    if code.ndim == 4:
+        found["channels_last"] = code.contiguous(memory_format=torch.channels_last)
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("whole", [False, True], ids=["needle", "global"])
+@quick
+@given(code=codes(), data=st.data())
+def test_every_form_keeps_what_the_definition_keeps(
+    form: str, whole: bool, code: np.ndarray, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, int(np.prod(code.shape[1:])) if whole else code.shape[1]))
+    expected = torch.from_numpy(by_definition(code, k, whole))
+    for projected in (FORMS[form](layout, k, whole) for layout in layouts(torch.from_numpy(code)).values()):
+        assert same_bits(projected, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@quick
+@given(code=codes(), data=st.data())
+def test_every_dtype_and_layout_gives_the_same_selection(
+    kind: type[Projection], dtype: torch.dtype, code: np.ndarray, data: st.DataObject
+) -> None:
+    narrow = torch.from_numpy(code).to(dtype)  # may make new ties, so the definition sees the narrow values
+    k = data.draw(st.integers(1, kind(1).limit(code.shape)))
+    expected = torch.from_numpy(by_definition(narrow.double().numpy(), k, kind is GlobalProjection)).to(dtype)
+    for layout in layouts(narrow).values():
+        projected = kind(k)(layout)
+        assert projected.dtype == dtype
+        assert same_bits(projected, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(3, 40, 9, 13), (2, 128, 8, 8), (2, 7, 1, 200), (5, 33, 4, 4), (4, 50)])
+@pytest.mark.parametrize("draw", [torch.randn, lambda *s: torch.randint(-2, 3, s).float(), torch.zeros])
+def test_numba_and_torch_agree_to_the_bit_on_large_codes(kind, shape, draw) -> None:
+    code = draw(*shape)
+    limit = kind(1).limit(shape)
+    for k in {1, 2, limit // 8 or 3, limit // 4, limit // 2, limit - 1, limit}:
+        for layout in layouts(code).values():
+            projected, mask = projections._project(layout, k, kind is GlobalProjection)
+            expected = projections._by_keys(layout, k, kind is GlobalProjection)
+            assert torch.equal(mask, expected)
+            assert same_bits(projected, torch.where(expected, layout, 0))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["needle", "global"])
+@pytest.mark.parametrize("form", FORMS)
+def test_nan_ranks_above_infinity_and_ties_with_nan_as_in_a_stable_sort(form: str, whole: bool) -> None:
+    negative_nan = torch.tensor([-4194303], dtype=torch.int32).view(torch.float32).item()  # another payload
+    code = torch.tensor([[1.0, float("inf"), float("nan"), -float("inf"), negative_nan, float("nan")]])
+    order = code.abs().sort(dim=1, descending=True, stable=True).indices[0]
+    for k in range(1, 7):
+        kept = torch.zeros(6, dtype=torch.bool)
+        kept[order[:k]] = True
+        assert torch.equal(FORMS[form](code, k, whole)[0] != 0, kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@quick
+@given(code=codes(), data=st.data())
+def test_a_projection_is_idempotent_and_at_its_limit_the_identity(kind, code, data) -> None:
+    code = torch.from_numpy(code)
+    project = kind(data.draw(st.integers(1, kind(1).limit(code.shape))))
+    once = project(code)
+    assert same_bits(project(once), once)
+    project.k = project.limit(code.shape)
+    assert same_bits(project(code), code)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_output_keeps_the_memory_format_and_the_input_is_left_alone(kind, dtype, memory_format) -> None:
+    code = torch.randn(2, 6, 5, 4).to(dtype).contiguous(memory_format=memory_format)
+    before = code.clone()
+    assert kind(3)(code).is_contiguous(memory_format=memory_format)
+    assert torch.equal(code, before)
+    assert kind(3)(code[:0]).shape == (0, 6, 5, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dial_turns_between_calls_and_is_no_state(kind: type[Projection]) -> None:
+    code, project = torch.randn(2, 8, 3, 3), kind(1)
+    for k in (5, 2, np.int64(8)):
+        project.k = k
+        assert (project(code) != 0).flatten(1).sum(1).tolist() == [
+            k * (9 if kind is NeedleProjection else 1)
+        ] * 2
+    assert project.state_dict() == {} and list(project.parameters()) == [] and list(project.buffers()) == []
+    assert repr(project) == f"{kind.__name__}(k=8)"
+    assert copy.deepcopy(project).k == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("k", "error"), [(0, ValueError), (-3, ValueError), (True, TypeError), (2.0, TypeError), ("4", TypeError)]
+)
+def test_a_bad_k_is_refused_with_its_value_meaning_and_range(kind, k, error) -> None:
+    project = kind(2)
+    message = rf"k is the entries kept in each {project.unit}, an integer from 1 to .*C.*; got {k!r}$"
+    with pytest.raises(error, match=message):
+        kind(k)
+    with pytest.raises(error, match=message):
+        project.k = k
+    assert project.k == 2
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(NeedleProjection, 6), (GlobalProjection, 72)])
+def test_a_k_above_the_code_is_refused_at_the_forward(kind: type[Projection], limit: int) -> None:
+    code, project = torch.randn(2, 6, 4, 3), kind(limit + 1)
+    assert project.limit(code.shape) == limit
+    with pytest.raises(ValueError, match=rf"1 to {limit} for a code of \(2, 6, 4, 3\); got {limit + 1}"):
+        project(code)
+
+
+@pytest.mark.parametrize("code", [torch.randn(5), torch.arange(12).view(2, 6)])
+def test_what_is_no_code_is_refused(code: Tensor) -> None:
+    with pytest.raises(TypeError, match="a code is a floating tensor"):
+        NeedleProjection(1)(code)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_that_of_the_selection_at_kept_zeros_too(kind: type[Projection]) -> None:
+    code = torch.zeros(2, 6, 3, 3, requires_grad=True)
+    gradient = torch.autograd.grad(kind(2)(code).sum(), code)[0]
+    budget = 2 * 9 if kind is NeedleProjection else 2
+    assert gradient.flatten(1).sum(1).tolist() == [budget, budget]
+    assert gradient[:, :2, 0, 0].flatten(1).all(1).tolist() == [kind is NeedleProjection] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_agree_with_finite_differences_twice(kind: type[Projection]) -> None:
+    distinct = torch.randperm(36).double().view(2, 6, 3) - 17.3
+    code = (distinct / 7).requires_grad_()
+    assert torch.autograd.gradcheck(kind(2), (code,))
+    assert torch.autograd.gradgradcheck(lambda x: kind(2)(x) ** 3, (code,))
+    single = code.detach().float().requires_grad_()  # the fast form has a gradient of its own
+    first = torch.autograd.grad((kind(2)(single) ** 3).sum(), single, create_graph=True)[0]
+    second = torch.autograd.grad(first.sum(), single)[0]
+    torch.testing.assert_close(first, 3 * kind(2)(single) ** 2)
+    torch.testing.assert_close(second, 6 * kind(2)(single))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_vmap_and_grad_of_torch_func_see_through_it(kind: type[Projection], dtype: torch.dtype) -> None:
+    project, batches = kind(3), torch.randint(-3, 4, (4, 2, 6, 3, 3)).to(dtype)
+    expected = torch.stack([project(batch) for batch in batches])
+    for dim in (0, 2):
+        assert torch.equal(torch.func.vmap(project, in_dims=dim)(batches.movedim(0, dim)), expected)
+    gradient = torch.func.vmap(torch.func.grad(lambda x: (project(x) ** 2).sum() / 2))(batches)
+    assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_leaves_the_dtype_alone(kind: type[Projection]) -> None:
+    code = torch.randn(2, 6, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kind(2)(code), kind(2)(code).float())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_compile_needs_no_graph_break_and_follows_the_dial(kind: type[Projection]) -> None:
+    project = kind(2)
+    code = torch.randn(2, 8, 4, 4, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, on the way to its compiler
+        compiled = torch.compile(project, fullgraph=True, backend="aot_eager")
+        for k in (2, 3, 5):
+            project.k = k
+            projected = compiled(code)
+            assert torch.equal(projected, project(code))
+            gradient = torch.autograd.grad(projected.sum(), code)[0]
+            assert torch.equal(gradient, (projected != 0).float())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_program_has_only_aten_operators_and_any_batch_size(kind: type[Projection]) -> None:
+    code = torch.randint(-3, 4, (3, 8, 4, 4)).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        program = torch.export.export(kind(3), (code,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            assert node.target.namespace == "aten", node.target
+    for batch in (code, torch.cat([code, -code, code + 1])):
+        assert torch.equal(program.module()(batch), kind(3)(batch))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_custom_operator_keeps_its_promises_to_torch(whole: bool) -> None:
+    code = torch.randn(3, 6, 4, 5)
+    for layout in layouts(code).values():
+        torch.library.opcheck(projections._project, (layout, 3, whole), raise_exception=True)
+
+
+def test_without_numba_the_same_code_comes_out(tmp_path) -> None:
+    code = torch.randint(-3, 4, (2, 8, 5, 5)).float()
+    torch.save((code, NeedleProjection(3)(code), GlobalProjection(21)(code)), tmp_path / "expected.pt")
+    program = f"""
+import sys
+sys.modules["numba"] = None  # import numba raises ImportError
+import torch
+from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, backend
+assert backend() == "torch", backend()
+code, needle, whole = torch.load({str(tmp_path / "expected.pt")!r})
+for layout in (code, code.contiguous(memory_format=torch.channels_last)):
+    projected = NeedleProjection(3)(layout), GlobalProjection(21)(layout)
+    assert torch.equal(projected[0], needle) and torch.equal(projected[1], whole)
+    assert all(p.stride() == layout.stride() for p in projected)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_the_backend_is_named() -> None:
+    pytest.importorskip("numba")
+    assert backend() == "numba"
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(8, 6, 3), nn.Identity()), nn.LSTM(3, 2)
+    )
+
+
+class TestSparsify:
+    def test_projects_the_named_layers_and_leaves_the_state_dict_alone(self) -> None:
+        net, image = network()[:3], torch.randn(2, 3, 8, 8)
+        before, keys = net(image), list(net.state_dict())
+        handle = sparsify(net, {"1": NeedleProjection(2), "2.0": GlobalProjection(5)})
+        seen = []
+        net[1].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+        assert (net(image) != 0).flatten(1).sum(1).tolist() == [5, 5]
+        assert (seen[0] != 0).sum(1).max() <= 2
+        assert list(net.state_dict()) == keys
+        handle["2.0"].k = 9
+        assert (net(image) != 0).flatten(1).sum(1).tolist() == [9, 9]
+        assert dict(handle) == {"1": handle["1"], "2.0": handle["2.0"]}
+        handle.remove()
+        handle.remove()
+        assert torch.equal(net(image), before)
+
+    def test_is_undone_by_leaving_its_context(self) -> None:
+        net, image = network()[:3], torch.randn(1, 3, 8, 8)
+        before = net(image)
+        with pytest.raises(KeyError), sparsify(net, {"1": NeedleProjection(1)}) as handle:
+            assert not torch.equal(net(image), before)
+            handle["2"]
+        assert torch.equal(net(image), before)
+
+    def test_survives_a_deep_copy_which_has_a_dial_of_its_own(self) -> None:
+        net, image = network()[:3], torch.randn(1, 3, 8, 8)
+        handle = sparsify(net, {"2": GlobalProjection(4)})
+        twin = copy.deepcopy(net)
+        handle["2"].k = 7
+        assert (twin(image) != 0).sum() == 4
+        handle.remove()
+        assert (twin(image) != 0).sum() == 4
+
+    @pytest.mark.parametrize(
+        ("layers", "error", "message"),
+        [
+            (
+                {"1": NeedleProjection(1), "2.7": NeedleProjection(1)},
+                ValueError,
+                "no layer '2.7'; near names: .*2.0",
+            ),
+            (
+                {"1": NeedleProjection(1), "2.0": 5},
+                TypeError,
+                "layer '2.0' takes a Needle- or Global.*; got 5",
+            ),
+        ],
+    )
+    def test_checks_everything_before_it_puts_anything_on(self, layers, error, message) -> None:
+        net = network()
+        with pytest.raises(error, match=message):
+            sparsify(net, layers)
+        assert not any(layer._forward_hooks for layer in net.modules())
+
+    def test_says_which_layer_does_not_return_a_tensor(self) -> None:
+        net = network()[3:]
+        with sparsify(net, {"3": NeedleProjection(1)}):
+            with pytest.raises(TypeError, match="layer '3', a LSTM, returned a tuple"):
+                net(torch.randn(4, 1, 3))

@@ -1,0 +1,14 @@
+"""The bundled models: folders under zoo/models. Needs no torch, since the ONNX runtime finds them too."""
+
+import fnmatch
+from pathlib import Path
+
+MODELS = Path(__file__).resolve().parent / "models"
+CONFIG, WEIGHTS = "config.json", "generator.safetensors"
+GRAPH, SYNTHESIS = "generator.onnx", "synthesis.onnx"
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the bundled models that match a shell pattern, as `dcgan*.ml`."""
+    names = sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}"))
+    return fnmatch.filter(names, pattern)

@@ -1,0 +1,70 @@
+"""Pictures of what a generator has learned: its atoms (fig. 5) and where its codes are dense (fig. 3b)."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsegen.zoo import noise
+from sparsegen.zoo.generator import BATCH, Generator
+from sparsegen.zoo.images import grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def atoms_sheet(dictionary: Tensor, columns: int = 16) -> np.ndarray:
+    """Lays the atoms of an image dictionary out; mid-grey is zero, each is scaled to its largest entry.
+
+    Shape: (atoms, 3, h, w) -> uint8 (H, W, 3).
+    """
+    peaks = dictionary.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    pixels = (dictionary / peaks * 127.5 + 127.5).round().byte()
+    return grid(pixels.permute(0, 2, 3, 1).cpu().numpy(), columns, gap=1)
+
+
+def atoms(generator: Generator) -> "Figure":
+    """Draws the atoms of D1 and of D_eff = D1 D2 (fig. 5)."""
+    pairs = {"$D_1$": generator.dictionary(1), "$D_{eff} = D_1 D_2$": generator.effective_dictionary()}
+    figure = _figure(5.2 * len(pairs), 3.2)
+    for axes, (name, dictionary) in zip(figure.subplots(1, len(pairs)), pairs.items(), strict=True):
+        axes.imshow(atoms_sheet(dictionary), interpolation="nearest")
+        count, _, height, width = dictionary.shape
+        axes.set_title(f"{name}: {count} atoms of {height} × {width} × 3", fontsize=10)
+        axes.set_axis_off()
+    return figure
+
+
+@torch.no_grad()
+def needle_density(generator: Generator, count: int = 256, seed: int = 0, level: int = 1) -> np.ndarray:
+    """Computes the mean share of non-zeros at each needle of Γ_level over `count` images of a seed.
+
+    Shape: (H, W), in [0, 1].
+    """
+    total, device = 0, next(generator.parameters()).device
+    for first in range(0, noise.check_count(count), BATCH):
+        z = torch.from_numpy(noise.z(min(BATCH, count - first), generator.z_dim, seed, first))
+        total = total + (generator(z.to(device))[1][level - 1] != 0).float().mean(1).sum(0)
+    return (total / count).cpu().numpy()
+
+
+def density(generators: Mapping[str, Generator], count: int = 256, seed: int = 0) -> "Figure":
+    """Draws the needle-density map of Γ1 of each generator on one scale (fig. 3b)."""
+    maps = {name: needle_density(generator, count, seed) for name, generator in generators.items()}
+    top = max(values.max() for values in maps.values())
+    figure = _figure(2.6 * len(maps) + 0.6, 2.8)
+    rows = figure.subplots(1, len(maps), squeeze=False)[0]
+    for axes, (name, values) in zip(rows, maps.items(), strict=True):
+        shown = axes.imshow(values, vmin=0, vmax=top, cmap="viridis", interpolation="nearest")
+        axes.set_title(f"{name}\nmean {values.mean():.1%}", fontsize=9)
+        axes.set_axis_off()
+    figure.colorbar(shown, ax=list(rows), label="share of non-zeros in a needle of $Γ_1$", shrink=0.85)
+    return figure
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=130)

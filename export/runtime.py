@@ -20,7 +20,7 @@ from sparsegen.zoo import bundled, images, noise
 from sparsegen.zoo.dial import Dial, resolve
 
 FORMAT = 1
-METADATA = "sparsegen"  # key of the model's metadata_props; the JSON that it holds is made by onnx_file.describe
+METADATA = "sparsegen"  # key of the model's metadata_props, which holds the JSON of onnx_file.describe
 BATCH = 64
 _LOAD_ERRORS = (
     state.Fail,
@@ -55,8 +55,8 @@ class OnnxSampler:
         self.path = Path(path)
         self.threads = noise.check_integer("threads", threads, 1, 1024, "the CPU threads of one call")
         self._session, self.metadata = open_graph(self.path, self.threads)
-        if "z_dim" not in self.metadata:
-            raise ValueError(f"{self.path} starts from a code, not from noise: open the file beside it")
+        if self.metadata["graph"] != "generator":
+            raise ValueError(f"{self.path} makes images of codes, not of noise: open the file beside it")
         self.name: str = self.metadata["name"]
         self.regularizer: str = self.metadata["regularizer"]
         self.license: str = self.metadata["license"]
@@ -108,9 +108,11 @@ class OnnxSampler:
         if z.ndim != 2 or z.shape[1] != self.z_dim or not len(z):
             raise ValueError(f"z has the shape (B, {self.z_dim}), B from 1 on; got {z.shape}")
         values = resolve(k, self.dials)
-        inputs = {f"k_{dial.level}": np.array(value, np.int64) for dial, value in zip(self.dials, values, strict=True)}
+        inputs = {"z": z}
+        for dial, value in zip(self.dials, values, strict=True):
+            inputs[f"k_{dial.level}"] = np.array(value, np.int64)
         names = [f"code_{level}" for level in range(1, len(self.code_shapes) + 1)] if codes else []
-        image, *made = self._session.run(["image", *names], {"z": z, **inputs})
+        image, *made = self._session.run(["image", *names], inputs)
         return image, tuple(made)
 
     def synthesize(self, code_1: np.ndarray) -> np.ndarray:
@@ -138,7 +140,7 @@ class OnnxSampler:
             if self._synthesis is None:
                 path = synthesis_path(self.path)
                 if not path.is_file():
-                    raise FileNotFoundError(f"{path} is missing: export {self.path.name} again with its synthesis graph")
+                    raise FileNotFoundError(f"{path} is missing: export again, with the synthesis graph")
                 self._synthesis, _ = open_graph(path, self.threads)
             return self._synthesis
 
@@ -164,7 +166,7 @@ def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSa
 
 
 def synthesis_path(path: Path) -> Path:
-    """Where the synthesis graph of an exported generator lies: m.synthesis.onnx, in a bundle synthesis.onnx."""
+    """Where the synthesis graph of a generator lies: m.synthesis.onnx, synthesis.onnx in a bundle."""
     return path.with_name(bundled.SYNTHESIS if path.name == bundled.GRAPH else f"{path.stem}.synthesis.onnx")
 
 
@@ -175,12 +177,8 @@ def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSessi
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write it with sparsegen export")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # whatever goes wrong is raised
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(str(path), threads)
     except _LOAD_ERRORS as error:
         raise _explain(error, path) from None
     metadata = _metadata(session, path)
@@ -188,12 +186,25 @@ def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSessi
     return session, metadata
 
 
+def open_session(model: str | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Opens a file, or a serialized model, on the CPU; threads that wait do not spin."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # whatever goes wrong is raised
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def _explain(error: Exception, path: Path) -> Exception:
-    weights = path.with_name(bundled.WEIGHTS)
-    if "xternal" not in str(error):
-        return ValueError(f"{path} is truncated, corrupt or no ONNX file: {str(error).splitlines()[0]}")
+    reason, weights = str(error).splitlines()[0], path.with_name(bundled.WEIGHTS)
+    if "xternal" not in reason:
+        return ValueError(f"{path} is truncated, corrupt or no ONNX file: {reason}")
     if not weights.exists():
         return FileNotFoundError(f"{weights} is missing: {path.name} reads its weights from there")
+    if "escapes" in reason:
+        return ValueError(
+            f"{weights} is a link to another folder, which onnxruntime refuses: copy the file here"
+        )
     return ValueError(f"{weights} is truncated, or not the file that {path.name} was exported with: {_AGAIN}")
 
 
@@ -207,12 +218,12 @@ def _metadata(session: onnxruntime.InferenceSession, path: Path) -> dict:
             f"{path} was not exported by sparsegen: its metadata has no JSON with a format under {METADATA!r}"
         ) from None
     if version > FORMAT:
-        raise ValueError(f"{path} has format {version}, this sparsegen reads up to {FORMAT}: upgrade sparsegen")
+        raise ValueError(f"{path} has format {version}, beyond {FORMAT} of this sparsegen: upgrade sparsegen")
     return metadata
 
 
 def _check_weights(metadata: dict, path: Path) -> None:
-    """Refuses other weights than the graph was exported with: it knows where the numbers lie, not what they are."""
+    """Refuses other weights than those of the export: the graph knows where numbers lie, not which."""
     if metadata["weights"] is not None:
         weights = path.with_name(bundled.WEIGHTS)
         if digest(weights) != metadata["weights"]:

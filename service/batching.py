@@ -4,16 +4,17 @@ Choice: not bentoml's `batchable=True`, whose batches cannot differ in k or mode
 """
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 Run = Callable[[Hashable, np.ndarray], np.ndarray]
+Waiting = list[tuple[np.ndarray, asyncio.Future]]  # the rows of a request, and where its results go
 
 
 class Batcher:
-    """Merges the rows of concurrent requests of one key into batches, and hands each request its own rows back.
+    """Merges the rows of concurrent requests of one key into batches, and hands each request its own back.
 
     The first request of a key waits `latency` seconds for others; while every worker is busy, batches grow.
 
@@ -34,7 +35,7 @@ class Batcher:
         self._run, self._limit, self._latency, self._observe = run, limit, latency, observe
         self._pool = ThreadPoolExecutor(workers, "sampler")
         self._free = asyncio.Semaphore(workers)
-        self._waiting: dict[Hashable, list[tuple[np.ndarray, asyncio.Future]]] = {}
+        self._waiting: dict[Hashable, Waiting] = {}
         self._tasks: set[asyncio.Task] = set()  # the event loop itself keeps weak references only
 
     async def __call__(self, key: Hashable, rows: np.ndarray) -> np.ndarray:
@@ -49,7 +50,7 @@ class Batcher:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, coroutine) -> None:
+    def _start(self, coroutine: Coroutine) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -61,7 +62,7 @@ class Batcher:
             self._start(self._serve(key, self._take(self._waiting[key])))
         del self._waiting[key]
 
-    def _take(self, queue: list[tuple[np.ndarray, asyncio.Future]]) -> list[tuple[np.ndarray, asyncio.Future]]:
+    def _take(self, queue: Waiting) -> Waiting:
         """Removes from the front of the queue what fits into one batch, leaving out who no longer waits."""
         batch, total = [], 0
         while queue and total + len(queue[0][0]) <= self._limit:
@@ -71,7 +72,7 @@ class Batcher:
                 total += len(rows)
         return batch
 
-    async def _serve(self, key: Hashable, batch: list[tuple[np.ndarray, asyncio.Future]]) -> None:
+    async def _serve(self, key: Hashable, batch: Waiting) -> None:
         try:
             if not batch:
                 return

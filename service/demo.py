@@ -3,18 +3,18 @@
 import json
 import secrets
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 
-import gradio as gr
+import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
 
 from sparsegen.service import markup, xray
 from sparsegen.service.job import MAX_COUNT
 from sparsegen.service.models import Model
 from sparsegen.zoo import images, noise
-from sparsegen.zoo.dial import resolve
+from sparsegen.zoo.dial import Dial, resolve
 
 BROWSER_INTEGER = 2**53 - 1  # the last integer up to which a browser counts in ones
 LOOK = {
@@ -26,18 +26,21 @@ LOOK = {
     "ssr_mode": False,
 }
 INTRODUCTION = """# sparsegen
-Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a stack of small maps in
-which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the code into pixels. The
-entries of the code at one place, one for each atom, are a **needle**."""
+Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a stack of small
+maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the code into
+pixels. The entries of the code at one place, one for each atom, are a **needle**."""
 SAMPLE = """## Sample
-Pick a model and a seed; one seed is one set of images. Turn the dial to keep fewer non-zeros, and see what is lost."""
+Pick a model and a seed; one seed is one set of images. Turn the dial to keep fewer non-zeros, and see what is
+lost."""
 XRAY = """## X-ray
-Click an image above to see where its code is dense and which atoms it is made of; then switch some of them off."""
+Click an image above to see where its code is dense and which atoms it is made of; then switch some of them
+off."""
 
 
 def page(models: Mapping[str, Model]) -> gr.Blocks:
     """Lays the page out and connects it to the samplers."""
-    handlers, first = Handlers(models), max(models.values(), key=dials)  # one whose dial can be turned, if any
+    handlers = Handlers(models)
+    first = max(models.values(), key=dials)  # one whose dial can be turned, if there is one
     with gr.Blocks(title="sparsegen", analytics_enabled=False) as blocks:
         gr.Markdown(INTRODUCTION)
         gr.Markdown(SAMPLE)
@@ -45,11 +48,15 @@ def page(models: Mapping[str, Model]) -> gr.Blocks:
             with gr.Column(scale=2, min_width=280):
                 name = gr.Dropdown(list(models), value=first.name, label="Model", elem_id="model")
                 with gr.Row():
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER, elem_id="seed")
+                    seed = gr.Number(
+                        0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER, elem_id="seed"
+                    )
                     dice = gr.Button("New seed", min_width=130, scale=0, elem_id="dice")
                 count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Images", elem_id="count")
                 k_1 = gr.Slider(**slider(first, 0), elem_id="k1")
-                apart = gr.Checkbox(label="Turn the dial of Γ2 apart", visible=dials(first) > 1, elem_id="apart")
+                apart = gr.Checkbox(
+                    label="Turn the dial of Γ2 apart", visible=dials(first) > 1, elem_id="apart"
+                )
                 k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
                 note = gr.Markdown(about(first), elem_id="note")
             with gr.Column(scale=3, min_width=280):
@@ -62,7 +69,12 @@ def page(models: Mapping[str, Model]) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 index = gr.Number(
-                    0, label="Image (the first is 0)", precision=0, minimum=0, maximum=MAX_COUNT - 1, elem_id="index"
+                    0,
+                    label="Image (the first is 0)",
+                    precision=0,
+                    minimum=0,
+                    maximum=MAX_COUNT - 1,
+                    elem_id="index",
                 )
                 inside = gr.HTML(elem_id="inside")
             with gr.Column(scale=3, min_width=280):
@@ -71,19 +83,26 @@ def page(models: Mapping[str, Model]) -> gr.Blocks:
 
         chosen = [name, seed, count, k_1, apart, k_2, index]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        draw = {"fn": handlers.draw, "inputs": chosen, "outputs": [index, gallery, facts, python, curl]}
+        draw = {"fn": handlers.draw, "inputs": chosen, "outputs": [gallery, facts, python, curl]}
         look = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
 
         def redraw(event: gr.events.Dependency) -> None:
             event.then(**draw, **quiet).then(**look, **quiet)
 
-        blocks.load(**draw, show_progress="hidden", api_name="draw").then(**look, show_progress="hidden", api_name="look")
-        live = [seed.input, count.input, k_1.input, k_2.input, index.input]
+        blocks.load(**draw, show_progress="hidden", api_name="draw").then(
+            **look, show_progress="hidden", api_name="look"
+        )
+        live = [seed.input, k_1.input, k_2.input, index.input]
         gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet)
+        redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
         redraw(dice.click(handlers.roll, None, seed, **quiet))
-        redraw(name.input(handlers.follow, name, [k_1, apart, k_2, note], **quiet))
-        redraw(apart.input(handlers.part, [apart, k_1], k_2, **quiet))
-        gallery.pick(handlers.pick, None, index, **quiet).then(**look, **quiet)
+        redraw(
+            name.input(
+                handlers.choose, name, [k_1, apart, k_2, note], show_progress="hidden", api_name="choose"
+            )
+        )
+        redraw(apart.input(handlers.part, [name, apart, k_1], [k_1, k_2], **quiet))
+        redraw(gallery.pick(handlers.pick, None, index, **quiet))
         atoms.toggle(handlers.switch, chosen, loss, trigger_mode="always_last", **quiet)
     return blocks
 
@@ -125,11 +144,10 @@ class Handlers:
     # Gradio hands the values of the components over one by one: hence the long signatures.
     @told
     def draw(self, model, seed, count, k_1, apart, k_2, index, request: gr.Request):
-        """Draws the images of a seed: the tiles, how sparse they are, and the calls that give the same pixels."""
+        """Draws the images of a seed, says how sparse they are, and how to get the same pixels elsewhere."""
         shown = self._choice(model, seed, count, k_1, apart, k_2, index)
         image, codes = shown.run(0, shown.count)
         return (
-            shown.index,
             markup.tiles(images.to_uint8(image), shown.index),
             markup.facts(codes, shown.model.sampler.dials, shown.k),
             python_call(shown),
@@ -151,7 +169,7 @@ class Handlers:
         shown = self._choice(model, seed, count, k_1, apart, k_2, index)
         sampler = shown.model.sampler
         last = sampler.code_shapes[0][0] - 1
-        off = [noise.check_integer("atom", whole(atom), 0, last, "the index of a filter of D1") for atom in event.off]
+        off = [noise.check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in event.off]
         if not off:
             return markup.HINT
         image, codes = shown.run(shown.index, 1)
@@ -161,9 +179,10 @@ class Handlers:
     def roll(self):
         return secrets.randbelow(2**32)
 
-    def follow(self, name):
+    @told
+    def choose(self, model):
         """Gives the dial the range of another model."""
-        model = self.models[name]
+        model = self._model(model)
         return (
             gr.update(**slider(model, 0)),
             gr.update(value=False, visible=dials(model) > 1),
@@ -171,17 +190,27 @@ class Handlers:
             about(model),
         )
 
-    def part(self, apart, k_1):
+    @told
+    def part(self, model, apart, k_1):
         """Shows the dial of Γ2, set as that of Γ1, or hides it."""
-        return gr.update(visible=apart, value=k_1)
+        both = self._model(model).sampler.dials
+        return gr.update(info=meaning(both[:1] if apart else both)), gr.update(visible=apart, value=k_1)
+
+    @told
+    def fit(self, count, index):
+        """Keeps the index within the images that are drawn."""
+        return min(whole(index), whole(count) - 1)
 
     def pick(self, event: gr.EventData):
         return event.index
 
-    def _choice(self, name, seed, count, k_1, apart, k_2, index) -> "Choice":
+    def _model(self, name: object) -> Model:
         if name not in self.models:
             raise ValueError(f"no model {name!r}; this server has {', '.join(self.models)}")
-        model = self.models[name]
+        return self.models[name]
+
+    def _choice(self, name, seed, count, k_1, apart, k_2, index) -> "Choice":
+        model = self._model(name)
         given = [whole(k_1), whole(k_2 if apart else k_1)][: dials(model)]
         count = noise.check_count(whole(count), MAX_COUNT)
         index = noise.check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
@@ -196,10 +225,8 @@ def dials(model: Model) -> int:
 def slider(model: Model, place: int) -> dict:
     """The settings of a slider for one dial of a model; hidden where the model has none."""
     if place >= dials(model):
-        return {"minimum": 1, "maximum": 2, "value": 1, "step": 1, "visible": False, "label": "k", "info": None}
+        return {"minimum": 1, "maximum": 2, "value": 1, "step": 1, "visible": False, "label": "k", "info": ""}
     rest = model.sampler.dials[place:]
-    levels = " and ".join(f"Γ{dial.level}" for dial in rest)
-    info = f"Non-zeros kept in each {rest[0].unit} of {levels}; trained with {rest[0].k:,}."
     limit = min(dial.limit for dial in rest)
     return {
         "minimum": 1,
@@ -208,15 +235,21 @@ def slider(model: Model, place: int) -> dict:
         "step": 1,
         "visible": True,
         "label": "Sparsity dial k" if place == 0 else "Dial of Γ2",
-        "info": info,
+        "info": meaning(rest),
     }
+
+
+def meaning(turned: Sequence[Dial]) -> str:
+    """What a slider sets that turns these dials together."""
+    levels = " and ".join(f"Γ{dial.level}" for dial in turned)
+    return f"Non-zeros kept in each {turned[0].unit} of {levels}; trained with {turned[0].k:,}."
 
 
 def about(model: Model) -> str:
     """Why a model has no dial, or what its dial does."""
     if not dials(model):
         return "This model was trained without a projection on its code, so it has no dial to turn."
-    return "Fewer than it was trained with makes images plainer; more lets it keep what it was taught to drop."
+    return "Fewer than in training makes images plainer; more lets the model keep what it was taught to drop."
 
 
 def whole(number: object) -> object:

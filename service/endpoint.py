@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Mapping
 
-import bentoml
+import bentoml  # noqa: TID253 (what this module is for)
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -68,6 +68,10 @@ def create_app() -> FastAPI:
     async def failed(request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
+    @app.exception_handler(Exception)  # is logged with its traceback, which stays here
+    async def broken(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": "something went wrong in the server; its log says what"}, 500)
+
     @app.get("/", include_in_schema=False)
     async def front() -> Response:
         return RedirectResponse("ui/")
@@ -92,7 +96,7 @@ def create_app() -> FastAPI:
 
     @app.get("/models", summary="Lists the models", responses={200: {"content": {"application/json": {}}}})
     async def list_models() -> JSONResponse:
-        """Every model of this server: its regularizer, its sparsity dial, how it was trained and evaluated."""
+        """Every model of this server: its regularizer, its dial, how it was trained and evaluated."""
         return JSONResponse({"models": [model.describe() for model in app.state.models.values()]})
 
     @app.post(
@@ -108,9 +112,10 @@ def create_app() -> FastAPI:
         response_class=Response,
     )
     async def sample(request: Request) -> Response:
-        """Draws `count` images from one model. The same model, seed and k give the same pixels, here, on the page
-        and in Python, whatever the count and whatever else the server is doing."""
-        job = Job.of(read_json(await request.body(), request.headers.get("content-type", "")), app.state.models)
+        """Draws `count` images from one model. The same model, seed and k give the same pixels, here, on the
+        page and in Python, whatever the count and whatever else the server is doing."""
+        body = read_json(await request.body(), request.headers.get("content-type", ""))
+        job = Job.of(body, app.state.models)
         z = noise.z(job.count, job.model.sampler.z_dim, job.seed)
         pixels = await app.state.batcher((job.model.name, job.k), z)
         return await asyncio.to_thread(encode, pixels, job.format)
@@ -143,7 +148,8 @@ def create_batcher(models: Mapping[str, Model]) -> Batcher:
     """Merges requests for one (model, k); the sizes of the batches are in /metrics."""
     from prometheus_client import Histogram  # bentoml wants it imported once the worker has started
 
-    sizes = Histogram("sparsegen_batch_images", "Images of one run of a network", buckets=[1, 2, 4, 8, 16, 32, 64])
+    buckets = [1, 2, 4, 8, 16, 32, 64]
+    sizes = Histogram("sparsegen_batch_images", "Images of one run of a network", buckets=buckets)
 
     def run(key: tuple[str, tuple[int, ...]], z: np.ndarray) -> np.ndarray:
         name, k = key

@@ -49,7 +49,7 @@ class Job:
                 raise Refused(422, f"unknown key {_short(key)}: a request has model, {', '.join(DEFAULTS)}")
         given = DEFAULTS | body
         model = _model(given.get("model"), models)
-        if given["format"] not in FORMATS:
+        if not isinstance(given["format"], str) or given["format"] not in FORMATS:
             raise Refused(422, f"format is one of {', '.join(FORMATS)}; got {_short(given['format'])}")
         try:
             return cls(
@@ -86,17 +86,14 @@ def read_json(body: bytes, content_type: str) -> object:
 
 def request_schema(models: Mapping[str, Model]) -> dict:
     """The JSON schema of a request, with the names and the ranges of k of these models."""
-    dials = "; ".join(
-        f"{name}: " + (", ".join(f"1 to {dial.limit} for each {dial.unit} of Γ{dial.level}" for dial in dials) or "none")
-        for name, dials in ((name, model.sampler.dials) for name, model in models.items())
-    )
+    ranges = "; ".join(f"{name}: {_ranges(model)}" for name, model in models.items())
     k = {"type": "integer", "minimum": 1}
     return {
         "type": "object",
         "required": ["model"],
         "additionalProperties": False,
         "properties": {
-            "model": {"type": "string", "enum": list(models), "description": "A name that GET /models lists."},
+            "model": {"type": "string", "enum": list(models), "description": "A name of GET /models."},
             "count": {
                 "type": "integer",
                 "minimum": 1,
@@ -114,8 +111,8 @@ def request_schema(models: Mapping[str, Model]) -> dict:
             "k": {
                 "anyOf": [{"type": "null"}, k, {"type": "array", "items": k, "minItems": 1, "maxItems": 2}],
                 "default": DEFAULTS["k"],
-                "description": "The sparsity dial: the non-zeros kept, one number for every projected level or one for "
-                f"each, Γ1 first; null for the k of training. Ranges: {dials}.",
+                "description": "The sparsity dial: the non-zeros kept, one number for every projected level "
+                f"or one for each, Γ1 first; null for the k of training. Ranges: {ranges}.",
             },
             "format": {
                 "type": "string",
@@ -126,6 +123,13 @@ def request_schema(models: Mapping[str, Model]) -> dict:
         },
         "example": {"model": next(iter(models), "dcgan.ml"), "count": 16, "seed": 7, "format": "grid"},
     }
+
+
+def _ranges(model: Model) -> str:
+    return (
+        ", ".join(f"1 to {dial.limit} for each {dial.unit} of Γ{dial.level}" for dial in model.sampler.dials)
+        or "none"
+    )
 
 
 def _model(name: object, models: Mapping[str, Model]) -> Model:

@@ -9,9 +9,9 @@ MAX_BODY = 1 << 20
 class BodyLimit:
     """ASGI middleware that reads a body before the app does, and answers 413 once it exceeds `limit` bytes.
 
-    The bytes are counted as they arrive, so a chunked body without a content-length is bounded too. No more than
-    `limit` of them are ever kept; up to `patience` more are read and dropped, since a client that is still sending
-    when the connection closes does not see the answer.
+    The bytes are counted as they arrive, so a chunked body without a content-length is bounded too. No more
+    than `limit` of them are kept; the others are read and dropped, up to `patience` in all, since a client
+    that is still sending when the connection closes does not see the answer.
     """
 
     def __init__(self, app: ASGIApp, limit: int = MAX_BODY, patience: int = 64 * MAX_BODY) -> None:
@@ -33,7 +33,9 @@ class BodyLimit:
             elif size > self.patience:
                 break
         if size > self.limit:
-            sentence = f"a request has at most {self.limit:,} bytes; this one has {'more than ' * more}{size:,}"
+            sentence = (
+                f"a request has at most {self.limit:,} bytes; this one has {'more than ' * more}{size:,}"
+            )
             await JSONResponse({"error": sentence}, 413, {"connection": "close"})(scope, receive, send)
             return
         replay = iter([{"type": "http.request", "body": b"".join(parts), "more_body": False}])

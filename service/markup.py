@@ -1,4 +1,4 @@
-"""The HTML, style and script of the page's pictures. Images travel inside it, so the server stores no files."""
+"""The HTML, style and script of the page's pictures, which travel inside it: the server stores no files."""
 
 import base64
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from sparsegen.zoo import images
 from sparsegen.zoo.dial import Dial
 
 SHOWN_ATOMS = 16
-HINT = '<p class="hint">Click an atom to switch it off, and again to switch it on: the image without it appears here.</p>'
+HINT = '<p class="hint">Click an atom to switch it off: the image without it appears here.</p>'
 
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto !important}
@@ -31,25 +31,22 @@ CSS = """
 .figures.three {grid-template-columns: repeat(3, minmax(0, 1fr))}
 .figure {margin: 0}
 .figure img {width: 100%; aspect-ratio: 1; border-radius: 6px; display: block}
-.figure figcaption {font-size: .85rem; line-height: 1.4; margin-top: 6px; color: var(--body-text-color-subdued)}
-.figure figcaption b {color: var(--body-text-color)}
+.figure figcaption {font-size: .85rem; line-height: 1.4; margin-top: 6px; opacity: .8}
 .scale {height: 10px; border-radius: 5px; margin-top: 8px}
-.ends {display: flex; justify-content: space-between; font-size: .75rem; line-height: 1.3;
-  color: var(--body-text-color-subdued)}
-.atoms {display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 6px}
+.ends {display: flex; justify-content: space-between; font-size: .75rem; line-height: 1.3; opacity: .8}
+.atoms {display: grid; grid-template-columns: repeat(auto-fill, minmax(70px, 1fr)); gap: 4px}
 .atom {padding: 5px; background: var(--background-fill-secondary); font-size: .75rem}
 .atom img {width: 100%; aspect-ratio: 1; border-radius: 4px}
-.atom .label {display: flex; justify-content: space-between; line-height: 1.35; margin-top: 4px}
+.atom .label {display: flex; flex-direction: column; line-height: 1.35; margin-top: 4px}
 .atom .bar {display: block; height: 4px; border-radius: 2px; background: var(--color-accent); margin-top: 3px}
 .atom[aria-pressed=true] img {opacity: .25}
 .atom[aria-pressed=true] .label {text-decoration: line-through}
-.hint {color: var(--body-text-color-subdued); font-size: .9rem; line-height: 1.5; margin: 0 0 8px}
+.hint {opacity: .8; font-size: .9rem; line-height: 1.5; margin: 0 0 8px}
 #dice {align-self: end; height: 44px}
 #atoms, #loss {padding-top: 0}
 @media (max-width: 480px) {
   .tiles, .tiles.few, .atoms {grid-template-columns: repeat(4, minmax(0, 1fr))}
   .atom {padding: 3px}
-  .atom .label {flex-direction: column}
   .figures.three {gap: 10px}
 }
 """
@@ -63,8 +60,8 @@ TOGGLE_JS = """element.addEventListener('click', event => {
   const atom = event.target.closest('button[data-atom]');
   if (!atom) return;
   atom.setAttribute('aria-pressed', atom.getAttribute('aria-pressed') !== 'true');
-  const off = [...element.querySelectorAll('button[aria-pressed=true]')].map(other => Number(other.dataset.atom));
-  trigger('toggle', {off: off});
+  const pressed = [...element.querySelectorAll('button[aria-pressed=true]')];
+  trigger('toggle', {off: pressed.map(other => Number(other.dataset.atom))});
 });"""
 
 
@@ -95,7 +92,8 @@ def facts(codes: Sequence[np.ndarray], dials: Sequence[Dial], k: Sequence[int]) 
             limit = f"the dial allows {value:,} of {dial.limit:,} in each {dial.unit}"
         cards.append(
             f'<div class="fact"><b>Γ{level}: density {needles.mean() / code.shape[1]:.3f}</b><br>'
-            f"{needles.mean():.1f} non-zeros in a needle of {code.shape[1]} on average, {needles.max()} at most<br>{limit}"
+            f"{needles.mean():.1f} non-zeros in a needle of {code.shape[1]} on average, "
+            f"{needles.max()} at most<br>{limit}"
             "</div>"
         )
     return f'<div class="facts">{"".join(cards)}</div>'
@@ -108,29 +106,46 @@ def inside(pixels: np.ndarray, codes: Sequence[np.ndarray], dials: Sequence[Dial
     for level, code in enumerate(codes, 1):
         needles = xray.counts(code)
         top = tops.get(level) or max(1, int(needles.max()))
+        same = needles.min() == needles.max()
+        spread = (
+            f"{needles.max()} in every one"
+            if same
+            else f"{needles.min()} to {needles.max()}, {needles.mean():.1f} on average"
+        )
         figures.append(
             _figure(
-                picture(xray.heat(needles, top), f"Non-zeros in each needle of Γ{level}") + _scale(top),
-                f"<b>Γ{level}</b>: non-zeros in each of its {needles.size} needles, {needles.mean():.1f} on average",
+                picture(xray.heat(needles, top), f"Non-zeros in each needle of Γ{level}")
+                + _scale("0", str(top)),
+                f"<b>Density of Γ{level}</b>: the non-zeros in each of its {needles.size} needles, {spread}",
             )
         )
+    strength = xray.strengths(codes[0])
+    figures.append(
+        _figure(
+            picture(xray.heat(strength, strength.max() or 1), "Strength of each needle of Γ1")
+            + _scale("0", "strongest"),
+            "<b>Strength of Γ1</b>: the length of each needle, where the code says most",
+        )
+    )
     return f'<div class="figures">{"".join(figures)}</div>'
 
 
 def atoms(code: np.ndarray, dictionary: np.ndarray) -> str:
-    """The most used atoms of D1 as buttons that switch them off.  Shape: Γ1 (C, H, W), dictionary (C, 3, h, w)."""
+    """Buttons that switch off the most used atoms of D1.  Shape: Γ1 (C, H, W), dictionary (C, 3, h, w)."""
     shares, pictures = xray.shares(code, dictionary), xray.atom_pictures(dictionary)
     order = [int(atom) for atom in np.argsort(-shares, kind="stable")[:SHOWN_ATOMS] if shares[atom] > 0]
     used, height, width = int((shares > 0).sum()), *dictionary.shape[2:]
     buttons = [
-        f'<button class="atom" data-atom="{atom}" aria-pressed="false">{picture(pictures[atom], f"Atom {atom}")}'
+        f'<button class="atom" data-atom="{atom}" aria-pressed="false">'
+        f"{picture(pictures[atom], f'Atom {atom}')}"
         f'<span class="label"><span>#{atom}</span><span>{shares[atom]:.1%}</span></span>'
         f'<span class="bar" style="width:{shares[atom] / shares.max():.0%}"></span></button>'
         for atom in order
     ]
     return (
-        f'<p class="hint">The image uses {used} of {len(dictionary)} atoms. These {len(order)}, of {height} × {width} pixels '
-        f"each, hold {shares[order].sum():.0%} of its energy; gray is nothing, and each has its own contrast.</p>"
+        f'<p class="hint">The image uses {used} of {len(dictionary)} atoms; the {len(order)} shown hold '
+        f"{shares[order].sum():.0%} of its energy. Each is {height} × {width} pixels, on gray where it adds nothing, "
+        "with a contrast of its own.</p>"
         f'<div class="atoms">{"".join(buttons)}</div>'
     )
 
@@ -145,8 +160,8 @@ def loss(before: np.ndarray, after: np.ndarray, off: Sequence[int]) -> str:
         _figure(picture(after, "After"), f"<b>After</b>, without {names}"),
         _figure(
             picture(lost, "Difference"),
-            f"<b>Difference</b>, contrast × {factor:.1f}: pixels change by {change.mean():.1f} of 255 on average, "
-            f"{change.max()} at most",
+            f"<b>Difference</b>, contrast × {factor:.1f}: pixels change by {change.mean():.1f} of 255 on "
+            f"average, {change.max()} at most",
         ),
     ]
     return f'<div class="figures three">{"".join(figures)}</div>'
@@ -156,9 +171,9 @@ def _figure(content: str, caption: str) -> str:
     return f'<figure class="figure">{content}<figcaption>{caption}</figcaption></figure>'
 
 
-def _scale(top: int) -> str:
+def _scale(low: str, high: str) -> str:
     colors = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in xray.INFERNO)
     return (
         f'<div class="scale" style="background: linear-gradient(to right, {colors})"></div>'
-        f'<div class="ends"><span>0</span><span>{top}</span></div>'
+        f'<div class="ends"><span>{low}</span><span>{high}</span></div>'
     )

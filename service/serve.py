@@ -19,13 +19,14 @@ SERVICE = "sparsegen.service.endpoint:SparseGen"
 def serve(host: str = "127.0.0.1", port: int = 3000) -> int:
     """Serves the models until SIGINT or SIGTERM, and returns the exit code, 0 if one of them ended it.
 
-    Raises: FileNotFoundError if there are no models, OSError if the port is taken, RuntimeError if the server ends
-        before it is ready.
+    Raises: FileNotFoundError if there are no models, OSError if the port is taken, RuntimeError if the server
+        ends before it is ready.
     """
     find_models(models_folder())
     check_port(host, port)
     with tempfile.TemporaryDirectory(prefix="sparsegen-serve-") as home, stop_signals() as stopped:
         command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
+        command += ["--timeout-graceful-shutdown", "3"]  # an open page would keep its connection for good
         server = subprocess.Popen(command, env=environment(home), start_new_session=True)
         try:
             if wait_until_ready(server, host, port, stopped):
@@ -38,7 +39,7 @@ def serve(host: str = "127.0.0.1", port: int = 3000) -> int:
 
 
 def environment(home: str) -> dict[str, str]:
-    """The environment of a server: a home of its own, since two servers in one disturb each other; no tracking."""
+    """A server's environment: no tracking, and a home of its own, since two in one disturb each other."""
     return {
         **os.environ,
         "BENTOML_HOME": home,
@@ -56,7 +57,9 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind(address)
         except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from None
+            raise OSError(
+                f"cannot listen on {host}:{port} ({error.strerror}): choose another --port"
+            ) from None
 
 
 def wait_until_ready(server: subprocess.Popen, host: str, port: int, stopped: list[int]) -> bool:
@@ -66,7 +69,9 @@ def wait_until_ready(server: subprocess.Popen, host: str, port: int, stopped: li
     """
     while not stopped:
         if server.poll() is not None:
-            raise RuntimeError(f"the server ended with exit code {server.returncode} before it was ready; see above")
+            raise RuntimeError(
+                f"the server ended with exit code {server.returncode} before it was ready; see above"
+            )
         connection = HTTPConnection(_visible(host), port, timeout=2)
         try:
             connection.request("GET", "/readyz")

@@ -1,4 +1,4 @@
-"""Looking inside one image: where its code is dense, which atoms it is made of, what it loses without some."""
+"""Looking inside one image: where its code is dense, which atoms it is made of, what it loses without."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,16 @@ import numpy as np
 
 # A perceptual dark-to-light scale: the colors of `inferno` at equal steps.
 INFERNO = np.array(
-    [(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 255, 164)]
+    [
+        (0, 0, 4),
+        (40, 11, 84),
+        (101, 21, 110),
+        (159, 42, 99),
+        (212, 72, 66),
+        (245, 125, 21),
+        (250, 193, 39),
+        (252, 255, 164),
+    ]
 )
 
 
@@ -15,11 +24,20 @@ def counts(code: np.ndarray) -> np.ndarray:
     return np.count_nonzero(code, axis=0)
 
 
+def strengths(code: np.ndarray) -> np.ndarray:
+    """The length ‖·‖ of every needle.  Shape: Γ (C, H, W) -> (H, W)."""
+    return np.sqrt(np.square(code, dtype=np.float64).sum(0))
+
+
 def heat(values: np.ndarray, top: float) -> np.ndarray:
     """Colors values from 0 (dark) to `top` (light).  Shape: (H, W) -> uint8 (H, W, 3)."""
     place = np.clip(values / top, 0, 1) * (len(INFERNO) - 1)
     steps = np.arange(len(INFERNO))
-    return np.stack([np.interp(place, steps, channel) for channel in INFERNO.T], axis=-1).round().astype(np.uint8)
+    return (
+        np.stack([np.interp(place, steps, channel) for channel in INFERNO.T], axis=-1)
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def shares(code: np.ndarray, atoms: np.ndarray) -> np.ndarray:

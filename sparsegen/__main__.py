@@ -63,7 +63,7 @@ def progress(what: str, total: int | None, done: int = 0) -> Iterator:
         Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda now, description=what, total=total: bar.update(
             task, completed=now, description=description, total=total
@@ -144,6 +144,11 @@ def sample(
     out.print(f"{count} images of {model} in {out_path}", highlight=False)
 
 
+class Precision(StrEnum):
+    no = "no"
+    bf16 = "bf16"
+
+
 @app.command(epilog="Example: sparsegen train dcgan.ml --data cifar10.parquet --out runs/ml --steps 20000")
 def train(
     model: Annotated[
@@ -160,8 +165,11 @@ def train(
     start_from: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this model: a bundled one, a folder or a Hub id.")
     ] = None,
+    warm_up: Annotated[
+        int, typer.Option(min=0, help="Steps that a new discriminator gets to catch up, if --from has none.")
+    ] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    precision: Annotated[str, typer.Option(help="no (float32) or bf16.")] = "no",
+    precision: Annotated[Precision, typer.Option(help="float32 (no), or bfloat16 where it may be.")] = "no",
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first images only.")] = None,
     judge_every: Annotated[int, typer.Option(min=1, help="Steps between Fréchet distances.")] = 2_000,
     judge_count: Annotated[int, typer.Option(min=0, help="Images drawn for one; 0 for none.")] = 2_000,
@@ -174,10 +182,10 @@ def train(
 
     from sparsegen.training.interrupt import stop_on_interrupt
     from sparsegen.training.recipes import recipe_of
-    from sparsegen.training.run import Plan, Run, Schedule
+    from sparsegen.training.run import Plan, Run, Schedule, has_discriminator
     from sparsegen.zoo.dial import resolve
     from sparsegen.zoo.files import check_writable
-    from sparsegen.zoo.pretrained import find_checkpoint, read_config
+    from sparsegen.zoo.pretrained import find_checkpoint
     from sparsegen.zoo.table1 import ModelSpec
 
     spec = ModelSpec.parse(model)
@@ -185,8 +193,7 @@ def train(
         spec = replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
     recipe = recipe_of(spec)
     check_writable(out_folder / "run.json")
-    if start_from:
-        read_config(find_checkpoint(start_from))
+    alone = bool(start_from) and not has_discriminator(find_checkpoint(start_from))
     if threads:
         torch.set_num_threads(threads)
     images = _open(data, limit=limit)
@@ -197,8 +204,9 @@ def train(
         fingerprint=images.fingerprint,
         seed=seed,
         batch_size=batch_size or recipe.batch_size,
-        precision=precision,
+        precision=str(precision),
         start_from=start_from,
+        warm_up=warm_up if alone else 0,
     )
     judge = _judge(images, judge_count) if judge_count else None
     schedule = Schedule(steps=steps or recipe.steps, judge_every=judge_every, save_every=save_every)

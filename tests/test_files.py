@@ -167,3 +167,15 @@ def test_the_cache_folder_follows_the_environment_and_is_not_created(tmp_path, m
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/invalid")
     assert cache_folder() == home / ".cache" / "sparsegen"
     assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", ["/proc/x/run.json", "/proc/file", "/dev/null/x"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(path: str) -> None:
+    with pytest.raises(OSError, match=path):
+        files.check_writable(path)
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "new.png", tmp_path / "new" / "folder" / "x.png"):
+        files.check_writable(path)
+    assert list(tmp_path.iterdir()) == []

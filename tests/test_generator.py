@@ -38,7 +38,7 @@ def test_an_effective_atom_is_a_unit_of_gamma_2_through_both_dictionaries(tiny_m
         impulse[0, atom, 5, 7] = 1
         image = F.conv_transpose2d(d2(impulse), d1.weight, stride=2, padding=1)[0]
         torch.testing.assert_close(image[:, 7:15, 11:19], atoms[atom])
-        assert float(image.abs().sum()) == pytest.approx(float(atoms[atom].abs().sum()), rel=1e-5)
+        assert image.abs().sum().item() == pytest.approx(float(atoms[atom].abs().sum()), rel=1e-5)
 
 
 def test_the_image_is_the_code_times_the_dictionary(tiny_ml: Generator) -> None:

@@ -273,7 +273,7 @@ import torch
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, backend
 assert backend() == "torch", backend()
 code, needle, whole = torch.load({str(tmp_path / "expected.pt")!r})
-for layout in (code, code.contiguous(memory_format=torch.channels_last)):
+for layout in (code, code.contiguous(memory_format=torch.channels_last), code.mT.contiguous().mT):
     projected = NeedleProjection(3)(layout), GlobalProjection(21)(layout)
     assert torch.equal(projected[0], needle) and torch.equal(projected[1], whole)
     assert all(p.stride() == layout.stride() for p in projected)

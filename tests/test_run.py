@@ -160,9 +160,11 @@ def test_every_network_learns_and_the_published_generator_is_the_running_average
     run = start(tmp_path / "run", 3, save_every=1)
     before = {key: value.clone() for key, value in run.networks.state().items()}
     expected = {key: value.clone() for key, value in run.networks.generator.state_dict().items()}
-    for _ in run:
+    for step, _ in run:
+        decay = min(0.999, step / (step + 9))
         for key, value in run.networks.generator.state_dict().items():
-            expected[key] = (0.999 * expected[key] + 0.001 * value) if value.is_floating_point() else value
+            floating = value.is_floating_point()
+            expected[key] = (decay * expected[key] + (1 - decay) * value) if floating else value.clone()
     after = run.networks.state()
     for key, value in after.items():
         if key.endswith("weight") and not key.startswith("optimizer"):
@@ -214,6 +216,22 @@ def test_any_checkpoint_can_be_fine_tuned_into_any_regularizer(tmp_path: Path, r
     assert_equal(run.networks.discriminator.state_dict(), load_file(source / DISCRIMINATOR))
     for _ in run:
         pass
+
+
+def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_path: Path) -> None:
+    for _ in start(tmp_path / "first", 2, save_every=2):
+        pass
+    run = start(tmp_path / "second", 4, start_from=str(tmp_path / "first/checkpoints/00000002"), warm_up=3)
+    first, judge = (
+        {key: value.detach().clone() for key, value in network.named_parameters()}
+        for network in (run.networks.generator, run.networks.discriminator)
+    )
+    for step, _ in run:
+        moved = any(
+            not torch.equal(first[key], value) for key, value in run.networks.generator.named_parameters()
+        )
+        assert moved == (step > 3)
+    assert not torch.equal(judge["head.weight"], run.networks.discriminator.head.weight)
 
 
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:

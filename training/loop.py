@@ -96,9 +96,12 @@ def train(
     seed: int,
     start: int,
     steps: int,
+    warm_up: int = 0,
     measure_every: int = 100,
 ) -> Iterator[Progress]:
     """Trains from step `start` to `steps`, and yields after each step.
+
+    In the first `warm_up` steps the generator stands still, while a new discriminator catches up with it.
 
     Everything random is a function of (seed, step), so that a run taken up from a saved state does what an
     unbroken run does, bit for bit.
@@ -119,11 +122,14 @@ def train(
         losses = {}
         current = draw(step, 0)
         for phase in recipe.phases:
+            if step < warm_up and phase.network == "generator":
+                continue
             for update in range(phase.updates):
                 if update:  # the first update of a phase goes on with the draw of the phase before it
                     current = draw(step, update)
                 losses[phase.network] = _update(networks, phase, current, accelerator)
-        networks.average(recipe.ema)
+        # Early on the generator moves so fast that a long average of it shows nothing: the average grows with it.
+        networks.average(min(recipe.ema, (1 + step) / (10 + step)))
         images += len(current.real) * accelerator.num_processes
         measured = None
         if (step + 1) % measure_every == 0:

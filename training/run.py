@@ -54,6 +54,7 @@ class Plan:
     precision: str = "no"  # or "bf16": about 1.8x faster on a CPU that has it
     flip: bool = True
     start_from: str | None = None
+    warm_up: int = 0  # steps of the discriminator alone, where `start_from` brings none
 
     @property
     def spec(self) -> ModelSpec:
@@ -68,6 +69,11 @@ class Schedule:
     measure_every: int = 100
     save_every: int = 500
     judge_every: int = 2_000
+
+
+def has_discriminator(checkpoint: Path) -> bool:
+    """Whether a checkpoint brings its discriminator, as those of a run do and published ones may."""
+    return (checkpoint / DISCRIMINATOR).is_file()
 
 
 Judge = Callable[[Generator], dict]
@@ -125,6 +131,7 @@ class Run:
             seed=self.plan.seed,
             start=self.step,
             steps=self.schedule.steps,
+            warm_up=self.plan.warm_up,
             measure_every=self.schedule.measure_every,
         )
         for progress in steps:
@@ -212,10 +219,8 @@ class Run:
         folder = find_checkpoint(source)
         load_weights(self.networks.generator, folder / WEIGHTS)
         self.networks.start_average()
-        if (folder / DISCRIMINATOR).exists():
+        if has_discriminator(folder):
             load_weights(self.networks.discriminator, folder / DISCRIMINATOR)
-        else:
-            logger.warning("%s has no discriminator: a new one is trained from its start", folder)
 
     def _judge(self) -> None:
         if not self.accelerator.is_main_process:

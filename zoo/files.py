@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,12 +110,10 @@ def check_writable(path: str | Path) -> None:
     Raises: OSError that names the path and what is wrong with it.
     """
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        if not os.access(target, os.W_OK):
-            raise PermissionError(errno.EACCES, "this folder cannot be written to", str(path))
-        return
-    folder = next(parent for parent in target.parents if parent.exists())
+    folder = target if target.is_dir() else next(parent for parent in target.parents if parent.exists())
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder", str(path))
-    if not os.access(folder, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
-        raise PermissionError(errno.EACCES, "this file cannot be written", str(path))
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot be written: {os.strerror(error.errno)}", str(path)) from error

@@ -106,36 +106,25 @@ def _kernels() -> ModuleType | None:
 
 def _by_keys(code: Tensor, k: int, whole: bool) -> Tensor:
     """Marks the kept entries: magnitude and reversed index make one int64, so that topk meets no ties."""
-    competing = code.shape[1:] if whole else code.shape[1:2]
-    count = math.prod(competing)
-    reversed_index = torch.arange(count - 1, -1, -1, device=code.device)
-    reversed_index = reversed_index.view(*competing, *[1] * (code.ndim - 1 - len(competing)))
-    bits = code.abs().float().view(torch.int32).clamp_max(_NAN)
-    key = bits.long() << 32 | reversed_index
-    return key >= _kth(key, k, whole)
+    lines = code.flatten(1) if whole else code.movedim(1, -1)  # what competes is the last dim
+    bits = lines.abs().float().view(torch.int32).clamp_max(_NAN)
+    key = bits.long() << 32 | torch.arange(lines.shape[-1] - 1, -1, -1, device=code.device)
+    kept = key.contiguous().topk(k, sorted=False).indices
+    mask = torch.zeros_like(key, dtype=torch.bool).scatter(-1, kept, True)
+    mask = mask.view(code.shape) if whole else mask.movedim(-1, 1)
+    return torch.empty_like(code, dtype=torch.bool).copy_(mask)  # for the memory format
 
 
 def _by_threshold(code: Tensor, k: int, whole: bool) -> Tensor:
     """Marks the kept entries by operations that ONNX has: all above the k-th, then the first equal to it."""
-    magnitude, nan = code.abs(), code.isnan()
-    kth = _kth(magnitude, k, whole)
+    magnitude = (code.flatten(1) if whole else code).abs()
+    nan = magnitude.isnan()
+    kth = magnitude.topk(k, dim=1).values[:, -1:]
     above = (magnitude > kth) | (nan & ~kth.isnan())
     tie = (magnitude == kth) | (nan & kth.isnan())
-    if whole:
-        free = k - above.flatten(1).sum(1).view(-1, *[1] * (code.ndim - 1))
-        order = tie.flatten(1).cumsum(1).view(code.shape)
-    else:
-        free = k - above.sum(1, keepdim=True)
-        order = tie.cumsum(1)
-    return above | (tie & (order <= free))
-
-
-def _kth(values: Tensor, k: int, whole: bool) -> Tensor:
-    """Returns the k-th largest of the values that compete, shaped to be compared with all of them."""
-    if whole:
-        return values.flatten(1).topk(k).values[:, -1].view(-1, *[1] * (values.ndim - 1))
-    # topk along the last dim of a copy is twice as fast as along dim 1
-    return values.movedim(1, -1).contiguous().topk(k).values[..., -1].unsqueeze(1)
+    free = k - above.sum(1, keepdim=True)
+    mask = above | (tie & (tie.cumsum(1) <= free))
+    return torch.empty_like(code, dtype=torch.bool).copy_(mask.view(code.shape))
 
 
 @torch.library.custom_op("sparsegen::project", mutates_args=(), device_types="cpu")
@@ -147,8 +136,8 @@ def _project(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
     code = code.detach()
     kernels = _kernels()
     if kernels is None:
-        mask = torch.empty_like(code, dtype=torch.bool).copy_(_by_keys(code, k, whole))
-        return torch.empty_like(code).copy_(torch.where(mask, code, 0)), mask
+        mask = _by_keys(code, k, whole)
+        return torch.where(mask, code, 0), mask
     x = code.float()  # exact for the narrower types
     last = code.ndim > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
     if not last:

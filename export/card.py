@@ -1,0 +1,175 @@
+"""The model card of a checkpoint: the README.md that the Hugging Face Hub shows, from its config alone."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sparsegen.zoo.dial import Dial
+from sparsegen.zoo.table1 import ModelSpec
+
+CONSTRAINTS = {
+    "baseline": "Nothing makes its codes sparse: it is what the other columns are compared with.",
+    "l0_inf": """Each needle of Γ1, the entries of one pixel over all channels, keeps its k largest magnitudes
+(L0,∞).""",
+    "l0": "Γ1 keeps the k largest magnitudes of each image (L0).",
+    "l1": "A penalty on the L1 norm of Γ1 acted in its training; nothing is zeroed when it draws.",
+    "ml": """Each needle of Γ1 and of Γ2, the entries of one pixel over all channels, keeps its k largest
+magnitudes (L0,∞ on two levels: ML-CSC).""",
+}
+METRICS = {
+    "fid": "This is the FID: the Fréchet distance of Inception features.",
+    "fd-efficientnet-lite0": """This is the Fréchet distance of EfficientNet-Lite0 features. It is no FID and
+must not be compared with one, those of the paper included.""",
+}
+FACTS = {
+    "data": "images",
+    "steps": "steps",
+    "batch_size": "batch size",
+    "seed": "seed",
+    "precision": "mixed precision",
+    "flip": "random horizontal flips",
+    "start_from": "started from",
+}
+LIMITS = """## Limits
+
+- It draws 32 x 32 images of the kind that it was trained on, and has no labels: what an image shows cannot be
+  asked for.
+- The paper's FIDs are not its own: only what this card lists was measured on these weights.
+- A code tells which atoms an image is made of; nothing makes an atom mean something to a person.
+- It repeats the biases of its training images. Do not take its images for photographs."""
+PAPER = """## Paper
+
+Roy Ganz and Michael Elad, *Improved Image Generation via Sparsity* (arXiv 2104.00464). This model is an
+independent reimplementation, not by its authors.
+
+```bibtex
+@article{ganz2021improved,
+  title   = {Improved Image Generation via Sparsity},
+  author  = {Ganz, Roy and Elad, Michael},
+  journal = {arXiv preprint arXiv:2104.00464},
+  year    = {2021}
+}
+```"""
+
+
+def model_card(config: dict) -> str:
+    """Writes the README.md of a checkpoint, headed by the metadata that the Hub reads, from its config.json.
+
+    Raises: ValueError, KeyError if the config describes no model.
+    """
+    spec = ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"])
+    spec = replace(spec, k=tuple(config["k"]))
+    dials = spec.generator().dials
+    training, evaluation = config.get("training", {}), config.get("evaluation", {})
+    front = {
+        "license": config["license"],
+        "library_name": "sparsegen",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["sparse-coding", "gan", "onnx", spec.architecture, spec.regularizer],
+        "datasets": ["cifar10"],
+    }
+    if "cifar10" not in training.get("data", "cifar10"):
+        del front["datasets"]
+    sections = [
+        "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()) + "\n---",
+        f"# {spec.name}",
+        _what(spec),
+        _use(spec, dials),
+        _k(dials),
+        _training(training),
+        _distance(evaluation),
+        LIMITS,
+        PAPER,
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _what(spec: ModelSpec) -> str:
+    return f"""A GAN generator of 32 x 32 images whose inner representation is a sparse code: the architecture
+{spec.architecture} and the regularizer {spec.regularizer} of the paper's Table 1, with {spec.atoms} atoms.
+{CONSTRAINTS[spec.regularizer]}
+The image is that code times a convolutional dictionary."""
+
+
+def _use(spec: ModelSpec, dials: Sequence[Dial]) -> str:
+    k = f", k={max(1, dials[0].k // 2)}" if dials else ""
+    sparser = f"\nsparser = generator.sample(16, seed=0{k})" if dials else ""
+    return f"""## Use
+
+```python
+import sparsegen
+
+generator = sparsegen.from_pretrained("{spec.name}")  # or a checkpoint's folder, or owner/name on the Hub
+images = generator.sample(16, seed=0)  # uint8 (16, 32, 32, 3){sparser}
+```
+
+From the ONNX file, with onnxruntime in place of torch:
+
+```python
+from sparsegen.export.runtime import open_sampler
+
+images = open_sampler("{spec.name}").sample(16, seed=0)
+```"""
+
+
+def _k(dials: Sequence[Dial]) -> str:
+    rows = [f"| Γ{dial.level} | {dial.unit} | {dial.k} | 1 to {dial.limit} |" for dial in dials]
+    if not rows:
+        return ""
+    return "\n".join(
+        [
+            "## k, the sparsity dial",
+            "",
+            "k non-zeros are kept at each projected level. It may be changed at every call; the images are",
+            "best near the k of training.",
+            "",
+            "| level | in each | k of training | range |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _training(training: dict) -> str:
+    facts = [
+        f"- {name}: {_plain(training[key])}" for key, name in FACTS.items() if training.get(key) is not None
+    ]
+    return "\n".join(["## Training", "", *facts]) if facts else ""
+
+
+def _distance(evaluation: dict) -> str:
+    if not evaluation:
+        return ""
+    metric = evaluation["metric"]
+    lines = [
+        "## Measured distance",
+        "",
+        f"**{metric}: {evaluation['distance']:.2f}** (lower is better)",
+        "",
+        METRICS.get(metric, ""),
+        "",
+    ]
+    protocol = {
+        "images drawn": evaluation.get("count"),
+        "real images they are compared with": evaluation.get("reference_count"),
+        "seed": evaluation.get("seed"),
+        "share of non-zeros in each code, Γ1 first": evaluation.get("density"),
+    }
+    lines += [f"- {name}: {_plain(value)}" for name, value in protocol.items() if value is not None]
+    lines += ["", "A smaller count raises a Fréchet distance: compare only over equal counts."]
+    return "\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, int):
+        return f"{value:,}"
+    return (
+        Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
+    )  # folders are nobody's business

@@ -1,0 +1,162 @@
+"""A real server in a process of its own, for the tests of the endpoint, the page and the browser."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import warmed
+
+from sparsegen.export.onnx_file import bundle
+from sparsegen.zoo.pretrained import save_pretrained
+from sparsegen.zoo.table1 import build
+
+# Is imported by Python when it starts: torch cannot be imported, and every attempt is written down.
+NO_TORCH = """
+import os, sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch" or name.startswith("torch."):
+            with open(os.environ["TORCH_IMPORTS"], "a") as file:
+                file.write(name + chr(10))
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, NoTorch())
+"""
+SERVE = "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1])))"
+
+
+@dataclass
+class Server:
+    """A running server: its address, its process and what it wrote."""
+
+    port: int
+    process: subprocess.Popen
+    log: Path
+    models: Path
+    torch_imports: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(
+        self, method: str, path: str, body: object = None, content_type: str | None = "application/json"
+    ) -> tuple[int, str, bytes]:
+        """Sends a request, in chunks if its body is an iterator; returns status, content type and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            headers = {} if content_type is None else {"Content-Type": content_type}
+            connection.request(method, path, body, headers, encode_chunked=isinstance(body, Iterator))
+            response = connection.getresponse()
+            return response.status, response.headers.get("Content-Type", ""), response.read()
+        finally:
+            connection.close()
+
+    def sample(self, **request: object) -> bytes:
+        status, _, body = self.ask("POST", "/sample", json.dumps(request))
+        assert status == 200, body
+        return body
+
+    def wait_until_ready(self, seconds: float = 120) -> "Server":
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self.process.poll() is None:
+            try:
+                if self.ask("GET", "/readyz")[0] == 200:
+                    return self
+            except OSError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(
+            f"the server is not ready (exit code {self.process.poll()}):\n{self.log.read_text()}"
+        )
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+def until(ask: Callable[[], object], wanted: object, seconds: float = 20) -> object:
+    """Asks until the answer is what is wanted, or the time is over, and returns the last answer."""
+    end = time.monotonic() + seconds
+    while (got := ask()) != wanted and time.monotonic() < end:
+        time.sleep(0.05)
+    return got
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(
+    folder: Path, models: Path, command: list[str] | None = None, start_up: str = NO_TORCH, **environment: str
+) -> Server:
+    """Starts a server of `models` in `folder`; `command` gets the port as its last argument."""
+    folder.mkdir()
+    (folder / "python").mkdir()
+    (folder / "python" / "sitecustomize.py").write_text(start_up)
+    server_environment = {
+        **os.environ,
+        "SPARSEGEN_MODELS": str(models),
+        "PYTHONPATH": str(folder / "python"),
+        "TORCH_IMPORTS": str(folder / "torch"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    port, log = free_port(), folder / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*(command or [sys.executable, "-c", SERVE]), str(port)],
+            cwd=folder,
+            env=server_environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    return Server(port, process, log, models, folder / "torch")
+
+
+def make_models(folder: Path) -> Path:
+    """Small untrained models of three columns, their images made to differ."""
+    for regularizer in ("baseline", "l0", "ml"):
+        torch.manual_seed(0)
+        generator = warmed(build("dcgan", regularizer, atoms=8))
+        with torch.no_grad():
+            generator.stages[0].conv.weight *= 20
+        path = save_pretrained(generator, folder / generator.spec.name, training={"steps": 3})
+        bundle(path)
+    return folder
+
+
+_shared: dict[
+    str, object
+] = {}  # the fixtures below are imported by several modules, and each makes its own of them
+
+
+@pytest.fixture(scope="session", name="models")
+def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small models."""
+    if "models" not in _shared:
+        torch.set_num_threads(1)
+        _shared["models"] = make_models(tmp_path_factory.mktemp("served"))
+    return _shared["models"]
+
+
+@pytest.fixture(scope="session", name="server")
+def running_server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the small models, in whose process torch cannot be imported; one for all tests."""
+    if "server" not in _shared:
+        _shared["server"] = start(tmp_path_factory.mktemp("server") / "run", models)
+    yield _shared["server"].wait_until_ready()
+    assert _shared["server"].stop() == 0

@@ -1,0 +1,181 @@
+import base64
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from server import running_server, small_models, until  # noqa: F401 (two are fixtures)
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver on the PATH"
+    ),
+]
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync --hide-scrollbars"
+)
+
+
+class Page:
+    """The page in a headless browser of some width."""
+
+    def __init__(self, url: str, width: int, folder: Path):
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in (*FLAGS.split(), f"--window-size={width},1000", f"--user-data-dir={folder / 'profile'}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.url, self.width, self.folder = url, width, folder
+        self.driver = webdriver.Chrome(options, Service(DRIVER))
+        metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def all(self, selector: str) -> list:
+        return self.driver.find_elements("css selector", selector)
+
+    def click(self, selector: str, place: int = 0) -> None:
+        until(lambda: len(self.all(selector)) > place, True)
+        element = self.all(selector)[place]
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def pictures(self, selector: str) -> list[str]:
+        script = "return [...document.querySelectorAll(arguments[0])].map(image => image.src)"
+        return self.driver.execute_script(script, f"{selector} img")
+
+    def text(self, selector: str) -> str:
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].map(element => element.innerText).join()"
+        )
+        return self.driver.execute_script(script, selector)
+
+    def slide(self, selector: str, value: int) -> None:
+        """Drags a slider, as the browser tells of it."""
+        self.driver.execute_script(
+            "const slider = document.querySelector(arguments[0]); slider.value = arguments[1];"
+            "slider.dispatchEvent(new Event('input', {bubbles: true}));",
+            f"{selector} input[type=range]",
+            value,
+        )
+
+    def screenshot(self, name: str) -> None:
+        height = self.driver.execute_script("return document.documentElement.scrollHeight")
+        clip = {"x": 0, "y": 0, "width": self.width, "height": height, "scale": 1}
+        shot = self.driver.execute_cdp_cmd(
+            "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+        )
+        for folder in filter(None, (self.folder, os.environ.get("SPARSEGEN_SCREENSHOTS"))):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / f"{name}-{self.width}.png").write_bytes(base64.b64decode(shot["data"]))
+
+    def hosts(self) -> set[str]:
+        """Every host that the page has asked for anything."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+        addresses = [
+            urlsplit(params["request"]["url"]) for params in sent if params["documentURL"].startswith("http")
+        ]
+        return {address.netloc for address in addresses if address.scheme not in ("data", "blob")}
+
+
+@pytest.fixture(params=[1280, 400])
+def page(request, server, tmp_path):
+    page = Page(server.url, request.param, tmp_path)
+    try:
+        page.driver.get(f"{server.url}/")
+        until(lambda: len(page.pictures("#atoms")) > 0, True)
+        yield page
+    finally:
+        page.driver.quit()
+
+
+def decoded(source: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))))
+
+
+def test_a_visitor_turns_the_dial_and_takes_an_x_ray(page, server):
+    assert page.driver.current_url == f"{server.url}/ui/" and page.driver.title == "sparsegen"
+    drawn = page.pictures("#gallery")
+    assert len(drawn) == 16
+
+    page.slide("#k1", 1)
+    assert until(lambda: page.pictures("#gallery") != drawn, True)
+    assert until(lambda: "allows 1 of 8" in page.text("#facts"), True)
+    expected = np.load(io.BytesIO(server.sample(model="dcgan-8.ml", k=1, format="npy")))
+    np.testing.assert_array_equal([decoded(source) for source in page.pictures("#gallery")], expected)
+
+    page.click("#apart input")
+    assert until(lambda: page.all("#k2 input[type=range]") != [], True)
+    assert until(lambda: "needle of Γ1;" in page.text("#k1"), True)
+    page.slide("#k2", 8)
+    assert until(lambda: "allows 8 of 8" in page.text("#facts"), True)
+
+    page.click("#gallery .tile", 5)
+    fifth = page.pictures("#gallery")[5]
+    assert until(lambda: page.pictures("#inside")[0] == fifth, True)
+    assert page.all("#loss img") == []
+    page.click("#atoms .atom", 0)
+    assert until(lambda: len(page.pictures("#loss")), 3) == 3
+    before, after, difference = page.pictures("#loss")
+    assert before == fifth and after != before and np.ptp(decoded(difference).astype(int)) > 0
+    page.screenshot("x-ray")
+    page.click("#atoms .atom", 0)
+    assert until(lambda: page.all("#loss img"), []) == []
+
+    wide = page.driver.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= page.width  # nothing to scroll sideways
+    assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert page.hosts() == {f"127.0.0.1:{server.port}"}
+
+
+def choose(page: Page, model: str) -> None:
+    page.driver.execute_script("document.activeElement.blur()")  # the list opens when it is entered
+    until(lambda: page.all("[role=option]"), [])
+    page.click("#model input")
+    until(lambda: model in page.text("[role=option]"), True)
+    next(option for option in page.all("[role=option]") if model in option.text).click()
+
+
+def test_a_new_seed_draws_new_images_and_the_dial_follows_the_model(page, server):
+    drawn = page.pictures("#gallery")
+    page.click("#dice")
+    assert until(lambda: page.pictures("#gallery") != drawn, True)
+
+    choose(page, "dcgan-8.l0")
+    assert until(lambda: "allows 512 of 2,048 in each code" in page.text("#facts"), True)
+    page.slide("#k1", 300)
+    assert until(lambda: "allows 300 of 2,048 in each code" in page.text("#facts"), True)
+
+    choose(page, "dcgan-8.baseline")
+    assert until(lambda: "no dial to turn" in page.text("#note"), True)
+    assert until(lambda: [slider for slider in page.all("#k1") if slider.is_displayed()], []) == []
+    assert until(lambda: "not limited in this model" in page.text("#facts"), True)
+    page.click("#calls button")
+    assert until(lambda: "dcgan-8.baseline" in page.text("#python"), True)
+    assert until(lambda: f"{server.url}/sample" in page.text("#curl"), True)
+    page.screenshot("baseline")
+    assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_the_page_of_the_api_needs_no_other_host(server, tmp_path):
+    page = Page(server.url, 1280, tmp_path)
+    try:
+        page.driver.get(f"{server.url}/docs")
+        assert until(lambda: "/sample" in page.text(".opblock-summary-path"), True)
+        assert page.hosts() == {f"127.0.0.1:{server.port}"}
+    finally:
+        page.driver.quit()

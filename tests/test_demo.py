@@ -1,0 +1,165 @@
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from server import running_server, small_models  # noqa: F401 (fixtures)
+
+from sparsegen.export import runtime
+from sparsegen.service import xray
+from sparsegen.zoo import noise
+from sparsegen.zoo.pretrained import from_pretrained
+
+# Gradio and its client warn about their own and Starlette's old interfaces.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "PendingDeprecationWarning")
+]
+
+ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    from gradio_client import Client
+
+    client = Client(f"{server.url}/ui/", verbose=False)
+    yield client
+    client.close()
+
+
+def pictures(markup: str) -> list[np.ndarray]:
+    encoded = re.findall(r'src="data:image/png;base64,([^"]+)"', markup)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in encoded]
+
+
+def ask(client, api_name: str, model=ML, seed=7, count=5, k=2, apart=False, k_2=1, index=0):
+    if model in (ML, L0, BASELINE):
+        client.predict(model, api_name="/choose")  # as on the page, the dial gets the range of the model
+    return client.predict(model, seed, count, k, apart, k_2, index, api_name=api_name)
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "k"),
+    [(ML, {}, 2), (ML, {"apart": True}, [2, 1]), (L0, {"k": 300}, 300), (BASELINE, {}, None)],
+    ids=str,
+)
+def test_a_seed_has_the_same_pixels_on_the_page_and_over_http(server, client, model, setting, k):
+    tiles, *_ = ask(client, "/draw", model, **setting)
+    over_http = server.sample(model=model, count=5, seed=7, k=k, format="npy")
+    np.testing.assert_array_equal(pictures(tiles), np.load(io.BytesIO(over_http)))
+
+
+def test_the_page_shows_calls_that_give_its_pixels(server, client, monkeypatch, tmp_path):
+    tiles, _, python, curl = ask(client, "/draw", count=3, k=3, apart=True)
+    monkeypatch.setattr(
+        runtime.bundled, "MODELS", server.models
+    )  # as if the small models were the bundled ones
+    names: dict = {}
+    exec(python, names)
+    np.testing.assert_array_equal(names["pixels"], pictures(tiles))
+    if shutil.which("curl") and shutil.which("bash"):
+        subprocess.run(["bash", "-c", curl], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        np.testing.assert_array_equal(np.load(tmp_path / "pixels.npy"), pictures(tiles))
+
+
+def test_the_page_says_how_sparse_the_codes_are(server, client):
+    facts = ask(client, "/draw", k=3)[1]
+    with torch.no_grad(), (generator := from_pretrained(server.models / ML)).dial(3):
+        _, codes = generator(torch.from_numpy(noise.z(5, 128, 7)))
+    for level, code in enumerate(codes, 1):
+        assert f"Γ{level}: density {(code != 0).double().mean():.3f}" in facts
+    assert "the dial allows 3 of 8 in each needle" in facts
+    assert "not limited in this model" in ask(client, "/draw", BASELINE)[1]
+
+
+def test_the_x_ray_maps_the_non_zeros_of_each_needle(server, client):
+    inside, atoms, _ = ask(client, "/look", BASELINE, index=2)
+    image, density_1, density_2, _ = pictures(inside)
+    np.testing.assert_array_equal(image, pictures(ask(client, "/draw", BASELINE)[0])[2])
+    with torch.no_grad():
+        _, codes = from_pretrained(server.models / BASELINE)(torch.from_numpy(noise.z(3, 128, 7)))
+    for shown, code in zip((density_1, density_2), codes, strict=True):
+        count = (code[2] != 0).sum(0).numpy()
+        brightness = shown.astype(int).sum(-1)  # rises with the count
+        order = np.argsort(count, axis=None, kind="stable")
+        assert shown.shape == (16, 16, 3) and len(np.unique(count)) > 1
+        assert (np.diff(brightness.flat[order]) >= 0).all()
+    assert all(picture.shape == (4, 4, 3) for picture in pictures(atoms))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"model": "dcgan.mx"}, "dcgan-8.ml"),
+        ({"seed": -1}, "minimum|from 0"),
+        ({"count": 65}, "64"),
+        ({"k": 9}, "8"),
+        ({"k": 1.5}, "integer"),
+        ({"index": 64}, "63"),
+    ],
+    ids=str,
+)
+def test_a_bad_value_is_explained_on_the_page(client, setting, words):
+    with pytest.raises(Exception, match=words) as told:
+        ask(client, "/draw", **setting)
+    assert "Traceback" not in str(told.value)
+
+
+def test_an_image_that_is_no_longer_drawn_gives_way_to_the_last(client):
+    assert ask(client, "/look", count=3, index=10) == ask(client, "/look", count=3, index=2)
+
+
+def test_counts_and_strengths_are_those_of_each_needle():
+    code = np.zeros((3, 2, 2), np.float32)
+    code[:, 0, 1] = 3, 0, -4
+    np.testing.assert_array_equal(xray.counts(code), [[0, 2], [0, 0]])
+    np.testing.assert_array_equal(xray.strengths(code), [[0, 5], [0, 0]])
+
+
+def test_heat_runs_from_black_to_pale_yellow_and_only_rises():
+    colors = xray.heat(np.arange(101).reshape(1, -1), 100)[0].astype(int)
+    assert tuple(colors[0]) == (0, 0, 4) and tuple(colors[-1]) == (252, 255, 164)
+    assert (np.diff(colors.sum(-1)) >= 0).all()
+
+
+def test_shares_are_the_energies_of_atoms_that_do_not_overlap():
+    """With a single entry an atom, each adds its own picture: its energy is what the picture's pixels say."""
+    generator = np.random.default_rng(0)
+    atoms, code = generator.normal(size=(4, 3, 2, 2)), np.zeros((4, 2, 2))
+    code[0, 0, 0], code[1, 0, 1], code[3, 1, 1] = 2, -1, 0.5
+    energy = np.array([((code[c].sum() * atoms[c]) ** 2).sum() for c in range(4)])
+    np.testing.assert_allclose(xray.shares(code, atoms), energy / energy.sum())
+    assert xray.shares(np.zeros_like(code), atoms).tolist() == [0, 0, 0, 0]
+
+
+def test_the_difference_is_gray_where_nothing_is_lost_and_has_full_contrast():
+    before = np.full((2, 2, 3), 100, np.uint8)
+    after = before.copy()
+    after[0, 0], after[1, 1] = 90, 120
+    lost, factor = xray.difference(before, after)
+    assert factor == 127.5 / 20
+    assert (
+        lost[0, 1].tolist() == [128] * 3
+        and lost[0, 0].tolist() == [191] * 3
+        and lost[1, 1].tolist() == [0] * 3
+    )
+    assert xray.difference(before, before)[1] == 1
+
+
+def test_without_an_atom_its_map_alone_is_zero():
+    code = np.ones((3, 2, 2), np.float32)
+    edited = xray.without(code, [1])
+    assert edited.sum((1, 2)).tolist() == [4, 0, 4] and code.all()
+
+
+def test_the_page_shows_json_that_the_endpoint_reads(client):
+    curl = ask(client, "/draw")[3]
+    body = json.loads(re.search(r"-d '(.*)'", curl)[1])
+    assert body == {"model": ML, "count": 5, "seed": 7, "k": [2, 2], "format": "npy"}

@@ -1,0 +1,403 @@
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from server import Server, free_port, running_server, small_models, start, until  # noqa: F401 (two are fixtures)
+
+from sparsegen.export.runtime import open_sampler
+from sparsegen.service.batching import Batcher
+from sparsegen.service.models import find_models
+from sparsegen.service.serve import serve
+from sparsegen.zoo.pretrained import from_pretrained
+
+# Schemathesis, bentoml and gradio warn about one another's and their own old interfaces.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "PendingDeprecationWarning")
+]
+
+ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
+BIG = b" " * (50 << 20)
+
+
+def pixels_of(npy: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(npy), allow_pickle=False)
+
+
+def error_of(body: bytes) -> str:
+    answer = json.loads(body)
+    assert list(answer) == ["error"], answer
+    assert answer["error"] and "\n" not in answer["error"] and "Traceback" not in answer["error"]
+    return answer["error"]
+
+
+@pytest.mark.parametrize(("model", "k"), [(ML, None), (ML, [3, 1]), (L0, 100), (BASELINE, None)])
+def test_an_image_is_the_same_over_http_from_the_runtime_and_from_torch(server, model, k):
+    over_http = pixels_of(server.sample(model=model, count=5, seed=2**64 - 1, k=k, format="npy"))
+    assert over_http.dtype == np.uint8 and over_http.shape == (5, 32, 32, 3)
+    np.testing.assert_array_equal(
+        over_http, open_sampler(server.models / model).sample(5, seed=2**64 - 1, k=k)
+    )
+    by_torch = from_pretrained(server.models / model).sample(5, seed=2**64 - 1, k=k)
+    assert (
+        np.abs(over_http.astype(int) - by_torch).max() <= 1
+    )  # the last bit of a float may round the other way
+    assert len(np.unique(over_http)) > 20  # not a constant
+
+
+def test_the_three_formats_hold_the_same_pixels(server):
+    request = {"model": ML, "count": 5, "seed": 3}
+    pixels = pixels_of(server.sample(**request, format="npy"))
+    for image, expected in zip(
+        json.loads(server.sample(**request, format="png"))["images"], pixels, strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))), expected)
+    grid = np.asarray(Image.open(io.BytesIO(server.sample(**request))))
+    assert grid.shape == (2 + 2 * 34, 2 + 3 * 34, 3)  # two rows of three
+    for index, expected in enumerate(pixels):
+        top, left = 2 + index // 3 * 34, 2 + index % 3 * 34
+        np.testing.assert_array_equal(grid[top : top + 32, left : left + 32], expected)
+
+
+def test_defaults_are_sixteen_images_of_seed_0_with_the_k_of_training_as_a_grid(server):
+    status, kind, body = server.ask("POST", "/sample", json.dumps({"model": ML}))
+    assert (status, kind) == (200, "image/png")
+    assert body == server.sample(model=ML, count=16, seed=0, k=[2, 2], format="grid")
+
+
+def test_models_are_listed_with_their_dials(server):
+    status, kind, body = server.ask("GET", "/models")
+    assert (status, kind) == (200, "application/json")
+    listed = {model["name"]: model for model in json.loads(body)["models"]}
+    assert sorted(listed) == [BASELINE, L0, ML]
+    assert listed[BASELINE]["k"] == [] and listed[BASELINE]["regularizer"] == "baseline"
+    assert listed[L0]["k"] == [{"level": 1, "unit": "code", "trained": 512, "min": 1, "max": 8 * 16 * 16}]
+    assert [dial["max"] for dial in listed[ML]["k"]] == [8, 8]
+    assert (
+        listed[ML]["license"] == "apache-2.0"
+        and listed[ML]["steps"] == 3
+        and listed[ML]["evaluation"] is None
+    )
+
+
+def test_the_server_never_imports_torch(server):
+    server.sample(model=ML)
+    assert server.ask("GET", "/ui/")[0] == 200
+    assert not server.torch_imports.exists(), server.torch_imports.read_text()
+
+
+def test_health_readiness_and_metrics_are_bentomls(server):
+    server.sample(model=ML)
+    assert server.ask("GET", "/healthz")[0] == server.ask("GET", "/readyz")[0] == 200
+    metrics = server.ask("GET", "/metrics")[2].decode()
+    assert re.search(r'bentoml_service_request_total\{.*endpoint="/sample".*\} \d', metrics)
+    assert "sparsegen_batch_images_bucket" in metrics
+
+
+def test_the_root_leads_to_the_page_and_the_docs_need_no_other_host(server):
+    assert server.ask("GET", "/")[0] == 307
+    status, _, page = server.ask("GET", "/docs")
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.decode())
+    assert status == 200 and len(files) == 3 and "openapi.json" in page.decode()
+    for file in files:
+        assert "//" not in file and server.ask("GET", f"/{file}")[0] == 200
+
+
+def test_the_openapi_document_carries_the_limits(server):
+    document = json.loads(server.ask("GET", "/openapi.json")[2])
+    schema = document["paths"]["/sample"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    count, seed = schema["properties"]["count"], schema["properties"]["seed"]
+    assert (count["minimum"], count["maximum"], count["default"]) == (1, 64, 16)
+    assert (seed["minimum"], seed["maximum"], seed["default"]) == (0, 2**64 - 1, 0)
+    assert schema["properties"]["model"]["enum"] == [BASELINE, L0, ML]
+    assert f"{L0}: 1 to 2048 for each code of Γ1" in schema["properties"]["k"]["description"]
+
+
+REFUSED = [
+    ({"count": 0}, 422, "count"),
+    ({"count": 65}, 422, "count"),
+    ({"count": 10**9}, 422, "count"),
+    ({"count": "5"}, 422, "count"),
+    ({"count": 1.5}, 422, "count"),
+    ({"count": True}, 422, "count"),
+    ({"count": None}, 422, "count"),
+    ({"seed": -1}, 422, "seed"),
+    ({"seed": 2**64}, 422, "seed"),
+    ({"seed": "7"}, 422, "seed"),
+    ({"k": 0}, 422, "Γ1, from 1 to 8"),
+    ({"k": 9}, 422, "Γ1, from 1 to 8"),
+    ({"k": [1, 2, 3]}, 422, "Γ1, Γ2"),
+    ({"k": []}, 422, "Γ1, Γ2"),
+    ({"k": [1, "2"]}, 422, "Γ2"),
+    ({"k": {"1": 2}}, 422, "k is"),
+    ({"k": True}, 422, "k is"),
+    ({"model": BASELINE, "k": 3}, 422, "without a projection"),
+    ({"model": L0, "k": 2049}, 422, "2048"),
+    ({"model": "dcgan-8.mx"}, 404, ML),
+    ({"model": "../../etc/passwd"}, 404, ML),
+    ({"model": 7}, 422, "model"),
+    ({"model": None}, 422, "model is missing"),
+    ({"format": "gif"}, 422, "grid, png, npy"),
+    ({"format": ["grid"]}, 422, "grid, png, npy"),
+    ({"steps": 1}, 422, "unknown key 'steps'"),
+]
+
+
+@pytest.mark.parametrize(("change", "status", "word"), REFUSED, ids=lambda value: str(value)[:30])
+def test_a_bad_value_is_refused_in_one_sentence(server, change, status, word):
+    got, kind, body = server.ask("POST", "/sample", json.dumps({"model": ML} | change))
+    assert (got, kind) == (status, "application/json"), body
+    assert word in error_of(body)
+
+
+BROKEN = [
+    (b"", 400, "empty"),
+    (b"{", 400, "JSON"),
+    (b'{"model": "dcgan-8.ml", "count": NaN}', 400, "NaN"),
+    (b'{"model": "dcgan-8.ml", "count": 1e999}', 422, "count"),
+    (b'{"model": "dcgan-8.ml", "seed": ' + b"9" * 5000 + b"}", 400, "5000 digits"),
+    (b'{"model": "\xff"}', 400, "UTF-8"),
+    (b'{"model": "\\ud800"}', 404, "no model"),
+    (b"[" * 100_000, 400, "nested"),
+    (b'{"model": "dcgan-8.ml", "k": ' + b"[" * 500 + b"]" * 500 + b"}", 422, "k is"),
+    (b"[]", 422, "object"),
+    (b"null", 422, "object"),
+    (b'"dcgan-8.ml"', 422, "object"),
+    (b"{}", 422, "model is missing"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "word"), BROKEN, ids=lambda value: str(value)[:30])
+def test_a_body_that_is_no_request_is_refused_in_one_sentence(server, body, status, word):
+    got, kind, answer = server.ask("POST", "/sample", body)
+    assert (got, kind) == (status, "application/json"), answer
+    assert word in error_of(answer)
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "image/png", ";"]
+)
+def test_a_body_that_is_not_declared_as_json_is_refused(server, content_type):
+    status, _, body = server.ask("POST", "/sample", b'{"model": "dcgan-8.ml"}', content_type)
+    assert status == 415 and "application/json" in error_of(body)
+    assert (
+        server.ask("POST", "/sample", b'{"model": "dcgan-8.ml"}', "Application/JSON; charset=utf-8")[0] == 200
+    )
+
+
+@pytest.mark.parametrize("body", [BIG, None], ids=["with its length", "in chunks"])
+@pytest.mark.parametrize("path", ["/sample", "/ui/gradio_api/upload"])
+def test_a_body_of_50_mb_is_refused_as_too_large(server, path, body):
+    body = body or (BIG[: 1 << 20] for _ in range(50))
+    status, _, answer = server.ask("POST", path, body)
+    assert status == 413 and "1,048,576 bytes" in error_of(answer)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/sample"), ("PUT", "/sample"), ("POST", "/models")])
+def test_another_method_is_refused(server, method, path):
+    status, _, body = server.ask(method, path)
+    assert status == 405 and error_of(body)
+
+
+def test_more_requests_at_once_than_allowed_are_refused_until_some_end(server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(256):  # requests that never send the body they promise
+            waiting = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            waiting.sendall(
+                b"POST /sample HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+            )
+        statuses = until(lambda: server.ask("GET", "/models")[0], 429)
+        assert server.ask("GET", "/healthz")[0] == 200
+    assert statuses == 429
+    assert until(lambda: server.ask("GET", "/models")[0], 200) == 200
+
+
+def test_requests_that_arrive_together_are_merged_and_get_the_pixels_they_get_alone(server):
+    requests = [
+        {"model": model, "count": count, "seed": seed, "k": k, "format": "npy"}
+        for seed in range(6)
+        for model, count, k in [
+            (ML, 3, None),
+            (ML, 1 + seed, [2, 2]),
+            (ML, 64, 1),
+            (L0, 2, None),
+            (BASELINE, 5, None),
+        ]
+    ]
+    alone = [server.sample(**request) for request in requests]
+    images, runs = batches(server)
+    gate = threading.Barrier(len(requests))
+
+    def ask(request: dict) -> bytes:
+        gate.wait()
+        return server.sample(**request)
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        together = list(pool.map(ask, requests))
+    assert together == alone
+    images_after, runs_after = batches(server)
+    assert images_after - images == sum(request["count"] for request in requests)
+    assert runs_after - runs < len(requests)
+
+
+def batches(server: Server) -> tuple[int, int]:
+    metrics = server.ask("GET", "/metrics")[2].decode()
+    values = [
+        re.search(rf"^sparsegen_batch_images_{what}(?:\{{.*\}})? (.+)$", metrics, re.M)[1]
+        for what in ("sum", "count")
+    ]
+    return int(float(values[0])), int(float(values[1]))
+
+
+def test_the_batcher_merges_what_has_one_key_and_keeps_to_its_limit():
+    runs = []
+
+    def run(key: str, rows: np.ndarray) -> np.ndarray:
+        runs.append((key, len(rows)))
+        return rows * 10
+
+    async def ask() -> list[np.ndarray]:
+        batcher = Batcher(run, limit=8)
+        wanted = [("a", 3), ("b", 1), ("a", 3), ("a", 3), ("a", 8)]
+        rows = [(key, np.full((count, 1), index)) for index, (key, count) in enumerate(wanted)]
+        return await asyncio.gather(*(batcher(key, row) for key, row in rows))
+
+    results = asyncio.run(ask())
+    assert [(len(rows), set(rows.flat)) for rows in results] == [
+        (3, {0}),
+        (1, {10}),
+        (3, {20}),
+        (3, {30}),
+        (8, {40}),
+    ]
+    assert sorted(runs) == [("a", 3), ("a", 6), ("a", 8), ("b", 1)]
+
+
+def test_the_batcher_tells_everyone_of_an_error_and_goes_on():
+    def run(key: str, rows: np.ndarray) -> np.ndarray:
+        if key == "bad":
+            raise RuntimeError("no such thing")
+        return rows
+
+    async def ask() -> None:
+        batcher = Batcher(run)
+        failed = await asyncio.gather(
+            *(batcher("bad", np.ones((1, 1))) for _ in range(3)), return_exceptions=True
+        )
+        assert [str(error) for error in failed] == ["no such thing"] * 3
+        gone = asyncio.ensure_future(batcher("good", np.ones((1, 1))))
+        stays = asyncio.ensure_future(batcher("good", np.zeros((2, 1))))
+        await asyncio.sleep(0)
+        gone.cancel()
+        assert (await stays).shape == (2, 1)
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_no_generated_request_breaks_the_server_or_its_openapi_document(server, mode):
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis import GenerationMode
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    checks = [
+        not_a_server_error,
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    ]
+    operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")["/sample"]["POST"]
+    statuses = set()
+
+    @given(case=operation.as_strategy(generation_mode=GenerationMode(mode)))
+    @settings(
+        max_examples=60,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def ask(case):
+        response = case.call()
+        case.validate_response(response, checks=checks)
+        if response.status_code >= 400:
+            error_of(response.content)
+        statuses.add(response.status_code)
+
+    ask()
+    assert (200 if mode == "positive" else 422) in statuses
+
+
+def test_a_built_bento_serves_from_another_folder_without_the_checkout(models, tmp_path):
+    home = {"BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    build = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
+    built = subprocess.run(
+        build, cwd=ROOT, env=os.environ | home, capture_output=True, text=True, timeout=300
+    )
+    assert built.returncode == 0, built.stderr
+    tag = re.search(r"__tag__:(\S+)", built.stdout)[1]
+    source = tmp_path / "bentoml" / "bentos" / tag.replace(":", "/") / "src"
+    assert not list(source.glob("training/*")) and not list(source.rglob("*.pyc"))
+    # Python's finder of the editable install, which knows the checkout, is taken out.
+    without = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in str(f)]"
+    command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", "127.0.0.1", "--port"]
+    server = start(tmp_path / "elsewhere", models, command, without, **home)
+    try:
+        server.wait_until_ready()
+        assert pixels_of(server.sample(model=ML, count=2, format="npy")).shape == (2, 32, 32, 3)
+    finally:
+        server.stop()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_serve_says_where_the_page_is_and_ends_with_its_workers_on_ctrl_c(models, tmp_path):
+    server = start(tmp_path / "run", models)
+    try:
+        server.wait_until_ready()
+        line = f"The page: {server.url}/ui"
+        assert until(lambda: line in server.log.read_text(), True)
+    finally:
+        assert server.stop(signal.SIGINT) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port))
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_serve_refuses_a_port_that_is_taken(models, monkeypatch):
+    monkeypatch.setenv("SPARSEGEN_MODELS", str(models))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port} .*choose another --port"):
+            serve(port=port)
+
+
+def test_serve_refuses_a_folder_without_models(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSEGEN_MODELS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no models to serve.*SPARSEGEN_MODELS"):
+        serve(port=free_port())
+    with pytest.raises(FileNotFoundError):
+        find_models(tmp_path)

@@ -1,0 +1,349 @@
+"""The exported file against torch, against the definition in numpy, and as a stranger's tools see it."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from conftest import ROOT, warmed
+from safetensors.torch import load_file
+
+from sparsegen.export import onnx_file
+from sparsegen.export.onnx_file import DOMAIN, Proof, bundle, export
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
+from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, sparsify
+from sparsegen.zoo.table1 import REGULARIZERS, build
+
+CONV = "coder.stages.1.conv"
+
+
+@dataclass
+class Exported:
+    """One generator, exported twice: with its weights, and into the folder of its float16 checkpoint."""
+
+    generator: Generator
+    file: Path
+    folder: Path
+    proofs: tuple[Proof, Proof]
+
+
+def saved(regularizer: str, folder: Path, dtype: torch.dtype = torch.float16) -> Generator:
+    torch.manual_seed(0)
+    generator = warmed(build("dcgan", regularizer, atoms=8))
+    generator.stages[0].conv.weight.data *= 40  # images of all colors, where the initial ones are gray
+    generator.stages[0].conv.bias.data = torch.randn(3) / 4
+    save_pretrained(generator, folder, dtype)
+    return from_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=REGULARIZERS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp(request.param)
+    generator = saved(request.param, folder / "checkpoint")
+    embedded = export(generator, folder / "m.onnx", synthesis=True)
+    return Exported(
+        generator, folder / "m.onnx", folder / "checkpoint", (embedded, bundle(folder / "checkpoint"))
+    )
+
+
+@pytest.fixture(scope="module")
+def ml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
+    yield saved("ml", tmp_path_factory.mktemp("ml"))
+
+
+def open_stock(file: Path | bytes) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(
+        file if isinstance(file, bytes) else str(file), providers=["CPUExecutionProvider"]
+    )
+
+
+def inputs(generator: Generator, z: torch.Tensor, k: list[int]) -> dict[str, np.ndarray]:
+    levels = [dial.level for dial in generator.dials]
+    return {"z": z.numpy(), **{f"k_{level}": np.array(value) for level, value in zip(levels, k, strict=True)}}
+
+
+def settings(generator: Generator) -> list[list[int]]:
+    return [[1 for _ in generator.dials], [d.k for d in generator.dials], [d.limit for d in generator.dials]]
+
+
+def keep_largest(code: np.ndarray, k: int, unit: str) -> np.ndarray:
+    """The definition: in every unit the k largest magnitudes, the lowest index first among equals."""
+    rows = code.reshape(len(code), -1) if unit == "code" else np.moveaxis(code, 1, -1)
+    kept = np.argsort(-np.abs(rows), axis=-1, kind="stable")[..., :k]
+    result = np.zeros_like(rows)
+    np.put_along_axis(result, kept, np.take_along_axis(rows, kept, -1), -1)
+    return result.reshape(code.shape) if unit == "code" else np.moveaxis(result, -1, 1)
+
+
+def alone(function: onnx.FunctionProto) -> onnxruntime.InferenceSession:
+    """A session of this function, cut out of an exported file."""
+    text = f"""<ir_version: 10, opset_import: ["" : 20, "{DOMAIN}" : 1]>
+        alone (float[B, C, H, W] code, int64 k) => (float[B, C, H, W] y) {{
+            y = {DOMAIN}.{function.name} (code, k)
+        }}"""
+    model = onnx.parser.parse_model(text)
+    model.functions.append(function)
+    return open_stock(model.SerializeToString())
+
+
+def test_images_and_codes_equal_torch_at_every_batch_size_and_k(exported: Exported) -> None:
+    session = open_stock(exported.file)
+    for k in settings(exported.generator):
+        for batch in (1, 3, 17):
+            z = torch.randn(batch, 128)
+            image, *codes = session.run(None, inputs(exported.generator, z, k))
+            with torch.no_grad(), exported.generator.dial(k or None):
+                wanted, wanted_codes = exported.generator(z)
+            assert np.abs(image - wanted.numpy()).max() <= 1e-5
+            assert np.abs(image).max() > 0.5
+            for code, wanted in zip(codes, wanted_codes, strict=True):
+                assert code.any()
+                assert np.abs(code - wanted.numpy()).max() <= 1e-5
+            for dial, value in zip(exported.generator.dials, k, strict=True):
+                axes = 1 if dial.unit == "needle" else (1, 2, 3)
+                assert (codes[dial.level - 1] != 0).sum(axes).max() <= value
+
+
+def test_each_projection_is_one_node_with_its_function_in_the_file(exported: Exported) -> None:
+    for path in (exported.file, exported.folder / "generator.onnx"):
+        onnx.checker.check_model(path, full_check=True)
+        model = onnx.load(path, load_external_data=False)
+        kinds = {NeedleProjection: "NeedleProjection", GlobalProjection: "GlobalProjection"}
+        wanted = [kinds[type(p)] for p in exported.generator.projections if type(p) in kinds]
+        assert [node.op_type for node in model.graph.node if node.domain == DOMAIN] == wanted
+        assert {function.name for function in model.functions} == set(wanted)
+        assert "TopK" not in {node.op_type for node in model.graph.node}
+        assert {opset.domain: opset.version for opset in model.opset_import}[""] == 20
+        dials = [f"k_{dial.level}" for dial in exported.generator.dials]
+        assert [value.name for value in model.graph.input] == ["z", *dials]
+        assert [value.name for value in model.graph.output] == ["image", "code_1", "code_2"]
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_the_initializers_are_the_state_dict_and_nothing_else(exported: Exported) -> None:
+    stored = load_file(exported.folder / "generator.safetensors")
+    wanted = {key for key in stored if not key.endswith("num_batches_tracked")}
+    embedded = onnx.load(exported.file).graph.initializer
+    assert {tensor.name for tensor in embedded} == wanted
+    for tensor in embedded:
+        assert np.array_equal(onnx.numpy_helper.to_array(tensor), stored[tensor.name].float().numpy())
+    bundled = onnx.load(
+        exported.folder / "generator.onnx"
+    ).graph.initializer  # with the external data read in
+    assert {tensor.name for tensor in bundled} == wanted
+    for tensor in bundled:
+        assert np.array_equal(onnx.numpy_helper.to_array(tensor), stored[tensor.name].numpy())
+
+
+def test_a_bundle_is_two_small_graphs_that_read_the_checkpoint_beside_them(exported: Exported) -> None:
+    for name in ("generator.onnx", "synthesis.onnx"):
+        file = exported.folder / name
+        assert file.stat().st_size < 20_000
+        for tensor in onnx.load(file, load_external_data=False).graph.initializer:
+            assert {entry.key: entry.value for entry in tensor.external_data}[
+                "location"
+            ] == "generator.safetensors"
+    names = sorted(file.name for file in exported.folder.iterdir())
+    assert names == ["config.json", "generator.onnx", "generator.safetensors", "synthesis.onnx"]
+
+
+def test_both_files_give_the_same_bits_from_any_working_directory(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    feed = inputs(exported.generator, torch.randn(5, 128), settings(exported.generator)[1])
+    ours, theirs = (
+        open_stock(f).run(None, feed) for f in (exported.file, exported.folder / "generator.onnx")
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.tobytes() == other.tobytes()
+
+
+def test_the_proof_says_what_was_compared(exported: Exported) -> None:
+    for proof in exported.proofs:
+        assert proof.path.is_file()
+        assert 0 < proof.max_difference <= 1e-5
+        assert {tuple(k) for k in settings(exported.generator)} <= set(proof.k)
+        assert proof.samples == len(proof.k) * sum(proof.batches) and len(proof.batches) >= 3
+        assert proof.same <= proof.samples and proof.swapped <= proof.units
+        assert bool(proof.units) == bool(exported.generator.dials)
+
+
+def test_the_metadata_say_what_the_model_is(exported: Exported) -> None:
+    for path in (exported.file, exported.folder / "generator.onnx"):
+        about = json.loads(open_stock(path).get_modelmeta().custom_metadata_map["sparsegen"])
+        assert about["name"] == f"dcgan-8.{about['regularizer']}" == exported.generator.spec.name
+        assert about["z_dim"] == 128 and about["code_shapes"] == [[8, 16, 16], [8, 16, 16]]
+        assert about["format"] == 1 and about["license"] == "apache-2.0" and about["sparsegen"] == "0.1.0"
+        assert [(d["level"], d["unit"], d["k"], d["limit"]) for d in about["dials"]] == [
+            (dial.level, dial.unit, dial.k, dial.limit) for dial in exported.generator.dials
+        ]
+
+
+def test_the_files_name_no_path_of_this_machine(exported: Exported) -> None:
+    for path in (exported.file, *exported.folder.glob("*.onnx")):
+        content = path.read_bytes()
+        model = onnx.load_from_string(content)
+        assert not model.doc_string and not model.graph.doc_string
+        assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+        for trace in (str(ROOT), sys.prefix, str(Path.home()), "site-packages", str(path.parent), ".py"):
+            assert trace.encode() not in content
+
+
+def test_exactly_k_are_kept_under_ties_as_the_definition_says(exported: Exported) -> None:
+    for function in onnx.load(exported.file).functions:
+        session, unit = alone(function), exported.generator.dials[0].unit
+        random = np.random.default_rng(0)
+        ties = random.integers(-2, 3, (3, 8, 5, 4)).astype(np.float32)
+        infinite = np.where(np.arange(8)[:, None, None] == 5, np.float32(np.inf), ties)
+        most = 8 if unit == "needle" else 8 * 5 * 4
+        for code in (ties, np.abs(ties) * 0 - 1, infinite, random.standard_normal(ties.shape, np.float32)):
+            for k, like in ((1, 1), (2, 2), (3, 3), (7, 7), (most, most), (0, 1), (-5, 1), (10**9, most)):
+                (got,) = session.run(None, {"code": code, "k": np.array(k)})
+                assert got.tobytes() == keep_largest(code, like, unit).tobytes()
+
+
+def test_k_out_of_range_is_clamped_in_the_raw_file(exported: Exported) -> None:
+    session, z = open_stock(exported.file), torch.randn(2, 128)
+    least, trained, most = settings(exported.generator)
+    for value, like in ((0, least), (-5, least), (10**9, most)):
+        feeds = [inputs(exported.generator, z, k) for k in ([value for _ in trained], like)]
+        got, wanted = (session.run(None, feed) for feed in feeds)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_other_types_are_read_from_the_checkpoint_too(dtype: torch.dtype, tmp_path: Path) -> None:
+    generator = saved("l0_inf", tmp_path, dtype)
+    assert bundle(tmp_path).max_difference <= 1e-5
+    z = torch.randn(2, 128)
+    image, *_ = open_stock(tmp_path / "generator.onnx").run(None, inputs(generator, z, [2]))
+    with torch.no_grad():
+        assert np.abs(image - generator(z)[0].numpy()).max() <= 1e-5
+
+
+def test_two_exports_are_the_same_bytes_and_leave_the_generator_as_it_was(tmp_path: Path) -> None:
+    generator = warmed(build("dcgan", "ml", atoms=8)).train()
+    generator.set_k([3, 5])
+    before = {key: tensor.clone() for key, tensor in generator.state_dict().items()}
+    steps = []
+    for name in ("a.onnx", "b.onnx"):
+        export(generator, tmp_path / name, synthesis=True, progress=lambda done, what: steps.append(done))
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert (tmp_path / "a.synthesis.onnx").read_bytes() == (tmp_path / "b.synthesis.onnx").read_bytes()
+    assert generator.training and [dial.k for dial in generator.dials] == [3, 5]
+    assert all(torch.equal(before[key], tensor) for key, tensor in generator.state_dict().items())
+    assert steps == [0, 1, 2, onnx_file.STEPS] * 2
+
+
+KEEPS_SMALLEST = ("largest = 1", "largest = 0")
+KEEPS_TIES = (
+    "projected = ScatterElements <axis = 1> (zeros, index, value)",
+    "least = ReduceMin <keepdims = 1> (largest, one)\nenough = GreaterOrEqual (magnitude, least)\n"
+    "projected = Where (enough, rows, zeros)",
+)
+IGNORES_K = ("kept = Min (at_least_1, limit)", "kept = Identity (one)")
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "sabotage"),
+    [("ml", KEEPS_SMALLEST), ("l0_inf", KEEPS_TIES), ("l0", KEEPS_TIES), ("l0", IGNORES_K)],
+)
+def test_a_wrong_projection_is_not_exported(
+    regularizer: str, sabotage: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {name: body.replace(*sabotage) for name, body in onnx_file.FUNCTIONS.items()}
+    assert broken != onnx_file.FUNCTIONS
+    monkeypatch.setattr(onnx_file, "FUNCTIONS", broken)
+    with pytest.raises(RuntimeError, match="keeps other entries"):
+        export(warmed(build("dcgan", regularizer, atoms=8)), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_mixes_up_its_k_is_not_exported(
+    ml: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"what was here before")
+    right = onnx_file._trace
+
+    def mixed_up(generator: Generator) -> ir.Graph:
+        graph = right(generator)
+        graph.inputs[1].name, graph.inputs[2].name = "k_2", "k_1"
+        return graph
+
+    monkeypatch.setattr(onnx_file, "_trace", mixed_up)
+    with pytest.raises(RuntimeError, match="does not keep the largest"):
+        export(ml, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == b"what was here before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_weights_beside_the_graph_are_found_by_the_proof(tmp_path: Path) -> None:
+    generator = saved("baseline", tmp_path)
+    saved("baseline", tmp_path, torch.bfloat16)
+    with pytest.raises(RuntimeError, match="differ by"):
+        export(generator, tmp_path / "generator.onnx", embed=False)
+    assert not list(tmp_path.glob("*.onnx*"))
+    save_pretrained(build("dcgan", "baseline", atoms=4), tmp_path)
+    with pytest.raises(ValueError, match=r"holds another network: its coder.* has the shape"):
+        export(generator, tmp_path / "generator.onnx", embed=False)
+
+
+def test_a_file_that_cannot_be_is_refused_before_any_work(
+    ml: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "_trace", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "generator.safetensors").write_bytes(b"garbage!" * 4)
+    with pytest.raises(ValueError, match="ends in .onnx"):
+        export(ml, tmp_path / "m.pt")
+    with pytest.raises(OSError, match="not a folder"):
+        export(ml, tmp_path / "file" / "m.onnx")
+    with pytest.raises(FileNotFoundError, match="generator.safetensors is missing"):
+        export(ml, tmp_path / "elsewhere" / "m.onnx", embed=False)
+    with pytest.raises(ValueError, match="no safetensors file"):
+        export(ml, tmp_path / "m.onnx", embed=False)
+    with sparsify(ml, {CONV: NeedleProjection(2)}), pytest.raises(ValueError, match=f"{CONV}.*remove"):
+        export(ml, tmp_path / "m.onnx")
+
+
+class TestASelectionThatDiffersFromTorch:
+    """Γ of one needle with the magnitudes 3, 2, 2 + 1e-7 apart, 1, of which two are kept."""
+
+    code = torch.tensor([3.0, 2.0000002, -2.0, 1.0]).view(1, 4, 1, 1)
+    projection = NeedleProjection(2)
+
+    def compare(self, *values: float) -> tuple[int, int]:
+        return onnx_file._compare_selection(
+            self.projection, self.code, torch.tensor(values).view(1, 4, 1, 1), 1
+        )
+
+    def test_is_no_swap_where_only_rounding_differs(self) -> None:
+        assert self.compare(3.0000002, 2.0, 0, 0) == (1, 0)
+
+    def test_is_a_swap_where_the_magnitudes_are_equal_up_to_rounding(self) -> None:
+        assert self.compare(3, 0, -2, 0) == (1, 1)
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            (3, 0, 0, 1),
+            (0, 2, -2, 0),
+            (3, 0, 0, 0),
+            (3, 2, -2, 0),
+            (3, 0, 2, 0),
+            (3, 2.1, 0, 0),
+            (np.nan, 2, 0, 0),
+        ],
+    )
+    def test_is_wrong_otherwise(self, values: tuple[float, ...]) -> None:
+        with pytest.raises(RuntimeError, match="does not keep the largest magnitudes at k=2"):
+            self.compare(*values)

@@ -1,0 +1,294 @@
+"""The torch-free sampler against the torch generator, and against files that are not what they should be."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import ROOT, warmed
+
+from sparsegen.export import runtime
+from sparsegen.export.onnx_file import bundle, export
+from sparsegen.export.runtime import OnnxSampler, open_sampler
+from sparsegen.zoo import bundled, noise
+from sparsegen.zoo.dial import Dial
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
+from sparsegen.zoo.table1 import build
+
+
+def saved(regularizer: str, folder: Path) -> Path:
+    torch.manual_seed(0)
+    generator = warmed(build("dcgan", regularizer, atoms=8))
+    generator.stages[0].conv.weight.data *= 40  # images of all colors, where the initial ones are gray
+    generator.stages[0].conv.bias.data = torch.randn(3) / 4
+    save_pretrained(generator, folder, torch.float16)
+    bundle(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("ml", tmp_path_factory.mktemp("bundles") / "dcgan-8.ml")
+
+
+@pytest.fixture(scope="module")
+def unprojected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("baseline", tmp_path_factory.mktemp("bundles") / "dcgan-8.baseline")
+
+
+@pytest.fixture(scope="module")
+def generator(folder: Path) -> Generator:
+    return from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def sampler(folder: Path) -> OnnxSampler:
+    return open_sampler(folder)
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_a_sampler_says_what_it_draws_from(sampler: OnnxSampler, unprojected: Path) -> None:
+    assert (sampler.name, sampler.regularizer, sampler.license) == ("dcgan-8.ml", "ml", "apache-2.0")
+    assert sampler.dials == [Dial(1, "needle", 2, 8), Dial(2, "needle", 2, 8)]
+    assert sampler.z_dim == 128 and sampler.code_shapes == ((8, 16, 16), (8, 16, 16))
+    assert "dcgan-8.ml" in repr(sampler)
+    assert open_sampler(unprojected).dials == []
+
+
+@pytest.mark.parametrize("arguments", [{}, {"k": 1}, {"k": [8, 3]}, {"truncation": 0.5}])
+def test_one_seed_is_one_image_in_torch_and_onnx(
+    sampler: OnnxSampler, generator: Generator, arguments: dict
+) -> None:
+    ours, theirs = (source.sample(70, seed=5, **arguments) for source in (sampler, generator))
+    assert ours.dtype == np.uint8 and ours.shape == (70, 32, 32, 3)
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    assert len(np.unique(ours)) > 20
+
+
+def test_an_image_does_not_depend_on_the_batch_or_the_threads(sampler: OnnxSampler, folder: Path) -> None:
+    z = noise.z(64, 128, seed=1)
+    image, codes = sampler.run(z)
+    for other in (sampler, OnnxSampler(folder / "generator.onnx", threads=2)):
+        for size in (1, 2, 5, 32):
+            parts = [other.run(z[first : first + size]) for first in range(0, 64, size)]
+            assert np.concatenate([part for part, _ in parts]).tobytes() == image.tobytes()
+            for level in (0, 1):
+                joined = np.concatenate([made[level] for _, made in parts])
+                assert joined.tobytes() == codes[level].tobytes()
+    assert np.array_equal(sampler.sample(3, seed=1), sampler.sample(67, seed=1)[:3])
+
+
+def test_threads_draw_at_the_same_time_what_one_draws_alone(sampler: OnnxSampler) -> None:
+    asked = [(seed, k) for seed in range(4) for k in (1, 2, [3, 8])]
+    alone = [sampler.sample(5, seed, k) for seed, k in asked]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda pair: sampler.sample(5, *pair), asked))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_codes_hold_k_non_zeros_and_can_be_left_out(sampler: OnnxSampler) -> None:
+    z = noise.z(3, 128)
+    image, codes = sampler.run(z, k=[1, 3])
+    assert image.dtype == np.float32 and image.shape == (3, 3, 32, 32) and np.abs(image).max() <= 1
+    for code, k in zip(codes, (1, 3), strict=True):
+        assert code.shape == (3, 8, 16, 16) and (code != 0).sum(1).max() == k
+    without, none = sampler.run(z, k=[1, 3], codes=False)
+    assert none == () and without.tobytes() == image.tobytes()
+
+
+def test_an_edited_code_makes_the_image_that_torch_makes_of_it(
+    sampler: OnnxSampler, generator: Generator
+) -> None:
+    image, (code, _) = sampler.run(noise.z(2, 128))
+    assert sampler.synthesize(code).tobytes() == image.tobytes()
+    code[:, 3] += 1
+    edited = sampler.synthesize(code)
+    with torch.no_grad():
+        assert np.abs(edited - generator.synthesize(torch.from_numpy(code)).numpy()).max() <= 1e-5
+    assert np.abs(edited - image).max() > 1e-3
+
+
+def test_the_dictionary_is_torchs_and_what_a_unit_entry_adds(
+    sampler: OnnxSampler, generator: Generator
+) -> None:
+    atoms = sampler.dictionary()
+    assert np.array_equal(atoms, generator.dictionary().numpy())
+    nothing = np.zeros((1, 8, 16, 16), np.float32)
+    impulse = nothing.copy()
+    impulse[0, 5, 7, 7] = 1
+    added = np.arctanh(sampler.synthesize(impulse)) - np.arctanh(sampler.synthesize(nothing))
+    assert np.abs(added[0, :, 13:17, 13:17] - atoms[5]).max() < 1e-5
+    added[0, :, 13:17, 13:17] = 0
+    assert not added.any()
+
+
+BAD = [
+    {"count": 0},
+    {"count": 100_001},
+    {"count": 2.0},
+    {"count": True},
+    {"seed": -1},
+    {"seed": 2**64},
+    {"seed": "1"},
+    {"k": 0},
+    {"k": 9},
+    {"k": 1.5},
+    {"k": [1]},
+    {"k": [1, 9]},
+    {"k": "2"},
+    {"truncation": 0.01},
+    {"count": 0, "k": 0},
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_bad_values_are_refused_as_the_generator_refuses_them(
+    sampler: OnnxSampler, generator: Generator, bad: dict
+) -> None:
+    with pytest.raises((TypeError, ValueError)) as theirs:
+        generator.sample(**{"count": 1, **bad})
+    with pytest.raises(theirs.type) as ours:
+        sampler.sample(**{"count": 1, **bad})
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_a_k_without_a_projection_is_refused(unprojected: Path) -> None:
+    sampler = open_sampler(unprojected)
+    assert sampler.sample(2).shape == (2, 32, 32, 3)
+    with pytest.raises(ValueError, match="has no k to set"):
+        sampler.sample(2, k=3)
+
+
+def test_noise_and_codes_of_another_shape_are_refused(sampler: OnnxSampler) -> None:
+    for z in (np.zeros(128), np.zeros((2, 127)), np.zeros((0, 128))):
+        with pytest.raises(ValueError, match=r"z has the shape \(B, 128\)"):
+            sampler.run(z)
+    for code in (np.zeros((8, 16, 16)), np.zeros((1, 8, 16, 15)), np.zeros((0, 8, 16, 16))):
+        with pytest.raises(ValueError, match=r"Γ1 has the shape \(B, 8, 16, 16\)"):
+            sampler.synthesize(code)
+    with pytest.raises(ValueError, match="threads"):
+        OnnxSampler(sampler.path, threads=0)
+
+
+def test_it_works_where_torch_is_missing(sampler: OnnxSampler, tmp_path: Path) -> None:
+    for name in ("torch", "onnx"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not installed')\n")
+    script = (
+        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "from sparsegen.export.runtime import open_sampler\n"
+        "sampler = open_sampler(sys.argv[3])\n"
+        "images, atoms = sampler.sample(9, seed=3, k=[2, 5]), sampler.dictionary()\n"
+        "sys.stdout.buffer.write(images.tobytes() + atoms.tobytes())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(ROOT), str(sampler.path.parent)],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == sampler.sample(9, seed=3, k=[2, 5]).tobytes() + sampler.dictionary().tobytes()
+
+
+def test_a_model_is_opened_by_name_folder_or_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundled, "MODELS", folder.parent)
+    monkeypatch.chdir(folder)
+    wanted = open_sampler(folder).sample(1)
+    for given in ("dcgan-8.ml", str(folder), folder / "generator.onnx", "generator.onnx", "."):
+        assert np.array_equal(open_sampler(given).sample(1), wanted)
+    with pytest.raises(ValueError, match=r"no model 'dcgan-8.mk': neither.*dcgan-8.ml"):
+        open_sampler("dcgan-8.mk")
+    with pytest.raises(ValueError, match=r"config.json is truncated, corrupt or no ONNX file"):
+        open_sampler(folder / "config.json")
+
+
+def test_an_embedded_file_finds_its_synthesis_graph_beside_it(generator: Generator, tmp_path: Path) -> None:
+    export(generator, tmp_path / "m.onnx", synthesis=True)
+    image, codes = OnnxSampler(tmp_path / "m.onnx").run(noise.z(1, 128))
+    assert OnnxSampler(tmp_path / "m.onnx").synthesize(codes[0]).tobytes() == image.tobytes()
+    with pytest.raises(ValueError, match="makes images of codes"):
+        OnnxSampler(tmp_path / "m.synthesis.onnx")
+    (tmp_path / "m.synthesis.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match="m.synthesis.onnx is missing"):
+        OnnxSampler(tmp_path / "m.onnx").dictionary()
+
+
+def rewritten(file: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    model = onnx.load(file, load_external_data=False)
+    change(model)
+    file.write_bytes(model.SerializeToString())
+
+
+def newer(model: onnx.ModelProto) -> None:
+    model.metadata_props[0].value = model.metadata_props[0].value.replace('"format": 1', '"format": 2')
+
+
+def cut(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def linked(file: Path) -> None:
+    file.rename(file.parent.parent / "elsewhere")
+    file.symlink_to(file.parent.parent / "elsewhere")
+
+
+GRAPH, WEIGHTS = bundled.GRAPH, bundled.WEIGHTS
+BROKEN = {
+    "missing": (GRAPH, Path.unlink, FileNotFoundError, "generator.onnx is missing"),
+    "empty": (GRAPH, lambda file: cut(file, 0), ValueError, "generator.onnx is truncated, corrupt"),
+    "truncated": (GRAPH, lambda file: cut(file, -9), ValueError, "generator.onnx is truncated, corrupt"),
+    "text": (
+        GRAPH,
+        lambda file: file.write_text("<html>"),
+        ValueError,
+        "generator.onnx is truncated, corrupt",
+    ),
+    "foreign": (
+        GRAPH,
+        lambda file: rewritten(file, lambda model: model.ClearField("metadata_props")),
+        ValueError,
+        "was not exported by sparsegen",
+    ),
+    "newer": (GRAPH, lambda file: rewritten(file, newer), ValueError, "format 2.*upgrade sparsegen"),
+    "no weights": (WEIGHTS, Path.unlink, FileNotFoundError, "generator.safetensors is missing"),
+    "weights cut": (WEIGHTS, lambda file: cut(file, -1), ValueError, "generator.safetensors is truncated"),
+    "weights emptied": (WEIGHTS, lambda file: cut(file, 0), ValueError, "generator.safetensors is truncated"),
+    "weights of another": (
+        WEIGHTS,
+        lambda file: file.write_bytes(file.read_bytes()[:-2] + b"\0\0"),
+        ValueError,
+        "is not the file that generator.onnx was exported with",
+    ),
+    "weights linked": (WEIGHTS, linked, ValueError, "a link to another folder"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_named_with_what_is_wrong_with_it(copied: Path, case: str) -> None:
+    name, damage, error, message = BROKEN[case]
+    damage(copied / name)
+    with pytest.raises(error, match=message) as raised:
+        open_sampler(copied)
+    assert "\n" not in str(raised.value) and raised.value.__cause__ is None
+    assert runtime.FORMAT == 1
+
+
+def test_a_folder_as_the_hub_caches_it_opens(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    for index, file in enumerate(folder.iterdir()):
+        shutil.copy(file, tmp_path / "blobs" / str(index))
+        (tmp_path / "snapshot" / file.name).symlink_to(f"../blobs/{index}")
+    assert open_sampler(tmp_path / "snapshot").sample(1).shape == (1, 32, 32, 3)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from sparsegen.export.card import model_card
+from sparsegen.zoo.card import model_card
 from sparsegen.zoo.table1 import REGULARIZERS, ModelSpec
 
 EVALUATION = {

@@ -17,10 +17,6 @@ from sparsegen.zoo import noise
 from sparsegen.zoo.pretrained import from_pretrained
 
 # Gradio and its client warn about their own and Starlette's old interfaces.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{kind}")
-    for kind in ("DeprecationWarning", "PendingDeprecationWarning")
-]
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
 

@@ -25,10 +25,6 @@ from sparsegen.service.serve import serve
 from sparsegen.zoo.pretrained import from_pretrained
 
 # Schemathesis, bentoml and gradio warn about one another's and their own old interfaces.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{kind}")
-    for kind in ("DeprecationWarning", "PendingDeprecationWarning")
-]
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
 BIG = b" " * (50 << 20)

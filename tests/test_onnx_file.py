@@ -250,12 +250,18 @@ KEEPS_TIES = (
     "least = ReduceMin <keepdims = 1> (largest, one)\nenough = GreaterOrEqual (magnitude, least)\n"
     "projected = Where (enough, rows, zeros)",
 )
+NEEDLE_KEEPS_TIES = (
+    "y = Where (mask, code, zero)",
+    "last = Constant <value_ints = [-1]> ()\nleast = ReduceMin <keepdims = 1> (largest, last)\n"
+    "enough_last = GreaterOrEqual (needles, least)\n"
+    "enough = Transpose <perm = [0, 3, 1, 2]> (enough_last)\ny = Where (enough, code, zero)",
+)
 IGNORES_K = ("kept = Min (at_least_1, limit)", "kept = Identity (one)")
 
 
 @pytest.mark.parametrize(
     ("regularizer", "sabotage"),
-    [("ml", KEEPS_SMALLEST), ("l0_inf", KEEPS_TIES), ("l0", KEEPS_TIES), ("l0", IGNORES_K)],
+    [("ml", KEEPS_SMALLEST), ("l0_inf", NEEDLE_KEEPS_TIES), ("l0", KEEPS_TIES), ("l0", IGNORES_K)],
 )
 def test_a_wrong_projection_is_not_exported(
     regularizer: str, sabotage: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@ from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.table1 import ModelSpec
 
 FORMAT = 1
+FILES = ["*.json", "*.safetensors", "*.onnx", "README.md"]
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
@@ -140,24 +141,24 @@ def upload(folder: Path, hub_id: str, private: bool = False, revision: str | Non
     Raises: ValueError if the folder is no checkpoint, ConnectionError if the Hub does not take it.
     """
     import httpx2
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HFValidationError
 
     from sparsegen.zoo.card import model_card
 
-    card = model_card(read_config(folder)).encode()
+    files = {path.name: path for pattern in FILES for path in folder.glob(pattern)}
+    files["README.md"] = model_card(read_config(folder)).encode()
     hub = HfApi()
     try:
         page = hub.create_repo(hub_id, private=private, exist_ok=True)
         if revision:
             hub.create_branch(hub_id, branch=revision, exist_ok=True)
-        hub.upload_folder(
-            repo_id=hub_id,
-            folder_path=folder,
+        hub.create_commit(
+            hub_id,
+            [CommitOperationAdd(name, content) for name, content in files.items()],
+            commit_message="Upload a sparsegen model",
             revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.onnx"],
         )
-        hub.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=hub_id, revision=revision)
     except HFValidationError as error:
         raise ValueError(f"{hub_id!r} is no Hub id, owner/name: {error}") from None
     except (httpx2.HTTPError, OSError) as error:
@@ -194,9 +195,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS, "README.md"])
-        )
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
     except HFValidationError as error:
         raise ValueError(f"{hub_id!r} is no model name, folder or Hub id: {error}") from None
     except (httpx2.HTTPError, OSError) as error:

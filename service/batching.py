@@ -22,6 +22,8 @@ class Batcher:
         run: Maps (key, rows) to one result for each row; is called in a thread.
         limit: Rows of the largest batch; no request may have more.
         observe: Is told the rows of every batch.
+
+    Raises: ValueError if a request has more rows than a batch.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class Batcher:
         self._tasks: set[asyncio.Task] = set()  # the event loop itself keeps weak references only
 
     async def __call__(self, key: Hashable, rows: np.ndarray) -> np.ndarray:
+        if len(rows) > self._limit:
+            raise ValueError(f"a request has at most {self._limit} rows; got {len(rows)}")
         future = asyncio.get_running_loop().create_future()
         if key in self._waiting:
             self._waiting[key].append((rows, future))

@@ -240,14 +240,21 @@ def evaluate(
     features: Annotated[str, typer.Option(help="inception (FID), efficientnet-lite0, or auto.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Inception's weights as a file.")] = None,
     out_path: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also write them into the config of the checkpoint's folder.")
+    ] = False,
 ) -> None:
     """Measures a model: Fréchet distance to real images, density of its codes, samples a second."""
     from sparsegen.training.evaluation import evaluate, reference_statistics
     from sparsegen.training.features import open_features
+    from sparsegen.zoo.bundled import CONFIG
     from sparsegen.zoo.files import check_writable, write_json
+    from sparsegen.zoo.pretrained import find_checkpoint
 
     if out_path:
         check_writable(out_path)
+    if record:
+        check_writable(find_checkpoint(model) / CONFIG)
     generator = sparsegen.from_pretrained(model)
     generator.set_k(parse_k(k))
     network = open_features(features, weights)
@@ -255,44 +262,58 @@ def evaluate(
     reference = _reference(images, network, reference_statistics)
     with progress(f"{model}: {network.metric}", count) as show:
         verdict = evaluate(generator, reference, network, count, seed, progress=lambda done, _: show(done))
-    record = {
-        "model": model,
-        "k": [dial.k for dial in generator.dials],
-        "data": images.name,
-        **asdict(verdict),
-    }
+    figures = {"k": [dial.k for dial in generator.dials], "data": Path(images.name).name, **asdict(verdict)}
     if out_path:
-        write_json(out_path, record)
-    _show(record)
+        write_json(out_path, {"model": model, **figures})
+    if record:
+        write_json(find_checkpoint(model) / CONFIG, {**generator.config, "evaluation": figures})
+    _show({"model": model, **figures})
 
 
 @app.command(epilog="Example: sparsegen export dcgan.ml --out dcgan-ml.onnx --synthesis")
 def export(
     model: Model,
-    out_path: Annotated[Path, typer.Option("--out", help="The .onnx file.")],
-    synthesis: Annotated[
-        bool, typer.Option(help="Also write the graph from an edited Γ1 to its image.")
-    ] = False,
+    out_path: Annotated[
+        Path, typer.Option("--out", help="An .onnx file; or a folder, for a model that `serve` can serve.")
+    ],
+    synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to its image.")] = False,
 ) -> None:
-    """Writes a model as one ONNX file with k as an input, and proves that it does what torch does."""
-    from sparsegen.export.onnx_file import export
+    """Writes a model as ONNX with k as an input, and proves that it does what torch does.
+
+    A folder gets the weights in half precision and two small graphs that read them.
+    """
+    import torch
+
+    from sparsegen.export.onnx_file import STEPS, bundle, export
     from sparsegen.zoo.files import check_writable
 
     check_writable(out_path)
     generator = sparsegen.from_pretrained(model)
-    with err.status(f"exporting {model} and comparing it with torch"):
-        proof = export(generator, out_path, synthesis=synthesis)
-    _show({"file": str(out_path), "bytes": out_path.stat().st_size, **asdict(proof)})
+    with progress(model, STEPS) as show:
+
+        def report(done: int, what: str) -> None:
+            show(done, f"{model}: {what}")
+
+        if out_path.suffix == ".onnx":
+            proof = export(generator, out_path, synthesis=synthesis, progress=report)
+        else:
+            proof = bundle(generator.save_pretrained(out_path, dtype=torch.float16), progress=report)
+    _show(asdict(proof))
 
 
 @app.command(epilog="Example: sparsegen serve --port 3000")
 def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    models: Annotated[
+        Path | None, typer.Option(help="Folder of models, each as `export --out FOLDER` writes it.")
+    ] = None,
 ) -> None:
-    """Serves the models over HTTP, with the page at /ui."""
+    """Serves the bundled models, or your own, over HTTP, with the page at /ui."""
     from sparsegen.service.serve import serve
 
+    if models:
+        os.environ["SPARSEGEN_MODELS"] = str(models.resolve())
     raise typer.Exit(serve(host, port))
 
 

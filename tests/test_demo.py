@@ -16,8 +16,6 @@ from sparsegen.service import xray
 from sparsegen.zoo import noise
 from sparsegen.zoo.pretrained import from_pretrained
 
-# Gradio and its client warn about their own and Starlette's old interfaces.
-
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
 
 

@@ -24,8 +24,6 @@ from sparsegen.service.models import find_models
 from sparsegen.service.serve import serve
 from sparsegen.zoo.pretrained import from_pretrained
 
-# Schemathesis, bentoml and gradio warn about one another's and their own old interfaces.
-
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
 BIG = b" " * (50 << 20)
 

@@ -1,7 +1,10 @@
 """Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
 import difflib
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from sparsegen.zoo.bundled import CONFIG, MODELS, WEIGHTS, list_models
+from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS, WEIGHTS, list_models
 from sparsegen.zoo.files import atomic_write, write_json
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.table1 import ModelSpec
 
 FORMAT = 1
-FILES = ["*.json", "*.safetensors", "*.onnx", "README.md"]
+FILES = [CONFIG, WEIGHTS, "discriminator.safetensors", GRAPH, SYNTHESIS, "README.md"]  # of a model on the Hub
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
@@ -115,10 +118,12 @@ def save_pretrained(
 
     Args:
         dtype: Of the stored weights; they are used as float32 whatever it is.
-        about: More entries of the config, as `training` or `evaluation`, that say where the weights are from.
+        about: More entries of the config, as `training` or `evaluation`, that say where the weights are from;
+            by default those that the generator was opened with.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    known = getattr(generator, "config", {})
     config = {
         "format": FORMAT,
         "model": generator.spec.name,
@@ -127,7 +132,7 @@ def save_pretrained(
         "atoms": generator.spec.atoms,
         "k": [dial.k for dial in generator.dials],
         "license": "apache-2.0",
-        **about,
+        **(about or {part: known[part] for part in ("training", "evaluation") if part in known}),
     }
     with atomic_write(folder / WEIGHTS) as temporary:
         temporary.write_bytes(save(packed(generator, dtype), metadata={"format": "pt"}))
@@ -140,16 +145,14 @@ def upload(folder: Path, hub_id: str, private: bool = False, revision: str | Non
 
     Raises: ValueError if the folder is no checkpoint, ConnectionError if the Hub does not take it.
     """
-    import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HFValidationError
 
     from sparsegen.zoo.card import model_card
 
-    files = {path.name: path for pattern in FILES for path in folder.glob(pattern)}
+    files = {name: folder / name for name in FILES if (folder / name).is_file()}
     files["README.md"] = model_card(read_config(folder)).encode()
     hub = HfApi()
-    try:
+    with _one_sentence(f"the Hub did not take {hub_id!r}"):
         page = hub.create_repo(hub_id, private=private, exist_ok=True)
         if revision:
             hub.create_branch(hub_id, branch=revision, exist_ok=True)
@@ -159,10 +162,6 @@ def upload(folder: Path, hub_id: str, private: bool = False, revision: str | Non
             commit_message="Upload a sparsegen model",
             revision=revision,
         )
-    except HFValidationError as error:
-        raise ValueError(f"{hub_id!r} is no Hub id, owner/name: {error}") from None
-    except (httpx2.HTTPError, OSError) as error:
-        raise ConnectionError(f"the Hub did not take {hub_id!r}: {error}") from error
     return str(page)
 
 
@@ -190,16 +189,66 @@ def _some(what: str, keys: list[str]) -> str:
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    import httpx2
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
+
+    with _one_sentence(f"the Hub did not give {hub_id!r}" + (f" at {revision!r}" if revision else "")):
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
+        missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+        there = HfApi().list_repo_files(hub_id, revision=revision) if missing else []
+    if missing:
+        pickles = [name for name in there if name.endswith(PICKLES)]
+        found = f"; {', '.join(pickles)} there is a pickle, which sparsegen does not open" if pickles else ""
+        raise FileNotFoundError(
+            f"{hub_id!r} on the Hub is no sparsegen model: it has no {' and no '.join(missing)}{found}"
+        )
+    for path in folder.iterdir():
+        _check_blob(path)
+    return folder
+
+
+def _check_blob(path: Path) -> None:
+    """Compares a file in the Hub's cache, of whose download only the size was checked, with its SHA-256.
+
+    A large file there is a link to one that is named by it.
+    """
+    blob = path.resolve()
+    if len(blob.name) == 64 and hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
+        blob.unlink()
+        raise ValueError(f"{path} was corrupt (its SHA-256 is not the Hub's) and is deleted: call again")
+
+
+@contextmanager
+def _one_sentence(what: str) -> Iterator[None]:
+    """Turns whatever the Hub's client raises, in paragraphs, into `what` and why."""
+    from httpx2 import HTTPError
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
+        yield
     except HFValidationError as error:
-        raise ValueError(f"{hub_id!r} is no model name, folder or Hub id: {error}") from None
-    except (httpx2.HTTPError, OSError) as error:
-        raise ConnectionError(
-            f"the Hub did not give {hub_id!r}{f' at {revision}' if revision else ''}: {error}. "
-            "What has been downloaded is kept; call again to go on"
-        ) from error
+        raise ValueError(f"{what}: that is no model name, folder or Hub id, owner/name ({error})") from None
+    except (HTTPError, OSError) as error:
+        raise ConnectionError(f"{what}: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    from httpx2 import TransportError
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError):  # not in the cache either
+        error = error.__cause__ or error
+    reasons = {
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, which leaves what is in the cache",
+        errors.GatedRepoError: "it is gated: ask for access on its page, and log in (hf auth login)",
+        errors.RepositoryNotFoundError: "no such model, or a private one and no login to it (hf auth login)",
+        errors.RevisionNotFoundError: "it has no such branch, tag or commit",
+        TransportError: f"the connection failed ({error}): call again",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(error, kind):
+            return reason
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        log_in = "; log in with a token that may do this (hf auth login)" if status in (401, 403) else ""
+        return f"it answers {status} ({error.server_message or error.response.reason_phrase}){log_in}"
+    return str(error)

@@ -277,6 +277,9 @@ def export(
         Path, typer.Option("--out", help="An .onnx file; or a folder, for a model that `serve` can serve.")
     ],
     synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to its image.")] = False,
+    discriminator: Annotated[
+        bool, typer.Option(help="Also put the discriminator into the folder, for fine-tuning.")
+    ] = False,
 ) -> None:
     """Writes a model as ONNX with k as an input, and proves that it does what torch does.
 
@@ -286,6 +289,7 @@ def export(
 
     from sparsegen.export.onnx_file import STEPS, bundle, export
     from sparsegen.zoo.files import check_writable
+    from sparsegen.zoo.pretrained import find_checkpoint, save_discriminator
 
     check_writable(out_path)
     generator = sparsegen.from_pretrained(model)
@@ -297,7 +301,10 @@ def export(
         if out_path.suffix == ".onnx":
             proof = export(generator, out_path, synthesis=synthesis, progress=report)
         else:
-            proof = bundle(generator.save_pretrained(out_path, dtype=torch.float16), progress=report)
+            folder = generator.save_pretrained(out_path, dtype=torch.float16)
+            if discriminator:
+                save_discriminator(find_checkpoint(model), folder, generator.spec, torch.float16)
+            proof = bundle(folder, progress=report)
     _show(asdict(proof))
 
 

@@ -42,7 +42,7 @@ def warmed(generator: Generator) -> Generator:
     with torch.no_grad():
         for _ in range(8):
             generator(torch.randn(32, generator.z_dim))
-    return generator.eval()
+    return generator.eval().to(memory_format=torch.channels_last)
 
 
 @pytest.fixture

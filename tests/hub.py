@@ -55,12 +55,12 @@ class Repo:
 
 @dataclass
 class Answer:
-    """A response; the connection is closed after `cut` bytes of its body, if that is a number."""
+    """A response, and the file that it is, if it is one."""
 
     body: object = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    cut: int | None = None
+    name: tuple[str, str] | None = None
 
 
 class Hub:
@@ -70,16 +70,16 @@ class Hub:
         url: For HF_ENDPOINT.
         repos: Models by their id.
         requests: What was asked, as "GET /me/mine/resolve/main/config.json".
-        cuts: How many more times a file's download is broken off in its middle, by the file's name.
-        wrong: What is sent in place of a file, by the file's name; its size and hash are announced as before.
+        cuts: How many more times a download is broken off in its middle, by the model's id and the file.
+        wrong: What is sent in place of a file, by the same; its hash is announced as before.
     """
 
     def __init__(self, port: int = 0):
         self.repos: dict[str, Repo] = {}
         self.objects: Files = {}  # of git LFS, by SHA-256
         self.requests: list[str] = []
-        self.cuts: Counter[str] = Counter()
-        self.wrong: Files = {}
+        self.cuts: Counter[tuple[str, str]] = Counter()
+        self.wrong: dict[tuple[str, str], bytes] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -111,10 +111,11 @@ class Hub:
             raise Refused(401, "", "Invalid username or password.")
         wanted = json.loads(body)
         hub_id = f"{wanted['organization']}/{wanted['name']}"
+        page = {"url": f"{self.url}/{hub_id}"}
         if hub_id in self.repos:
-            raise Refused(409, "", "You already created this model repo")
+            return Answer({"error": "You already created this model repo", **page}, 409)
         self.repos[hub_id] = Repo(private=wanted.get("visibility") == "private")
-        return Answer({"url": f"{self.url}/{hub_id}"})
+        return Answer(page)
 
     def validate(self, body: bytes, token: str | None) -> Answer:
         content = json.loads(body)["content"]
@@ -188,7 +189,7 @@ class Hub:
             raise Refused(404, "EntryNotFound", "Entry not found")
         content = repo.commits[sha][path]
         headers = {"ETag": f'"{_digest(path, content)}"', "X-Repo-Commit": sha}
-        return Answer(self.wrong.get(path, content), headers=headers)
+        return Answer(self.wrong.get((hub_id, path), content), headers=headers, name=(hub_id, path))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -214,12 +215,7 @@ class Handler(BaseHTTPRequestHandler):
         method = "GET" if self.command == "HEAD" else self.command
         for (verb, pattern), reply in ROUTES.items():
             if verb == method and (found := re.fullmatch(pattern, path)):
-                answer = reply(hub, body, token, *found.groups())
-                name = path.rpartition("/")[2]
-                if self.command == "GET" and hub.cuts[name] > 0:
-                    hub.cuts[name] -= 1
-                    answer.cut = len(answer.body) // 2
-                return answer
+                return reply(hub, body, token, *found.groups())
         raise Refused(404, "", f"the stand-in knows no {self.command} {path}")
 
     def send(self, answer: Answer) -> None:
@@ -229,9 +225,11 @@ class Handler(BaseHTTPRequestHandler):
             if value:
                 self.send_header(name, value)
         self.end_headers()
+        if self.command == "GET" and self.server.hub.cuts[answer.name] > 0:
+            self.server.hub.cuts[answer.name] -= 1
+            body, self.close_connection = body[: len(body) // 2], True
         if self.command != "HEAD":
-            self.wfile.write(body[: answer.cut])
-        self.close_connection = self.close_connection or answer.cut is not None
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Nothing on stderr: the requests are in `Hub.requests`."""

@@ -28,7 +28,9 @@ def test_the_two_commands_come_first() -> None:
 
 def test_the_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
     script = "\n".join(blocks("python"))
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "dcgan.ml" in done.stdout
 

@@ -16,8 +16,9 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from sparsegen.training.data import Images
-from sparsegen.training.run import DISCRIMINATOR, STATE, Plan, Run, Schedule
-from sparsegen.zoo.pretrained import WEIGHTS, from_pretrained
+from sparsegen.training.run import STATE, Plan, Run, Schedule
+from sparsegen.zoo.bundled import DISCRIMINATOR, WEIGHTS
+from sparsegen.zoo.pretrained import from_pretrained
 
 COLUMNS = ["baseline", "l0_inf", "l0", "l1", "ml"]
 

@@ -14,7 +14,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,19 +24,14 @@ from sparsegen.training.data import Batches, Images
 from sparsegen.training.loop import Networks, Progress, train
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import images as pictures
+from sparsegen.zoo.bundled import DISCRIMINATOR, WEIGHTS
 from sparsegen.zoo.files import atomic_write, write_json
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import (
-    WEIGHTS,
-    find_checkpoint,
-    load_weights,
-    packed,
-    save_pretrained,
-)
+from sparsegen.zoo.pretrained import find_checkpoint, load_weights, save_pretrained, save_weights
 from sparsegen.zoo.table1 import ModelSpec
 
 logger = logging.getLogger(__name__)
-DISCRIMINATOR, STATE = "discriminator.safetensors", "state.safetensors"
+STATE = "state.safetensors"
 KEPT = 2  # checkpoints: the last, and the one before it in case the last cannot be read
 
 
@@ -154,13 +148,9 @@ class Run:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             save_pretrained(self.networks.averaged, temporary, training=self._about())
-            tensors = {
-                DISCRIMINATOR: packed(self.networks.discriminator, torch.float32),
-                STATE: self.networks.state(),
-            }
-            for name, content in tensors.items():
-                with atomic_write(temporary / name) as file:
-                    file.write_bytes(save(content, metadata={"format": "pt"}))
+            save_weights(self.networks.discriminator, temporary / DISCRIMINATOR, torch.float32)
+            with atomic_write(temporary / STATE) as file:
+                file.write_bytes(save(self.networks.state(), metadata={"format": "pt"}))
             write_json(temporary / "run.json", {"step": self.step, "best": self.best})
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
@@ -232,8 +222,8 @@ class Run:
         self._log({"step": self.step, "evaluation": verdict})
         if self.best is None or verdict["distance"] < self.best["distance"]:
             self.best = {"step": self.step, **verdict}
-            about = partial(save_pretrained, training=self._about(), evaluation=verdict)
-            about(self.networks.averaged, self.folder / "best")
+            averaged, about = self.networks.averaged, {"training": self._about(), "evaluation": verdict}
+            save_pretrained(averaged, self.folder / "best", **about)
 
     def _draw_samples(self) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"

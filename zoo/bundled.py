@@ -5,6 +5,7 @@ from pathlib import Path
 
 MODELS = Path(__file__).resolve().parent / "models"
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
+DISCRIMINATOR = "discriminator.safetensors"  # where a checkpoint brings it, for fine-tuning
 GRAPH, SYNTHESIS = "generator.onnx", "synthesis.onnx"
 
 

@@ -249,12 +249,13 @@ def evaluate(
     from sparsegen.training.features import open_features
     from sparsegen.zoo.bundled import CONFIG
     from sparsegen.zoo.files import check_writable, write_json
-    from sparsegen.zoo.pretrained import find_checkpoint
 
     if out_path:
         check_writable(out_path)
     if record:
-        check_writable(find_checkpoint(model) / CONFIG)
+        if not Path(model).is_dir():
+            raise ValueError(f"--record writes into a checkpoint's folder of yours; {model} is none")
+        check_writable(Path(model) / CONFIG)
     generator = sparsegen.from_pretrained(model)
     generator.set_k(parse_k(k))
     network = open_features(features, weights)
@@ -266,7 +267,7 @@ def evaluate(
     if out_path:
         write_json(out_path, {"model": model, **figures})
     if record:
-        write_json(find_checkpoint(model) / CONFIG, {**generator.config, "evaluation": figures})
+        write_json(Path(model) / CONFIG, {**generator.config, "evaluation": figures})
     _show({"model": model, **figures})
 
 

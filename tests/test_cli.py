@@ -15,6 +15,7 @@ from conftest import ROOT
 from PIL import Image
 
 from sparsegen.__main__ import main
+from sparsegen.export.runtime import open_sampler
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
 
@@ -219,6 +220,10 @@ def test_evaluate_names_its_metric_and_writes_its_figures(
     assert figures["distance"] > 0
     assert "fd-efficientnet-lite0" in done.stdout
     assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 1), "got 1")
+    assert sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--record").returncode == 0
+    recorded = from_pretrained(model).config["evaluation"]
+    assert recorded["count"] == 8
+    assert recorded["data"] == "pictures"
 
 
 @pytest.mark.parametrize("what", ["atoms", "density", "samples"])
@@ -236,6 +241,10 @@ def test_export_reports_its_proof(sparsegen: CLI, model: Path, tmp_path: Path) -
     assert (tmp_path / "m.onnx").stat().st_size > 10_000
     assert "max_difference" in done.stdout
     assert_refused(sparsegen("export", model, "--out", "/proc/x/m.onnx"), "/proc")
+    assert sparsegen("export", model, "--out", tmp_path / "served").returncode == 0
+    sampler = open_sampler(tmp_path / "served")
+    assert np.array_equal(sampler.sample(4), open_sampler(tmp_path / "served").sample(4))
+    assert_refused(sparsegen("export", model, "--out", tmp_path / "x", "--discriminator"), "discriminator")
 
 
 def test_push_offline_is_a_clear_error(sparsegen: CLI, model: Path) -> None:

@@ -28,8 +28,7 @@ def resolve(k: int | Sequence[int] | None, dials: Sequence[Dial]) -> list[int]:
         return [dial.k for dial in dials]
     if not dials:
         raise ValueError(
-            f"this generator was trained without a projection and has no k to set; got k={k!r}. "
-            "Leave k out, or put projections on it with sparsegen.sparsify"
+            f"this model was trained without a projection and has no k to set: leave k out; got k={k!r}"
         )
     values = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else [k] * len(dials)
     if len(values) != len(dials):

@@ -1,0 +1,227 @@
+"""Where images come from: the Hub, parquet files or a folder. Each opens as rows that are not decoded yet."""
+
+import glob
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow.dataset
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
+ACCEPTED = "a Hub dataset id such as 'cifar10', a .parquet file, or a folder of .parquet or image files"
+BLOCK = 256  # rows read at a time
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded images.
+
+    Attributes:
+        count: how many there are.
+        labels: int64 (count,), all >= 0, or None.
+        read: from row numbers to these rows in ascending order, each a name for people and an image file.
+    """
+
+    count: int
+    labels: np.ndarray | None
+    read: Callable[[Collection[int]], Iterator[tuple[str, bytes]]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images before any is read: a name for people, what tells them from others, and how to open them."""
+
+    name: str
+    identity: Any
+    open: Callable[[], Rows]
+
+
+def find_source(source: str | Path, split: str) -> Source:
+    """Tells a file, a folder and a Hub id apart.
+
+    Choice: an existing path wins over a Hub id of the same name.
+    """
+    text = str(source)
+    path = os.path.expanduser(text)
+    if os.path.isfile(path):  # False, not an error, for what no path can be
+        if not path.lower().endswith(".parquet"):
+            raise ValueError(f"{text} is neither a .parquet file nor a folder; give {ACCEPTED}")
+        return Source(text, [_stamp(Path(path))], partial(_parquet_rows, [path]))
+    if os.path.isdir(path):
+        return _in_folder(Path(path), split, text)
+    if isinstance(source, Path) or _looks_like_path(text):
+        raise FileNotFoundError(f"no file or folder {text!r}; give {ACCEPTED}")
+    return _on_hub(text, split)
+
+
+def _looks_like_path(text: str) -> bool:
+    ends = (".parquet", "/", *SUFFIXES)
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or text.lower().endswith(ends)
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    status = file.stat()
+    return str(file.absolute()), status.st_size, status.st_mtime_ns
+
+
+# ---- folders ----
+
+
+def _in_folder(folder: Path, split: str, name: str) -> Source:
+    if files := _files(folder, (".parquet",)):
+        return Source(name, [_stamp(file) for file in files], lambda: _parquet_rows(_of_split(folder, split)))
+    root = _split_folder(folder, split)
+    if files := _files(root, SUFFIXES):
+        return Source(name, [_stamp(file) for file in files], partial(_folder_rows, root, files))
+    raise ValueError(f"no images in {root} or below it (looked for {' '.join(SUFFIXES)} and .parquet)")
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files below a folder, by suffix, sorted; follows links, leaves out hidden files and folders."""
+    names = sorted(Path(name).as_posix() for name in glob.iglob("**", root_dir=folder, recursive=True))
+    files = (folder / name for name in names if name.lower().endswith(suffixes))
+    return [file for file in files if file.is_file()]
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    """folder/train and so on, where all subfolders are named like splits; else the folder, as "train"."""
+    inside = {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    if split in inside and inside <= SPLITS:
+        return folder / split
+    if split != "train":
+        raise ValueError(f"no split {split!r} in {folder}: its images are the split 'train'")
+    return folder
+
+
+def _folder_rows(root: Path, files: list[Path]) -> Rows:
+    """Rows of image files; labels are their folders, if all lie one level deep in two folders or more."""
+    names = [file.relative_to(root).as_posix() for file in files]
+    classes, labels = np.unique([name.partition("/")[0] for name in names], return_inverse=True)
+    labeled = len(classes) > 1 and all(name.count("/") == 1 for name in names)
+
+    def read(chosen: Collection[int]) -> Iterator[tuple[str, bytes]]:
+        return ((names[row], files[row].read_bytes()) for row in sorted(chosen))
+
+    return Rows(len(files), labels.astype(np.int64) if labeled else None, read)
+
+
+# ---- parquet and the Hub ----
+
+
+def _of_split(folder: Path, split: str) -> list[str]:
+    """The parquet files of a split, which `datasets` tells by their names; all are "train" if none says."""
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    literal = glob.escape(str(folder.absolute()))
+    files = DataFilesDict.from_patterns(get_data_patterns(literal), literal, allowed_extensions=[".parquet"])
+    if split not in files:
+        raise ValueError(f"no split {split!r} in {folder}; it has {', '.join(map(str, files))}")
+    return list(files[split])
+
+
+def _parquet_rows(files: list[str]) -> Rows:
+    import pyarrow as pa
+    import pyarrow.dataset
+
+    try:
+        return _table_rows(pa.dataset.dataset(files, format="parquet"), files[0])
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"cannot read {files[0]} as parquet: {error}") from error
+
+
+def _on_hub(name: str, split: str) -> Source:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError(f"{name!r} is neither a path nor a Hub dataset id; give {ACCEPTED}") from None
+    dataset = _download(name, split)
+    return Source(name, ["hub", name, dataset._fingerprint], partial(_hub_rows, dataset, name))
+
+
+def _download(name: str, split: str) -> "datasets.Dataset":
+    import datasets
+    from httpx2 import TransportError
+    from huggingface_hub import HfApi, constants, errors
+
+    try:
+        if not constants.HF_HUB_OFFLINE:  # `load_dataset` would find out after 23 s of trying again
+            HfApi().dataset_info(name, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        return datasets.load_dataset(name, split=split)
+    except (errors.RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise FileNotFoundError(f"{name!r} is no file, no folder and no public Hub dataset") from error
+    except (ConnectionError, TransportError) as error:
+        raise ConnectionError(
+            f"no file or folder {name!r}, and the Hugging Face Hub, which may have such a dataset, is out of "
+            "reach: go online, set HF_HUB_OFFLINE=1 to use an earlier download, or give a parquet file or a "
+            "folder"
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"cannot open the Hub dataset {name!r}, split {split!r}: {error}") from error
+
+
+def _hub_rows(dataset: "datasets.Dataset", name: str) -> Rows:
+    import pyarrow.dataset
+
+    return _table_rows(pyarrow.dataset.dataset(dataset.data.table), name)
+
+
+def _table_rows(table: "pyarrow.dataset.Dataset", name: str) -> Rows:
+    image, label = _columns(table.schema, name)
+
+    def read(chosen: Collection[int]) -> Iterator[tuple[str, bytes]]:
+        wanted = set(chosen)
+        batches = table.to_batches(columns=[image], batch_size=BLOCK)
+        for row, cell in enumerate(cell for batch in batches for cell in batch.column(0)):
+            if row in wanted:
+                yield _name_and_file(row, cell.as_py())
+
+    return Rows(table.count_rows(), label and _labels(table, label, name), read)
+
+
+def _columns(schema: "pyarrow.Schema", name: str) -> tuple[str, str | None]:
+    """Finds the image column by its type, and the label column, if any, by type and name."""
+    import datasets
+
+    features = datasets.Features.from_arrow_schema(schema)
+    encoded = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    images = [key for key, kind in features.items() if isinstance(kind, datasets.Image) or kind == encoded]
+    if len(images) != 1:
+        listed = ", ".join(f"{key}: {kind}" for key, kind in features.items())
+        what = f"{len(images)} image columns, {', '.join(images)}" if images else "no image column"
+        raise ValueError(f"{name} has {what}; it must have exactly one, of type Image. Its columns: {listed}")
+    labels = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if isinstance(features.get("label"), datasets.Value) and "int" in features["label"].dtype:
+        labels.append("label")
+    labels.sort(key=lambda key: key != "label")
+    if len(labels) > 1:
+        log.info("%s has the label columns %s; using %s", name, ", ".join(labels), labels[0])
+    return images[0], labels[0] if labels else None
+
+
+def _labels(table: "pyarrow.dataset.Dataset", column: str, name: str) -> np.ndarray | None:
+    labels = table.to_table(columns=[column])[column]
+    if labels.null_count or min(labels.to_numpy(), default=0) < 0:  # test sets hide theirs as -1 or null
+        log.warning("the labels of %s are not used: some are missing or negative", name)
+        return None
+    return labels.to_numpy().astype(np.int64)
+
+
+def _name_and_file(row: int, cell: dict[str, Any] | None) -> tuple[str, bytes]:
+    """A row's number with the file name it remembers, and its image; empty where there is none."""
+    path, file = (cell["path"], cell["bytes"]) if cell else (None, None)
+    if file is None and path and os.path.isfile(path):
+        file = Path(path).read_bytes()
+    return f"row {row} ({path})" if path else f"row {row}", file or b""

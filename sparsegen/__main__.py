@@ -129,7 +129,8 @@ def sample(
     noise.check_seed(seed)
     check_writable(out_path)
     generator = sparsegen.from_pretrained(model)
-    pixels = generator.sample(count, seed=seed, k=parse_k(k), truncation=truncation)
+    with progress(model, count) as show:
+        pixels = generator.sample(count, seed=seed, k=parse_k(k), truncation=truncation, progress=show)
     if out_path.suffix == ".npy":
         with atomic_write(out_path) as file, file.open("wb") as stream:
             np.save(stream, pixels)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -12,14 +11,13 @@ from statistics import median
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from sparsegen.training.cache import keep, kept
 from sparsegen.training.features import FeatureNetwork, check_images
 from sparsegen.training.metrics import Statistics, density, frechet_distance
 from sparsegen.zoo import images as pixels
 from sparsegen.zoo import noise
-from sparsegen.zoo.files import atomic_write, cache_folder
+from sparsegen.zoo.files import cache_folder
 from sparsegen.zoo.generator import Generator
 
 FORMAT = "1"  # of a cache file; a change of how features are computed raises it
@@ -27,8 +25,6 @@ CHUNK = 500  # images between two calls of a progress callback
 MAX_BATCH = 4096
 
 Progress = Callable[[int, int], object]  # images done, images in all
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -182,30 +178,17 @@ def reference_statistics(
     return statistics
 
 
-def _read(path: Path, dimension: int, count: int) -> Statistics | None:
-    """Returns the statistics in a cache file; None if there is none, or, with a warning, if it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
-    except (SafetensorError, OSError) as error:
-        log.warning("%s is damaged (%s): computing it again", path, error)
-        return None
-    fits = mean.shape == (dimension,) and covariance.shape == (dimension, dimension)
-    finite = fits and np.isfinite(mean).all() and np.isfinite(covariance).all()
-    if not finite or header.get("format") != FORMAT or header.get("count") != str(count):
-        log.warning("%s holds something else than its name says: computing it again", path)
-        return None
-    return Statistics(mean, covariance, count)
-
-
 def _write(path: Path, statistics: Statistics) -> None:
-    """Writes a cache file whole or not at all; where that fails, warns, since the numbers are still good."""
-    header = {"format": FORMAT, "count": str(statistics.count)}
-    try:
-        with atomic_write(path) as part:
-            save_file({"mean": statistics.mean, "covariance": statistics.covariance}, part, metadata=header)
-    except (OSError, SafetensorError) as error:
-        log.warning("cannot keep reference statistics at %s (%s): they will be computed again", path, error)
+    tensors = {
+        "mean": torch.from_numpy(statistics.mean),
+        "covariance": torch.from_numpy(statistics.covariance),
+    }
+    keep(path, tensors, {"format": FORMAT, "count": str(statistics.count)})
+
+
+def _read(path: Path, dimension: int, count: int) -> Statistics | None:
+    """The statistics in a cache file, whose name says what they are of; None if they are not there."""
+    tensors, about = kept(path) or ({}, {})
+    if about.get("format") != FORMAT or tensors["mean"].shape != (dimension,):
+        return None
+    return Statistics(tensors["mean"].numpy(), tensors["covariance"].numpy(), count)

@@ -45,7 +45,9 @@ RECIPES = {
         )
     ),
 }
-PENALTIES: Mapping[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(1.0)}}
+# Choice: the paper gives no weight. At 10 the penalty weighs about as much as the adversarial loss; at 1 it moved
+# nothing within 1,000 steps (density 0.466, against 0.470 without; 0.442 at 10; 32 atoms, seed 0).
+PENALTIES: Mapping[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(10.0)}}
 
 
 def recipe_of(spec: ModelSpec) -> Recipe:

@@ -4,8 +4,10 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,7 @@ def find_source(source: str | Path, split: str) -> Source:
     if os.path.isfile(path):  # False, not an error, for what no path can be
         if not path.lower().endswith(".parquet"):
             raise ValueError(f"{text} is neither a .parquet file nor a folder; give {ACCEPTED}")
-        return Source(text, [_stamp(Path(path))], partial(_parquet_rows, [path]))
+        return Source(text, _stamps([Path(path)]), partial(_parquet_rows, [path], text))
     if os.path.isdir(path):
         return _in_folder(Path(path), split, text)
     if isinstance(source, Path) or _looks_like_path(text):
@@ -70,9 +72,9 @@ def _looks_like_path(text: str) -> bool:
     return text.startswith((".", "/", "~")) or text.count("/") > 1 or text.lower().endswith(ends)
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
-    status = file.stat()
-    return str(file.absolute()), status.st_size, status.st_mtime_ns
+def _stamps(files: list[Path]) -> list[tuple[str, int, int]]:
+    """What changes when a file does: where each is, its size and when it was written."""
+    return [(str(file.absolute()), (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
 
 
 # ---- folders ----
@@ -80,10 +82,10 @@ def _stamp(file: Path) -> tuple[str, int, int]:
 
 def _in_folder(folder: Path, split: str, name: str) -> Source:
     if files := _files(folder, (".parquet",)):
-        return Source(name, [_stamp(file) for file in files], lambda: _parquet_rows(_of_split(folder, split)))
+        return Source(name, _stamps(files), lambda: _parquet_rows(_of_split(folder, split), name))
     root = _split_folder(folder, split)
     if files := _files(root, SUFFIXES):
-        return Source(name, [_stamp(file) for file in files], partial(_folder_rows, root, files))
+        return Source(name, _stamps(files), partial(_folder_rows, root, files))
     raise ValueError(f"no images in {root} or below it (looked for {' '.join(SUFFIXES)} and .parquet)")
 
 
@@ -130,14 +132,10 @@ def _of_split(folder: Path, split: str) -> list[str]:
     return list(files[split])
 
 
-def _parquet_rows(files: list[str]) -> Rows:
-    import pyarrow as pa
+def _parquet_rows(files: list[str], name: str) -> Rows:
     import pyarrow.dataset
 
-    try:
-        return _table_rows(pa.dataset.dataset(files, format="parquet"), files[0])
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"cannot read {files[0]} as parquet: {error}") from error
+    return _table_rows(pyarrow.dataset.dataset(files, format="parquet"), name)
 
 
 def _on_hub(name: str, split: str) -> Source:
@@ -161,7 +159,10 @@ def _download(name: str, split: str) -> "datasets.Dataset":
             HfApi().dataset_info(name, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return datasets.load_dataset(name, split=split)
     except (errors.RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise FileNotFoundError(f"{name!r} is no file, no folder and no public Hub dataset") from error
+        raise FileNotFoundError(
+            f"{name!r} is no file, no folder, and no Hub dataset that is open to you "
+            "(if it is private or gated: hf auth login)"
+        ) from error
     except (ConnectionError, TransportError) as error:
         raise ConnectionError(
             f"no file or folder {name!r}, and the Hugging Face Hub, which may have such a dataset, is out of "
@@ -184,11 +185,13 @@ def _table_rows(table: "pyarrow.dataset.Dataset", name: str) -> Rows:
     def read(chosen: Collection[int]) -> Iterator[tuple[str, bytes]]:
         wanted = set(chosen)
         batches = table.to_batches(columns=[image], batch_size=BLOCK)
-        for row, cell in enumerate(cell for batch in batches for cell in batch.column(0)):
-            if row in wanted:
-                yield _name_and_file(row, cell.as_py())
+        cells = (cell for batch in batches for cell in batch.column(0))
+        with _damage_named(name):
+            for row, cell in enumerate(islice(cells, max(wanted, default=-1) + 1)):
+                if row in wanted:
+                    yield _name_and_file(row, cell.as_py())
 
-    return Rows(table.count_rows(), label and _labels(table, label, name), read)
+    return Rows(table.count_rows(), _labels(table, label, name) if label else None, read)
 
 
 def _columns(schema: "pyarrow.Schema", name: str) -> tuple[str, str | None]:
@@ -212,11 +215,22 @@ def _columns(schema: "pyarrow.Schema", name: str) -> tuple[str, str | None]:
 
 
 def _labels(table: "pyarrow.dataset.Dataset", column: str, name: str) -> np.ndarray | None:
-    labels = table.to_table(columns=[column])[column]
-    if labels.null_count or min(labels.to_numpy(), default=0) < 0:  # test sets hide theirs as -1 or null
+    with _damage_named(name):
+        cells = table.to_table(columns=[column])[column]
+    labels = cells.to_numpy()
+    if cells.null_count or (labels < 0).any():  # test sets hide theirs as null or -1
         log.warning("the labels of %s are not used: some are missing or negative", name)
         return None
-    return labels.to_numpy().astype(np.int64)
+    return labels.astype(np.int64)
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Adds what was read to pyarrow's "Unexpected end of stream"."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot read {name}: {error}") from error
 
 
 def _name_and_file(row: int, cell: dict[str, Any] | None) -> tuple[str, bytes]:

@@ -1,6 +1,6 @@
 """What every generator of the zoo is: a coder, and the dictionaries that its sparse codes run through."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,6 +94,7 @@ class Generator(nn.Module):
         k: int | Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
         truncation: float | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
         """Draws `count` images of a seed; the i-th is the same whatever the count.
 
@@ -104,6 +105,7 @@ class Generator(nn.Module):
                 first; None for the k of training.
             labels: Class of each image, for a conditional generator; None draws them from the seed.
             truncation: Bound of the truncated normal that z is drawn from; None for no bound.
+            progress: Called with the images done, after each batch of 64.
 
         Shape: uint8 (count, H, W, 3).  Raises: TypeError, ValueError on a value out of range.
         """
@@ -117,6 +119,8 @@ class Generator(nn.Module):
                 z = noise.z(min(BATCH, count - first), self.z_dim, seed, first, truncation)
                 image, _ = self(torch.from_numpy(z).to(device))
                 parts.append(images.to_uint8(image.float().cpu().numpy()))
+                if progress:
+                    progress(first + len(z))
         return np.concatenate(parts)
 
     @property

@@ -1,0 +1,229 @@
+"""Parquet files, folders and Hub datasets are told apart and read."""
+
+import os
+import time
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hub import Handler, Hub, Refused
+from pictures import folder_of, noise, parquet, png
+from PIL import Image
+
+from sparsegen.training.data import open_images
+
+
+@pytest.fixture(autouse=True)
+def no_earlier_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+
+
+# ---- parquet ----
+
+
+def test_a_parquet_file_gives_its_pixels_and_labels(tmp_path):
+    path = parquet(tmp_path / "some.parquet", [png(seed) for seed in range(5)], labels=[3, 1, 4, 1, 5])
+    images = open_images(str(path))
+    assert len(images) == 5 and images.name == str(path) and images.skipped == ()
+    assert images.pixels.dtype == torch.uint8 and images.pixels.shape == (5, 3, 32, 32)
+    assert images.labels.dtype == torch.int64 and images.labels.tolist() == [3, 1, 4, 1, 5]
+    expected = np.stack([noise(seed) for seed in range(5)])
+    assert images.numpy().dtype == np.uint8
+    np.testing.assert_array_equal(images.numpy(), expected)
+
+
+def test_columns_are_found_by_type_as_the_hub_declares_them(tmp_path):
+    features = datasets.Features(
+        {
+            "photo": datasets.Image(),
+            "kind": datasets.ClassLabel(names=["cat", "dog"]),
+            "size": datasets.Value("int64"),
+        }
+    )
+    rows = {
+        "photo": [Image.fromarray(noise(seed)) for seed in range(3)],
+        "kind": [1, 0, 1],
+        "size": [9, 9, 9],
+    }
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "hub.parquet")
+    images = open_images(tmp_path / "hub.parquet")
+    assert images.labels.tolist() == [1, 0, 1]
+    np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in range(3)]))
+
+
+def test_several_image_columns_are_refused_by_name_and_none_lists_the_columns(tmp_path):
+    two = pa.array([{"bytes": png(0), "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    with pytest.raises(ValueError, match="2 image columns, mask, img"):
+        open_images(parquet(tmp_path / "two.parquet", [png(1)], mask=two))
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="no image column.*text: Value"):
+        open_images(tmp_path / "none.parquet")
+
+
+def test_a_folder_of_parquet_files_is_read_split_by_split(tmp_path):
+    folder = tmp_path / "set [1]*"  # `datasets` would take this name for a pattern
+    parquet(folder / "train-00000-of-00002.parquet", [png(0), png(1)])
+    parquet(folder / "train-00001-of-00002.parquet", [png(2)])
+    parquet(folder / "test-00000-of-00001.parquet", [png(3)])
+    np.testing.assert_array_equal(open_images(folder).numpy(), np.stack([noise(seed) for seed in range(3)]))
+    np.testing.assert_array_equal(open_images(folder, split="test").numpy(), noise(3)[None])
+    with pytest.raises(ValueError, match="validation.*train"):
+        open_images(folder, split="validation")
+
+
+def test_a_single_file_is_read_whatever_its_name_and_the_split(tmp_path):
+    path = parquet(tmp_path / "test[0].parquet", [png(0)])
+    assert open_images(path).fingerprint == open_images(path, split="test").fingerprint
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0, None]])
+def test_hidden_labels_are_dropped_rather_than_trained_on(tmp_path, labels, caplog):
+    images = open_images(parquet(tmp_path / "some.parquet", [png(0), png(1)], labels))
+    assert images.labels is None and len(images) == 2
+    assert "not used" in caplog.text
+
+
+def test_an_empty_file_among_others_does_no_harm(tmp_path):
+    parquet(tmp_path / "train-0.parquet", [])
+    parquet(tmp_path / "train-1.parquet", [png(0)])
+    assert len(open_images(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("damage", ["no parquet", "truncated", "zeros in a page"])
+def test_a_damaged_parquet_file_is_named(tmp_path, damage):
+    path = parquet(tmp_path / "bad.parquet", [png(seed) for seed in range(3)])
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    damaged = {"truncated": whole[:half], "zeros in a page": whole[:4] + bytes(200) + whole[204:]}
+    path.write_bytes(damaged.get(damage, b"PAR1 and then nothing"))
+    with pytest.raises(ValueError, match="bad.parquet"):
+        open_images(path)
+
+
+def test_an_image_beside_its_row_is_read_and_a_missing_one_skipped(tmp_path):
+    (tmp_path / "here.png").write_bytes(png(7))
+    rows = [{"bytes": None, "path": str(tmp_path / name)} for name in ("here.png", "gone.png")]
+    column = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    pq.write_table(pa.table({"image": column}), tmp_path / "paths.parquet")
+    images = open_images(tmp_path / "paths.parquet")
+    np.testing.assert_array_equal(images.numpy(), noise(7)[None])
+    assert len(images.skipped) == 1 and images.skipped[0].startswith(f"row 1 ({tmp_path}/gone.png)")
+
+
+# ---- folders ----
+
+
+def test_a_folder_is_read_to_any_depth_in_order_without_what_is_no_image(tmp_path):
+    folder = folder_of(
+        tmp_path / "set", ["a.png", "b/c/d.PNG", "b/e.png", "test_1.png", "._a.png", ".x/f.png"]
+    )
+    (folder / "notes.txt").write_text("hello")
+    images = open_images(folder)
+    assert images.labels is None and images.skipped == ()
+    np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in range(4)]))
+
+
+def test_class_folders_give_labels_by_sorted_name(tmp_path):
+    images = open_images(folder_of(tmp_path / "set", ["train/0.png", "bus/1.png", "bus/2.png"]))
+    assert images.labels.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in (1, 2, 0)]))
+
+
+def test_split_folders_are_told_from_classes(tmp_path):
+    folder = folder_of(tmp_path / "set", ["train/cat/0.png", "train/dog/1.png", "test/cat/2.png"])
+    assert open_images(folder).labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(open_images(folder, split="test").numpy(), noise(2)[None])
+    with pytest.raises(ValueError, match="no split 'test'"):
+        open_images(folder / "train", split="test")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX file names and links")
+def test_odd_names_and_links_are_read_and_what_is_no_file_is_left_out(tmp_path):
+    folder = folder_of(tmp_path / "set [1]*", ["a [1]*?.png", "sub/b.png"])
+    Path(os.fsdecode(os.fsencode(folder) + b"/c\xff.png")).write_bytes(png(2))
+    Path(os.fsdecode(os.fsencode(folder) + b"/d\xff.png")).write_bytes(b"x")
+    (folder / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "linked").symlink_to(folder_of(tmp_path / "other", ["e.png"]))
+    os.mkfifo(folder / "pipe.png")  # reading it would never end
+    images = open_images(folder)
+    np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in (0, 2, 0, 1)]))
+    assert [line.split(":")[0] for line in images.skipped] == ["d\udcff.png"]
+
+
+def test_a_folder_without_images_says_what_it_looked_for(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"no images in .*\.png"):
+        open_images(tmp_path)
+
+
+# ---- what is no source ----
+
+
+@pytest.mark.parametrize(
+    "source", ["./nothing", "/no/such/folder", "set/train.parquet", "a/b/c", Path("cifar10"), "~no/x"]
+)
+def test_a_missing_path_is_called_missing(source):
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        open_images(source)
+
+
+@pytest.mark.parametrize("source", ["", " ", "two words", "https:cifar", "-x", "a" * 3000, "nul\0"])
+def test_what_is_neither_path_nor_hub_id_is_refused_with_what_is_accepted(source):
+    with pytest.raises(ValueError, match=r"Hub dataset id such as 'cifar10', a \.parquet file, or a folder"):
+        open_images(source)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(0))
+    with pytest.raises(ValueError, match="neither a .parquet file nor a folder"):
+        open_images(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("source", ["cifar10", "uoft-cs/cifar10"])
+def test_a_hub_id_offline_fails_at_once_and_says_what_to_do(source):
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match=f"no file or folder '{source}'.*give a parquet file") as caught:
+        open_images(source)
+    assert len(str(caught.value)) < 300
+    assert time.perf_counter() - start < 5
+
+
+def test_a_hub_that_does_not_answer_is_not_retried_for_long(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match="out of reach.*HF_HUB_OFFLINE=1"):
+        open_images("cifar10")
+    assert time.perf_counter() - start < 5
+
+
+def test_a_dataset_that_the_hub_does_not_have_is_called_missing(monkeypatch):
+    def unknown(hub, path, body, token):
+        raise Refused(404, "RepoNotFound", "Repository not found")
+
+    monkeypatch.setattr(Handler, "find", unknown)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with Hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        with pytest.raises(FileNotFoundError, match="'nobody/flowers' is no file, no folder, and no Hub"):
+            open_images("nobody/flowers")
+
+
+def test_a_hub_dataset_is_read_like_a_local_one(tmp_path, monkeypatch):
+    """A dataset that is here stands in for the download, which gives the same kind of object."""
+    rows = {"image": [Image.fromarray(noise(seed)) for seed in range(3)], "label": [2, 0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=3)})
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **named: asked.append((args, named)) or dataset
+    )
+    images = open_images("somebody/flowers", split="test")
+    assert asked == [(("somebody/flowers",), {"split": "test"})]
+    assert images.name == "somebody/flowers" and images.labels.tolist() == [2, 0, 1]
+    np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in range(3)]))

@@ -217,6 +217,9 @@ def test_any_checkpoint_can_be_fine_tuned_into_any_regularizer(tmp_path: Path, r
     assert_equal(run.networks.discriminator.state_dict(), load_file(source / DISCRIMINATOR))
     for _ in run:
         pass
+    told = from_pretrained(tmp_path / "second" / "checkpoints" / "00000001").config["training"]
+    assert told["start_from"] == "dcgan-8.baseline after 2 steps"
+    assert str(tmp_path) not in json.dumps(told)
 
 
 def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from sparsegen.zoo import images as pictures
 from sparsegen.zoo.bundled import DISCRIMINATOR, WEIGHTS
 from sparsegen.zoo.files import atomic_write, write_json
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import find_checkpoint, load_weights, save_pretrained, save_weights
+from sparsegen.zoo.pretrained import find_checkpoint, load_weights, read_config, save_pretrained, save_weights
 from sparsegen.zoo.table1 import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -237,4 +237,13 @@ class Run:
                 file.write(json.dumps(record) + "\n")
 
     def _about(self) -> dict:
-        return {**asdict(self.plan), "steps": self.step}
+        """What a checkpoint tells of its training: the plan, without the paths of this machine."""
+        about = {**asdict(self.plan), "steps": self.step}
+        del about["model"], about["k"]  # the config has them
+        if Path(self.plan.data).exists():
+            about["data"] = Path(self.plan.data).name
+        if self.plan.start_from:
+            config = read_config(find_checkpoint(self.plan.start_from))
+            steps = config.get("training", {}).get("steps")
+            about["start_from"] = config["model"] + (f" after {steps} steps" if steps else "")
+        return about

@@ -15,11 +15,8 @@ test: .venv/.dev
 .venv/.serve: pyproject.toml
 	$(call install,serve)
 
-# The page is tested in a real browser where there is one; on a CI machine it is installed.
 .venv/.dev: pyproject.toml
 	$(call install,dev)
-	@if [ "$(CI)" = true ] && ! command -v chromium chromium-browser google-chrome >/dev/null; then \
-		apt-get update -qq && apt-get install -qq -y chromium chromium-driver >/dev/null; fi
 
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsegen needs Python 3.11 or newer, this is " + sys.version)'

@@ -23,12 +23,12 @@ def test_the_losses_are_the_cross_entropies_of_their_definition(real: float, fak
         return -math.log1p(math.exp(-score)) if score > 0 else score - math.log1p(math.exp(score))
 
     found = forward(real, fake)
-    assert float(cross_entropy(found)) == pytest.approx(-log_sigmoid(real) - log_sigmoid(-fake), rel=1e-5)
-    assert float(non_saturating(found)) == pytest.approx(-log_sigmoid(fake), rel=1e-5)
+    assert cross_entropy(found).item() == pytest.approx(-log_sigmoid(real) - log_sigmoid(-fake), rel=1e-5)
+    assert non_saturating(found).item() == pytest.approx(-log_sigmoid(fake), rel=1e-5)
 
 
 def test_the_l1_penalty_is_the_mean_magnitude_of_gamma_1() -> None:
-    assert float(CodeL1(2.0)(forward(0, 0))) == 2 * (2 + 0 + 1 + 3) / 4
+    assert CodeL1(2.0)(forward(0, 0)).item() == 2 * (2 + 0 + 1 + 3) / 4
 
 
 def test_only_the_generators_phase_sends_a_gradient_into_the_fakes() -> None:

@@ -75,8 +75,9 @@ class Discriminator(nn.Module):
         stages, channels = [], 3
         for index, layer in enumerate(layers):
             width = layer.width * atoms
-            conv = layer.build(channels, width, bias=index == 0)
-            stages.append(Stage(conv, norm(width) if index else nn.Identity(), nn.LeakyReLU(slope)))
+            after = norm(width) if index else nn.Identity()
+            conv = layer.build(channels, width, bias=isinstance(after, nn.Identity))
+            stages.append(Stage(conv, after, nn.LeakyReLU(slope)))
             channels = width
         self.stages = nn.Sequential(*stages)
         self.head = head.build(channels, 1, bias=True)

@@ -9,7 +9,6 @@ run appends one line to records/table1.jsonl. The distance is that of the averag
 step (no best checkpoint is picked), between `--count` samples and all images of `--data`.
 """
 
-import json
 import platform
 from collections import defaultdict
 from dataclasses import asdict, replace
@@ -29,7 +28,7 @@ from sparsegen.training.data import Images, open_images
 from sparsegen.training.evaluation import evaluate, reference_statistics
 from sparsegen.training.features import open_features
 from sparsegen.training.interrupt import stop_on_interrupt
-from sparsegen.training.run import Plan, Run, Schedule
+from sparsegen.training.run import Plan, Run, Schedule, append_line, read_lines
 from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
 
 RECORDS = Path(__file__).parent / "records" / "table1.jsonl"
@@ -44,8 +43,9 @@ KEY = (
     "precision",
     "count",
     "metric",
+    "fingerprint",
 )
-PROTOCOL = ("architecture", "atoms", "steps", "batch_size", "precision", "count", "metric")
+PROTOCOL = ("architecture", "atoms", "steps", "batch_size", "precision", "count", "metric", "fingerprint")
 
 
 def main(
@@ -78,25 +78,25 @@ def main(
                 images.numpy(), images.fingerprint, features, progress=lambda done, _: show(done)
             )
         budgets = [float(text) for text in densities.split(",")] if densities else [None]
-        cells = [
+        cells = dict.fromkeys(  # two budgets may give one cell, and a list may name one twice
             (seed, cell(row, column, atoms, budget))
             for seed in map(int, seeds.split(","))
             for budget in budgets
             for row in rows.split(",")
             for column in columns.split(",")
-        ]
-        done = {key(record) for record in read(records)}
+        )
+        done = {key(record) for record in read_lines(records)}
         for seed, spec in cells:
             protocol = {"steps": steps, "batch_size": batch_size, "seed": seed, "precision": precision}
-            about = {**asdict(spec), **protocol, "count": count, "metric": features.metric}
+            measured = {"count": count, "metric": features.metric, "fingerprint": images.fingerprint}
+            about = {**asdict(spec), **protocol, **measured}
             if key(about) in done:
                 continue
             folder = runs / f"{spec.name}-k{'_'.join(map(str, spec.k))}-{steps}-{precision}-seed{seed}"
             record = {**about, **measure(spec, images, reference, features, protocol, count, folder)}
             records.parent.mkdir(parents=True, exist_ok=True)
-            with records.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-    show_table(read(records))
+            append_line(records, record)
+    show_table(read_lines(records))
 
 
 def cell(row: str, column: str, atoms: int, density: float | None) -> ModelSpec:
@@ -146,7 +146,6 @@ def measure(
         "seed": plan.seed,
         "sample_seed": verdict.seed,
         "train_images_per_second": round(float(np.median(rates)), 1) if rates else None,
-        "fingerprint": images.fingerprint,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread",
         "torch": torch.__version__,
@@ -155,10 +154,6 @@ def measure(
 
 def key(record: dict) -> tuple:
     return tuple(tuple(value) if isinstance(value := record[name], list) else value for name in KEY)
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def show_table(records: list[dict]) -> None:
@@ -190,7 +185,7 @@ def show_table(records: list[dict]) -> None:
             )
         console.print(
             f"\n{about['architecture']}, {about['atoms']} of {full} atoms, {about['steps']} steps of "
-            f"{about['batch_size']} ({about['precision']}), {about['count']} samples"
+            f"{about['batch_size']} ({about['precision']}), {about['count']} samples, data {about['fingerprint']}"
         )
         console.print(table)
 

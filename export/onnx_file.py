@@ -32,7 +32,7 @@ from sparsegen.export import runtime
 from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.files import atomic_write, check_writable
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import from_pretrained
+from sparsegen.zoo.pretrained import LICENSE, from_pretrained
 from sparsegen.zoo.projections import Projection
 
 OPSET, IR_VERSION = 20, 10
@@ -146,7 +146,7 @@ def export(
         fails. Then nothing is written.
     """
     path = Path(path)
-    if path.suffix != ".onnx" or path.is_dir():
+    if path.suffix.lower() != ".onnx" or path.is_dir():
         raise ValueError(f"give the name of a file that ends in .onnx; got {path}")
     check_writable(path)
     _check_hooks(generator)
@@ -205,7 +205,7 @@ def describe(generator: Generator, graph: str, weights: str | None) -> dict:
         "code_shapes": generator.code_shapes,
         "dials": [asdict(dial) for dial in generator.dials],  # k runs from 1 to limit, in each unit
         "weights": weights,
-        "license": getattr(generator, "config", {}).get("license", "apache-2.0"),
+        "license": generator.config.get("license", LICENSE),
         "sparsegen": __version__,
     }
 

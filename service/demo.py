@@ -123,13 +123,13 @@ class Choice:
 
 
 def told(handler: Callable) -> Callable:
-    """Shows what is wrong with a value on the page, in place of "Error"."""
+    """Shows what is wrong with a value or a model on the page, in place of "Error"."""
 
     @wraps(handler)
     def wrapped(*arguments: object) -> object:
         try:
             return handler(*arguments)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, FloatingPointError, FileNotFoundError) as error:
             raise gr.Error(str(error), print_exception=False) from None
 
     return wrapped
@@ -267,7 +267,7 @@ def python_call(shown: Choice) -> str:
     k = f", k={shown.k}" if shown.k else ""
     return (
         "from sparsegen.export.runtime import open_sampler\n\n"
-        f"pixels = open_sampler({shown.model.name!r}).sample({shown.count}, seed={shown.seed}{k})"
+        f"pixels = open_sampler({shown.model.source!r}).sample({shown.count}, seed={shown.seed}{k})"
         f"  # uint8 ({shown.count}, 32, 32, 3)"
     )
 

@@ -132,7 +132,7 @@ def inside(pixels: np.ndarray, codes: Sequence[np.ndarray], dials: Sequence[Dial
 
 def atoms(code: np.ndarray, dictionary: np.ndarray) -> str:
     """Buttons that switch off the most used atoms of D1.  Shape: Γ1 (C, H, W), dictionary (C, 3, h, w)."""
-    shares, pictures = xray.shares(code, dictionary), xray.atom_pictures(dictionary)
+    shares, pictures = xray.shares(code, dictionary), images.atom_pictures(dictionary)
     order = [int(atom) for atom in np.argsort(-shares, kind="stable")[:SHOWN_ATOMS] if shares[atom] > 0]
     used, height, width = int((shares > 0).sum()), *dictionary.shape[2:]
     buttons = [

@@ -1,12 +1,12 @@
-"""The models that a server offers: every folder with a config and an ONNX file below one models folder."""
+"""The models that a server offers: every folder below one models folder that opens."""
 
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsegen.export.runtime import OnnxSampler, open_sampler
-from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS
+from sparsegen.export.runtime import OnnxSampler
+from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS
 
 ENVIRONMENT = "SPARSEGEN_MODELS"
 
@@ -18,6 +18,12 @@ class Model:
     name: str
     sampler: OnnxSampler
     config: dict
+
+    @property
+    def source(self) -> str:
+        """What `open_sampler` opens it by: its name if it is bundled, else its folder."""
+        folder = self.sampler.path.parent.resolve()
+        return self.name if folder == MODELS / self.name else str(folder)
 
     def describe(self) -> dict:
         """What GET /models says of it."""
@@ -40,23 +46,41 @@ def models_folder() -> Path:
     return Path(given).expanduser() if given else MODELS
 
 
-def find_models(folder: Path) -> list[Path]:
-    """The folders of the models below `folder`.
+def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
+    """Opens the models below `folder`, by name; and says of each other folder in a sentence why it is none.
 
-    Raises: FileNotFoundError if there is none.
+    Hidden folders are left out.
+
+    Raises: FileNotFoundError with these sentences if there is no model.
     """
-    found = sorted(path.parent for path in folder.glob(f"*/{GRAPH}") if (path.parent / CONFIG).is_file())
-    if not found:
+    models, refused = {}, []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir() and not path.name.startswith("."):
+            try:
+                models[path.name] = open_model(path)
+            except (OSError, ValueError) as error:
+                refused.append(f"{path.name} is not served: {error}")
+    if not models:
+        reasons = "".join(f" {reason}." for reason in refused)
         raise FileNotFoundError(
-            f"no models to serve: {folder} holds no folder with {CONFIG} and {GRAPH}. "
-            f"Set {ENVIRONMENT} to a folder that does"
+            f"no models to serve: {folder} holds no folder with a sound {CONFIG}, {GRAPH} and {SYNTHESIS}."
+            f"{reasons} Set {ENVIRONMENT} to a folder that does"
         )
-    return found
+    return models, refused
 
 
-def open_models(folder: Path) -> dict[str, Model]:
-    """Opens every model below `folder`, by name."""
-    return {
-        path.name: Model(path.name, open_sampler(path), json.loads((path / CONFIG).read_text()))
-        for path in find_models(folder)
-    }
+def open_model(folder: Path) -> Model:
+    """Opens all that the server needs of a model.
+
+    Raises: OSError, ValueError naming the file and what is wrong with it.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    sampler = OnnxSampler(folder / GRAPH)
+    sampler.dictionary()  # opens the synthesis graph, which the X-ray needs
+    return Model(folder.name, sampler, config)

@@ -1,5 +1,6 @@
 """Starts the server, as `sparsegen serve` does."""
 
+import errno
 import os
 import signal
 import socket
@@ -8,21 +9,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 
-from sparsegen.service.models import find_models, models_folder
+import psutil
+
+from sparsegen.service.models import models_folder, open_models
 
 SERVICE = "sparsegen.service.endpoint:SparseGen"
+WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bentoml runs
 
 
 def serve(host: str = "127.0.0.1", port: int = 3000) -> int:
     """Serves the models until SIGINT or SIGTERM, and returns the exit code, 0 if one of them ended it.
 
-    Raises: FileNotFoundError if there are no models, OSError if the port is taken, RuntimeError if the server
-        ends before it is ready.
+    Raises: FileNotFoundError if there are no models, OSError if the port is taken or the host unknown,
+        RuntimeError if the server or its worker ends before it is ready.
     """
-    find_models(models_folder())
+    open_models(models_folder())  # here, since bentoml starts a worker that fails again and again
     check_port(host, port)
     with tempfile.TemporaryDirectory(prefix="sparsegen-serve-") as home, stop_signals() as stopped:
         command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
@@ -51,27 +55,36 @@ def environment(home: str) -> dict[str, str]:
 
 def check_port(host: str, port: int) -> None:
     """Raises: OSError if nothing can listen there, saying why."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError):
+        raise OSError(f"no host is called {host!r}: choose another --host, as 127.0.0.1 or 0.0.0.0") from None
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
+            option = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
             raise OSError(
-                f"cannot listen on {host}:{port} ({error.strerror}): choose another --port"
+                f"cannot listen on {host}:{port} ({error.strerror}): choose another {option}"
             ) from None
 
 
 def wait_until_ready(server: subprocess.Popen, host: str, port: int, stopped: list[int]) -> bool:
     """Polls /readyz until it answers 200; returns False if a signal came first.
 
-    Raises: RuntimeError if the server ends.
+    Raises: RuntimeError if the server or its worker ends.
     """
+    started: set[int] = set()
     while not stopped:
         if server.poll() is not None:
             raise RuntimeError(
                 f"the server ended with exit code {server.returncode} before it was ready; see above"
             )
+        alive = workers(server)
+        if started - alive:
+            raise RuntimeError("the server's worker ended before it was ready; see above")
+        started |= alive
         connection = HTTPConnection(_visible(host), port, timeout=2)
         try:
             connection.request("GET", "/readyz")
@@ -83,6 +96,17 @@ def wait_until_ready(server: subprocess.Popen, host: str, port: int, stopped: li
             connection.close()
         time.sleep(0.2)
     return False
+
+
+def workers(server: subprocess.Popen) -> set[int]:
+    """Numbers of the worker processes of a server that have not ended."""
+    alive = set()
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(server.pid).children():
+            with suppress(psutil.NoSuchProcess):  # a zombie, too
+                if WORKER in child.cmdline():
+                    alive.add(child.pid)
+    return alive
 
 
 def stop(server: subprocess.Popen, patience: float = 15) -> None:

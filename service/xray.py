@@ -51,16 +51,6 @@ def shares(code: np.ndarray, atoms: np.ndarray) -> np.ndarray:
     return energy / (energy.sum() or 1)
 
 
-def atom_pictures(atoms: np.ndarray) -> np.ndarray:
-    """Atoms as pictures on mid-gray, each with a contrast of its own.
-
-    Shape: (C, 3, h, w) -> uint8 (C, h, w, 3).
-    """
-    peak = np.abs(atoms).max((1, 2, 3), keepdims=True)
-    scaled = atoms / np.where(peak > 0, peak, 1)
-    return np.rint(127.5 + 127.5 * scaled.transpose(0, 2, 3, 1)).astype(np.uint8)
-
-
 def without(code: np.ndarray, atoms: Sequence[int]) -> np.ndarray:
     """A copy of the code with some atoms switched off.  Shape: Γ1 (C, H, W) -> the same."""
     edited = code.copy()

@@ -3,12 +3,13 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -29,11 +30,11 @@ import sparsegen
 
 app = typer.Typer(
     help="Image generators whose inner representation is a sparse code.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
 out, err = Console(), Console(stderr=True)
+FORESEEN = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
 
 Model = Annotated[
     str, typer.Argument(help="A bundled model, a checkpoint's folder, or owner/name on the Hub.")
@@ -123,22 +124,21 @@ def sample(
     import numpy as np
 
     from sparsegen.zoo import images, noise
-    from sparsegen.zoo.files import atomic_write, check_writable
+    from sparsegen.zoo.files import atomic_write
 
     noise.check_count(count)
     noise.check_seed(seed)
-    check_writable(out_path)
+    suffix = _target(out_path, ".png", ".npy", folder=True)
     generator = sparsegen.from_pretrained(model)
     with progress(model, count) as show:
         pixels = generator.sample(count, seed=seed, k=parse_k(k), truncation=truncation, progress=show)
-    if out_path.suffix == ".npy":
+    if suffix == ".npy":
         with atomic_write(out_path) as file, file.open("wb") as stream:
             np.save(stream, pixels)
-    elif out_path.suffix == ".png":
+    elif suffix == ".png":
         with atomic_write(out_path) as file:
             file.write_bytes(images.png(images.grid(pixels), scale))
     else:
-        out_path.mkdir(exist_ok=True)
         for index, image in enumerate(pixels):
             with atomic_write(out_path / f"{seed}-{index:05d}.png") as file:
                 file.write_bytes(images.png(image))
@@ -173,9 +173,11 @@ def train(
     precision: Annotated[Precision, typer.Option(help="float32 (no), or bfloat16 where it may be.")] = "no",
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first images only.")] = None,
     judge_every: Annotated[int, typer.Option(min=1, help="Steps between Fréchet distances.")] = 2_000,
-    judge_count: Annotated[int, typer.Option(min=0, help="Images drawn for one; 0 for none.")] = 2_000,
+    judge_count: Annotated[int, typer.Option(help="Images drawn for one, 2 at least; 0 for none.")] = 2_000,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
-    device: Annotated[str | None, typer.Option(help="cpu; by default a GPU where there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:N or mps; by default a GPU where there is one.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
 ) -> None:
     """Trains a model, or fine-tunes one (--from); Ctrl-C saves, and --resume goes on."""
@@ -183,7 +185,8 @@ def train(
 
     from sparsegen.training.interrupt import stop_on_interrupt
     from sparsegen.training.recipes import recipe_of
-    from sparsegen.training.run import Plan, Run, Schedule, has_discriminator
+    from sparsegen.training.run import Plan, Run, Schedule, checkpoints, find_device
+    from sparsegen.zoo import noise
     from sparsegen.zoo.dial import resolve
     from sparsegen.zoo.files import check_writable
     from sparsegen.zoo.pretrained import find_checkpoint
@@ -194,7 +197,13 @@ def train(
         spec = replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
     recipe = recipe_of(spec)
     check_writable(out_folder / "run.json")
-    alone = bool(start_from) and not has_discriminator(find_checkpoint(start_from))
+    if resume and not checkpoints(out_folder):
+        raise ValueError(f"{out_folder} holds no run to go on with: leave --resume out, or give its folder")
+    if judge_count:
+        noise.check_integer("--judge-count", judge_count, 2, noise.MAX_COUNT, "0, or the images drawn")
+    device = str(find_device(device))
+    if start_from and not resume:  # a resumed run has all it needs
+        find_checkpoint(start_from)
     if threads:
         torch.set_num_threads(threads)
     images = _open(data, limit=limit)
@@ -207,21 +216,33 @@ def train(
         batch_size=batch_size or recipe.batch_size,
         precision=str(precision),
         start_from=start_from,
-        warm_up=warm_up if alone else 0,
+        warm_up=warm_up if start_from else 0,
     )
-    judge = _judge(images, judge_count) if judge_count else None
+
+    def judged(done: int, count: int) -> None:
+        show(run.step, f"{spec.name}  judged by {done} of {count} images")
+
+    judge = _judge(images, judge_count, device, judged) if judge_count else None
     schedule = Schedule(steps=steps or recipe.steps, judge_every=judge_every, save_every=save_every)
     run = Run(out_folder, plan, images, schedule, judge, resume, device)
+    main_process = run.accelerator.is_main_process
     with stop_on_interrupt() as interrupted, progress(spec.name, schedule.steps, run.step) as show:
+        losses = ""
         for step, metrics in run:
-            losses = metrics and "  ".join(f"{name} {loss:.2f}" for name, loss in metrics["losses"].items())
-            show(step, **({"description": f"{spec.name}  {losses}"} if losses else {}))
-            if interrupted():
+            if metrics:
+                losses = "  ".join(f"{name} {loss:.2f}" for name, loss in metrics["losses"].items())
+                if main_process and not err.is_terminal:
+                    err.print(
+                        f"step {step} of {schedule.steps}  {losses}  {_pace(run, metrics)}", soft_wrap=True
+                    )
+            show(step, f"{spec.name}  {losses}")
+            if run.agree(interrupted()):
                 run.save()
-                err.print(
-                    f"stopped and saved at step {step}: the same command with --resume goes on",
-                    highlight=False,
-                )
+                if main_process:
+                    err.print(
+                        f"stopped and saved at step {step}: the same command with --resume goes on",
+                        highlight=False,
+                    )
                 raise typer.Exit(130)
     best = (
         f"; best {run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
@@ -258,7 +279,10 @@ def evaluate(
             raise ValueError(f"--record writes into a checkpoint's folder of yours; {model} is none")
         check_writable(Path(model) / CONFIG)
     generator = sparsegen.from_pretrained(model)
+    trained = generator.dials
     generator.set_k(parse_k(k))
+    if record and generator.dials != trained:
+        raise ValueError("--record writes the figures of a model as it is: leave --k out, or --record")
     network = open_features(features, weights)
     images = _open(data)
     reference = _reference(images, network, reference_statistics)
@@ -290,23 +314,27 @@ def export(
     import torch
 
     from sparsegen.export.onnx_file import STEPS, bundle, export
-    from sparsegen.zoo.files import check_writable
-    from sparsegen.zoo.pretrained import find_checkpoint, save_discriminator
+    from sparsegen.zoo.bundled import GRAPH
+    from sparsegen.zoo.files import atomic_folder
+    from sparsegen.zoo.pretrained import check_bundle, find_checkpoint, save_discriminator
 
-    check_writable(out_path)
+    suffix, source = _target(out_path, ".onnx", folder=True), find_checkpoint(model)
+    if not suffix:
+        check_bundle(out_path, source)
     generator = sparsegen.from_pretrained(model)
     with progress(model, STEPS) as show:
 
         def report(done: int, what: str) -> None:
             show(done, f"{model}: {what}")
 
-        if out_path.suffix == ".onnx":
+        if suffix:
             proof = export(generator, out_path, synthesis=synthesis, progress=report)
         else:
-            folder = generator.save_pretrained(out_path, dtype=torch.float16)
-            if discriminator:
-                save_discriminator(find_checkpoint(model), folder, generator.spec, torch.float16)
-            proof = bundle(folder, progress=report)
+            with atomic_folder(out_path) as folder:
+                generator.save_pretrained(folder, dtype=torch.float16)
+                if discriminator:
+                    save_discriminator(source, folder, generator.spec, torch.float16)
+                proof = replace(bundle(folder, progress=report), path=out_path / GRAPH)
     _show(asdict(proof))
 
 
@@ -343,10 +371,10 @@ def plot(
 ) -> None:
     """Draws a picture of what a model has learned."""
     from sparsegen.zoo import images, plots
-    from sparsegen.zoo.files import atomic_write, check_writable
+    from sparsegen.zoo.files import atomic_write
 
     out_path = out_path or Path(f"{what}.png")
-    check_writable(out_path)
+    _target(out_path, ".png")
     if what is not Picture.density and len(models) > 1:
         raise ValueError(f"{what} are drawn of one model; got {len(models)}: {', '.join(models)}")
     generators = {model: sparsegen.from_pretrained(model) for model in models}
@@ -405,6 +433,25 @@ def info(model: Model) -> None:
     )
 
 
+def _target(path: Path, *suffixes: str, folder: bool = False) -> str:
+    """Checks before any work that `path` can be written; returns its suffix, in lower case, "" for a folder.
+
+    A new folder may be called as a model, so that `serve` finds a dcgan.ml; another suffix is a mistake.
+    """
+    from sparsegen.zoo.files import check_writable
+    from sparsegen.zoo.table1 import REGULARIZERS
+
+    check_writable(path)
+    suffix = path.suffix.lower()
+    if suffix in suffixes and not path.is_dir():
+        return suffix
+    named_as_one = suffix.removeprefix(".") in ("", *REGULARIZERS) and not path.is_file()
+    if folder and (path.is_dir() or named_as_one):
+        return ""
+    or_folder = ", or a folder, its name without a dot or a model's" if folder else ""
+    raise ValueError(f"--out takes {' or '.join(suffixes)}{or_folder}; got {path}")
+
+
 def _open(data: str, limit: int | None = None):
     """Opens images with a bar, and says which of them were skipped."""
     from sparsegen.training.data import open_images
@@ -420,14 +467,21 @@ def _reference(images, network, reference_statistics):
         )
 
 
-def _judge(images, count: int):
+def _judge(images, count: int, device: str, progress: Callable[[int, int], None]):
     """Measures the Fréchet distance of a fixed draw, to pick the best checkpoint by."""
     from sparsegen.training.evaluation import evaluate, reference_statistics
     from sparsegen.training.features import open_features
 
-    network = open_features()
+    network = open_features(device=device)
     reference = _reference(images, network, reference_statistics)
-    return lambda generator: asdict(evaluate(generator, reference, network, count))
+    return lambda generator: asdict(evaluate(generator, reference, network, count, progress=progress))
+
+
+def _pace(run, metrics: dict) -> str:
+    """How fast a run is, and how long it takes yet at this rate, judging aside."""
+    rate = metrics["images_per_second"]
+    images = (run.schedule.steps - run.step) * run.batches.whole
+    return f"{rate:.0f} images/s  {timedelta(seconds=round(images / rate))} left"
 
 
 def _show(record: dict) -> None:
@@ -438,28 +492,34 @@ def _show(record: dict) -> None:
 
 
 def main() -> None:
-    """Runs the command line: bad input ends with exit code 2 and one line, never a traceback."""
+    """Runs the command line; whatever fails is told in one line, a traceback only on SPARSEGEN_TRACEBACK.
+
+    Exit codes: 2 for bad input and what else is foreseen, 1 for a bug of ours, 130 for Ctrl-C.
+    """
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=err, show_time=False, show_path=False)],
     )
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Abort:
         sys.exit(130)
     except typer.TyperException as error:
         _fail(error.format_message())
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if os.environ.get("SPARSEGEN_TRACEBACK"):
             raise
-        _fail(str(error))
+        if isinstance(error, FORESEEN):
+            _fail(str(error))
+        bug = f"{type(error).__name__}: {error}"
+        _fail(f"a bug of sparsegen ({bug}); with SPARSEGEN_TRACEBACK=1 it shows where", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"sparsegen: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

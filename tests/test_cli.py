@@ -1,6 +1,7 @@
 """The command line as a person meets it: in a process of its own."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from sparsegen.__main__ import main
 from sparsegen.export.runtime import open_sampler
+from sparsegen.training.features import FeatureNetwork
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
 
@@ -80,8 +82,10 @@ def test_sample_writes_the_pixels_that_python_draws(sparsegen: CLI, model: Path,
     assert np.array_equal(np.load(tmp_path / "a.npy"), pixels)
     assert sparsegen(*common, tmp_path / "grid.png", "--scale", 1).returncode == 0
     assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png"))[2:34, 36:68], pixels[1])
-    assert sparsegen(*common, tmp_path / "folder").returncode == 0
-    files = sorted((tmp_path / "folder").iterdir())
+    assert sparsegen(*common, tmp_path / "GRID.PNG", "--scale", 1).returncode == 0
+    assert (tmp_path / "GRID.PNG").read_bytes() == (tmp_path / "grid.png").read_bytes()
+    assert sparsegen(*common, tmp_path / "new" / "folder").returncode == 0
+    files = sorted((tmp_path / "new" / "folder").iterdir())
     assert [file.name for file in files] == [f"7-{index:05d}.png" for index in range(5)]
     assert np.array_equal([np.asarray(Image.open(file)) for file in files], pixels)
 
@@ -100,6 +104,7 @@ def test_sample_writes_the_pixels_that_python_draws(sparsegen: CLI, model: Path,
         (("--k", "few"), "--k is one number"),
         (("--truncation", 0), "at least 0.05"),
         (("--out", "/proc/nowhere/grid.png"), "/proc"),
+        (("--out", "grid.jpg"), ".png or .npy, or a folder"),
         (("--scale", 99), "--scale"),
         (("--speed", 2), "--speed"),
     ],
@@ -184,6 +189,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         "step"
     ]
     assert f"saved at step {step}" in said
+    assert re.search(
+        r"step 100 of 100000  cross_entropy \S+  non_saturating \S+  \d+ images/s  \S+ left\n", said
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,6 +203,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         (("dcgan-8.ml", "--batch-size", 64), "fewer than one batch of 64"),
         (("dcgan-8.ml", "--from", "nobody.ml"), "no model 'nobody.ml'"),
         (("dcgan-8.ml", "--precision", "fp4"), "precision"),
+        (("dcgan-8.ml", "--device", "tpu"), "got 'tpu'"),
+        (("dcgan-8.ml", "--device", "cuda:4096"), "no device cuda:4096"),
+        (("dcgan-8.ml", "--judge-count", 1), "--judge-count is 0, or the images drawn, from 2 to"),
+        (("dcgan-8.ml", "--resume"), "holds no run to go on with"),
         (("dcgan-8.ml", "--out", "/proc/x/run"), "/proc"),
         (("dcgan-8.ml", "--data", "missing/folder/of/images"), "missing/folder"),
     ],
@@ -202,9 +214,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
 def test_train_refuses_bad_input_in_one_line(
     sparsegen: CLI, pictures: Path, tmp_path: Path, arguments: tuple, says: str
 ) -> None:
-    given = {"--data": str(pictures), "--out": str(tmp_path / "run")}
+    given = {"--data": str(pictures), "--out": str(tmp_path / "run"), "--judge-count": 0}
     rest = [part for name, value in given.items() if name not in arguments for part in (name, value)]
-    assert_refused(sparsegen("train", *arguments, *rest, "--steps", 1, "--judge-count", 0), says)
+    assert_refused(sparsegen("train", *arguments, *rest, "--steps", 1), says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_judge_runs_where_the_training_does(
+    sparsegen: CLI, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def opened(**how: object) -> FeatureNetwork:
+        asked.append(how)
+        return FeatureNetwork("mean", 3, lambda images: images.float().mean(dim=(2, 3)))
+
+    monkeypatch.setattr("sparsegen.training.features.open_features", opened)
+    done = sparsegen("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8,
+                     "--steps", 1, "--judge-count", 4, "--device", "cpu")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert asked == [{"device": "cpu"}]
+    assert "best mean" in done.stdout
 
 
 def test_evaluate_names_its_metric_and_writes_its_figures(
@@ -224,6 +254,9 @@ def test_evaluate_names_its_metric_and_writes_its_figures(
     recorded = from_pretrained(model).config["evaluation"]
     assert recorded["count"] == 8
     assert recorded["data"] == "pictures"
+    refused = sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--k", 1, "--record")
+    assert_refused(refused, "leave --k out")
+    assert from_pretrained(model).config["evaluation"] == recorded
 
 
 @pytest.mark.parametrize("what", ["atoms", "density", "samples"])
@@ -233,6 +266,8 @@ def test_plots_are_pictures(sparsegen: CLI, model: Path, tmp_path: Path, what: s
     picture = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
     assert min(picture.shape[:2]) > 100
     assert picture.std() > 10
+    for name in ("x.pdf", "x"):
+        assert_refused(sparsegen("plot", what, model, "--out", tmp_path / name), "--out takes .png; got")
 
 
 def test_export_reports_its_proof(sparsegen: CLI, model: Path, tmp_path: Path) -> None:
@@ -242,11 +277,76 @@ def test_export_reports_its_proof(sparsegen: CLI, model: Path, tmp_path: Path) -
     assert "max_difference" in done.stdout
     assert_refused(sparsegen("export", model, "--out", "/proc/x/m.onnx"), "/proc")
     assert sparsegen("export", model, "--out", tmp_path / "served").returncode == 0
-    sampler = open_sampler(tmp_path / "served")
-    assert np.array_equal(sampler.sample(4), open_sampler(tmp_path / "served").sample(4))
+    served = open_sampler(tmp_path / "served").sample(4).astype(int)
+    assert np.abs(served - from_pretrained(tmp_path / "served").sample(4)).max() <= 1
+    assert (
+        np.abs(
+            open_sampler(tmp_path / "m.onnx").sample(4) - from_pretrained(model).sample(4).astype(int)
+        ).max()
+        <= 1
+    )
     assert_refused(sparsegen("export", model, "--out", tmp_path / "x", "--discriminator"), "discriminator")
+    assert not (tmp_path / "x").exists()
+
+
+def test_export_takes_no_other_place_than_that_of_an_older_bundle(
+    sparsegen: CLI, model: Path, tmp_path: Path
+) -> None:
+    def contents() -> dict:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    save_pretrained(from_pretrained(model), tmp_path / "other")
+    (tmp_path / "link").symlink_to(model)
+    before = contents()
+    for place, says in [
+        ("model", "the model itself"),
+        ("link", "the model itself"),
+        ("mine", "other files"),
+        ("other", "other files"),
+        ("m.txt", ".onnx, or a folder"),
+    ]:
+        assert_refused(sparsegen("export", model, "--out", tmp_path / place), says)
+    assert contents() == before
+    assert sparsegen("export", model, "--out", tmp_path / "dcgan-8.ml").returncode == 0
+    bundled = contents()
+    assert_refused(sparsegen("export", model, "--out", tmp_path / "dcgan-8.ml", "--discriminator"), "missing")
+    assert contents() == bundled
+    assert sparsegen("export", model, "--out", tmp_path / "dcgan-8.ml").returncode == 0
+    assert contents() == bundled
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_push_offline_is_a_clear_error(sparsegen: CLI, model: Path) -> None:
     assert_refused(sparsegen("push", model, "me/mine"), "me/mine")
     assert_refused(sparsegen("push", model, "not a hub id"), "not a hub id")
+
+
+@pytest.mark.parametrize(
+    "entry", [{"training": [1]}, {"k": []}, {"license": None}, {"evaluation": {"metric": "fid"}}]
+)
+def test_a_broken_config_is_one_line(sparsegen: CLI, model: Path, entry: dict) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
+    assert_refused(sparsegen("info", model), "config.json", next(iter(entry)))
+    assert_refused(sparsegen("push", model, "me/mine"), "config.json", next(iter(entry)))
+
+
+def test_a_bug_is_one_line_too_and_says_how_to_see_more(
+    sparsegen: CLI, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Generator, "sample", lambda *_, **__: {}["oops"])
+    done = sparsegen("sample", model)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1)
+    assert "KeyError: 'oops'" in done.stderr and "SPARSEGEN_TRACEBACK=1" in done.stderr
+    monkeypatch.setenv("SPARSEGEN_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["sparsegen", "sample", str(model)])
+    with pytest.raises(KeyError):
+        main()
+
+
+def test_without_a_command_the_help_is_shown(sparsegen: CLI) -> None:
+    done = sparsegen()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) > 10 and "evaluate" in done.stdout

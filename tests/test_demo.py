@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
-from sparsegen.export import runtime
-from sparsegen.service import xray
-from sparsegen.zoo import noise
+from sparsegen.service import demo, xray
+from sparsegen.service.models import open_model
+from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.pretrained import from_pretrained
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
@@ -50,17 +50,32 @@ def test_a_seed_has_the_same_pixels_on_the_page_and_over_http(server, client, mo
     np.testing.assert_array_equal(pictures(tiles), np.load(io.BytesIO(over_http)))
 
 
-def test_the_page_shows_calls_that_give_its_pixels(server, client, monkeypatch, tmp_path):
+def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path):
     tiles, _, python, curl = ask(client, "/draw", count=3, k=3, apart=True)
-    monkeypatch.setattr(
-        runtime.bundled, "MODELS", server.models
-    )  # as if the small models were the bundled ones
     names: dict = {}
     exec(python, names)
     np.testing.assert_array_equal(names["pixels"], pictures(tiles))
     if shutil.which("curl") and shutil.which("bash"):
         subprocess.run(["bash", "-c", curl], cwd=tmp_path, check=True, capture_output=True, timeout=60)
         np.testing.assert_array_equal(np.load(tmp_path / "pixels.npy"), pictures(tiles))
+
+
+def test_the_page_calls_a_bundled_model_by_its_name():
+    if not (names := bundled.list_models()):
+        pytest.skip("no model is bundled")
+    for name in names:
+        shown = demo.Choice(open_model(bundled.MODELS / name), seed=0, count=2, k=[], index=0)
+        assert f"open_sampler({name!r}).sample(2, seed=0)" in demo.python_call(shown)
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
+def test_what_goes_wrong_with_a_value_or_a_file_is_told_on_the_page(kind):
+    @demo.told
+    def handler():
+        raise kind("synthesis.onnx is missing")
+
+    with pytest.raises(demo.gr.Error, match="synthesis.onnx is missing"):
+        handler()
 
 
 def test_the_page_says_how_sparse_the_codes_are(server, client):

@@ -5,23 +5,35 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from server import Server, free_port, running_server, small_models, start, until  # noqa: F401 (two are fixtures)
+from server import (  # noqa: F401 (two are fixtures)
+    NO_TORCH,
+    Server,
+    free_port,
+    running_server,
+    small_models,
+    start,
+    until,
+)
 
 from sparsegen.export.runtime import open_sampler
 from sparsegen.service.batching import Batcher
-from sparsegen.service.models import find_models
+from sparsegen.service.models import open_models
 from sparsegen.service.serve import serve
+from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
 from sparsegen.zoo.pretrained import from_pretrained
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
@@ -40,16 +52,14 @@ def error_of(body: bytes) -> str:
 
 
 @pytest.mark.parametrize(("model", "k"), [(ML, None), (ML, [3, 1]), (L0, 100), (BASELINE, None)])
-def test_an_image_is_the_same_over_http_from_the_runtime_and_from_torch(server, model, k):
+def test_an_image_is_bit_for_bit_the_runtimes_over_http_and_within_a_gray_level_torchs(server, model, k):
     over_http = pixels_of(server.sample(model=model, count=5, seed=2**64 - 1, k=k, format="npy"))
     assert over_http.dtype == np.uint8 and over_http.shape == (5, 32, 32, 3)
     np.testing.assert_array_equal(
         over_http, open_sampler(server.models / model).sample(5, seed=2**64 - 1, k=k)
     )
     by_torch = from_pretrained(server.models / model).sample(5, seed=2**64 - 1, k=k)
-    assert (
-        np.abs(over_http.astype(int) - by_torch).max() <= 1
-    )  # the last bit of a float may round the other way
+    assert np.abs(over_http.astype(int) - by_torch).max() <= 1
     assert len(np.unique(over_http)) > 20  # not a constant
 
 
@@ -205,6 +215,29 @@ def test_a_body_of_50_mb_is_refused_as_too_large(server, path, body):
 def test_another_method_is_refused(server, method, path):
     status, _, body = server.ask(method, path)
     assert status == 405 and error_of(body)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/nosuch", 404),
+        ("POST", "/sample/more", 404),
+        ("GET", "/a%0Ab/{c}", 404),
+        ("GET", "/static_content/nosuch.js", 404),
+        ("POST", "/healthz", 405),
+    ],
+)
+def test_an_address_that_is_bentomls_to_refuse_is_refused_as_ours_are(server, method, path, expected):
+    status, kind, body = server.ask(method, path)
+    assert (status, kind) == (expected, "application/json")
+    assert error_of(body)
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez", "/healthz", "/readyz", "/metrics", "/docs.json", "/schema.json", "/ui/"]
+)
+def test_bentomls_addresses_and_the_page_answer(server, path):
+    assert server.ask("GET", path)[0] == 200
 
 
 def test_more_requests_at_once_than_allowed_are_refused_until_some_end(server):
@@ -389,9 +422,90 @@ def test_serve_refuses_a_port_that_is_taken(models, monkeypatch):
             serve(port=port)
 
 
+def test_serve_refuses_a_host_that_there_is_not(models, monkeypatch):
+    monkeypatch.setenv("SPARSEGEN_MODELS", str(models))
+    with pytest.raises(OSError, match="no host is called 'nosuchhost.invalid': choose another --host"):
+        serve("nosuchhost.invalid", free_port())
+    with pytest.raises(OSError, match="cannot listen on 192.0.2.1:.*choose another --host"):
+        serve("192.0.2.1", free_port())  # is kept for documentation, so no machine has it
+
+
 def test_serve_refuses_a_folder_without_models(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSEGEN_MODELS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no models to serve.*SPARSEGEN_MODELS"):
-        serve(port=free_port())
-    with pytest.raises(FileNotFoundError):
-        find_models(tmp_path)
+    for folder in (tmp_path, tmp_path / "missing"):
+        monkeypatch.setenv("SPARSEGEN_MODELS", str(folder))
+        with pytest.raises(FileNotFoundError, match="no models to serve.*SPARSEGEN_MODELS"):
+            serve(port=free_port())
+
+
+def folder_in_its_place(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (
+        lambda folder: os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2),
+        f"{WEIGHTS} is truncated",
+    ),
+    "no-json": (lambda folder: (folder / CONFIG).write_text("{broken"), f"{CONFIG} is no JSON"),
+    "list": (lambda folder: (folder / CONFIG).write_text("[]"), f"{CONFIG} holds no JSON object"),
+    "folder": (lambda folder: folder_in_its_place(folder / CONFIG), CONFIG),
+    "no-synthesis": (lambda folder: (folder / SYNTHESIS).unlink(), f"{SYNTHESIS} is missing"),
+    "no-onnx": (
+        lambda folder: (folder / GRAPH).write_text("<html>"),
+        f"{GRAPH} is truncated, corrupt or no ONNX",
+    ),
+    "empty": (lambda folder: [file.unlink() for file in folder.iterdir()], CONFIG),
+}
+
+
+@pytest.fixture
+def damaged(models, tmp_path) -> Path:
+    """A folder of models none of which can be served."""
+    for name, (damage, _) in DAMAGES.items():
+        damage(shutil.copytree(models / ML, tmp_path / "damaged" / name))
+    return tmp_path / "damaged"
+
+
+def test_a_server_leaves_out_bad_models_and_warns_of_each_in_one_line(models, damaged, tmp_path):
+    shutil.copytree(models / L0, damaged / L0)
+    server = start(tmp_path / "run", damaged)
+    try:
+        server.wait_until_ready()
+        assert [model["name"] for model in json.loads(server.ask("GET", "/models")[2])["models"]] == [L0]
+    finally:
+        assert server.stop() == 0
+    log = server.log.read_text()
+    for name, (_, word) in DAMAGES.items():
+        (line,) = [line for line in log.splitlines() if f"{name} is not served" in line]
+        assert word in line
+    assert "Traceback" not in log
+
+
+def test_serve_ends_with_one_line_where_every_model_is_bad(damaged, tmp_path):
+    server = start(tmp_path / "run", damaged, [sys.executable, "-m", "sparsegen", "serve", "--port"])
+    try:
+        assert server.process.wait(60) == 2
+    finally:
+        server.stop()
+    (line,) = server.log.read_text().splitlines()
+    assert line.startswith("sparsegen: no models to serve")
+    assert all(f"{name} is not served" in line and word in line for name, (_, word) in DAMAGES.items())
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_left_out(damaged, models):
+    shutil.copytree(models / L0, damaged / L0)
+    shutil.copytree(models / L0, damaged / "closed").chmod(0)
+    opened, refused = open_models(damaged)
+    assert list(opened) == [L0] and any(reason.startswith("closed is not served") for reason in refused)
+
+
+def test_serve_ends_where_its_worker_cannot_start(models, tmp_path):
+    command = [sys.executable, "-m", "sparsegen", "serve", "--port"]
+    server = start(tmp_path / "run", models, command, NO_TORCH.replace("torch", "gradio"))
+    try:
+        assert server.process.wait(60) == 2
+    finally:
+        server.stop()
+    assert "the server's worker ended before it was ready" in server.log.read_text()

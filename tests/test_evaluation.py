@@ -1,6 +1,5 @@
 """Evaluation with a stand-in generator, a stand-in feature network, and, where it is found, CIFAR-10."""
 
-import json
 import logging
 
 import numpy as np
@@ -97,13 +96,6 @@ def test_a_generator_is_left_as_it_was(generator, reference, features):
     assert generator.training and generator.norm.training and not generator.coder.training
     for name, value in generator.state_dict().items():
         assert torch.equal(value, before[name])
-
-
-def test_an_evaluation_becomes_json(generator, reference, features):
-    result = evaluate(generator, reference, features, 10)
-    read = json.loads(result.to_json())
-    assert read["density"] == list(result.density) and read["distance"] == result.distance
-    assert set(read) == set(evaluation.Evaluation.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,7 @@
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +115,9 @@ def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
         ({"k": 9}, ValueError, "each needle of Γ1, from 1 to 8; got 9"),
         ({"k": True}, TypeError, "got True"),
         ({"k": "2"}, TypeError, "got '2'"),
+        ({"k": b"\1\2"}, TypeError, "got b"),
+        ({"k": np.array([1.0, 2.0])}, TypeError, "got 1.0"),
+        ({"k": []}, ValueError, "one for each of Γ1, Γ2; got 0"),
         ({"k": [1, 2, 3]}, ValueError, "one for each of Γ1, Γ2; got 3"),
         ({"k": [1, 99]}, ValueError, "Γ2, from 1 to 8; got 99"),
         ({"truncation": 0.0}, ValueError, "at least 0.05"),
@@ -128,3 +135,64 @@ def test_bad_input_is_named_with_its_limit(
 def test_a_generator_without_projections_says_that_it_has_no_dial() -> None:
     with pytest.raises(ValueError, match="without a projection"):
         build("dcgan", "baseline", atoms=8).sample(1, k=4)
+
+
+@pytest.mark.parametrize("k", [np.array([1, 2]), torch.tensor([1, 2]), (np.int64(1), 2)])
+def test_k_may_be_an_array(tiny_ml: Generator, k: object) -> None:
+    assert np.array_equal(tiny_ml.sample(2, k=k), tiny_ml.sample(2, k=[1, 2]))
+    assert np.array_equal(tiny_ml.sample(2, k=np.int64(1)), tiny_ml.sample(2, k=1))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_threads_draw_at_their_own_k_and_leave_the_generator_alone(tiny_ml: Generator, train: bool) -> None:
+    expected = {k: tiny_ml.sample(70, k=k) for k in (1, 2, 4, 8)}
+    tiny_ml.train(train)
+    before = copy.deepcopy(tiny_ml.state_dict())
+    with ThreadPoolExecutor(4) as threads:
+        drawn = [(k, threads.submit(tiny_ml.sample, 70, k=k)) for _ in range(5) for k in expected]
+    for k, images in drawn:
+        assert np.array_equal(images.result(), expected[k])
+    assert [dial.k for dial in tiny_ml.dials] == [2, 2]
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tiny_ml.state_dict().items())
+
+
+def test_sampling_is_in_eval_mode_and_restores_the_mode_of_every_part(tiny_ml: Generator) -> None:
+    expected = tiny_ml.sample(4)
+    tiny_ml.train()
+    tiny_ml.coder.eval()
+    modes = [module.training for module in tiny_ml.modules()]
+    assert np.array_equal(tiny_ml.sample(4), expected)
+    assert [module.training for module in tiny_ml.modules()] == modes
+
+
+def test_a_view_shares_the_weights_but_not_the_dial(tiny_ml: Generator) -> None:
+    view = tiny_ml.view(1)
+    for mine, its in zip(tiny_ml.state_dict().values(), view.state_dict().values(), strict=True):
+        assert mine.data_ptr() == its.data_ptr()
+    assert ([dial.k for dial in view.dials], [dial.k for dial in tiny_ml.dials]) == ([1, 1], [2, 2])
+
+
+def test_copies_and_pickles_draw_the_same(tiny_ml: Generator) -> None:
+    for other in (copy.deepcopy(tiny_ml), pickle.loads(pickle.dumps(tiny_ml))):
+        assert np.array_equal(other.sample(2, k=1), tiny_ml.sample(2, k=1))
+        assert other.spec == tiny_ml.spec
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_generator_of_another_dtype_takes_float32_noise(tiny_ml: Generator, dtype: torch.dtype) -> None:
+    expected = tiny_ml.sample(4).astype(int)
+    assert tiny_ml.to(dtype)(torch.randn(2, 128))[0].dtype == dtype
+    assert np.abs(tiny_ml.sample(4) - expected).mean() < 5
+
+
+def test_weights_that_have_diverged_are_an_error(tiny_ml: Generator) -> None:
+    with torch.no_grad():
+        tiny_ml.stages[0].conv.bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="3 of 3 generated images hold NaN.*earlier checkpoint"):
+        tiny_ml.sample(3)
+
+
+def test_a_generator_knows_its_cell_at_its_present_k(tiny_ml: Generator) -> None:
+    assert (tiny_ml.spec.name, tiny_ml.spec.k, tiny_ml.config) == ("dcgan-8.ml", (2, 2), {})
+    tiny_ml.set_k([1, 3])
+    assert tiny_ml.spec.k == (1, 3)

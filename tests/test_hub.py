@@ -96,8 +96,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     generator = warmed(build("dcgan", "ml", atoms=8))
-    about = {"training": {"steps": 3}, "license": "mit"}
-    return save_pretrained(generator, tmp_path_factory.mktemp("hub") / "checkpoint", **about)
+    generator.config = {"license": "mit"}
+    return save_pretrained(generator, tmp_path_factory.mktemp("hub") / "checkpoint", training={"steps": 3})
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ TORCH_FREE = [
     "zoo.noise",
     "zoo.images",
     "zoo.dial",
+    "zoo.names",
     "zoo.files",
     "export.runtime",
     "service.endpoint",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from sparsegen.training.metrics import Statistics, density, frechet_distance, needle_density
+from sparsegen.training.metrics import Statistics, density, frechet_distance
 
 
 def gaussian(mean, covariance) -> Statistics:
@@ -169,14 +169,3 @@ def test_density_counts_exact_zeros_only():
     assert density(torch.zeros(2, 3, 4, 4)) == 0 and density(torch.ones(7)) == 1
     with pytest.raises(ValueError, match="without entries"):
         density(torch.empty(0, 3))
-
-
-def test_needle_density_is_the_share_of_nonzeros_at_each_position():
-    code = torch.zeros(2, 4, 2, 3)
-    code[0, :, 0, 1] = -1.0  # a full needle in one of two images
-    code[:, 2, 1, 2] = 5.0  # one atom of four in both
-    expected = torch.tensor([[0, 0.5, 0], [0, 0, 0.25]])
-    assert torch.equal(needle_density(code), expected)
-    assert needle_density(code).mean().item() == pytest.approx(density(code))
-    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
-        needle_density(code[0])

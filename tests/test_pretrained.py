@@ -120,7 +120,22 @@ def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
         from_pretrained(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"architecture": "dcgan"}', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "null",
+        '{"architecture": "dcgan"}',
+        "\x00",
+        '{"format": true}',
+        '{"format": 0}',
+        '{"format": "1"}',
+        "[" * 100_000,
+    ],
+    ids=range(10),
+)
 def test_a_config_that_is_none_is_named(folder: Path, text: str) -> None:
     (folder / CONFIG).write_text(text)
     with pytest.raises(ValueError, match=r"config\.json is not a sparsegen config"):
@@ -135,6 +150,22 @@ def test_a_config_that_is_none_is_named(folder: Path, text: str) -> None:
         ({"k": "all"}, "k"),
         ({"architecture": "stylegan"}, "no architecture 'stylegan'"),
         ({"atoms": "wide"}, "got 'wide'"),
+        ({"atoms": True}, "got True"),
+        ({"k": []}, "2 in ml; got"),
+        ({"k": [1]}, "2 in ml; got"),
+        ({"k": [1, 2, 3]}, "2 in ml; got"),
+        ({"k": 3}, "k is of type list; got 3"),
+        ({"k": [1, 2.0]}, "k is a list of integers"),
+        ({"k": [True, 1]}, "k is a list of integers"),
+        ({"architecture": ["dcgan"]}, "architecture is of type str"),
+        ({"regularizer": None}, "regularizer is of type str; got None"),
+        ({"regularizer": "l0_inf"}, "1 in l0_inf"),
+        ({"model": "dcgan.ml"}, "model is 'dcgan.ml', and the other entries make it 'dcgan-8.ml'"),
+        ({"license": 7}, "license is of type str; got 7"),
+        ({"training": [1]}, "training is of type dict"),
+        ({"evaluation": "good"}, "evaluation is of type dict"),
+        ({"evaluation": {"metric": "fid"}}, "evaluation.distance is missing"),
+        ({"evaluation": {"metric": "fid", "distance": "low"}}, "got 'low'"),
     ],
 )
 def test_a_config_with_a_wrong_entry_is_named(folder: Path, entry: dict, message: str) -> None:
@@ -142,6 +173,44 @@ def test_a_config_with_a_wrong_entry_is_named(folder: Path, entry: dict, message
     (folder / CONFIG).write_text(json.dumps({**config, **entry}))
     with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
         from_pretrained(folder)
+
+
+@pytest.mark.parametrize("entry", ["model", "architecture", "regularizer", "atoms", "k"])
+def test_a_config_that_lacks_an_entry_is_named(folder: Path, entry: str) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    del config[entry]
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json: the entry {entry} is missing"):
+        from_pretrained(folder)
+
+
+def test_a_config_without_a_license_has_the_usual_one(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    del config["license"]
+    (folder / CONFIG).write_text(json.dumps(config))
+    assert from_pretrained(folder).config["license"] == "apache-2.0"
+
+
+def test_what_is_known_of_a_model_is_kept_and_nothing_else_is_taken(folder: Path, tmp_path: Path) -> None:
+    opened = from_pretrained(folder)
+    save_pretrained(opened, folder, training={"steps": 7})
+    again = save_pretrained(from_pretrained(folder), tmp_path / "again")
+    assert from_pretrained(again).config["training"] == {"steps": 7}
+    with pytest.raises(TypeError, match="format"):
+        save_pretrained(opened, folder, format=99)
+
+
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(folder: Path) -> None:
+    for given in (folder, *sparsegen.list_models()[:1]):
+        with pytest.raises(ValueError, match="leave the revision out; got 'v1'"):
+            from_pretrained(given, revision="v1")
+
+
+def test_a_training_run_is_told_from_its_models(tiny_ml: Generator, tmp_path: Path) -> None:
+    for model in ("best", "checkpoints/00000010", "checkpoints/00000020"):
+        save_pretrained(tiny_ml, tmp_path / model)
+    with pytest.raises(FileNotFoundError, match=r"training run: .*best or .*checkpoints/00000020$"):
+        from_pretrained(tmp_path)
 
 
 def test_a_failed_save_leaves_the_last_good_one(

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+from sparsegen.training import run as run_module
 from sparsegen.training.data import Images
-from sparsegen.training.run import STATE, Plan, Run, Schedule
-from sparsegen.zoo.bundled import DISCRIMINATOR, WEIGHTS
+from sparsegen.training.run import STATE, Plan, Run, Schedule, append_line, find_device, read_lines
+from sparsegen.zoo.bundled import CONFIG, DISCRIMINATOR, WEIGHTS
 from sparsegen.zoo.pretrained import from_pretrained
 
 COLUMNS = ["baseline", "l0_inf", "l0", "l1", "ml"]
@@ -190,6 +192,11 @@ def test_the_best_generator_is_kept(tmp_path: Path) -> None:
     assert best.config["evaluation"] == {"metric": "d", "distance": 3.0}
     assert best.config["training"]["steps"] == 4
     assert_equal(best.state_dict(), weights[4])
+    tuned = start(tmp_path / "tuned", 1, start_from=str(tmp_path / "run" / "best"), warm_up=500)
+    assert tuned.warm_up == 0
+    assert_equal(
+        tuned.networks.discriminator.state_dict(), load_file(tmp_path / "run" / "best" / DISCRIMINATOR)
+    )
     assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
         f"{step:08d}.png" for step in (2, 4, 6)
     ]
@@ -222,10 +229,37 @@ def test_any_checkpoint_can_be_fine_tuned_into_any_regularizer(tmp_path: Path, r
     assert str(tmp_path) not in json.dumps(told)
 
 
-def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_path: Path) -> None:
-    for _ in start(tmp_path / "first", 2, save_every=2):
+def a_generator_alone(folder: Path) -> Path:
+    """A checkpoint without a discriminator, after 2 steps."""
+    for _ in start(folder, 2, save_every=2):
         pass
-    run = start(tmp_path / "second", 4, start_from=str(tmp_path / "first/checkpoints/00000002"), warm_up=3)
+    (folder / "checkpoints" / "00000002" / DISCRIMINATOR).unlink()
+    return (folder / "checkpoints" / "00000002").rename(folder / "published")
+
+
+def test_a_fine_tuned_run_goes_on_when_its_source_is_gone(tmp_path: Path) -> None:
+    source = a_generator_alone(tmp_path / "first")
+    tune = {"warm_up": 5, "start_from": str(source)}
+    for _ in start(tmp_path / "unbroken", 9, **tune):
+        pass
+    for progress in start(tmp_path / "broken", 9, **tune):
+        if progress.step == 1:
+            shutil.rmtree(source)
+        if progress.step == 4:
+            break
+    moved = {"warm_up": 5, "start_from": "elsewhere/published/"}
+    for _ in start(tmp_path / "broken", 9, resume=True, **moved):
+        pass
+    assert_equal(state(tmp_path / "broken"), state(tmp_path / "unbroken"))
+    told = from_pretrained(tmp_path / "broken" / "checkpoints" / "00000009").config["training"]
+    assert told["start_from"] == "dcgan-8.ml after 2 steps"
+
+
+def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_path: Path) -> None:
+    source = a_generator_alone(tmp_path / "first")
+    with pytest.raises(ValueError, match="warms up for 3 steps and the run ends after 3, before"):
+        start(tmp_path / "second", 3, start_from=str(source), warm_up=3)
+    run = start(tmp_path / "second", 4, start_from=str(source), warm_up=3)
     first, judge = (
         {key: value.detach().clone() for key, value in network.named_parameters()}
         for network in (run.networks.generator, run.networks.discriminator)
@@ -262,22 +296,41 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
         start(tmp_path / "run", 8, resume=True)
 
 
-def test_two_processes_end_in_equal_weights_and_see_different_images(tmp_path: Path) -> None:
+TWO = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from safetensors.torch import save_file
+from test_run import start
+
+folder = Path({folder!r})
+run = start(folder / "gradless", 1)
+run.networks.discriminator.unused = torch.nn.Parameter(torch.zeros(1))
+for _ in run: pass
+
+run = start(folder / "unbroken", 6)
+rank = run.accelerator.process_index
+real, _ = run.batches.at(0)
+for _ in run: pass
+save_file({{**run.networks.state(), "real": real}}, folder / f"{{rank}}.safetensors")
+
+run = start(folder / "broken", 6)
+for progress in run:
+    if run.agree(rank == 1 and progress.step == 3):
+        run.save()
+        break
+(folder / f"{{rank}}.step").write_text(str(progress.step))
+for _ in start(folder / "broken", 6, resume=True): pass
+"""
+
+
+def test_two_processes_hold_one_state_see_different_images_and_stop_and_go_on_together(
+    tmp_path: Path,
+) -> None:
     script = tmp_path / "two.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from pathlib import Path\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from safetensors.torch import save_file\n"
-        "from test_run import start\n"
-        f"run = start(Path({str(tmp_path / 'run')!r}), 3)\n"
-        "rank = run.accelerator.process_index\n"
-        "real, _ = run.batches.at(0)\n"
-        "for _ in run: pass\n"
-        "weights = dict(run.networks.generator.named_parameters())\n"
-        "weights = {key: value.detach().contiguous() for key, value in weights.items()}\n"
-        f"save_file({{**weights, 'real': real}}, {str(tmp_path)!r} + f'/{{rank}}.safetensors')\n"
-    )
+    script.write_text(TWO.format(tests=str(ROOT / "tests"), folder=str(tmp_path)))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
                "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", str(script)]  # fmt: skip
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -286,13 +339,121 @@ def test_two_processes_end_in_equal_weights_and_see_different_images(tmp_path: P
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     assert not torch.equal(first.pop("real"), second.pop("real"))
     assert_equal(first, second)
-    alone = start(tmp_path / "alone", 3)
+    assert [(tmp_path / f"{rank}.step").read_text() for rank in (0, 1)] == ["3", "3"]
+    assert_equal(state(tmp_path / "broken"), state(tmp_path / "unbroken"))
+    alone = start(tmp_path / "alone", 6)
     for _ in alone:
         pass
-    key = next(iter(first))
-    assert not torch.equal(first[key], dict(alone.networks.generator.named_parameters())[key])
+    weight = "discriminator.head.weight"
+    assert not torch.equal(first[weight], alone.networks.state()[weight])
 
 
-def test_the_plan_is_kept_as_json(tmp_path: Path) -> None:
+def test_the_plan_and_the_source_are_kept_as_json(tmp_path: Path) -> None:
     start(tmp_path / "run", 1)
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == asdict(plan())
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {**asdict(plan()), "source": None}
+
+
+def test_a_folder_of_before_the_source_was_kept_goes_on(tmp_path: Path) -> None:
+    for _ in start(tmp_path / "run", 4):
+        pass
+    (tmp_path / "run" / "run.json").write_text(json.dumps(asdict(plan())))
+    assert start(tmp_path / "run", 8, resume=True).step == 4
+
+
+def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for wrong, says in [
+        ({"batch_size": 65}, "fewer than one batch"),
+        ({"start_from": "nobody.ml"}, "no model"),
+        ({"start_from": "dcgan.ml"}, "another width"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            start(folder, 4, **wrong)
+        assert not folder.exists()
+    for progress in start(folder, 4, seed=1):
+        if progress.step == 3:
+            break
+    assert len(records(folder)) == 1
+    for _ in start(folder, 4):
+        pass
+    assert [record["step"] for record in records(folder)] == [2, 4]
+    assert json.loads((folder / "run.json").read_text())["seed"] == 0
+
+
+def test_a_run_is_known_by_its_data_not_by_how_they_are_spelled(tmp_path: Path) -> None:
+    for _ in start(tmp_path / "run", 4):
+        pass
+    assert start(tmp_path / "run", 8, resume=True, data="./noise").step == 4
+    with pytest.raises(ValueError, match="fingerprint: '0' there, '1' asked"):
+        start(tmp_path / "run", 8, resume=True, fingerprint="1")
+
+
+def test_a_half_written_line_is_passed_over_and_spoils_no_other(tmp_path: Path) -> None:
+    for _ in start(tmp_path / "run", 4):
+        pass
+    path = tmp_path / "run" / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 4, "losses": {"cross')
+    append_line(path, {"step": 4, "whole": True})
+    assert [record["step"] for record in read_lines(path)] == [2, 4, 4]
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    start(tmp_path / "run", 8, resume=True)
+    assert [record["step"] for record in records(tmp_path / "run")] == [2, 4, 4]
+
+
+def test_a_corrupt_record_of_the_run_is_named(tmp_path: Path) -> None:
+    for _ in start(tmp_path / "run", 4):
+        pass
+    for content in ('{"model": ', "[1]"):
+        (tmp_path / "run" / "run.json").write_text(content)
+        with pytest.raises(ValueError, match="run/run.json cannot be read"):
+            start(tmp_path / "run", 8, resume=True)
+
+
+def test_the_best_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distances = iter([5.0, 3.0])
+    run = start(
+        tmp_path / "run", 4, judge=lambda _: {"metric": "d", "distance": next(distances)}, judge_every=2
+    )
+    best = tmp_path / "run" / "best"
+    steps = iter(run)
+    next(steps), next(steps)
+    before = {path.name: path.read_bytes() for path in best.iterdir()}
+    assert before.keys() == {CONFIG, WEIGHTS, DISCRIMINATOR}
+
+    def killed(*_: object) -> None:
+        raise OSError("killed")
+
+    monkeypatch.setattr(run_module, "save_weights", killed)  # the discriminator's, after config and generator
+    with pytest.raises(OSError, match="killed"):
+        for _ in steps:
+            pass
+    assert {path.name: path.read_bytes() for path in best.iterdir()} == before
+
+
+@pytest.mark.parametrize("judge_every", [1000, 6])
+def test_a_run_that_diverges_stops_before_it_gives_up_its_last_good_checkpoint(
+    tmp_path: Path, judge_every: int
+) -> None:
+    run = start(tmp_path / "run", 20, judge_every=judge_every)
+    with pytest.raises(RuntimeError, match="diverged: by step [68] .* start again from .*/00000004 .--from"):
+        for step, _ in run:
+            if step == 5:
+                next(run.networks.generator.parameters()).data[0] = torch.nan
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000004"]
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("tpu", "cpu, cuda, cuda:N or mps; got 'tpu'"),
+        ("cuda:", "got 'cuda:'"),
+        ("cuda:4096", "no device cuda:4096"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(name: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        find_device(name)
+    assert find_device("cpu") == torch.device("cpu")

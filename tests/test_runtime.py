@@ -67,7 +67,7 @@ def test_a_sampler_says_what_it_draws_from(sampler: OnnxSampler, unprojected: Pa
 
 
 @pytest.mark.parametrize("arguments", [{}, {"k": 1}, {"k": [8, 3]}, {"truncation": 0.5}])
-def test_one_seed_is_one_image_in_torch_and_onnx(
+def test_torchs_pixels_differ_by_at_most_a_gray_level_and_rarely(
     sampler: OnnxSampler, generator: Generator, arguments: dict
 ) -> None:
     ours, theirs = (source.sample(70, seed=5, **arguments) for source in (sampler, generator))
@@ -75,6 +75,19 @@ def test_one_seed_is_one_image_in_torch_and_onnx(
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
     assert len(np.unique(ours)) > 20
+
+
+@pytest.mark.parametrize("name", bundled.list_models() or [pytest.param("", marks=pytest.mark.skip)])
+def test_a_bundled_models_pixels_are_nearly_torchs(name: str) -> None:
+    """Apart from the images in which a needle keeps another entry, where two are equal up to rounding."""
+    ours, theirs = open_sampler(name).sample(64), from_pretrained(name).sample(64)
+    difference = np.abs(ours.astype(int) - theirs)
+    swapped = difference.max((1, 2, 3)) > 1
+    share = (difference[~swapped] > 0).mean()
+    found = (
+        f"{swapped.sum()} of 64 images differ by more than a level; of the others {share:.5%} of the values"
+    )
+    assert swapped.mean() < 0.05 and share < 1e-4, found
 
 
 def test_an_image_does_not_depend_on_the_batch_or_the_threads(sampler: OnnxSampler, folder: Path) -> None:

@@ -61,13 +61,26 @@ def test_a_name_says_architecture_width_and_regularizer(name: str) -> None:
     assert ModelSpec.parse("dcgan-128.ml").name == "dcgan.ml"
 
 
+def test_a_row_may_have_a_hyphen_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "wgan-gp", ARCHITECTURES["dcgan"])
+    for name in ("wgan-gp.ml", "wgan-gp-64.ml"):
+        assert ModelSpec.parse(name).architecture == "wgan-gp"
+        assert ModelSpec.parse(name).name == name
+
+
+@pytest.mark.parametrize("k", [(), (1,), (1, 2, 3)])
+def test_a_cell_takes_one_k_a_projected_level(k: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="2 in ml"):
+        ModelSpec.of("dcgan", "ml", 8, k)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("dcgna.ml", "did you mean 'dcgan'"),
         ("dcgan.lo", "there are baseline, l0_inf, l0, l1, ml"),
         ("dcgan", "architecture.regularizer"),
-        ("dcgan-wide.ml", "architecture.regularizer"),
+        ("dcgan-wide.ml", "did you mean 'dcgan'"),
         ("dcgan-2.ml", "from 4 to 1024; got 2"),
     ],
 )

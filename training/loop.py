@@ -40,6 +40,7 @@ class Networks:
             torch.manual_seed(seed)
             self.generator, self.discriminator = make_generator(), make_discriminator()
             self.averaged = make_generator()
+        self.device = torch.device(device)
         self.averaged.eval().requires_grad_(False)
         for network in (self.generator, self.discriminator, self.averaged):
             network.to(device, memory_format=torch.channels_last)
@@ -114,8 +115,8 @@ def train(
         real, _ = batches.at(step * draws + update)
         noise = np.random.default_rng([seed, step, update, accelerator.process_index])
         z = noise.standard_normal((len(real), networks.generator.z_dim), np.float32)
-        real = real.to(accelerator.device, memory_format=torch.channels_last)
-        return Draw(networks.generator, real, torch.from_numpy(z).to(accelerator.device))
+        real = real.to(networks.device, memory_format=torch.channels_last)
+        return Draw(networks.generator, real, torch.from_numpy(z).to(networks.device))
 
     since, images = perf_counter(), 0
     for step in range(start, steps):
@@ -128,6 +129,7 @@ def train(
                 if update:  # the first update of a phase goes on with the draw of the phase before it
                     current = draw(step, update)
                 losses[phase.network] = _update(networks, phase, current, accelerator)
+        _share_statistics(networks, accelerator)
         # Early on the generator moves so fast that a long average of it shows nothing: the average grows with it.
         networks.average(min(recipe.ema, (1 + step) / (10 + step)))
         images += len(current.real) * accelerator.num_processes
@@ -150,9 +152,20 @@ def _update(networks: Networks, phase: Phase, draw: Draw, accelerator: "Accelera
     accelerator.backward(sum(losses.values()))
     if accelerator.num_processes > 1:
         for parameter in getattr(networks, phase.network).parameters():
-            parameter.grad = accelerator.reduce(parameter.grad, "mean")
+            if parameter.grad is not None:
+                parameter.grad = accelerator.reduce(parameter.grad, "mean")
     optimizer.step()
     return {name: loss.detach() for name, loss in losses.items()}
+
+
+@torch.no_grad()
+def _share_statistics(networks: Networks, accelerator: "Accelerator") -> None:
+    """Averages batch-norm statistics over the processes, so that any of them holds the whole state."""
+    if accelerator.num_processes > 1:
+        for network in (networks.generator, networks.discriminator):
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(accelerator.reduce(buffer, "mean"))
 
 
 @torch.no_grad()

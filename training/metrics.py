@@ -81,13 +81,3 @@ def density(code: Tensor) -> float:
     if not code.numel():
         raise ValueError(f"a code without entries has no density; got the shape {tuple(code.shape)}")
     return int(code.count_nonzero()) / code.numel()
-
-
-def needle_density(code: Tensor) -> Tensor:
-    """Computes the density of the needle at each position, averaged over the batch (Fig. 3 is such a map).
-
-    Shape: Γ (B, C, H, W) -> (H, W), each in [0, 1].
-    """
-    if code.ndim != 4 or not code.numel():
-        raise ValueError(f"a code has the shape (B, C, H, W), no side 0; got {tuple(code.shape)}")
-    return (code != 0).float().mean(dim=(0, 1))

@@ -1,20 +1,23 @@
 """A training run in its folder: resumed from its checkpoints, measured, drawn, its best generator kept.
 
-run.json              what the run is; a resumed run must be the same
+run.json              what the run is, and what it started from; a resumed run must be the same
 metrics.jsonl         one line a measurement
 samples/STEP.png      images of fixed noise
 checkpoints/STEP/     config.json, generator.safetensors (the average), discriminator.safetensors and
                       state.safetensors, which is all that resuming needs
-best/                 the checkpoint with the smallest Fréchet distance so far, without its training state
+best/                 the checkpoint with the smallest Fréchet distance so far, without state.safetensors
 """
 
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -48,11 +51,29 @@ class Plan:
     precision: str = "no"  # or "bf16": about 1.8x faster on a CPU that has it
     flip: bool = True
     start_from: str | None = None
-    warm_up: int = 0  # steps of the discriminator alone, where `start_from` brings none
+    warm_up: int = 0  # steps of the discriminator alone; none where `start_from` brings its own
 
     @property
     def spec(self) -> ModelSpec:
         return replace(ModelSpec.parse(self.model), k=self.k)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint that a run started from, as the run remembers it when that is gone."""
+
+    model: str
+    steps: int | None
+    discriminator: bool
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> Self:
+        config = read_config(checkpoint)
+        steps = config.get("training", {}).get("steps")
+        return cls(config["model"], steps, (checkpoint / DISCRIMINATOR).is_file())
+
+    def __str__(self) -> str:
+        return self.model + (f" after {self.steps} steps" if self.steps else "")
 
 
 @dataclass(frozen=True)
@@ -65,9 +86,50 @@ class Schedule:
     judge_every: int = 2_000
 
 
-def has_discriminator(checkpoint: Path) -> bool:
-    """Whether a checkpoint brings its discriminator, as those of a run do and published ones may."""
-    return (checkpoint / DISCRIMINATOR).is_file()
+def find_device(name: str | None = None) -> torch.device:
+    """The device of a name, or a GPU where there is one: this process's own, where there are several.
+
+    Raises: ValueError if torch has no such device here.
+    """
+    from accelerate import PartialState
+
+    if name is None:
+        return PartialState().device
+    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
+        raise ValueError(f"a device is cpu, cuda, cuda:N or mps; got {name!r}")
+    device = torch.device(name)
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= (count := counts[device.type]):
+        raise ValueError(
+            f"no device {name} here, where torch finds {count} of {device.type}: use another, as cpu"
+        )
+    return device
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of the run in a folder, oldest first."""
+    return sorted((folder / "checkpoints").glob("[0-9]*"))
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Reads JSON lines; one that a power cut or a full disk left half-written is passed over."""
+    records = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s: line %d was not written to its end and is passed over", path, number)
+    return records
+
+
+def append_line(path: Path, record: dict) -> None:
+    """Appends a JSON line, on a line of its own whatever the file ends with, and waits for the disk."""
+    with path.open("a+b") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        start = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(start + json.dumps(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 Judge = Callable[[Generator], dict]
@@ -78,8 +140,11 @@ class Run:
 
     Args:
         judge: Measures the averaged generator; its "distance" picks the best checkpoint. None: not judged.
+        resume: Go on with the run in the folder; without a checkpoint there, it starts at step 0.
+        device: See `find_device`.
 
-    Raises: ValueError if the folder holds another run, or one already and `resume` is not given.
+    Raises: ValueError if the folder holds another run, or one already and `resume` is not given. What is
+        refused leaves the folder as it was.
     """
 
     def __init__(
@@ -95,7 +160,17 @@ class Run:
         from accelerate import Accelerator
 
         self.folder, self.plan, self.schedule, self.judge = Path(folder), plan, schedule, judge
-        self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device == "cpu")
+        goes_on = bool(checkpoints(self.folder))
+        origin = None if goes_on or not plan.start_from else find_checkpoint(plan.start_from)
+        self.source = self._recorded_source(resume) if goes_on else origin and Source.of(origin)
+        self.warm_up = 0 if self.source and self.source.discriminator else plan.warm_up
+        if 0 < self.warm_up >= schedule.steps:
+            raise ValueError(
+                f"the new discriminator warms up for {self.warm_up} steps and the run ends after "
+                f"{schedule.steps}, before the generator moves: give more --steps or a smaller --warm-up"
+            )
+        device = find_device(device)
+        self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
         self.recipe = recipe_of(plan.spec)
         self.batches = Batches(
             images,
@@ -105,15 +180,14 @@ class Run:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        self.networks = Networks(
-            plan.spec.generator, plan.spec.discriminator, self.recipe, plan.seed, self.accelerator.device
-        )
+        self.networks = Networks(plan.spec.generator, plan.spec.discriminator, self.recipe, plan.seed, device)
         self.step, self.best = 0, None
-        self._claim(resume)
-        if self._checkpoints():
+        if goes_on:
             self._load()
-        elif plan.start_from:
-            self._start_from(plan.start_from)
+        elif origin:
+            self._start_from(origin)
+        if self.accelerator.is_main_process:
+            self._claim(new=not goes_on)
 
     def __iter__(self) -> Iterator[Progress]:
         """Trains; saves, measures and judges as it goes. Closing the iterator leaves the last saved state."""
@@ -125,7 +199,7 @@ class Run:
             seed=self.plan.seed,
             start=self.step,
             steps=self.schedule.steps,
-            warm_up=self.plan.warm_up,
+            warm_up=self.warm_up,
             measure_every=self.schedule.measure_every,
         )
         for progress in steps:
@@ -140,53 +214,68 @@ class Run:
             yield progress
 
     def save(self) -> None:
-        """Writes a checkpoint as one whole: a kill or a full disk while writing leaves the one before it."""
-        if not self.accelerator.is_main_process:
-            return
-        target = self.folder / "checkpoints" / f"{self.step:08d}"
-        temporary = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            save_pretrained(self.networks.averaged, temporary, training=self._about())
-            save_weights(self.networks.discriminator, temporary / DISCRIMINATOR, torch.float32)
-            with atomic_write(temporary / STATE) as file:
-                file.write_bytes(save(self.networks.state(), metadata={"format": "pt"}))
-            write_json(temporary / "run.json", {"step": self.step, "best": self.best})
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for old in self._checkpoints()[:-KEPT]:
-            shutil.rmtree(old)
+        """Writes a checkpoint as one whole: a kill or a full disk while writing leaves the one before it.
 
-    def _claim(self, resume: bool) -> None:
+        Raises: RuntimeError if training has diverged, so that no checkpoint is given up for a broken one.
+        """
+        if self.accelerator.is_main_process:
+            state = self._finite_state()
+            with _whole(self.folder / "checkpoints" / f"{self.step:08d}") as folder:
+                self._publish(folder)
+                with atomic_write(folder / STATE) as file:
+                    file.write_bytes(save(state, metadata={"format": "pt"}))
+                write_json(folder / "run.json", {"step": self.step, "best": self.best})
+            for old in checkpoints(self.folder)[:-KEPT]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()  # a process that ends has the others killed
+
+    def agree(self, stop: bool) -> bool:
+        """Whether any process is to stop: then all do, after the same step, and none waits for another."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        votes = torch.tensor(float(stop), device=self.networks.device)
+        return bool(self.accelerator.reduce(votes, "sum"))
+
+    def _recorded_source(self, resume: bool) -> Source | None:
+        """What the run in the folder started from, once it is known to be this one."""
         path = self.folder / "run.json"
-        mine = json.loads(json.dumps(asdict(self.plan)))
-        if not path.exists():
-            if self.accelerator.is_main_process:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(path, mine)
-            return
-        theirs = json.loads(path.read_text())
-        if theirs != mine:
-            differing = [
-                f"{key}: {theirs.get(key)!r} there, {mine[key]!r} asked"
-                for key in mine
-                if theirs.get(key) != mine[key]
-            ]
+        try:
+            recorded = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}): restore it, or choose another folder"
+            ) from None
+        mine, theirs = _identity(json.loads(json.dumps(asdict(self.plan)))), _identity(recorded)
+        differing = [
+            f"{key}: {theirs.get(key)!r} there, {value!r} asked"
+            for key, value in mine.items()
+            if theirs.get(key) != value
+        ]
+        if differing:
             raise ValueError(
                 f"{self.folder} holds another run ({'; '.join(differing)}): choose another folder"
             )
-        if not resume and self._checkpoints():
+        if not resume:
             raise ValueError(
                 f"{self.folder} holds this run already: go on with --resume, or choose another folder"
             )
+        return Source(**recorded["source"]) if recorded.get("source") else None
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("[0-9]*"))
+    def _claim(self, new: bool) -> None:
+        """Makes the folder this run's, without measurements of steps that are to be done again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if new:
+            write_json(
+                self.folder / "run.json",
+                {**asdict(self.plan), "source": asdict(self.source) if self.source else None},
+            )
+        if (path := self.folder / "metrics.jsonl").exists():
+            kept = [record for record in read_lines(path) if record["step"] <= self.step]
+            with atomic_write(path) as file:
+                file.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
 
     def _load(self) -> None:
-        for folder in reversed(self._checkpoints()):
+        for folder in reversed(checkpoints(self.folder)):
             try:
                 record = json.loads((folder / "run.json").read_text())
                 self.networks.load(load_file(folder / STATE))
@@ -198,23 +287,17 @@ class Run:
                 f"none of the checkpoints in {self.folder} can be read: start anew in another folder"
             )
         self.step, self.best = record["step"], record["best"]
-        if self.accelerator.is_main_process:  # measurements of steps that are now done again
-            path = self.folder / "metrics.jsonl"
-            lines = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            with atomic_write(path) as file:
-                file.write_text("".join(f"{line}\n" for line in kept))
 
-    def _start_from(self, source: str) -> None:
-        folder = find_checkpoint(source)
-        load_weights(self.networks.generator, folder / WEIGHTS)
+    def _start_from(self, checkpoint: Path) -> None:
+        load_weights(self.networks.generator, checkpoint / WEIGHTS)
         self.networks.start_average()
-        if has_discriminator(folder):
-            load_weights(self.networks.discriminator, folder / DISCRIMINATOR)
+        if self.source.discriminator:
+            load_weights(self.networks.discriminator, checkpoint / DISCRIMINATOR)
 
     def _judge(self) -> None:
         if not self.accelerator.is_main_process:
             return
+        self._finite_state()
         self._draw_samples()
         if self.judge is None:
             return
@@ -222,8 +305,25 @@ class Run:
         self._log({"step": self.step, "evaluation": verdict})
         if self.best is None or verdict["distance"] < self.best["distance"]:
             self.best = {"step": self.step, **verdict}
-            averaged, about = self.networks.averaged, {"training": self._about(), "evaluation": verdict}
-            save_pretrained(averaged, self.folder / "best", **about)
+            with _whole(self.folder / "best") as folder:
+                self._publish(folder, evaluation=verdict)
+
+    def _publish(self, folder: Path, **about: object) -> None:
+        """Writes what others need of this state: the config, the average, the discriminator to tune it with."""
+        save_pretrained(self.networks.averaged, folder, training=self._about(), **about)
+        save_weights(self.networks.discriminator, folder / DISCRIMINATOR, torch.float32)
+
+    def _finite_state(self) -> dict[str, torch.Tensor]:
+        state = self.networks.state()
+        broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            last = checkpoints(self.folder)
+            remedy = f"start again from {last[-1]} (--from) in another folder" if last else "start again"
+            raise RuntimeError(
+                f"training has diverged: by step {self.step} {len(broken)} of {len(state)} tensors hold NaN or "
+                f"infinity ({broken[0]} first): {remedy}, with another --seed or with --precision no"
+            )
+        return state
 
     def _draw_samples(self) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"
@@ -233,17 +333,37 @@ class Run:
 
     def _log(self, record: dict) -> None:
         if self.accelerator.is_main_process:
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append_line(self.folder / "metrics.jsonl", record)
 
     def _about(self) -> dict:
         """What a checkpoint tells of its training: the plan, without the paths of this machine."""
-        about = {**asdict(self.plan), "steps": self.step}
+        about = {**asdict(self.plan), "warm_up": self.warm_up, "steps": self.step}
         del about["model"], about["k"]  # the config has them
         if Path(self.plan.data).exists():
             about["data"] = Path(self.plan.data).name
         if self.plan.start_from:
-            config = read_config(find_checkpoint(self.plan.start_from))
-            steps = config.get("training", {}).get("steps")
-            about["start_from"] = config["model"] + (f" after {steps} steps" if steps else "")
+            about["start_from"] = str(self.source or Path(self.plan.start_from).name)
         return about
+
+
+def _identity(plan: dict) -> dict:
+    """What two plans of one run have in common: the data's fingerprint, however data and source are spelled."""
+    source = plan.get("start_from")
+    same = {key: value for key, value in plan.items() if key != "data"}
+    return same | {"start_from": source and Path(source).name}
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Yields an empty folder; it takes the place of `target` once the block has filled it."""
+    new, old = (target.with_name(f".{target.name}.{part}") for part in ("partial", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        yield new
+        if target.exists():  # a folder that is not empty cannot be replaced
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(target, old)
+        os.replace(new, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from sparsegen.zoo.dial import Dial
@@ -56,10 +55,12 @@ independent reimplementation, not by its authors.
 def model_card(config: dict) -> str:
     """Writes the README.md of a checkpoint, headed by the metadata that the Hub reads, from its config.json.
 
-    Raises: ValueError, KeyError if the config describes no model.
+    Args:
+        config: As `read_config` gives it, which checks its entries.
+
+    Raises: ValueError if there is no such model.
     """
-    spec = ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"])
-    spec = replace(spec, k=tuple(config["k"]))
+    spec = ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"], config["k"])
     dials = spec.generator().dials
     training, evaluation = config.get("training", {}), config.get("evaluation", {})
     front = {
@@ -69,7 +70,7 @@ def model_card(config: dict) -> str:
         "tags": ["sparse-coding", "gan", "onnx", spec.architecture, spec.regularizer],
         "datasets": ["cifar10"],
     }
-    if "cifar10" not in training.get("data", "cifar10"):
+    if "cifar10" not in str(training.get("data", "cifar10")):
         del front["datasets"]
     sections = [
         "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()) + "\n---",

@@ -20,7 +20,8 @@ def resolve(k: int | Sequence[int] | None, dials: Sequence[Dial]) -> list[int]:
     """Checks a dial setting and returns one k for each projected level, Γ1 first.
 
     Args:
-        k: One number for every projected level, or one for each; None for the k of training.
+        k: One number for every projected level, or one for each, also as an array or a tensor; None for the
+            k of training.
 
     Raises: TypeError, ValueError naming the level, its range and the value got.
     """
@@ -30,7 +31,9 @@ def resolve(k: int | Sequence[int] | None, dials: Sequence[Dial]) -> list[int]:
         raise ValueError(
             f"this model was trained without a projection and has no k to set: leave k out; got k={k!r}"
         )
-    values = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else [k] * len(dials)
+    given = k.tolist() if hasattr(k, "tolist") else k
+    several = isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray)
+    values = list(given) if several else [given] * len(dials)
     if len(values) != len(dials):
         levels = ", ".join(f"Γ{dial.level}" for dial in dials)
         raise ValueError(f"k is one number, or one for each of {levels}; got {len(values)} of them: {k!r}")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,27 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(target.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a new folder beside `path`; it takes the place of `path` once the block has filled it.
+
+    If anything fails, the folder that was there before stays as it was and the new one goes.
+    """
+    target = Path(os.path.realpath(path))
+    temporary, old = (target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+    finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: str | Path, obj: Any) -> None:

@@ -1,10 +1,12 @@
 """What every generator of the zoo is: a coder, and the dictionaries that its sparse codes run through."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from sparsegen.zoo.blocks import Stage
 from sparsegen.zoo.dial import Dial, resolve
 from sparsegen.zoo.projections import Projection
 
-BATCH = 64
+if TYPE_CHECKING:
+    from sparsegen.zoo.table1 import ModelSpec
 
 
 class Generator(nn.Module):
@@ -33,6 +36,9 @@ class Generator(nn.Module):
         code_shapes: (C, H, W) of each Γ, Γ1 first.
         z_dim: Entries of z.
         classes: Number of labels; 0 if the generator is unconditional.
+
+    Attributes:
+        config: The config.json that it was opened with; empty if it was not.
     """
 
     def __init__(
@@ -50,12 +56,29 @@ class Generator(nn.Module):
         self.projections = nn.ModuleList(projections)
         self.code_shapes = tuple(code_shapes)
         self.z_dim, self.classes = z_dim, classes
+        self.config: dict = {}
+        self._spec: ModelSpec | None = None
+
+    @property
+    def spec(self) -> "ModelSpec":
+        """The cell of Table 1 that this is, at the k that it has now."""
+        assert self._spec is not None, "a generator is made by ModelSpec.generator or build"
+        return replace(self._spec, k=tuple(dial.k for dial in self.dials))
+
+    @spec.setter
+    def spec(self, spec: "ModelSpec") -> None:
+        self._spec = spec
+
+    @property
+    def device(self) -> torch.device:
+        return self.stages[0].conv.weight.device
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Makes images and returns them with their codes, Γ1 first.
+        """Makes images and returns them with their codes, Γ1 first, in the dtype of the weights.
 
         Shape: z (B, z_dim), labels (B,) -> image (B, 3, H, W) in [-1, 1]; codes[i] (B, C, H', W').
         """
+        z = z.to(self.stages[0].conv.weight.dtype)
         code = self.coder(z) if labels is None else self.coder(z, labels)
         codes = []
         for project, stage in zip(reversed(self.projections), reversed(self.stages), strict=True):
@@ -98,6 +121,8 @@ class Generator(nn.Module):
     ) -> np.ndarray:
         """Draws `count` images of a seed; the i-th is the same whatever the count.
 
+        It draws in eval mode, and leaves mode and dial alone: several threads may draw at once.
+
         Args:
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
@@ -107,21 +132,28 @@ class Generator(nn.Module):
             truncation: Bound of the truncated normal that z is drawn from; None for no bound.
             progress: Called with the images done, after each batch of 64.
 
-        Shape: uint8 (count, H, W, 3).  Raises: TypeError, ValueError on a value out of range.
+        Shape: uint8 (count, H, W, 3).
+        Raises: TypeError, ValueError on a value out of range; FloatingPointError if the images hold NaN.
         """
-        noise.check_count(count)
         if labels is not None:
             raise ValueError("labels choose a class of a conditional generator; this one has no classes")
-        device = next(self.parameters()).device
-        parts = []
-        with self.dial(k):
-            for first in range(0, count, BATCH):
-                z = noise.z(min(BATCH, count - first), self.z_dim, seed, first, truncation)
-                image, _ = self(torch.from_numpy(z).to(device))
-                parts.append(images.to_uint8(image.float().cpu().numpy()))
-                if progress:
-                    progress(first + len(z))
+        network, parts = self.view(k), []
+        for first, z in noise.batches(count, self.z_dim, seed, truncation):
+            image, _ = network(torch.from_numpy(z).to(self.device))
+            parts.append(images.to_uint8(image.float().cpu().numpy()))
+            if progress:
+                progress(first + len(z))
         return np.concatenate(parts)
+
+    def view(self, k: int | Sequence[int] | None = None) -> "Generator":
+        """Returns a generator on these very weights, in eval mode, whose dial and mode are its own.
+
+        Raises: TypeError, ValueError if k does not fit this generator's projections.
+        """
+        shared = {id(tensor): tensor for tensor in [*self.parameters(), *self.buffers()]}
+        other = copy.deepcopy(self, shared).eval()
+        other.set_k(k)
+        return other
 
     @property
     def dials(self) -> list[Dial]:
@@ -145,7 +177,7 @@ class Generator(nn.Module):
 
     @contextmanager
     def dial(self, k: int | Sequence[int] | None) -> Iterator[None]:
-        """Turns the sparsity dial for the length of a `with` block."""
+        """Turns the sparsity dial for the length of a `with` block, for every thread: see `view` for one."""
         before = [dial.k for dial in self.dials] or None
         self.set_k(k)
         try:

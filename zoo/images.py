@@ -9,8 +9,13 @@ from PIL import Image
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Rounds images in [-1, 1] to pixels: -1 is 0, 1 is 255.
 
-    Shape: float (B, 3, H, W) -> uint8 (B, H, W, 3).
+    Shape: float (B, 3, H, W) -> uint8 (B, H, W, 3).  Raises: FloatingPointError on NaN and infinities.
     """
+    if broken := int((~np.isfinite(image)).any(axis=(1, 2, 3)).sum()):
+        raise FloatingPointError(
+            f"{broken} of {len(image)} generated images hold NaN or infinity: the weights have diverged, "
+            f"go back to an earlier checkpoint"
+        )
     pixels = np.rint((np.clip(image, -1, 1).astype(np.float32) + np.float32(1)) * np.float32(127.5))
     return np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
 
@@ -29,6 +34,16 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
         left = gap + index % columns * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def atom_pictures(atoms: np.ndarray) -> np.ndarray:
+    """Turns atoms into pictures: mid-gray is zero, each has the contrast of its largest entry.
+
+    Shape: (C, 3, h, w) -> uint8 (C, h, w, 3).
+    """
+    peak = np.abs(atoms).max((1, 2, 3), keepdims=True)
+    scaled = atoms / np.where(peak > 0, peak, 1)
+    return np.rint(127.5 + 127.5 * scaled.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
 def png(image: np.ndarray, scale: int = 1) -> bytes:

@@ -1,11 +1,13 @@
 """Noise from a seed, in numpy alone: one seed is one image in Python, ONNX, HTTP and the page."""
 
+from collections.abc import Iterator
 from numbers import Integral
 
 import numpy as np
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 100_000
+BATCH = 64  # images drawn at once
 
 
 def check_integer(name: str, value: object, low: int, high: int, meaning: str) -> int:
@@ -47,3 +49,14 @@ def z(count: int, z_dim: int, seed: int = 0, first: int = 0, truncation: float |
         while truncation is not None and (beyond := np.abs(row) > truncation).any():
             row[beyond] = draws.standard_normal(int(beyond.sum()), dtype=np.float32)
     return rows
+
+
+def batches(
+    count: int, z_dim: int, seed: int = 0, truncation: float | None = None, batch: int = BATCH
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the noise of images 0 to `count - 1` of a seed in batches, each with the index of its first image.
+
+    Shape: z float32 (B, z_dim).  Raises: as `z`, before any work, once the first batch is asked for.
+    """
+    for first in range(0, check_count(count), batch):
+        yield first, z(min(batch, count - first), z_dim, seed, first, truncation)

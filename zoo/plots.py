@@ -7,22 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsegen.zoo import noise
-from sparsegen.zoo.generator import BATCH, Generator
-from sparsegen.zoo.images import grid
+from sparsegen.zoo import images, noise
+from sparsegen.zoo.generator import Generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def atoms_sheet(dictionary: Tensor, columns: int = 16) -> np.ndarray:
-    """Lays the atoms of an image dictionary out; mid-grey is zero, each is scaled to its largest entry.
+    """Lays the atoms of an image dictionary out; mid-gray is zero, each is scaled to its largest entry.
 
     Shape: (atoms, 3, h, w) -> uint8 (H, W, 3).
     """
-    peaks = dictionary.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-    pixels = (dictionary / peaks * 127.5 + 127.5).round().byte()
-    return grid(pixels.permute(0, 2, 3, 1).cpu().numpy(), columns, gap=1)
+    return images.grid(images.atom_pictures(dictionary.float().cpu().numpy()), columns, gap=1)
 
 
 def atoms(generator: Generator) -> "Figure":
@@ -43,10 +40,10 @@ def needle_density(generator: Generator, count: int = 256, seed: int = 0, level:
 
     Shape: (H, W), in [0, 1].
     """
-    total, device = 0, next(generator.parameters()).device
-    for first in range(0, noise.check_count(count), BATCH):
-        z = torch.from_numpy(noise.z(min(BATCH, count - first), generator.z_dim, seed, first))
-        total = total + (generator(z.to(device))[1][level - 1] != 0).float().mean(1).sum(0)
+    network, total = generator.view(), 0
+    for _, z in noise.batches(count, generator.z_dim, seed):
+        _, codes = network(torch.from_numpy(z).to(network.device))
+        total = total + (codes[level - 1] != 0).float().mean(1).sum(0)
     return (total / count).cpu().numpy()
 
 

@@ -1,11 +1,10 @@
 """Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -16,9 +15,22 @@ from torch import nn
 from sparsegen.zoo.bundled import CONFIG, DISCRIMINATOR, GRAPH, MODELS, SYNTHESIS, WEIGHTS, list_models
 from sparsegen.zoo.files import atomic_write, write_json
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.names import known_names
 from sparsegen.zoo.table1 import ModelSpec
 
-FORMAT = 1
+FORMAT, LICENSE = 1, "apache-2.0"
+ENTRIES = {  # of a config, besides its format
+    "model": str,
+    "architecture": str,
+    "regularizer": str,
+    "atoms": int,
+    "k": list,
+    "license": str,
+    "training": dict,
+    "evaluation": dict,
+}
+OPTIONAL = ("license", "training", "evaluation")
+VERDICT = {"metric": str, "distance": Real}  # what an evaluation tells at least, if it tells anything
 FILES = [CONFIG, WEIGHTS, DISCRIMINATOR, GRAPH, SYNTHESIS, "README.md"]  # of a model on the Hub
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
@@ -29,14 +41,17 @@ def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None =
     Args:
         name_or_folder_or_hub_id: A bundled model (see `list_models`), a checkpoint's folder, or `owner/name`
             on the Hugging Face Hub.
-        revision: Branch, tag or commit on the Hub.
+        revision: Branch, tag or commit on the Hub; None for what is not from there.
 
     Raises: ValueError if no such model is known or a file is not what it should be, FileNotFoundError if one
         is missing, ConnectionError if the Hub does not give it.
     """
     folder = find_checkpoint(name_or_folder_or_hub_id, revision)
     config = read_config(folder)
-    generator = _untrained(config, folder)
+    try:
+        generator = _spec(config).generator()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
     load_weights(generator, folder / WEIGHTS)
     generator.config = config
     # Channels last is a tenth faster on a CPU at batch 64: benchmarks/sampling.py.
@@ -46,46 +61,79 @@ def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None =
 def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
     """Finds the folder of a checkpoint, downloading it from the Hub where that is what is asked for."""
     given = str(name_or_folder_or_hub_id)
-    if given in list_models():
-        return MODELS / given
-    path = Path(name_or_folder_or_hub_id).expanduser()
+    path = MODELS / given if given in list_models() else Path(name_or_folder_or_hub_id).expanduser()
     if path.suffix in PICKLES:
         raise ValueError(
             f"{path} is a pickle, which runs code when it is opened: sparsegen reads safetensors only. "
             "Convert it where you trust it, with safetensors.torch.save_file"
         )
     if path.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"a revision chooses among those of owner/name on the Hub, and {path} is a folder here: "
+                f"leave the revision out; got {revision!r}"
+            )
         return path
     if path.is_file():
         raise ValueError(f"{path} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
     if given.count("/") == 1 and not given.startswith((".", "/", "~")):
         return _download(given, revision)
-    near = difflib.get_close_matches(given, list_models(), 3, 0.4)
     raise ValueError(
         f"no model {given!r}: neither bundled, nor a folder, nor owner/name on the Hub. "
-        + (f"Near it: {', '.join(near)}" if near else f"Bundled: {', '.join(list_models()) or 'none'}")
+        f"Bundled: {known_names(given, list_models())}"
     )
 
 
 def read_config(folder: Path) -> dict:
-    """Reads and checks a checkpoint's config.json."""
+    """Reads a checkpoint's config.json, and checks that its entries are there, are of their types and agree.
+
+    Raises: FileNotFoundError, ValueError naming the file, the entry and what was expected.
+    """
     path = folder / CONFIG
     if not path.is_file():
+        models = [folder / "best", *sorted((folder / "checkpoints").glob("[0-9]*"))[-1:]]
+        if models := [str(model) for model in models if (model / CONFIG).is_file()]:
+            raise FileNotFoundError(f"{folder} is a training run: give a model in it, {' or '.join(models)}")
         pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES]
         found = f"; {', '.join(pickles)} there is a pickle, which sparsegen does not open" if pickles else ""
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG}{found}")
     try:
-        config = json.loads(path.read_text())
-        version = config["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if type(version := config["format"]) is not int or version < 1:
+            raise ValueError(f"its format is {version!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a sparsegen config ({error}); expected JSON with a format number"
         ) from None
-    if not isinstance(version, int) or version > FORMAT:
+    if version > FORMAT:
         raise ValueError(
             f"{path} has format {version}, this sparsegen reads up to {FORMAT}: upgrade sparsegen"
         )
+    config = {"license": LICENSE, **config}
+    try:
+        _check_entries(config, ENTRIES, OPTIONAL)
+        if config.get("evaluation"):
+            _check_entries(config["evaluation"], VERDICT, within="evaluation.")
+        if not all(type(k) is int for k in config["k"]):
+            raise TypeError(f"k is a list of integers, one a projected level; got {config['k']!r}")
+        if config["model"] != (name := _spec(config).name):
+            raise ValueError(f"model is {config['model']!r}, and the other entries make it {name!r}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
     return config
+
+
+def _check_entries(entries: dict, kinds: dict, optional: Sequence[str] = (), within: str = "") -> None:
+    for name, kind in kinds.items():
+        if name not in entries:
+            if name not in optional:
+                raise ValueError(f"the entry {within}{name} is missing")
+        elif not isinstance(value := entries[name], kind) or isinstance(value, bool):
+            raise TypeError(f"{within}{name} is of type {kind.__name__}; got {value!r}")
+
+
+def _spec(config: dict) -> ModelSpec:
+    return ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"], config["k"])
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -113,18 +161,24 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def save_pretrained(
-    generator: Generator, folder: str | Path, dtype: torch.dtype = torch.float32, **about: object
+    generator: Generator,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    training: dict | None = None,
+    evaluation: dict | None = None,
 ) -> Path:
     """Writes config.json and generator.safetensors, each atomically, the weights first.
 
     Args:
         dtype: Of the stored weights; they are used as float32 whatever it is.
-        about: More entries of the config, as `training` or `evaluation`, that say where the weights are from;
-            by default those that the generator was opened with.
+        training, evaluation: What the config tells of how the weights were made and measured; without either,
+            what the generator was opened with.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    known = getattr(generator, "config", {})
+    about = {"training": training, "evaluation": evaluation}
+    if training is evaluation is None:
+        about = {name: generator.config.get(name) for name in about}
     config = {
         "format": FORMAT,
         "model": generator.spec.name,
@@ -132,8 +186,8 @@ def save_pretrained(
         "regularizer": generator.spec.regularizer,
         "atoms": generator.spec.atoms,
         "k": [dial.k for dial in generator.dials],
-        "license": known.get("license", "apache-2.0"),
-        **(about or {part: known[part] for part in ("training", "evaluation") if part in known}),
+        "license": generator.config.get("license", LICENSE),
+        **{name: entry for name, entry in about.items() if entry is not None},
     }
     save_weights(generator, folder / WEIGHTS, dtype)
     write_json(folder / CONFIG, config)
@@ -178,22 +232,26 @@ def upload(folder: Path, hub_id: str, private: bool = False, revision: str | Non
     return str(page)
 
 
+def check_bundle(folder: Path, source: Path) -> None:
+    """Finds out before any work whether a bundle of `source` may take the place of what is at `folder`.
+
+    Raises: FileExistsError if that is the source itself, or anything but an older bundle.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.resolve() == source.resolve():
+        raise FileExistsError(
+            f"{folder} is the model itself, whose weights would be lost: choose another folder"
+        )
+    if names and not {CONFIG, GRAPH} <= names <= set(FILES):
+        raise FileExistsError(f"{folder} holds other files than an exported model: choose another folder")
+
+
 def packed(network: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A network's state on the CPU, contiguous, its floating-point tensors as `dtype`."""
     return {
         key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for key, tensor in network.state_dict().items()
     }
-
-
-def _untrained(config: dict, folder: Path) -> Generator:
-    try:
-        spec = ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"])
-        return replace(spec, k=tuple(config["k"])).generator()
-    except KeyError as error:
-        raise ValueError(f"{folder / CONFIG} lacks the entry {error}") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
 
 
 def _some(what: str, keys: list[str]) -> str:

@@ -1,8 +1,7 @@
 """Table 1 as data: its rows (architectures), its columns (regularizers) and the FIDs that the paper gives."""
 
-import difflib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from sparsegen.zoo import cnn
 from sparsegen.zoo.blocks import Conv, Down, Up
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.names import known_names
 from sparsegen.zoo.noise import check_integer
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection
 
@@ -83,17 +83,27 @@ class ModelSpec:
         Raises: ValueError listing what is known.
         """
         row, dot, regularizer = name.partition(".")
-        architecture, dash, atoms = row.partition("-")
-        if not dot or (dash and not atoms.isdecimal()):
+        if not dot:
             raise ValueError(f"a model is architecture.regularizer, as dcgan.ml or dcgan-64.ml; got {name!r}")
-        return cls.of(architecture, regularizer, int(atoms) if dash else None)
+        architecture, _, atoms = row.rpartition("-")
+        if architecture and atoms.isdecimal():
+            return cls.of(architecture, regularizer, int(atoms))
+        return cls.of(row, regularizer)
 
     @classmethod
-    def of(cls, architecture: str, regularizer: str, atoms: int | None = None) -> "ModelSpec":
+    def of(
+        cls, architecture: str, regularizer: str, atoms: int | None = None, k: Sequence[int] | None = None
+    ) -> "ModelSpec":
+        """Checks that there is such a cell, and such a width of it.
+
+        Raises: TypeError, ValueError listing what is known, or if k has not one entry a projected level.
+        """
         row = _known("architecture", architecture, ARCHITECTURES)
-        _known("regularizer", regularizer, REGULARIZERS)
+        levels = _known("regularizer", regularizer, REGULARIZERS).levels
         atoms = check_integer("atoms", row.atoms if atoms is None else atoms, 4, 1024, "the filters of D1")
-        return cls(architecture, regularizer, atoms)
+        if k is not None and len(k) != levels:
+            raise ValueError(f"k has one entry a projected level, {levels} in {regularizer}; got {list(k)}")
+        return cls(architecture, regularizer, atoms, None if k is None else tuple(k))
 
     @property
     def name(self) -> str:
@@ -107,9 +117,12 @@ class ModelSpec:
             for level in range(1, row.levels + 1)
         ]
         built = row.generator(atoms=self.atoms, z_dim=row.z_dim, projections=projections)
-        default = [max(1, round(column.density * dial.limit)) for dial in built.dials]
-        built.set_k(list(default if self.k is None else self.k) or None)
-        built.spec = replace(self, k=tuple(dial.k for dial in built.dials))
+        k = self.k
+        if k is None:
+            k = [max(1, round(column.density * dial.limit)) for dial in built.dials]
+        if k or built.dials:
+            built.set_k(k)
+        built.spec = self
         return built
 
     def discriminator(self) -> nn.Module:
@@ -123,7 +136,5 @@ def build(architecture: str, regularizer: str = "baseline", atoms: int | None = 
 
 def _known(what: str, name: str, table: dict) -> object:
     if name not in table:
-        near = difflib.get_close_matches(name, table, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no {what} {name!r}: there are {', '.join(table)}{hint}")
+        raise ValueError(f"no {what} {name!r}: there are {known_names(name, table)}")
     return table[name]

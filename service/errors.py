@@ -1,0 +1,37 @@
+"""Errors of bentoml's own routes, in the form of ours."""
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SENTENCES = {
+    404: "there is nothing at {path!r}; the addresses of this server are at /docs",
+    405: "{path!r} does not take {method}",
+}
+
+
+class JsonErrors:
+    """ASGI middleware that answers {"error": ...} where bentoml, which has no handler to set, answers plain text.
+
+    Choice: not a catch-all route in our app, since it would hide bentoml's routes behind it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        replaced = False
+
+        async def send_json(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] in SENTENCES:
+                headers = Headers(raw=message["headers"])
+                if headers.get("content-type", "").startswith("text/plain"):
+                    replaced = True
+                    sentence = SENTENCES[message["status"]].format(**scope)
+                    kept = {name: value for name, value in headers.items() if name == "allow"}
+                    await JSONResponse({"error": sentence}, message["status"], kept)(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self.app(scope, receive, send_json)

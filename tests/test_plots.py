@@ -1,0 +1,25 @@
+import numpy as np
+import pytest
+import torch
+
+from sparsegen.zoo import noise, plots
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.images import atom_pictures
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_needle_density_is_the_share_of_non_zeros_at_each_position(tiny_ml: Generator, level: int) -> None:
+    found = plots.needle_density(tiny_ml, 70, seed=3, level=level)
+    with torch.no_grad():
+        code = tiny_ml(torch.from_numpy(noise.z(70, 128, seed=3)))[1][level - 1]
+    assert found == pytest.approx((code != 0).float().mean((0, 1)).numpy(), abs=1e-3)
+    assert found.max() <= 2 / 8 + 1e-6  # k = 2 of 8
+
+
+def test_an_atom_has_a_contrast_of_its_own_around_mid_gray() -> None:
+    atoms = np.zeros((3, 3, 1, 2), np.float32)
+    atoms[0, :, 0, 0], atoms[1, 0, 0, 1] = 0.01, -7
+    pictures = atom_pictures(atoms)
+    assert pictures[0].tolist() == [[[255] * 3, [128] * 3]]
+    assert pictures[1, 0, 1].tolist() == [0, 128, 128]
+    assert (pictures[2] == 128).all()

@@ -1,0 +1,46 @@
+"""The campaign behind Table 1: each cell of one data set is measured once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_run import pictures
+
+from benchmarks import table1
+from sparsegen.training.features import FeatureNetwork
+
+FEATURES = FeatureNetwork("mean", 3, lambda images: images.float().mean(dim=(2, 3)))
+
+
+def campaign(folder: Path) -> list[dict]:
+    """Runs two cells, spelled three times, and returns what is recorded by then."""
+    records = folder / "records.jsonl"
+    table1.main(
+        "noise",
+        columns="baseline,l0_inf,baseline",
+        densities="0.25,0.26",
+        seeds="0",
+        atoms=8,
+        steps=1,
+        batch_size=8,
+        precision="no",
+        count=4,
+        runs=folder / "runs",
+        records=records,
+        only_print=False,
+    )
+    return [json.loads(line) for line in records.read_text().splitlines() if line.endswith("}")]
+
+
+def test_a_cell_is_measured_once_for_each_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table1, "open_images", lambda _: pictures())
+    monkeypatch.setattr(table1, "open_features", lambda: FEATURES)
+    first = campaign(tmp_path)
+    assert [(record["regularizer"], record["k"]) for record in first] == [("baseline", []), ("l0_inf", [2])]
+    assert campaign(tmp_path) == first
+    records = tmp_path / "records.jsonl"
+    other = {**first[0], "fingerprint": "another data set"}
+    records.write_text(json.dumps(other) + "\n" + json.dumps(first[1])[:40])
+    again = campaign(tmp_path)
+    assert again[0] == other
+    assert [record["distance"] for record in again[1:]] == [record["distance"] for record in first]

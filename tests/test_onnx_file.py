@@ -16,7 +16,9 @@ from conftest import ROOT, warmed
 from safetensors.torch import load_file
 
 from sparsegen.export import onnx_file
-from sparsegen.export.onnx_file import DOMAIN, Proof, bundle, export
+from sparsegen.export.functions import DOMAIN, FUNCTIONS
+from sparsegen.export.onnx_file import STEPS, bundle, export
+from sparsegen.export.proof import Proof, compare_selection
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, sparsify
@@ -241,7 +243,7 @@ def test_two_exports_are_the_same_bytes_and_leave_the_generator_as_it_was(tmp_pa
     assert (tmp_path / "a.synthesis.onnx").read_bytes() == (tmp_path / "b.synthesis.onnx").read_bytes()
     assert generator.training and [dial.k for dial in generator.dials] == [3, 5]
     assert all(torch.equal(before[key], tensor) for key, tensor in generator.state_dict().items())
-    assert steps == [0, 1, 2, onnx_file.STEPS] * 2
+    assert steps == [0, 1, 2, STEPS] * 2
 
 
 KEEPS_SMALLEST = ("largest = 1", "largest = 0")
@@ -266,9 +268,10 @@ IGNORES_K = ("kept = Min (at_least_1, limit)", "kept = Identity (one)")
 def test_a_wrong_projection_is_not_exported(
     regularizer: str, sabotage: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = {name: body.replace(*sabotage) for name, body in onnx_file.FUNCTIONS.items()}
-    assert broken != onnx_file.FUNCTIONS
-    monkeypatch.setattr(onnx_file, "FUNCTIONS", broken)
+    broken = {name: body.replace(*sabotage) for name, body in FUNCTIONS.items()}
+    assert broken != FUNCTIONS
+    for name, body in broken.items():
+        monkeypatch.setitem(FUNCTIONS, name, body)
     with pytest.raises(RuntimeError, match="keeps other entries"):
         export(warmed(build("dcgan", regularizer, atoms=8)), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
@@ -278,14 +281,14 @@ def test_a_graph_that_mixes_up_its_k_is_not_exported(
     ml: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "m.onnx").write_bytes(b"what was here before")
-    right = onnx_file._trace
+    right = onnx_file.trace
 
     def mixed_up(generator: Generator) -> ir.Graph:
         graph = right(generator)
         graph.inputs[1].name, graph.inputs[2].name = "k_2", "k_1"
         return graph
 
-    monkeypatch.setattr(onnx_file, "_trace", mixed_up)
+    monkeypatch.setattr(onnx_file, "trace", mixed_up)
     with pytest.raises(RuntimeError, match="does not keep the largest"):
         export(ml, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == b"what was here before"
@@ -306,7 +309,7 @@ def test_other_weights_beside_the_graph_are_found_by_the_proof(tmp_path: Path) -
 def test_a_file_that_cannot_be_is_refused_before_any_work(
     ml: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "_trace", None)
+    monkeypatch.setattr(onnx_file, "trace", None)
     (tmp_path / "file").touch()
     (tmp_path / "generator.safetensors").write_bytes(b"garbage!" * 4)
     with pytest.raises(ValueError, match="ends in .onnx"):
@@ -328,9 +331,7 @@ class TestASelectionThatDiffersFromTorch:
     projection = NeedleProjection(2)
 
     def compare(self, *values: float) -> tuple[int, int]:
-        return onnx_file._compare_selection(
-            self.projection, self.code, torch.tensor(values).view(1, 4, 1, 1), 1
-        )
+        return compare_selection(self.projection, self.code, torch.tensor(values).view(1, 4, 1, 1), 1)
 
     def test_is_no_swap_where_only_rounding_differs(self) -> None:
         assert self.compare(3.0000002, 2.0, 0, 0) == (1, 0)

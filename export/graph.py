@@ -1,0 +1,140 @@
+"""A generator traced to a graph, in which a projection is one node; models cut out of it, and saved."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+try:
+    import onnx  # noqa: TID253 (nothing here works without it)
+    import onnx_ir as ir
+    import onnxscript.optimizer
+    import onnxscript.rewriter
+    from onnx_ir.passes.common import (
+        ClearMetadataAndDocStringPass,
+        IdentityEliminationPass,
+        RemoveUnusedNodesPass,
+        RemoveUnusedOpsetsPass,
+    )
+    from onnxscript.rewriter.rules.common import collapse_slice2_rule
+except ImportError as error:
+    raise ImportError("exporting needs onnx and onnxscript: pip install 'sparsegen[export]'") from error
+
+from sparsegen import __version__
+from sparsegen.export.functions import DOMAIN, FUNCTIONS, IR_VERSION, OPSET
+from sparsegen.export.runtime import METADATA
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.projections import Projection
+
+
+def trace(generator: Generator) -> ir.Graph:
+    """Traces a generator to a graph whose initializers are its weights, under their keys, and no others."""
+    traced = torch.export.export(
+        _Traced(generator).eval(),
+        (torch.zeros(2, generator.z_dim), [torch.tensor(dial.k) for dial in generator.dials]),
+        dynamic_shapes=({0: torch.export.Dim("batch")}, [None for _ in generator.dials]),
+    )
+    names = [f"code_{level}" for level in range(1, len(generator.code_shapes) + 1)]
+    program = torch.onnx.export(
+        traced,
+        input_names=["z", *(f"k_{dial.level}" for dial in generator.dials)],
+        output_names=["image", *names, "dictionary"],
+        opset_version=OPSET,
+        optimize=False,  # it would fold the batch norms into copies of the weights
+        verbose=False,
+    )
+    model, graph = program.model, program.model.graph
+    weights = set(graph.initializers.values())
+
+    def may_fold(node: ir.Node) -> bool | None:
+        return None if node.op_type == "Shape" or weights.isdisjoint(node.inputs) else False
+
+    onnxscript.optimizer.fold_constants(model, should_fold=may_fold)
+    onnxscript.rewriter.rewrite(model, [collapse_slice2_rule])  # z[:, :, None, None] begins by slicing all
+    for node in graph:
+        if node.op_type == "Conv" and len(node.inputs) == 3 and node.inputs[2] not in weights:
+            node.resize_inputs(2)  # the exporter writes "no bias" as zeros
+    for tidy in (IdentityEliminationPass(), RemoveUnusedNodesPass(), ClearMetadataAndDocStringPass()):
+        tidy(model)
+    for value in list(graph.initializers.values()):
+        if value in weights:
+            value.name = value.name.removeprefix("generator.")
+        else:
+            _make_constant_node(graph, value)
+    _name_batch(graph)
+    return graph
+
+
+def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """Cuts out what makes these outputs of these inputs, a model of its own with the functions it needs."""
+    model = ir.Model(
+        ir.convenience.extract(graph, inputs, outputs),
+        ir_version=IR_VERSION,
+        producer_name="sparsegen",
+        producer_version=__version__,
+    )
+    for name in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
+        function = ir.from_proto(onnx.parser.parse_function(FUNCTIONS[name]))
+        model.functions[function.identifier()] = function
+    RemoveUnusedOpsetsPass()(model)
+    for name in sorted(model.graph.initializers):  # extract leaves them in an order of chance
+        model.graph.initializers[name] = model.graph.initializers.pop(name)
+    return model
+
+
+def save(model: ir.Model, about: dict, file: Path) -> None:
+    """Writes a model with what it says about itself, and has onnx check the file."""
+    model.metadata_props[METADATA] = json.dumps(about)
+    file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    onnx.checker.check_model(file, full_check=True)
+
+
+class _Node(nn.Module):
+    """Stands for a projection while the generator is traced: one node of our domain."""
+
+    def __init__(self, projection: Projection, level: int, dial: dict[int, Tensor]):
+        super().__init__()
+        self.operator, self.level, self.dial = f"{DOMAIN}::{type(projection).__name__}", level, dial
+
+    def forward(self, code: Tensor) -> Tensor:
+        inputs = (code, self.dial[self.level])
+        return torch.onnx.ops.symbolic(self.operator, inputs, dtype=code.dtype, shape=code.shape, version=1)
+
+
+class _Traced(nn.Module):
+    """The generator as a function of z and the k of each projected level, and the atoms of D1."""
+
+    def __init__(self, generator: Generator):
+        super().__init__()
+        self.dial: dict[int, Tensor] = {}
+        self.levels = [dial.level for dial in generator.dials]
+        self.generator = copy.deepcopy(generator)
+        for level in self.levels:
+            projections = self.generator.projections
+            projections[level - 1] = _Node(projections[level - 1], level, self.dial)
+
+    def forward(self, z: Tensor, k: list[Tensor]) -> tuple[Tensor, ...]:
+        self.dial.update(zip(self.levels, k, strict=True))
+        image, codes = self.generator(z)
+        self.dial.clear()  # torch.export wants a network as it found it
+        return image, *codes, self.generator.dictionary()
+
+
+def _make_constant_node(graph: ir.Graph, value: ir.Value) -> None:
+    node = ir.node("Constant", [], {"value": value.const_value}, name=f"node_{value.name}")
+    del graph.initializers[value.name]
+    graph.insert_before(graph[0], node)
+    node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+    ir.convenience.replace_all_uses_with(value, node.outputs[0])
+    node.outputs[0].name = value.name
+
+
+def _name_batch(graph: ir.Graph) -> None:
+    """Calls the one dynamic axis "batch", where torch numbers its symbols."""
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim):
+                value.shape[axis] = "batch"

@@ -1,0 +1,204 @@
+"""The proof of an exported file: onnxruntime gives what torch gives, wherever both must."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx  # noqa: TID253 (nothing here works without it)
+import torch
+from torch import Tensor, nn
+
+from sparsegen.export.functions import DOMAIN, IR_VERSION, OPSET
+from sparsegen.export.runtime import OnnxSampler, open_graph, open_session
+from sparsegen.zoo import noise
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.projections import Projection
+
+TOLERANCE = 1e-5
+BATCHES = (1, 2, 5)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What an exported file was measured to do in onnxruntime, compared with torch.
+
+    A selection jumps where two magnitudes at its border are equal up to rounding: torch and onnxruntime may
+    then rightly keep different entries. Such a swap is counted, and accepted only at such a border.
+
+    Attributes:
+        path: The file.
+        max_difference: Largest |torch - onnxruntime| of images in [-1, 1], and of codes in units of their
+            largest magnitude, over the samples in which both kept the same entries.
+        samples, same: Samples compared; of them, those in which both kept the same entries.
+        units, swapped: Needles (or whole codes) compared; of them, those in which they kept different ones.
+        k: The dial settings compared, Γ1 first.
+        batches: The batch sizes compared.
+    """
+
+    path: Path
+    max_difference: float
+    samples: int
+    same: int
+    units: int
+    swapped: int
+    k: tuple[tuple[int, ...], ...]
+    batches: tuple[int, ...]
+
+
+def prove(generator: Generator, file: Path, path: Path) -> Proof:
+    """Compares an exported file, run in onnxruntime, with the torch generator it was made from.
+
+    Three things must hold. Each projection alone keeps the entries that torch keeps, bit for bit, on codes
+    full of ties. Each part between two codes, started from the code that onnxruntime made, agrees with torch
+    to TOLERANCE, and each selection is a right one for what torch selects from. And from z to the image, all
+    agrees to TOLERANCE in every sample in which the two kept the same entries.
+
+    Args:
+        file: Where the file lies now.
+        path: Where it will lie once it is proven; the proof names it.
+
+    Raises: RuntimeError if one of them does not.
+    """
+    for function in onnx.load(file, load_external_data=False).functions:
+        _prove_function(generator, function)
+    sampler = OnnxSampler(file)
+    least, most = [1] * len(generator.dials), [dial.limit for dial in generator.dials]
+    mixed = [(1, dial.limit)[index % 2] for index, dial in enumerate(generator.dials)]
+    settings = sorted({tuple(k) for k in (least, [dial.k for dial in generator.dials], most, mixed)})
+    first, parts, wholes = 0, [], []
+    for k in settings:
+        for batch in BATCHES:
+            z = noise.z(batch, generator.z_dim, seed=0, first=first)
+            first += batch
+            image, codes = sampler.run(z, k or None)
+            z, image, *codes = (torch.from_numpy(array) for array in (z, image, *codes))
+            with torch.no_grad(), generator.dial(k or None):
+                parts += _compare_parts(generator, z, image, codes)
+                wholes.append(_compare_whole(generator, z, image, codes))
+    (differences, same), (units, swapped) = zip(*wholes, strict=True), zip(*parts, strict=True)
+    return Proof(path, max(differences), first, sum(same), sum(units), sum(swapped), tuple(settings), BATCHES)
+
+
+def prove_synthesis(generator: Generator, file: Path) -> None:
+    """Compares an exported synthesis graph with torch: images to TOLERANCE, atoms bit for bit.
+
+    Raises: RuntimeError if they differ.
+    """
+    session, _ = open_graph(file)
+    shape = (3, *generator.code_shapes[0])
+    code = np.random.default_rng(0).standard_normal(shape, np.float32)
+    image, dictionary = session.run(["image", "dictionary"], {"code_1": code})
+    with torch.no_grad():
+        wanted = generator.synthesize(torch.from_numpy(code)).numpy()
+    _require_close(np.abs(image - wanted).max(), "the synthesis graph")
+    if not np.array_equal(dictionary, generator.dictionary().numpy()):
+        raise RuntimeError(
+            "the synthesis graph has other atoms than torch: the file was wrong and is not kept"
+        )
+
+
+def _prove_function(generator: Generator, function: onnx.FunctionProto) -> None:
+    """Runs a model of one projection on codes full of ties: it gives what torch's does, bit for bit."""
+    session = open_session(_one_node(function).SerializeToString())
+    random = np.random.default_rng(0)
+    for dial in generator.dials:
+        projection = copy.deepcopy(generator.projections[dial.level - 1])
+        if type(projection).__name__ != function.name:
+            continue
+        shape = (2, *generator.code_shapes[dial.level - 1])
+        codes = [
+            random.integers(-2, 3, shape).astype(np.float32),
+            np.maximum(random.standard_normal(shape, np.float32), 0),
+            np.full(shape, -1, np.float32),
+        ]
+        for k in {1, 2, dial.k, dial.limit}:
+            projection.k = k
+            for code in codes:
+                (got,) = session.run(None, {"code": code, "k": np.array(k, np.int64)})
+                if got.tobytes() != projection(torch.from_numpy(code)).numpy().tobytes():
+                    raise RuntimeError(
+                        f"the exported {function.name} keeps other entries than torch's, at k={k} in a code "
+                        f"of shape {shape}: the file was wrong and is not kept"
+                    )
+
+
+def _one_node(function: onnx.FunctionProto) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(f"""
+        <ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}, "{DOMAIN}" : 1]>
+        projection (float[B, C, H, W] code, int64 k) => (float[B, C, H, W] y) {{
+            y = {DOMAIN}.{function.name} (code, k)
+        }}
+    """)
+    model.functions.append(function)
+    return model
+
+
+def _compare_parts(
+    generator: Generator, z: Tensor, image: Tensor, codes: list[Tensor]
+) -> list[tuple[int, int]]:
+    """Compares part by part, each from the code that onnxruntime made.
+
+    Returns: of each level what compare_selection does.
+    """
+    counts, made = [], generator.coder(z)
+    for level in range(len(codes), 0, -1):
+        counts.append(compare_selection(generator.projections[level - 1], made, codes[level - 1], level))
+        made = generator.stages[level - 1](codes[level - 1])
+    _require_close((image - made).abs().max().item(), "the image of one Γ1")
+    return counts
+
+
+def _compare_whole(generator: Generator, z: Tensor, image: Tensor, codes: list[Tensor]) -> tuple[float, int]:
+    """Compares from z to the image, in the samples in which the two kept the same entries.
+
+    Returns: the largest difference, and how many samples these are.
+    """
+    wanted_image, wanted_codes = generator(z)
+    differences = [(image - wanted_image).abs().flatten(1).amax(1)]  # (B,)
+    same = torch.ones(len(z), dtype=torch.bool)
+    for code, wanted in zip(codes, wanted_codes, strict=True):
+        difference = (code - wanted).abs() / _scale(wanted)
+        differences.append(difference.flatten(1).amax(1))
+        same &= ~((difference > TOLERANCE) & ((code == 0) != (wanted == 0))).flatten(1).any(1)
+    largest = torch.stack(differences)[:, same].max().item() if same.any() else 0.0
+    _require_close(largest, "image and codes")
+    return largest, int(same.sum())
+
+
+def compare_selection(projection: nn.Module, code: Tensor, got: Tensor, level: int) -> tuple[int, int]:
+    """Checks onnxruntime's Γ against what torch has before its projection.
+
+    Returns: the units compared, and those in which others of equal magnitudes were kept.
+    Raises: RuntimeError if the selection is wrong.
+    """
+    if not isinstance(projection, Projection):
+        _require_close(((got - code).abs().max() / _scale(code)).item(), f"Γ{level}")
+        return 0, 0
+    wanted, slack = projection(code), TOLERANCE * _scale(code)
+    if projection.unit == "code":
+        code, wanted, got = code.flatten(1), wanted.flatten(1), got.flatten(1)
+    border = torch.where(wanted == 0, torch.inf, wanted.abs()).amin(1, keepdim=True)  # the smallest kept
+    differs = ~((got - wanted).abs() <= slack)  # NaN differs
+    came, went = differs & (wanted == 0), differs & (got == 0)
+    at_border = (code.abs() - border).abs() <= slack
+    right = at_border & (went | (came & ((got - code).abs() <= slack)))
+    as_many = came.sum(1) == went.sum(1)
+    if (differs & ~right).any() or not as_many.all() or ((got != 0).sum(1) > projection.k).any():
+        raise RuntimeError(
+            f"the exported projection of Γ{level} does not keep the largest magnitudes at k={projection.k}: "
+            "the file was wrong and is not kept"
+        )
+    return as_many.numel(), int(differs.any(1).sum())
+
+
+def _scale(code: Tensor) -> Tensor:
+    return code.abs().max().clamp_min(torch.finfo(code.dtype).tiny)
+
+
+def _require_close(difference: float, what: str) -> None:
+    if not difference <= TOLERANCE:  # NaN fails too
+        raise RuntimeError(
+            f"onnxruntime and torch differ by {difference:.1e} in {what}, more than {TOLERANCE}: "
+            "the file was wrong and is not kept"
+        )

@@ -1,4 +1,4 @@
-"""Noise from a seed, in numpy alone: one seed is one image in Python, ONNX, HTTP and the page."""
+"""Noise from a seed, in numpy alone: one seed is one draw in Python, ONNX, HTTP and the page."""
 
 from collections.abc import Iterator
 from numbers import Integral

@@ -55,7 +55,7 @@ def test_every_bundled_model_draws_varied_images(name: str) -> None:
 
 def test_the_bundled_models_take_at_most_25_megabytes() -> None:
     sizes = [file.stat().st_size for file in pretrained.MODELS.rglob("*") if file.is_file()]
-    assert sum(sizes) <= 25 * 2**20
+    assert sum(sizes) <= 25_000_000
 
 
 def test_a_name_pattern_selects_models() -> None:

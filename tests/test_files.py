@@ -179,3 +179,18 @@ def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "new.png", tmp_path / "new" / "folder" / "x.png"):
         files.check_writable(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_a_kill_left_between_two_renames_is_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "weights").write_text("the only ones")
+    (tmp_path / ".best.partial").mkdir()
+    with pytest.raises(RuntimeError), files.atomic_folder(tmp_path / "best") as folder:
+        (folder / "weights").write_text("half")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "weights").read_text() == "the only ones"
+    with files.atomic_folder(tmp_path / "best") as folder:
+        (folder / "weights").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "weights").read_text() == "new"

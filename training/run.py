@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -28,7 +27,7 @@ from sparsegen.training.loop import Networks, Progress, train
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import images as pictures
 from sparsegen.zoo.bundled import DISCRIMINATOR, WEIGHTS
-from sparsegen.zoo.files import atomic_write, write_json
+from sparsegen.zoo.files import atomic_folder, atomic_write, write_json
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.pretrained import find_checkpoint, load_weights, read_config, save_pretrained, save_weights
 from sparsegen.zoo.table1 import ModelSpec
@@ -220,7 +219,7 @@ class Run:
         """
         if self.accelerator.is_main_process:
             state = self._finite_state()
-            with _whole(self.folder / "checkpoints" / f"{self.step:08d}") as folder:
+            with atomic_folder(self.folder / "checkpoints" / f"{self.step:08d}") as folder:
                 self._publish(folder)
                 with atomic_write(folder / STATE) as file:
                     file.write_bytes(save(state, metadata={"format": "pt"}))
@@ -305,7 +304,7 @@ class Run:
         self._log({"step": self.step, "evaluation": verdict})
         if self.best is None or verdict["distance"] < self.best["distance"]:
             self.best = {"step": self.step, **verdict}
-            with _whole(self.folder / "best") as folder:
+            with atomic_folder(self.folder / "best") as folder:
                 self._publish(folder, evaluation=verdict)
 
     def _publish(self, folder: Path, **about: object) -> None:
@@ -351,19 +350,3 @@ def _identity(plan: dict) -> dict:
     source = plan.get("start_from")
     same = {key: value for key, value in plan.items() if key != "data"}
     return same | {"start_from": source and Path(source).name}
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """Yields an empty folder; it takes the place of `target` once the block has filled it."""
-    new, old = (target.with_name(f".{target.name}.{part}") for part in ("partial", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        yield new
-        if target.exists():  # a folder that is not empty cannot be replaced
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(target, old)
-        os.replace(new, target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

@@ -66,10 +66,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yields a new folder beside `path`; it takes the place of `path` once the block has filled it.
 
-    If anything fails, the folder that was there before stays as it was and the new one goes.
+    If anything fails, the folder that was there before stays as it was and the new one goes. What a kill left
+    behind is cleared, or put back, by the next call: the names beside `path` are always the same.
     """
     target = Path(os.path.realpath(path))
-    temporary, old = (target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    temporary, old = (target.with_name(f".{target.name[:64]}.{part}") for part in ("partial", "old"))
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -27,8 +27,8 @@ from sparsegen.__main__ import progress
 from sparsegen.training.data import Images, open_images
 from sparsegen.training.evaluation import evaluate, reference_statistics
 from sparsegen.training.features import open_features
-from sparsegen.training.interrupt import stop_on_interrupt
 from sparsegen.training.run import Plan, Run, Schedule, append_line, read_lines
+from sparsegen.zoo.interrupt import stop_on_interrupt
 from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
 
 RECORDS = Path(__file__).parent / "records" / "table1.jsonl"

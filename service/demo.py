@@ -1,34 +1,35 @@
-"""The Gradio page: draw images, turn the sparsity dial, and take an X-ray of one image."""
+"""The Gradio page. Its Sample tab: draw images, turn the sparsity dial, and take an X-ray of one image."""
 
 import json
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
 
-from sparsegen.service import markup, xray
+from sparsegen.service import markup, restore_page, xray
+from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
 from sparsegen.service.job import MAX_COUNT
+from sparsegen.service.jobs import Store
 from sparsegen.service.models import Model
+from sparsegen.service.restoration import MAX_UPLOAD
 from sparsegen.zoo import images, noise
 from sparsegen.zoo.dial import Dial, resolve
 
-BROWSER_INTEGER = 2**53 - 1  # the last integer up to which a browser counts in ones
 LOOK = {
     "theme": gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     "css": markup.CSS,
     "footer_links": [],
     "run_history": False,
-    "max_file_size": "1kb",
+    "max_file_size": MAX_UPLOAD,
+    "allowed_paths": [str(restore_page.EXAMPLES)],
     "ssr_mode": False,
 }
-INTRODUCTION = """# sparsegen
-Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a stack of small
-maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the code into
-pixels. The entries of the code at one place, one for each atom, are a **needle**."""
+INTRODUCTION = """Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a
+stack of small maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the
+code into pixels. The entries of the code at one place, one for each atom, are a **needle**."""
 SAMPLE = """## Sample
 Pick a model and a seed; one seed is one set of images. Turn the dial to keep fewer non-zeros, and see what is
 lost."""
@@ -37,74 +38,86 @@ Click an image above to see where its code is dense and which atoms it is made o
 off."""
 
 
-def page(models: Mapping[str, Model]) -> gr.Blocks:
-    """Lays the page out and connects it to the samplers."""
+def page(models: Mapping[str, Model], jobs: Callable[[], Store]) -> gr.Blocks:
+    """Lays the page out and connects it to the samplers and to the restoration jobs.
+
+    Each tab has an address of its own, #sample and #restore, and so has each job, #restore=ID.
+    """
+    with gr.Blocks(
+        title="sparsegen", analytics_enabled=False, delete_cache=restore_page.SWEEP_UPLOADS
+    ) as blocks:
+        gr.Markdown("# sparsegen")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Sample", id="sample") as sample:
+                sample_tab(blocks, models)
+            with gr.Tab("Restore", id="restore") as restore:
+                restore_page.tab(blocks, tabs, restore, jobs)
+        sample.select(None, None, None, js="() => history.replaceState(null, '', '#sample')")
+    return blocks
+
+
+def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model]) -> None:
+    """Lays the Sample tab out and connects it to the samplers."""
     handlers = Handlers(models)
     first = max(models.values(), key=dials)  # one whose dial can be turned, if there is one
-    with gr.Blocks(title="sparsegen", analytics_enabled=False) as blocks:
-        gr.Markdown(INTRODUCTION)
-        gr.Markdown(SAMPLE)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=280):
-                name = gr.Dropdown(list(models), value=first.name, label="Model", elem_id="model")
-                with gr.Row():
-                    seed = gr.Number(
-                        0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER, elem_id="seed"
-                    )
-                    dice = gr.Button("New seed", min_width=130, scale=0, elem_id="dice")
-                count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Images", elem_id="count")
-                k_1 = gr.Slider(**slider(first, 0), elem_id="k1")
-                apart = gr.Checkbox(
-                    label="Turn the dial of Γ2 apart", visible=dials(first) > 1, elem_id="apart"
+    gr.Markdown(INTRODUCTION)
+    gr.Markdown(SAMPLE)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            name = gr.Dropdown(list(models), value=first.name, label="Model", elem_id="model")
+            with gr.Row():
+                seed = gr.Number(
+                    0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER, elem_id="seed"
                 )
-                k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
-                note = gr.Markdown(about(first), elem_id="note")
-            with gr.Column(scale=3, min_width=280):
-                gallery = gr.HTML(js_on_load=markup.PICK_JS, elem_id="gallery")
-                facts = gr.HTML(elem_id="facts")
-        with gr.Accordion("The same pixels from Python and over HTTP", open=False, elem_id="calls"):
-            python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
-            curl = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
-        gr.Markdown(XRAY)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=280):
-                index = gr.Number(
-                    0,
-                    label="Image (the first is 0)",
-                    precision=0,
-                    minimum=0,
-                    maximum=MAX_COUNT - 1,
-                    elem_id="index",
-                )
-                inside = gr.HTML(elem_id="inside")
-            with gr.Column(scale=3, min_width=280):
-                atoms = gr.HTML(js_on_load=markup.TOGGLE_JS, elem_id="atoms")
-                loss = gr.HTML(elem_id="loss")
-
-        chosen = [name, seed, count, k_1, apart, k_2, index]
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        draw = {"fn": handlers.draw, "inputs": chosen, "outputs": [gallery, facts, python, curl]}
-        look = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
-
-        def redraw(event: gr.events.Dependency) -> None:
-            event.then(**draw, **quiet).then(**look, **quiet)
-
-        blocks.load(**draw, show_progress="hidden", api_name="draw").then(
-            **look, show_progress="hidden", api_name="look"
-        )
-        live = [seed.input, k_1.input, k_2.input, index.input]
-        gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet)
-        redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
-        redraw(dice.click(handlers.roll, None, seed, **quiet))
-        redraw(
-            name.input(
-                handlers.choose, name, [k_1, apart, k_2, note], show_progress="hidden", api_name="choose"
+                dice = gr.Button("New seed", min_width=130, scale=0, elem_id="dice")
+            count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Images", elem_id="count")
+            k_1 = gr.Slider(**slider(first, 0), elem_id="k1")
+            apart = gr.Checkbox(label="Turn the dial of Γ2 apart", visible=dials(first) > 1, elem_id="apart")
+            k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
+            note = gr.Markdown(about(first), elem_id="note")
+        with gr.Column(scale=3, min_width=280):
+            gallery = gr.HTML(js_on_load=markup.PICK_JS, elem_id="gallery")
+            facts = gr.HTML(elem_id="facts")
+    with gr.Accordion("The same pixels from Python and over HTTP", open=False, elem_id="calls"):
+        python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
+        curl = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
+    gr.Markdown(XRAY)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            index = gr.Number(
+                0,
+                label="Image (the first is 0)",
+                precision=0,
+                minimum=0,
+                maximum=MAX_COUNT - 1,
+                elem_id="index",
             )
-        )
-        redraw(apart.input(handlers.part, [name, apart, k_1], [k_1, k_2], **quiet))
-        redraw(gallery.pick(handlers.pick, None, index, **quiet))
-        atoms.toggle(handlers.switch, chosen, loss, trigger_mode="always_last", **quiet)
-    return blocks
+            inside = gr.HTML(elem_id="inside")
+        with gr.Column(scale=3, min_width=280):
+            atoms = gr.HTML(js_on_load=markup.TOGGLE_JS, elem_id="atoms")
+            loss = gr.HTML(elem_id="loss")
+
+    chosen = [name, seed, count, k_1, apart, k_2, index]
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    draw = {"fn": handlers.draw, "inputs": chosen, "outputs": [gallery, facts, python, curl]}
+    look = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
+
+    def redraw(event: gr.events.Dependency) -> None:
+        event.then(**draw, **quiet).then(**look, **quiet)
+
+    blocks.load(**draw, show_progress="hidden", api_name="draw").then(
+        **look, show_progress="hidden", api_name="look"
+    )
+    live = [seed.input, k_1.input, k_2.input, index.input]
+    gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet)
+    redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
+    redraw(dice.click(handlers.roll, None, seed, **quiet))
+    redraw(
+        name.input(handlers.choose, name, [k_1, apart, k_2, note], show_progress="hidden", api_name="choose")
+    )
+    redraw(apart.input(handlers.part, [name, apart, k_1], [k_1, k_2], **quiet))
+    redraw(gallery.pick(handlers.pick, None, index, **quiet))
+    atoms.toggle(handlers.switch, chosen, loss, trigger_mode="always_last", **quiet)
 
 
 @dataclass(frozen=True)
@@ -120,19 +133,6 @@ class Choice:
     def run(self, first: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         sampler = self.model.sampler
         return sampler.run(noise.z(count, sampler.z_dim, self.seed, first), self.k or None)
-
-
-def told(handler: Callable) -> Callable:
-    """Shows what is wrong with a value or a model on the page, in place of "Error"."""
-
-    @wraps(handler)
-    def wrapped(*arguments: object) -> object:
-        try:
-            return handler(*arguments)
-        except (TypeError, ValueError, FloatingPointError, FileNotFoundError) as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    return wrapped
 
 
 class Handlers:
@@ -250,11 +250,6 @@ def about(model: Model) -> str:
     if not dials(model):
         return "This model was trained without a projection on its code, so it has no dial to turn."
     return "Fewer than in training makes images plainer; more lets the model keep what it was taught to drop."
-
-
-def whole(number: object) -> object:
-    """Numbers come from a browser as floats, too."""
-    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def address(request: gr.Request) -> str:

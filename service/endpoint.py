@@ -1,4 +1,4 @@
-"""The BentoML service: GET /models, POST /sample and the page at /ui. Needs no torch.
+"""The BentoML service: GET /models, POST /sample, POST /restore and the page at /ui. Needs no torch.
 
 The same model, seed and k give the same pixels bit for bit over HTTP, on the page and from the ONNX file in
 Python, whatever the count and whatever else the server is doing. `Generator.sample` of torch differs from them
@@ -22,11 +22,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
-from sparsegen.service import xray
+from sparsegen.service import restoration, xray
 from sparsegen.service.batching import Batcher
 from sparsegen.service.errors import JsonErrors
 from sparsegen.service.job import MAX_COUNT, Job, Refused, read_json, request_schema
-from sparsegen.service.limits import BodyLimit
+from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
 from sparsegen.zoo import images, noise
 
@@ -61,7 +61,14 @@ DRAWN = {
         "application/octet-stream": {"schema": BINARY},
     },
 }
-
+LIMITS = {  # bytes of a body, where it is not BodyLimit's own
+    ("POST", "/restore"): restoration.MAX_UPLOAD,
+    ("POST", "/ui/gradio_api/upload"): restoration.MAX_UPLOAD + MAX_BODY,  # a file, and what is around it
+    (
+        "POST",
+        "/ui/gradio_api/process_recording",
+    ): 0,  # Gradio's, which no page of ours needs, and it writes files
+}
 ICON = xray.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
 
@@ -129,6 +136,7 @@ def create_app() -> FastAPI:
         pixels = await app.state.batcher((job.model.name, job.k), z)
         return await asyncio.to_thread(encode, pixels, job.format)
 
+    app.include_router(restoration.router)
     app.openapi = lambda: openapi(app)
     return app
 
@@ -185,7 +193,8 @@ class SparseGen:
         for reason in refused:
             logger.warning(reason)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        gradio.mount_gradio_app(app, demo.page(models), path="/ui", **demo.LOOK)
+        page = demo.page(models, lambda: app.state.jobs())
+        gradio.mount_gradio_app(app, page, path="/ui", **demo.LOOK)
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -193,4 +202,4 @@ class SparseGen:
 
 
 SparseGen.add_asgi_middleware(JsonErrors)
-SparseGen.add_asgi_middleware(BodyLimit)
+SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)

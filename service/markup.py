@@ -1,7 +1,9 @@
-"""The HTML, style and script of the page's pictures, which travel inside it: the server stores no files."""
+"""The HTML, style and script of the page's pictures, most of which travel inside it."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +46,55 @@ CSS = """
 .hint {opacity: .8; font-size: .9rem; line-height: 1.5; margin: 0 0 8px}
 #dice {align-self: end; height: 44px}
 #atoms, #loss {padding-top: 0}
+#tabs > .tab-wrapper {margin-bottom: 8px}
+#stage img, #examples img {image-rendering: auto}
+.examples {display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 4px}
+.examples .tile {display: flex; flex-direction: column}
+.examples img {aspect-ratio: 1; object-fit: cover}
+.examples span {font-size: .72rem; line-height: 1.3; padding: 4px 2px 2px}
+.stage {display: grid; place-items: center; min-height: 200px; border-radius: 8px;
+  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); padding: 10px}
+.stage .empty {opacity: .7; font-size: .9rem; margin: 0; text-align: center}
+.compare {--split: 50%; position: relative; width: min(100%, calc(62vh * var(--ratio, 1)));
+  aspect-ratio: var(--ratio, 1); border-radius: 6px; overflow: hidden; user-select: none}
+.compare img {position: absolute; inset: 0; width: 100%; height: 100%; max-width: none}
+.compare.both .before {clip-path: inset(0 calc(100% - var(--split)) 0 0)}
+.compare input {position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize;
+  touch-action: pan-y}
+.compare .bar {position: absolute; top: 0; bottom: 0; left: var(--split); width: 2px; margin-left: -1px;
+  background: #fff; box-shadow: 0 0 4px #0009; pointer-events: none}
+.compare .bar::after {content: "↔"; position: absolute; top: 50%; left: 50%; width: 32px; height: 32px;
+  transform: translate(-50%, -50%); border-radius: 50%; background: #fff; color: #222; font: 16px/32px sans-serif;
+  text-align: center; box-shadow: 0 0 4px #0009}
+.compare input:focus-visible ~ .bar::after {outline: 3px solid var(--color-accent)}
+.compare .tag {position: absolute; bottom: 8px; padding: 1px 8px; border-radius: 9px; background: #000a; color: #fff;
+  font-size: .75rem; line-height: 1.5; pointer-events: none}
+.compare .tag.before-tag {left: 8px}
+.compare .tag.after-tag {right: 8px}
+.compare:not(.both) input, .compare:not(.both) .bar, .compare:not(.both) .tag {display: none}
+.state {display: flex; justify-content: space-between; gap: 12px; font-size: .95rem; line-height: 1.4}
+.state span {opacity: .8; white-space: nowrap}
+.meter {height: 8px; border-radius: 4px; overflow: hidden; background: var(--border-color-primary); margin: 6px 0 12px}
+.meter i {display: block; height: 100%; background: var(--color-accent); transition: width .8s}
+.meter.failed i, .meter.canceled i {background: var(--neutral-400)}
+.download {display: inline-block; padding: 8px 14px; border-radius: 8px; font-size: .9rem; margin-bottom: 12px;
+  background: var(--button-primary-background-fill); color: var(--button-primary-text-color) !important;
+  text-decoration: none !important}
+.numbers {display: flex; flex-wrap: wrap; gap: 6px 26px; margin: 0 0 12px; font-size: .9rem; line-height: 1.4}
+.numbers dt {opacity: .7; font-size: .75rem}
+.numbers dd {margin: 0}
+.curve {position: relative; height: 110px; border-left: 1px solid var(--neutral-400);
+  border-bottom: 1px solid var(--neutral-400)}
+.curve svg {width: 100%; height: 100%; display: block}
+.curve polyline {stroke: var(--color-accent); stroke-width: 2px; stroke-linejoin: round}
+.curve .best {position: absolute; width: 10px; height: 10px; margin: -5px; border-radius: 50%;
+  background: var(--color-accent); border: 2px solid var(--background-fill-primary)}
+.curve .best span {position: absolute; bottom: 12px; left: 0; font-size: .75rem; font-style: normal;
+  white-space: nowrap}
+.curve .best.end span {left: auto; right: 0}
+.curve .plumb {position: absolute; top: 0; bottom: 0; border-left: 1px dashed var(--color-accent); opacity: .6}
+.notice {border-color: var(--color-accent)}
+#panel .hint {margin: 8px 0 0}
 @media (max-width: 480px) {
   .tiles, .tiles.few, .atoms {grid-template-columns: repeat(4, minmax(0, 1fr))}
   .atom {padding: 3px}
@@ -63,6 +114,39 @@ TOGGLE_JS = """element.addEventListener('click', event => {
   const pressed = [...element.querySelectorAll('button[aria-pressed=true]')];
   trigger('toggle', {off: pressed.map(other => Number(other.dataset.atom))});
 });"""
+
+STAGE = """<div class="stage"><p class="empty">The picture appears here.</p><div class="compare" hidden>
+  <img class="after" alt="Restored"><img class="before" alt="As given">
+  <input type="range" min="0" max="100" value="50" step="0.5" aria-label="How much of the given picture to show">
+  <div class="bar"></div><span class="tag before-tag">before</span><span class="tag after-tag">after</span>
+</div></div>"""
+# A picture takes the place of the one before once it is there, so that nothing flickers.
+STAGE_JS = """let asked = 0;
+const place = name => element.querySelector(name);
+const show = async () => {
+  const turn = ++asked, {before, after} = props;
+  const loaded = new Image();
+  if (after) {
+    loaded.src = after;
+    try { await loaded.decode(); } catch (error) { return; }  // the job ended, and the next look tells its result
+  }
+  if (turn !== asked) return;
+  const compare = place('.compare');
+  if (before) place('.before').src = before.url;
+  if (after) place('.after').src = after;
+  place('.before').hidden = !before;
+  place('.after').hidden = !after;
+  place('.empty').hidden = Boolean(before || after);
+  compare.hidden = !(before || after);
+  compare.classList.toggle('both', Boolean(before && after));
+  const [width, height] = before ? [before.width, before.height] : [loaded.naturalWidth, loaded.naturalHeight];
+  if (width && height) compare.style.setProperty('--ratio', width / height);
+};
+element.addEventListener('input', event => {
+  if (event.target.type === 'range') place('.compare').style.setProperty('--split', event.target.value + '%');
+});
+watch(['before', 'after'], show);
+show();"""
 
 
 def picture(pixels: np.ndarray, alt: str) -> str:
@@ -176,4 +260,107 @@ def _scale(low: str, high: str) -> str:
     return (
         f'<div class="scale" style="background: linear-gradient(to right, {colors})"></div>'
         f'<div class="ends"><span>{low}</span><span>{high}</span></div>'
+    )
+
+
+def examples(pictures: Sequence[tuple[str, np.ndarray]]) -> str:
+    """Buttons with a caption and a picture each.  Shape: float (H, W, 3) in [0, 1]."""
+    buttons = [
+        f'<button class="tile" data-index="{index}" aria-pressed="false" title="{escape(caption)}">'
+        f"{picture(np.rint(pixels * 255).astype(np.uint8), caption)}<span>{escape(caption)}</span></button>"
+        for index, (caption, pixels) in enumerate(pictures)
+    ]
+    hint = '<p class="hint">Pick an example, or drop a picture of your own.</p>'
+    return f'{hint}<div class="examples">{"".join(buttons)}</div>'
+
+
+def notice(sentence: str) -> str:
+    return f'<div class="fact notice" role="status">{escape(sentence)}</div>'
+
+
+def progress(status: Mapping[str, Any]) -> str:
+    """How a restoration is going, from its status as GET /restore/ID has it."""
+    name, job = status["status"], escape(status["id"])
+    heading = {
+        "waiting": f"Waiting, at place {status['position']} of the queue",
+        "running": "Restoring",
+        "done": "Done",
+        "failed": f"Failed: {status['error']}",
+        "canceled": "Canceled",
+    }[name]
+    left = "" if status["seconds_left"] is None else f"about {duration(status['seconds_left'])} left"
+    fraction = 1 if name == "done" else status["fraction"] or 0
+    parts = [
+        f'<div class="state {name}" role="status"><b>{escape(heading)}</b><span>{left}</span></div>',
+        f'<div class="meter {name}" role="progressbar" aria-valuenow="{fraction:.0%}">'
+        f'<i style="width:{fraction:.1%}"></i></div>',
+    ]
+    if name == "done":
+        parts.append(
+            f'<a class="download" href="../restore/{job}/result" download="restored.png">'
+            "Download in full quality (PNG)</a>"
+        )
+    parts += [_numbers(status), curve(status["history"], status["best_iteration"])]
+    parts += [f'<p class="hint">{escape(note[:1].upper() + note[1:])}.</p>' for note in status["notes"]]
+    if name in ("waiting", "running"):
+        parts.append(
+            f'<p class="hint">It goes on when you leave. <a href="#restore={job}">This address</a> finds it again, '
+            "until a day after its end.</p>"
+        )
+    return f'<div class="progress">{"".join(parts)}</div>'
+
+
+def _numbers(status: Mapping[str, Any]) -> str:
+    known = []
+    if status["iteration"] is not None:
+        known.append(("Iterations", f"{status['iteration']:,}"))
+    if status["seconds"] is not None:
+        known.append(("Time", duration(status["seconds"])))
+    if status["best_iteration"] is not None:
+        known.append(("Best at", f"{status['best_iteration']:,}"))
+    if status["stopped_because"]:
+        known.append(("Stopped because", escape(status["stopped_because"])))
+    return f'<dl class="numbers">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in known)}</dl>'
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def curve(history: Sequence[tuple[int, float]], best: int | None) -> str:
+    """The course of the stop statistic as SVG, the best iteration marked; nothing before there are two points.
+
+    On a logarithmic scale where all values allow it: the first are many times the last.
+    """
+    if len(history) < 2:
+        return ""
+    iterations, values = (np.array(column, float) for column in zip(*history, strict=True))
+    logarithmic = bool((values > 0).all())
+    heights = np.log(values) if logarithmic else values
+    low, high, first, last = heights.min(), heights.max(), iterations[0], iterations[-1]
+    x = 100 * (iterations - first) / (last - first)
+    y = 96 - 92 * (heights - low) / ((high - low) or 1)
+    points = " ".join(f"{a:.2f},{b:.2f}" for a, b in zip(x, y, strict=True))
+    mark = ""
+    if best is not None:
+        at = 100 * (min(max(best, first), last) - first) / (last - first)
+        side = "end" if at > 60 else "start"
+        mark = (
+            f'<i class="best {side}" style="left:{at:.2f}%;top:{np.interp(at, x, y):.2f}%">'
+            f"<span>best, {best:,}</span></i>"
+            f'<i class="plumb" style="left:{at:.2f}%"></i>'
+        )
+    return (
+        '<figure class="figure"><div class="curve">'
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="Stop statistic by iteration">'
+        f'<polyline points="{points}" fill="none" vector-effect="non-scaling-stroke"/></svg>{mark}</div>'
+        f'<div class="ends"><span>iteration {first:,.0f}</span><span>{last:,.0f}</span></div>'
+        f"<figcaption><b>When to stop</b>: an estimate of the error, made without the clean picture"
+        f"{', logarithmic' * logarithmic}; the smaller, the better</figcaption></figure>"
     )

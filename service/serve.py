@@ -1,6 +1,8 @@
 """Starts the server, as `sparsegen serve` does."""
 
 import errno
+import logging
+import math
 import os
 import signal
 import socket
@@ -8,20 +10,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 
 import psutil
 
+from sparsegen.service.jobs import ENVIRONMENT as JOBS
 from sparsegen.service.models import models_folder, open_models
+from sparsegen.service.worker import stop_signals
+
+logger = logging.getLogger(__name__)
 
 SERVICE = "sparsegen.service.endpoint:SparseGen"
 WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bentoml runs
+RESTORER = "sparsegen.service.worker"
+PATIENCE = 15.0  # seconds
+RESTART_AFTER = 5.0  # seconds from the start of a worker of restorations to that of its successor
 
 
-def serve(host: str = "127.0.0.1", port: int = 3000) -> int:
+def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str | None = None) -> int:
     """Serves the models until SIGINT or SIGTERM, and returns the exit code, 0 if one of them ended it.
+
+    Args:
+        workers: Processes beside the server that do restorations; they end with this one, even if it is killed.
+        jobs: Where the restorations are kept, a SQLite file or a Redis URL; see `jobs.default_place`.
 
     Raises: FileNotFoundError if there are no models, OSError if the port is taken or the host unknown,
         RuntimeError if the server or its worker ends before it is ready.
@@ -31,21 +43,69 @@ def serve(host: str = "127.0.0.1", port: int = 3000) -> int:
     with tempfile.TemporaryDirectory(prefix="sparsegen-serve-") as home, stop_signals() as stopped:
         command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
         command += ["--timeout-graceful-shutdown", "3"]  # an open page would keep its connection for good
-        server = subprocess.Popen(command, env=environment(home), start_new_session=True)
+        variables = environment(home, jobs)
+        crew = Crew(workers, variables)
+        server = subprocess.Popen(command, env=variables, start_new_session=True)
         try:
             if wait_until_ready(server, host, port, stopped):
                 print(f"The page: http://{_visible(host)}:{port}/ui", flush=True)
             while server.poll() is None and not stopped:
+                crew.tend()
                 time.sleep(0.2)
         finally:
             stop(server)
+            crew.stop()
     return 0 if stopped else server.returncode
 
 
-def environment(home: str) -> dict[str, str]:
+class Crew:
+    """The worker processes beside a server. Each reads a pipe that closes when this process ends, however it does."""
+
+    def __init__(self, count: int, variables: dict[str, str]) -> None:
+        threads = max(1, (os.cpu_count() or 1) // max(count, 1))  # torch takes all cores in each of them
+        self._variables = {"OMP_NUM_THREADS": str(threads), **variables}
+        self._workers: list[subprocess.Popen | None] = [None] * count
+        self._started, self._pause = [-math.inf] * count, [RESTART_AFTER] * count
+
+    def tend(self) -> None:
+        """Starts the workers, and again those that ended, less and less often where they end at once."""
+        now = time.monotonic()
+        for index, worker in enumerate(self._workers):
+            age = now - self._started[index]
+            if age < self._pause[index] or (worker is not None and worker.poll() is None):
+                continue
+            if worker is not None:
+                logger.warning("a worker ended with exit code %d: another takes its place", worker.returncode)
+                worker.stdin.close()
+                at_once = age < 2 * self._pause[index]
+                self._pause[index] = min(2 * self._pause[index], 60) if at_once else RESTART_AFTER
+            self._workers[index] = subprocess.Popen(
+                [sys.executable, "-m", RESTORER],
+                stdin=subprocess.PIPE,
+                env=self._variables,
+                start_new_session=True,  # Ctrl-C is for this process alone, which then stops them
+            )
+            self._started[index] = now
+
+    def stop(self) -> None:
+        """Lets the workers put their jobs back, and kills those that take too long."""
+        alive = [worker for worker in self._workers if worker is not None]
+        for worker in alive:
+            worker.stdin.close()
+        for worker in alive:
+            try:
+                worker.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+
+def environment(home: str, jobs: str | None = None) -> dict[str, str]:
     """A server's environment: no tracking, and a home of its own, since two in one disturb each other."""
     return {
         **os.environ,
+        # Not an argument, since a URL may hold a password, and everybody sees arguments.
+        **({JOBS: jobs} if jobs else {}),
         "BENTOML_HOME": home,
         "BENTOML_DO_NOT_TRACK": "True",
         "GRADIO_ANALYTICS_ENABLED": "False",
@@ -109,7 +169,7 @@ def workers(server: subprocess.Popen) -> set[int]:
     return alive
 
 
-def stop(server: subprocess.Popen, patience: float = 15) -> None:
+def stop(server: subprocess.Popen, patience: float = PATIENCE) -> None:
     """Ends a server and its workers: by SIGTERM, and by SIGKILL if that takes too long."""
     if server.poll() is None:
         server.send_signal(signal.SIGTERM)
@@ -118,21 +178,6 @@ def stop(server: subprocess.Popen, patience: float = 15) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in the list that it yields, in place of being ended by them."""
-    stopped: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: stopped.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _visible(host: str) -> str:

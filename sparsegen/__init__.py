@@ -20,6 +20,7 @@ _PUBLIC = {
     "NeedleProjection": "sparsegen.zoo.projections",
     "from_pretrained": "sparsegen.zoo.pretrained",
     "list_models": "sparsegen.zoo.bundled",
+    "restore": "sparsegen.zoo.restoration.restore",
     "sparsify": "sparsegen.zoo.projections",
 }
 __all__ = [*_PUBLIC, "__version__"]

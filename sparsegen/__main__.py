@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 import sparsegen
+from sparsegen import restoring
 
 app = typer.Typer(
     help="Image generators whose inner representation is a sparse code.",
@@ -43,6 +44,13 @@ Seed = Annotated[int, typer.Option(help="Fixes the noise: 0 to 2^64 - 1.")]
 K = Annotated[
     str | None,
     typer.Option(help="The sparsity dial: non-zeros kept; one number, or one a level, Γ1 first, as 16,32."),
+]
+Jobs = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SPARSEGEN_JOBS",
+        help="Where restorations are kept: a file, or redis://… for several machines. A file of yours by default.",
+    ),
 ]
 Data = Annotated[str, typer.Option(help="Images: a Hub dataset id, a parquet file, or a folder of images.")]
 
@@ -183,12 +191,12 @@ def train(
     """Trains a model, or fine-tunes one (--from); Ctrl-C saves, and --resume goes on."""
     import torch
 
-    from sparsegen.training.interrupt import stop_on_interrupt
     from sparsegen.training.recipes import recipe_of
     from sparsegen.training.run import Plan, Run, Schedule, checkpoints, find_device
     from sparsegen.zoo import noise
     from sparsegen.zoo.dial import resolve
     from sparsegen.zoo.files import check_writable
+    from sparsegen.zoo.interrupt import stop_on_interrupt
     from sparsegen.zoo.pretrained import find_checkpoint
     from sparsegen.zoo.table1 import ModelSpec
 
@@ -345,13 +353,29 @@ def serve(
     models: Annotated[
         Path | None, typer.Option(help="Folder of models, each as `export --out FOLDER` writes it.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, max=61, help="Processes beside the server that restore pictures.")
+    ] = 1,
+    jobs: Jobs = None,
 ) -> None:
-    """Serves the bundled models, or your own, over HTTP, with the page at /ui."""
+    """Serves the bundled models, or your own, and restorations, over HTTP, with the page at /ui."""
     from sparsegen.service.serve import serve
 
     if models:
         os.environ["SPARSEGEN_MODELS"] = str(models.resolve())
-    raise typer.Exit(serve(host, port))
+    raise typer.Exit(serve(host, port, workers, jobs))
+
+
+@app.command(epilog="Example: sparsegen worker --jobs redis://queue.example:6379")
+def worker(
+    jobs: Jobs = None,
+    once: Annotated[bool, typer.Option("--once", help="End after one job, or if there is none.")] = False,
+) -> None:
+    """Does the restorations that servers take on: one at a time, on this or any other machine."""
+    from sparsegen.service.worker import work
+
+    logging.getLogger("sparsegen").setLevel(logging.INFO)
+    raise typer.Exit(work(jobs, once=once))
 
 
 class Picture(StrEnum):
@@ -431,6 +455,9 @@ def info(model: Model) -> None:
             "license": generator.config["license"],
         }
     )
+
+
+app.add_typer(restoring.app)
 
 
 def _target(path: Path, *suffixes: str, folder: bool = False) -> str:

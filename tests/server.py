@@ -109,6 +109,7 @@ def start(
     server_environment = {
         **os.environ,
         "SPARSEGEN_MODELS": str(models),
+        "SPARSEGEN_JOBS": str(folder / "jobs.sqlite"),
         "PYTHONPATH": str(folder / "python"),
         "TORCH_IMPORTS": str(folder / "torch"),
         "BENTOML_DO_NOT_TRACK": "True",

@@ -15,9 +15,14 @@ TORCH_FREE = [
     "zoo.dial",
     "zoo.names",
     "zoo.files",
+    "zoo.restoration.pictures",
+    "zoo.restoration.settings",
     "export.runtime",
     "service.endpoint",
     "service.demo",
+    "service.jobs",
+    "service.restoration",
+    "service.worker",
 ]
 
 

@@ -35,7 +35,7 @@ class Recipe:
     ema: float = 0.999
 
 
-adam = partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999))
+adam = partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
 
 RECIPES = {
     "dcgan": Recipe(

@@ -61,6 +61,26 @@ def density(generators: Mapping[str, Generator], count: int = 256, seed: int = 0
     return figure
 
 
+def stop_curve(history: np.ndarray, best_iteration: int) -> "Figure":
+    """Draws what decided when to stop: the stop statistic, or where nothing watched the loss.
+
+    Args:
+        history: A row each look, with `iteration`, `loss` and `statistic`, NaN where nothing watched.
+        best_iteration: Whose image was taken.
+    """
+    watched = np.isfinite(history["statistic"]).any()
+    values = history["statistic" if watched else "loss"]
+    figure = _figure(6, 3.2)
+    axes = figure.subplots()
+    axes.plot(history["iteration"], values, marker="." if len(values) < 20 else None)
+    axes.axvline(best_iteration, color="black", linestyle="--", label=f"taken: iteration {best_iteration}")
+    if (values[np.isfinite(values)] > 0).all():
+        axes.set_yscale("log")  # the first looks are many times the last ones
+    axes.set(xlabel="iteration", ylabel="stop statistic" if watched else "loss")
+    axes.legend(fontsize=9)
+    return figure
+
+
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 

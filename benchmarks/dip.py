@@ -1,0 +1,197 @@
+"""How much sooner the preset `fast` gives what the original gives: CPU seconds on one thread, as ratios.
+
+    python -m benchmarks.dip --images ../shared/data/set9 --only lena,house --size 128
+    python -m benchmarks.dip --print
+
+Both fit the same noisy crop, one after the other in one process. The original is the preset `paper` without
+sparsity: the network, the optimizer and the padding of Ulyanov et al. (2018), in float32. Its best averaged PSNR is
+the goal, found with the clean picture; it is followed `PAST` iterations beyond it. Three ratios:
+
+    to the goal     CPU seconds of the original to its best average / of `fast` until its average is as good
+    as it is used   CPU seconds of 3,000 iterations of the original / of `fast` until it stops by itself
+    an iteration    CPU seconds of an iteration of the original / of `fast`
+
+A crop that has its record is skipped. Draws the curves of each crop into --curves.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.table3 import PAST, WATCHED, circumstances, crop, follow, observe, psnr, tensor
+from sparsegen.__main__ import progress
+from sparsegen.training.run import append_line, read_lines
+from sparsegen.zoo.files import atomic_write
+from sparsegen.zoo.restoration.restore import make_fit
+from sparsegen.zoo.restoration.settings import PRESETS, Task
+
+RECORDS = Path(__file__).parent / "records" / "dip.jsonl"
+SIGMA = 25
+AS_USED = PRESETS["paper"].iterations
+KEY = ("image", "size", "seed")
+EVERY = 10  # iterations from one point of a curve to the next
+
+
+def original(clean: torch.Tensor, noisy: torch.Tensor, seed: int, label: str) -> dict:
+    """The original's best average, when it came, and its curve."""
+    task = Task.of(preset="paper", regularizer="baseline", seed=seed)
+    best, at, curve = -1.0, None, []
+    with progress(f"{label} original", AS_USED) as show:
+        for trace in follow(make_fit(task, noisy), clean):
+            if trace.average > best:
+                best, at = trace.average, trace
+            if trace.iteration % EVERY == 0:
+                curve.append((round(trace.cpu, 2), round(trace.average, 3)))
+                show(trace.iteration, f"{label} original {trace.average:.2f} dB")
+            if trace.iteration >= at.iteration + PAST:
+                break
+    return {
+        "best": best,
+        "best_iteration": at.iteration,
+        "best_cpu": at.cpu,
+        "iteration_cpu": trace.cpu / trace.iteration,
+        "curve": curve,
+    }
+
+
+def ours(clean: torch.Tensor, noisy: torch.Tensor, seed: int, goal: float, label: str) -> dict:
+    """When `fast` is as good as the goal, when it stops by itself, and what it returns."""
+    fit = make_fit(Task.of(sigma=SIGMA, seed=seed), noisy)
+    best, best_iteration, reached, stop, curve = -1.0, 0, None, None, []
+    fit.preset = replace(fit.preset, stops=False)
+    with progress(f"{label} fast", fit.preset.iterations) as show:
+        for trace in follow(fit, clean):
+            if trace.average > best:
+                best, best_iteration = trace.average, trace.iteration
+            if reached is None and trace.average >= goal:
+                reached = trace
+            if stop is None and trace.iteration >= fit.best.patience_ends:
+                stop, returned = trace, psnr(fit.image, clean)
+            if trace.iteration % EVERY == 0:
+                curve.append((round(trace.cpu, 2), round(trace.average, 3)))
+                show(trace.iteration, f"{label} fast {trace.average:.2f} dB")
+            if stop and trace.iteration >= WATCHED * best_iteration + 100:
+                break
+    return {
+        "best": best,
+        "best_iteration": best_iteration,
+        "reached_iteration": reached and reached.iteration,
+        "reached_cpu": reached and reached.cpu,
+        "stopped_at": stop.iteration,
+        "stop_cpu": stop.cpu,
+        "returned": returned,
+        "iteration_cpu": trace.cpu / trace.iteration,
+        "curve": curve,
+    }
+
+
+def main(
+    images: Annotated[Path, typer.Option(help="Folder of clean pictures.")] = Path("../shared/data/set9"),
+    only: Annotated[str, typer.Option(help="Names of some of them.")] = "",
+    size: Annotated[int, typer.Option(help="Side of the central crop.")] = 128,
+    seeds: Annotated[str, typer.Option()] = "0",
+    records: Annotated[Path, typer.Option()] = RECORDS,
+    curves: Annotated[
+        Path | None, typer.Option(help="Folder for a picture of the curves of each crop.")
+    ] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the table of the records.")] = False,
+) -> None:
+    """Times what is missing, then prints the ratios."""
+    torch.set_num_threads(1)
+    names = only.split(",") if only else sorted(path.stem for path in images.glob("*.png"))
+    done = {tuple(record[name] for name in KEY) for record in read_lines(records)}
+    for seed in [] if only_print else map(int, seeds.split(",")):
+        for name in names:
+            if (name, size, seed) in done:
+                continue
+            picture = crop(images / f"{name}.png", size)
+            clean, noisy = tensor(picture), tensor(observe(picture, f"gaussian:{SIGMA}", seed))
+            label = f"{name} {size}"
+            theirs = original(clean, noisy, seed, label)
+            mine = ours(clean, noisy, seed, theirs["best"], label)
+            records.parent.mkdir(parents=True, exist_ok=True)
+            append_line(
+                records,
+                {
+                    "image": name,
+                    "size": size,
+                    "seed": seed,
+                    "original": theirs,
+                    "fast": mine,
+                    **circumstances("fast"),
+                },
+            )
+    found = read_lines(records)
+    show_table(found)
+    for record in found if curves else ():
+        draw(record, curves / f"{record['image']}-{record['size']}-{record['seed']}.png")
+
+
+def ratios(record: dict) -> tuple[float | None, float, float]:
+    """To the goal (None if `fast` never got there), as it is used, an iteration."""
+    theirs, mine = record["original"], record["fast"]
+    to_goal = theirs["best_cpu"] / mine["reached_cpu"] if mine["reached_cpu"] else None
+    used = AS_USED * theirs["iteration_cpu"] / mine["stop_cpu"]
+    return to_goal, used, theirs["iteration_cpu"] / mine["iteration_cpu"]
+
+
+def show_table(records: list[dict]) -> None:
+    """Prints a line per crop, and the means per size."""
+    table = Table(
+        "crop", "seed", "original: best average", "fast: best, returned", "to the goal", "as it is used",
+        "an iteration", box=None,
+    )  # fmt: skip
+    sizes: dict[int, list[tuple]] = {}
+    for record in records:
+        theirs, mine = record["original"], record["fast"]
+        to_goal, used, each = ratios(record)
+        sizes.setdefault(record["size"], []).append((to_goal, used, each))
+        table.add_row(
+            f"{record['image']} {record['size']}²",
+            str(record["seed"]),
+            f"{theirs['best']:.2f} at {theirs['best_iteration']}, {theirs['best_cpu']:.0f} s",
+            f"{mine['best']:.2f} at {mine['best_iteration']}, {mine['returned']:.2f} at {mine['stop_cpu']:.0f} s",
+            f"{to_goal:.1f}" if to_goal else "not reached",
+            f"{used:.0f}",
+            f"{each:.1f}",
+        )
+    console = Console(width=130)
+    console.print(table)
+    for size, rows in sizes.items():
+        for place, what in enumerate(("to the goal", "as it is used", "an iteration")):
+            values = [row[place] for row in rows if row[place]]
+            deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+            if values:
+                console.print(
+                    f"{size}²: {what} {mean(values):.1f}{deviation} times ({len(values)} of {len(rows)})"
+                )
+
+
+def draw(record: dict, path: Path) -> None:
+    """Draws PSNR of the average over CPU seconds, for both."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, color in (("original", "tab:gray"), ("fast", "tab:green")):
+        axes.plot(*zip(*record[name]["curve"], strict=True), color=color, label=name)
+    axes.axhline(record["original"]["best"], color="tab:gray", linewidth=0.8, linestyle=":")
+    mine = record["fast"]
+    axes.plot(mine["stop_cpu"], mine["returned"], "o", color="tab:green", label="fast: stopped by itself")
+    axes.set(
+        xscale="log", xlabel="CPU seconds, one thread", ylabel="PSNR of the average, dB",
+        title=f"{record['image']}, {record['size']} x {record['size']}",
+    )  # fmt: skip
+    axes.legend()
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

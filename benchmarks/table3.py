@@ -1,0 +1,311 @@
+"""Table 3 at the scale that a CPU affords, and what the blind stop loses: a resumable campaign of restorations.
+
+    python -m benchmarks.table3 --images ../shared/data/set9 --preset paper --size 128 --seeds 0,1,2
+    python -m benchmarks.table3 --images ../shared/data/set9 --preset fast --size 256
+    python -m benchmarks.table3 --images ../shared/data/set9 --noises poisson:30,salt-and-pepper:0.1,jpeg:10
+    python -m benchmarks.table3 --print
+
+Each cell is one fit to a central crop of one picture with noise of a fixed seed. Its record has the best PSNR of
+one output ("single") and of the averaged output ("average"), as the paper takes them, with the clean picture;
+and what the blind stop, which does not see it, gave back in the same run. The preset `paper` has no stop: it runs
+until it is `--past` iterations beyond its best average, or the preset's end. A cell that has its record is skipped.
+BM3D (--bm3d, for which install `bm3d`) stands beside it as a yardstick.
+"""
+
+import io
+import math
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, stdev
+from time import process_time
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from sparsegen.__main__ import progress
+from sparsegen.training.run import append_line, read_lines
+from sparsegen.zoo.restoration.fit import Fit
+from sparsegen.zoo.restoration.restore import make_fit
+from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Task
+
+RECORDS = Path(__file__).parent / "records" / "table3.jsonl"
+PAPER = {"baseline": (28.74, 29.88), "l0_inf": (29.03, 29.94), "l0": (29.22, 30.21)}  # single, average
+KEY = ("image", "size", "noise", "preset", "regularizer", "density", "seed")
+PAST = 200  # iterations that a run without a stop goes beyond its best average
+WATCHED = 1.25  # times the best iteration, and 100 more: how far a run is followed after its blind stop
+
+
+def poisson(clean: np.ndarray, peak: float, random: np.random.Generator) -> np.ndarray:
+    """Photon noise: `peak` photons in a white pixel."""
+    return random.poisson(clean * peak) / peak
+
+
+def salt_and_pepper(clean: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    """Makes that share of the pixels black or white."""
+    hit = random.random(clean.shape[:2]) < share
+    return np.where(hit[..., None], random.integers(0, 2, clean.shape[:2])[..., None], clean)
+
+
+def gaussian(clean: np.ndarray, sigma: float, random: np.random.Generator) -> np.ndarray:
+    """White noise of that many gray levels of 255."""
+    return clean + sigma / 255 * random.standard_normal(clean.shape)
+
+
+def jpeg(clean: np.ndarray, quality: float, random: np.random.Generator) -> np.ndarray:
+    """What a JPEG file of that quality keeps."""
+    file = io.BytesIO()
+    Image.fromarray(np.rint(clean * 255).astype(np.uint8)).save(file, "JPEG", quality=int(quality))
+    return np.asarray(Image.open(file), np.float32) / 255
+
+
+NOISES: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
+    "gaussian": gaussian,
+    "poisson": poisson,
+    "salt-and-pepper": salt_and_pepper,
+    "jpeg": jpeg,
+}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is known of one iteration once the clean picture may be looked at; PSNR in dB."""
+
+    iteration: int
+    cpu: float
+    single: float
+    average: float
+    statistic: float | None
+
+
+def crop(path: Path, size: int) -> np.ndarray:
+    """The central size x size pixels of a picture, (size, size, 3) in [0, 1]."""
+    pixels = np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def observe(clean: np.ndarray, noise: str, seed: int) -> np.ndarray:
+    """Adds noise of a kind and a strength, as "gaussian:25", and clips to [0, 1]."""
+    kind, _, strength = noise.partition(":")
+    noisy = NOISES[kind](clean, float(strength), np.random.default_rng(seed))
+    return noisy.clip(0, 1).astype(np.float32)
+
+
+def psnr(image: torch.Tensor, clean: torch.Tensor) -> float:
+    return float(-10 * torch.log10((image - clean).square().mean()))
+
+
+def tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None]
+
+
+def follow(fit: Fit, clean: torch.Tensor) -> Iterator[Trace]:
+    """Runs a fit and measures each output; the CPU seconds are those of the fit alone."""
+    spent, since = 0.0, process_time()
+    for now in fit:
+        spent += process_time() - since
+        yield Trace(now.iteration, spent, psnr(now.output, clean), psnr(now.average, clean), now.statistic)
+        since = process_time()
+
+
+def measure(task: Task, clean: np.ndarray, noisy: np.ndarray, show: Callable[[int, str], None]) -> dict:
+    """One cell: the oracle's best, and what the blind stop gave back.
+
+    A run that stops by itself is followed beyond its stop, to see what would have come.
+    """
+    truth, observation = tensor(clean), tensor(noisy)
+    fit = make_fit(task, observation)
+    watched = fit.watch is not None
+    fit.preset = replace(fit.preset, stops=False)
+    single, average, given = (-math.inf, 0), (-math.inf, 0), {}
+    for trace in follow(fit, truth):
+        single = max(single, (trace.single, -trace.iteration))
+        average = max(average, (trace.average, -trace.iteration))
+        if watched and not given and trace.iteration >= fit.best.patience_ends:
+            given = {
+                "stopped_at": trace.iteration,
+                "stopped_cpu_seconds": round(trace.cpu, 2),
+                "returned_iteration": fit.best.iteration,
+                "returned": psnr(fit.image, truth),
+            }
+        show(trace.iteration, f"{trace.average:.2f} dB")
+        enough = -average[1] * WATCHED + 100 if watched else -average[1] + PAST
+        if trace.iteration >= enough and (given or not watched):
+            break
+    return {
+        "noisy": psnr(observation, truth),
+        "single": single[0],
+        "single_iteration": -single[1],
+        "average": average[0],
+        "average_iteration": -average[1],
+        "iterations": trace.iteration,
+        "cpu_seconds": round(trace.cpu, 2),
+        **given,
+    }
+
+
+def bm3d_psnr(clean: np.ndarray, noisy: np.ndarray, sigma: float) -> float:
+    """What BM3D (Dabov et al., 2007) makes of the same observation, knowing sigma."""
+    from bm3d import bm3d_rgb
+
+    return psnr(tensor(bm3d_rgb(noisy, sigma / 255).clip(0, 1).astype(np.float32)), tensor(clean))
+
+
+def main(
+    images: Annotated[Path, typer.Option(help="Folder of clean pictures.")] = Path("../shared/data/set9"),
+    only: Annotated[str, typer.Option(help="Names of some of them.")] = "",
+    size: Annotated[int, typer.Option(help="Side of the central crop.")] = 128,
+    noises: Annotated[str, typer.Option(help=f"kind:strength, of {', '.join(NOISES)}.")] = "gaussian:25",
+    preset: Annotated[str, typer.Option()] = "fast",
+    regularizers: Annotated[str, typer.Option()] = "baseline,l0_inf,l0",
+    densities: Annotated[str, typer.Option(help="In place of the regularizers' own.")] = "",
+    seeds: Annotated[str, typer.Option()] = "0,1,2",
+    iterations: Annotated[int, typer.Option(help="The end of a run at the latest.")] = 3000,
+    know_sigma: Annotated[bool, typer.Option(help="Tell the blind stop the noise level of gaussian.")] = True,
+    threads: Annotated[int, typer.Option()] = 1,
+    bm3d: Annotated[bool, typer.Option(help="Also run BM3D on gaussian noise.")] = False,
+    records: Annotated[Path, typer.Option()] = RECORDS,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the tables of the records.")] = False,
+) -> None:
+    """Runs what is missing of the campaign, then prints the tables."""
+    if not only_print:
+        torch.set_num_threads(threads)
+        done = {key(record) for record in read_lines(records)}
+        for cell in cells(images, only, size, noises, preset, regularizers, densities, seeds):
+            if key(cell) in done:
+                continue
+            clean = crop(images / f"{cell['image']}.png", size)
+            noisy = observe(clean, cell["noise"], cell["seed"])
+            kind, _, strength = cell["noise"].partition(":")
+            task = Task.of(
+                preset=preset, regularizer=cell["regularizer"], density=cell["density"], seed=cell["seed"],
+                sigma=float(strength) if kind == "gaussian" and know_sigma else None,
+                loss="l1" if kind == "salt-and-pepper" else "mse", iterations=iterations,
+            )  # fmt: skip
+            with progress(f"{cell['image']} {cell['noise']} {cell['regularizer']}", iterations) as show:
+                record = {**cell, **measure(task, clean, noisy, show), **circumstances(preset)}
+            if bm3d and kind == "gaussian" and cell["regularizer"] == "baseline":
+                record["bm3d"] = bm3d_psnr(clean, noisy, float(strength))
+            records.parent.mkdir(parents=True, exist_ok=True)
+            append_line(records, record)
+    show_tables(read_lines(records))
+
+
+def cells(
+    images: Path,
+    only: str,
+    size: int,
+    noises: str,
+    preset: str,
+    regularizers: str,
+    densities: str,
+    seeds: str,
+) -> Iterator[dict]:
+    """The cells of a campaign, seed by seed, so that a broken-off one has whole rows."""
+    names = only.split(",") if only else sorted(path.stem for path in images.glob("*.png"))
+    if not names:
+        raise typer.BadParameter(f"{images} holds no .png files")
+    for seed in map(int, seeds.split(",")):
+        for noise in noises.split(","):
+            for name in names:
+                for regularizer in regularizers.split(","):
+                    own = SPARSITIES[regularizer]
+                    for density in (
+                        map(float, densities.split(",")) if densities and own.unit else [own.density]
+                    ):
+                        yield {
+                            "image": name, "size": size, "noise": noise, "preset": preset,
+                            "regularizer": regularizer, "density": density if own.unit else None, "seed": seed,
+                        }  # fmt: skip
+
+
+def circumstances(preset: str) -> dict:
+    """What a record depends on beside its cell."""
+    return {
+        "settings": repr(PRESETS[preset]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread",
+        "torch": torch.__version__,
+    }
+
+
+def key(record: dict) -> tuple:
+    return tuple(record[name] for name in KEY)
+
+
+def paired(differences: list[float]) -> str:
+    """The mean of paired differences, with its 95 % confidence interval (Student's t)."""
+    if len(differences) < 2:
+        return f"{differences[0]:+.2f}" if differences else ""
+    half = student.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    return f"{mean(differences):+.3f} ± {half:.3f}"
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def show_tables(records: list[dict]) -> None:
+    """Prints, for each preset, size and noise, a line per regularizer and density.
+
+    Means and standard deviations are over the seeds, of the mean over the pictures that every seed has; differences
+    to the baseline, and what the blind stop loses, are paired: same picture, same noise, same seed.
+    """
+    groups = defaultdict(lambda: defaultdict(dict))
+    for record in records:
+        column = record["regularizer"], record["density"]
+        groups[record["preset"], record["size"], record["noise"]][column][record["image"], record["seed"]] = (
+            record
+        )
+    console = Console(width=130)
+    for (preset, size, noise), columns in groups.items():
+        table = Table(
+            "regularizer", "density", "runs", "single", "average", "average - baseline (95 %)", "single - baseline",
+            "stop loses: mean, worst", "past the peak", "paper: single, average", box=None,
+        )  # fmt: skip
+        base = columns.get(("baseline", None), {})
+        for (regularizer, density), found in columns.items():
+            pairs = [(record, base[cell]) for cell, record in found.items() if cell in base]
+            stopped = [record for record in found.values() if "returned" in record]
+            losses = [record["average"] - record["returned"] for record in stopped]
+            late = [record["stopped_at"] / record["average_iteration"] - 1 for record in stopped]
+            is_base = regularizer == "baseline"
+            table.add_row(
+                regularizer,
+                f"{density:g}" if density else "-",
+                str(len(found)),
+                spread(over_seeds(found, "single")),
+                spread(over_seeds(found, "average")),
+                "" if is_base else paired([a["average"] - b["average"] for a, b in pairs]),
+                "" if is_base else paired([a["single"] - b["single"] for a, b in pairs]),
+                f"{mean(losses):.3f}, {max(losses):.3f}" if losses else "",
+                f"{100 * mean(late):+.0f} %" if late else "",
+                "{:.2f}, {:.2f}".format(*PAPER[regularizer]) if regularizer in PAPER else "",
+            )
+        console.print(f"\n{preset}, {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over the seeds")
+        console.print(table)
+        if known := [record["bm3d"] for record in base.values() if "bm3d" in record]:
+            console.print(f"BM3D, which knows sigma: {mean(known):.2f} over {len(known)} runs")
+
+
+def over_seeds(found: dict[tuple[str, int], dict], what: str) -> list[float]:
+    """For each seed, the mean over the pictures that every seed has."""
+    seeds = {seed for _, seed in found}
+    whole = [name for name in {name for name, _ in found} if all((name, seed) in found for seed in seeds)]
+    if not whole:
+        return [mean(record[what] for record in found.values())]
+    return [mean(found[name, seed][what] for name in whole) for seed in sorted(seeds)]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,531 @@
+"""The restoration jobs: what was asked, who works on it, how it ended; in one SQLite file, or in Redis.
+
+Nothing here is read, changed and written back. A job is claimed by creating the key of its next attempt, and
+ended by creating its end: of several processes the storage lets one create a key, whichever is killed when. What
+a worker writes while it works carries the number of its attempt, so that one that comes back from the dead
+cannot touch the work of its successor. An attempt is lost once its worker gave no sign of life for LEASE seconds.
+
+Choice: of huey, the storages, which are the same for SQLite and Redis, and neither its queue nor its consumer. A
+task that huey has dequeued is gone if the worker is killed; and its messages are pickled, so that whoever can
+write to a Redis could run code in the workers. The unfinished jobs, in order, are the queue.
+"""
+
+import json
+import math
+import os
+import re
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huey.exceptions import ConfigurationError
+from huey.storage import BaseStorage, RedisStorage, SqliteStorage
+
+ENVIRONMENT = "SPARSEGEN_JOBS"
+LEASE = 15.0  # seconds without a sign of life after which a worker is taken for dead
+BEAT_EVERY = 3.0
+KEEP = 24 * 3600.0  # seconds from the end of a job to its removal
+MAX_WAITING = 16
+MAX_LOST = 3  # attempts that ended with their worker, after which a job is failed
+DRAFT = 600.0  # seconds after which a job whose submission did not end is removed
+FILES = ("image", "mask", "kernel")
+SHELVES = ("jobs", "attempts", "ends", "workers", "blobs")
+UNKNOWN = {  # what a status says of an attempt before there is one
+    "iteration": None,
+    "fraction": None,
+    "seconds": None,
+    "best_iteration": None,
+    "history": [],
+}
+
+
+class StoreError(RuntimeError):
+    """The store of the jobs cannot be used; one sentence says why."""
+
+
+class StoreFull(StoreError):
+    """There is no room in the store."""
+
+
+class Busy(RuntimeError):
+    """No further job is taken now; `retry_after` says in how many seconds to ask again."""
+
+    def __init__(self, sentence: str, retry_after: float) -> None:
+        super().__init__(sentence)
+        self.retry_after = min(max(math.ceil(retry_after), 1), 3600)
+
+
+class NoWorker(Busy):
+    """Nobody would do a job."""
+
+
+class Shelf:
+    """Bytes by name that outlive a process: one storage of huey, its errors told in a sentence."""
+
+    def __init__(self, storage: BaseStorage, guard: Callable) -> None:
+        self.storage, self._guard = storage, guard
+
+    def get(self, key: str) -> bytes | None:
+        with self._guard():
+            return self.storage.peek_many([key]).get(key)
+
+    def present(self, *keys: str) -> set[str]:
+        with self._guard():
+            return set(self.storage.peek_many(list(keys)))
+
+    def all(self) -> dict[str, bytes]:
+        with self._guard():
+            return self.storage.result_items()
+
+    def put(self, key: str, value: bytes) -> None:
+        with self._guard():
+            self.storage.put_data(key, value)
+
+    def create(self, key: str, value: bytes) -> bool:
+        """Writes what is not there yet; of several processes, one is told True."""
+        with self._guard():
+            return bool(self.storage.put_if_empty(key, value))
+
+    def delete(self, *keys: str) -> None:
+        with self._guard():
+            for key in keys:
+                self.storage.delete_data(key)
+
+    def next_number(self) -> int:
+        with self._guard():
+            return self.storage.incr("number")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt at one job, held by one worker."""
+
+    id: str
+    attempt: int
+    worker: str
+    record: dict
+    files: dict[str, bytes] = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        return _key(self.id, self.attempt)
+
+
+@dataclass(frozen=True)
+class Live:
+    """An unfinished job: its record, its attempts from the first to the last, and whether the last goes on."""
+
+    id: str
+    record: dict
+    attempts: list[dict]
+    running: bool
+
+    @property
+    def waiting(self) -> bool:
+        return not self.running
+
+    @property
+    def lost(self) -> int:
+        """Attempts that ended with their worker, the last one included unless it goes on."""
+        return sum(not attempt.get("given_back") for attempt in self.attempts) - self.running
+
+
+class Store:
+    """The jobs of all servers and workers that were given the same place; see `open_store`."""
+
+    def __init__(self, shelves: Mapping[str, Shelf], clock: Callable[[], float], close: Callable[[], None]):
+        self.jobs, self.attempts, self.ends, self.workers, self.blobs = (shelves[name] for name in SHELVES)
+        self.clock, self.close = clock, close
+
+    # What a server does.
+
+    def submit(
+        self, task: dict, files: Mapping[str, bytes], notes: Iterable[str] = (), limit: int = MAX_WAITING
+    ) -> dict:
+        """Takes a job, and returns its status.
+
+        Its draft is written before it is known whether there is room, so that servers that ask at the same
+        time never take more than `limit`; and a draft is nothing that a worker would claim.
+
+        Raises: NoWorker, Busy; StoreError, StoreFull.
+        """
+        self.check_room(limit)
+        job_id, draft = (
+            uuid.uuid4().hex,
+            {"draft": True, "number": self.jobs.next_number(), "at": self.clock()},
+        )
+        self.jobs.put(job_id, _pack(draft))
+        try:
+            self._check_room(limit, drafts=1)
+            for name, content in files.items():
+                self.blobs.put(f"{job_id}:{name}", content)
+            record = draft | {"draft": False, "task": task, "notes": list(notes), "files": list(files)}
+            self.jobs.put(job_id, _pack(record))
+        except (StoreError, Busy):
+            with suppress(StoreError):  # then `sweep` does it
+                self._discard(job_id)
+            raise
+        status = self.status(job_id)
+        assert status is not None, "an end is kept for longer than this takes"
+        return status
+
+    def check_room(self, limit: int = MAX_WAITING) -> None:
+        """Raises: NoWorker if none gave a sign of life within LEASE, Busy if `limit` jobs wait; StoreError."""
+        self._check_room(limit, drafts=0)
+
+    def _check_room(self, limit: int, drafts: int) -> None:
+        """As `check_room`, where `drafts` of the jobs that wait are our own."""
+        alive, live = self._alive(), self.live()
+        if not alive:
+            raise NoWorker(
+                f"no worker gave a sign of life within {LEASE:.0f} seconds, so nobody would do the job: "
+                f"start one with `sparsegen worker`",
+                LEASE,
+            )
+        if sum(job.waiting for job in live) - drafts >= limit:
+            soonest = [left for job in live if job.running and (left := self._left(job)) is not None]
+            raise Busy(
+                f"{limit} jobs are waiting, which is the limit: ask again later, or start another worker",
+                min(soonest, default=self._typical() or 60),
+            )
+
+    def status(self, job_id: str) -> dict | None:
+        """Where a job is, or None if there is none of this id."""
+        job = self.jobs.get(job_id)  # before its end: a job goes only once that is written
+        if (end := self.ends.get(job_id)) is not None:
+            return _told(job_id, **_load(end))
+        if job is None or _load(job).get("draft"):
+            return None
+        live = self.live()
+        for job in live:
+            if job.id == job_id:
+                return self._status(job, live)
+        end = self.ends.get(job_id)  # it ended while we looked
+        return None if end is None else _told(job_id, **_load(end))
+
+    def preview(self, job_id: str) -> bytes | None:
+        """A PNG of the present picture of a job that runs or is done."""
+        end = self.ends.get(job_id)
+        if end is not None:
+            return self.result(job_id)
+        for number in range(len(self._attempts(job_id)), 0, -1):
+            if (content := self.blobs.get(f"{job_id}:preview:{number}")) is not None:
+                return content
+        return None
+
+    def result(self, job_id: str) -> bytes | None:
+        """The PNG that a job which is done has made."""
+        end = self.ends.get(job_id)
+        attempt = None if end is None else _load(end).get("attempt")
+        return None if attempt is None else self.blobs.get(f"{job_id}:result:{attempt}")
+
+    def cancel(self, job_id: str) -> dict | None:
+        """Ends a job unless it has ended, and returns its status; its worker stops within one iteration."""
+        status = self.status(job_id)
+        if status is not None and status["status"] in ("waiting", "running"):
+            self._end(job_id, "canceled", **{name: status[name] for name in (*UNKNOWN, "notes")})
+            status = self.status(job_id)
+        return status
+
+    def counts(self) -> tuple[int, int]:
+        """The jobs that wait, and those that run."""
+        running = [job.running for job in self.live()]
+        return running.count(False), running.count(True)
+
+    # What a worker does.
+
+    def beat(self, worker: str) -> None:
+        """Gives a sign of life, without which others take over what the worker holds."""
+        self.workers.put(worker, _pack({"at": self.clock()}))
+
+    def leave(self, worker: str) -> None:
+        self.workers.delete(worker)
+
+    def claim(self, worker: str) -> Claim | None:
+        """Takes the first job that waits, or whose worker is dead; fails those that killed too many workers.
+
+        A worker has one job at a time: what it seems to hold while it asks is a claim that it never heard of,
+        since the connection broke before the answer.
+        """
+        for job in self.live():
+            forgotten = job.running and job.attempts[-1]["worker"] == worker
+            if job.record.get("draft") or (job.running and not forgotten):
+                continue
+            if job.lost >= MAX_LOST:
+                self._end(
+                    job.id,
+                    "failed",
+                    error=f"each of the {MAX_LOST} workers that tried it was killed, probably for want of memory: "
+                    f"give a smaller picture",
+                    notes=job.record["notes"],
+                )
+                continue
+            number = len(job.attempts) + 1
+            if not self.attempts.create(_key(job.id, number), _pack({"worker": worker})):
+                continue  # another worker was faster
+            files = {name: self.blobs.get(f"{job.id}:{name}") for name in job.record["files"]}
+            if self.ends.present(job.id) or not self.jobs.present(job.id):
+                self._clear_up(job.id)  # it ended while we looked
+                self.attempts.delete(_key(job.id, number))
+            elif None in files.values():
+                self._end(job.id, "failed", error="its pictures are gone from the store: submit it again")
+            else:
+                return Claim(job.id, number, worker, job.record, files)
+        return None
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the worker is still to go on: nobody canceled the job, and nobody took it over."""
+        following = _key(claim.id, claim.attempt + 1)
+        return self.attempts.present(claim.key, following) == {claim.key} and not self.ends.present(claim.id)
+
+    def report(self, claim: Claim, progress: dict) -> None:
+        self.attempts.put(claim.key, _pack({"worker": claim.worker, "at": self.clock()} | progress))
+
+    def show(self, claim: Claim, preview: bytes) -> None:
+        self.blobs.put(f"{claim.id}:preview:{claim.attempt}", preview)
+
+    def give_back(self, claim: Claim) -> None:
+        """Lets the job wait again, at its place; this is no attempt that was lost."""
+        if self.holds(claim):
+            self.attempts.put(claim.key, _pack({"worker": claim.worker, "given_back": True}))
+
+    def finish(self, claim: Claim, result: bytes, facts: dict) -> bool:
+        """Ends a job with its result; False if it had ended otherwise. May be called again after a StoreError."""
+        # The result comes first: a kill between the two lets the job run again, and this blob go with it.
+        key = f"{claim.id}:result:{claim.attempt}"
+        self.blobs.put(key, result)
+        if not self._end(claim.id, "done", attempt=claim.attempt, notes=claim.record["notes"], **facts):
+            end = self.ends.get(claim.id)
+            if end is None or _load(end).get("attempt") != claim.attempt:
+                self.blobs.delete(key)
+                return False
+        before = self._typical()
+        # Two workers may overwrite each other's average here, and nothing but an estimate hangs on it.
+        typical = facts["seconds"] if before is None else 0.7 * before + 0.3 * facts["seconds"]
+        self.blobs.put("typical", _pack(typical))
+        return True
+
+    def fail(self, claim: Claim, sentence: str, facts: dict) -> bool:
+        return self._end(claim.id, "failed", error=sentence, notes=claim.record["notes"], **facts)
+
+    # What both do.
+
+    def sweep(self, keep: float = KEEP) -> None:
+        """Removes what ended `keep` seconds ago, and what a kill left behind."""
+        now, attempts = self.clock(), self.attempts.all()
+        jobs = {job_id: _load(job) for job_id, job in self.jobs.all().items()}
+        ends = {job_id: _load(end) for job_id, end in self.ends.all().items()}
+        for job_id, end in ends.items():
+            if now - end["at"] >= keep:
+                numbers = range(1, end["attempts"] + 1)
+                self.blobs.delete(
+                    *(f"{job_id}:{what}:{n}" for n in numbers for what in ("result", "preview"))
+                )
+                self.ends.delete(job_id)
+        for job_id, job in jobs.items():
+            if job_id in ends:
+                self._clear_up(job_id)
+            elif job.get("draft") and now - job["at"] >= DRAFT:
+                self._discard(job_id)
+        for key in attempts:  # were read before the jobs: theirs was there then, if it ever is
+            if key.partition(":")[0] not in jobs:
+                self.attempts.delete(key)
+        for worker, beat in self.workers.all().items():
+            if now - _load(beat)["at"] >= 10 * LEASE:
+                self.workers.delete(worker)
+
+    def live(self) -> list[Live]:
+        """The unfinished jobs in the order of their submission, drafts included."""
+        attempts = self.attempts.all()  # before the workers: who claims has given a sign of life
+        alive = self._alive()
+        live = []
+        for job_id, record in self.jobs.all().items():
+            own = _own(job_id, attempts)
+            running = bool(own) and not own[-1].get("given_back") and own[-1]["worker"] in alive
+            live.append(Live(job_id, _load(record), own, running))
+        return sorted(live, key=lambda job: job.record["number"])
+
+    def _alive(self) -> set[str]:
+        # abs: where the clock was put back, the dead are not to look alive until it has caught up.
+        beats, now = self.workers.all(), self.clock()
+        return {worker for worker, beat in beats.items() if abs(now - _load(beat)["at"]) < LEASE}
+
+    def _attempts(self, job_id: str) -> list[dict]:
+        return _own(job_id, self.attempts.all())
+
+    def _end(self, job_id: str, status: str, **facts: object) -> bool:
+        """Writes how a job ended, unless that is written, and clears up behind it."""
+        end = {"status": status, "at": self.clock(), "attempts": len(self._attempts(job_id))} | facts
+        ended = self.ends.create(job_id, _pack(end))
+        self._clear_up(job_id)
+        return ended
+
+    def _clear_up(self, job_id: str) -> None:
+        """Removes what a job needs no more; the job itself last, so that after a kill `sweep` begins again."""
+        end = self.ends.get(job_id)
+        kept = None if end is None else _load(end).get("attempt")
+        for number in range(len(self._attempts(job_id)), 0, -1):  # `_own` counts them from the first
+            self.blobs.delete(f"{job_id}:preview:{number}")
+            if number != kept:
+                self.blobs.delete(f"{job_id}:result:{number}")
+            self.attempts.delete(_key(job_id, number))
+        self._discard(job_id)
+
+    def _discard(self, job_id: str) -> None:
+        self.blobs.delete(*(f"{job_id}:{name}" for name in FILES))
+        self.jobs.delete(job_id)
+
+    def _typical(self) -> float | None:
+        """Seconds that a job takes, judged by those that are done; None before the first."""
+        typical = self.blobs.get("typical")
+        return None if typical is None else _load(typical)
+
+    def _left(self, job: Live) -> float | None:
+        left = job.attempts[-1].get("seconds_left")
+        return self._typical() if left is None else left
+
+    def _status(self, job: Live, live: list[Live]) -> dict:
+        if job.running:
+            last = {name: job.attempts[-1].get(name, nothing) for name, nothing in UNKNOWN.items()}
+            left = job.attempts[-1].get("seconds_left")
+            return _told(job.id, "running", **last, seconds_left=left, notes=job.record["notes"])
+        ahead = live[: live.index(job)]
+        position, typical = 1 + sum(other.waiting for other in ahead), self._typical()
+        left = None
+        if typical is not None:
+            running = sum(self._left(other) or 0 for other in live if other.running)
+            left = round((running + (position - 1) * typical) / max(len(self._alive()), 1) + typical, 1)
+        return _told(job.id, "waiting", position=position, seconds_left=left, notes=job.record["notes"])
+
+
+def open_store(where: str | None = None) -> Store:
+    """Opens the store at a Redis URL or in a SQLite file; by default `default_place`.
+
+    Raises: StoreError; ValueError for a URL of another kind, or where the client of Redis is missing.
+    """
+    where = where or default_place()
+    if re.match(r"(redis|rediss|unix)://", where):
+        return _open_redis(where)
+    if "://" in where:
+        raise ValueError(f"jobs are kept in a file or at redis://…; got {_public(where)!r}")
+    return _open_sqlite(Path(where).expanduser().absolute())
+
+
+def default_place() -> str:
+    """What the environment variable SPARSEGEN_JOBS says, else a file in the user's folder for states.
+
+    Raises: StoreError where none of the variables is set and the user has no home folder.
+    """
+    if own := os.environ.get(ENVIRONMENT):
+        return own
+    shared = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        folder = Path(shared) if os.path.isabs(shared) else Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise StoreError(f"no home folder to keep jobs in: set {ENVIRONMENT} to a file") from error
+    return str(folder / "sparsegen" / "jobs.sqlite")
+
+
+def _open_sqlite(path: Path) -> Store:
+    def told(error: sqlite3.Error) -> StoreError:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return StoreFull(f"no room for jobs in {path}: the disk is full, free some space")
+        return StoreError(f"jobs cannot be kept in {path} ({error}): set {ENVIRONMENT} to another file")
+
+    guard = _guard(sqlite3.Error, told)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds people's pictures
+    except OSError as error:
+        raise StoreError(
+            f"jobs cannot be kept in {path} ({os.strerror(error.errno)}): set {ENVIRONMENT} to another file"
+        ) from error
+    with guard():
+        storages = {name: SqliteStorage(name, filename=str(path), cache_mb=1) for name in SHELVES}
+
+    def close() -> None:
+        for storage in storages.values():
+            storage.close()
+
+    return Store({name: Shelf(storage, guard) for name, storage in storages.items()}, time.time, close)
+
+
+def _open_redis(url: str) -> Store:
+    try:
+        from redis import ConnectionPool, RedisError
+        from redis.exceptions import OutOfMemoryError
+    except ImportError:
+        raise ValueError("jobs in Redis need its client: pip install 'sparsegen[redis]'") from None
+
+    def told(error: Exception) -> StoreError:
+        if isinstance(error, OutOfMemoryError):
+            return StoreFull(f"no room for jobs in {_public(url)}: raise its maxmemory")
+        return StoreError(f"jobs cannot be kept in {_public(url)} ({error}): is Redis running there?")
+
+    guard = _guard((RedisError, ConfigurationError), told)
+    with guard():
+        pool = ConnectionPool.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+        storages = {name: RedisStorage(f"sparsegen_{name}", connection_pool=pool) for name in SHELVES}
+
+    def clock() -> float:
+        """The time of Redis, since the clocks of machines differ."""
+        with guard():
+            seconds, microseconds = storages["jobs"].conn.time()
+        return seconds + microseconds / 1e6
+
+    store = Store({name: Shelf(storage, guard) for name, storage in storages.items()}, clock, pool.disconnect)
+    store.clock()  # whether somebody is there
+    return store
+
+
+def _guard(errors: type | tuple[type, ...], told: Callable[[Exception], StoreError]) -> Callable:
+    @contextmanager
+    def guard() -> Iterator[None]:
+        try:
+            yield
+        except errors as error:
+            raise told(error) from error
+
+    return guard
+
+
+def _told(job_id: str, status: str, **known: object) -> dict:
+    """A status, which has all keys whatever is known."""
+    nothing = {
+        "position": None,
+        **UNKNOWN,
+        "seconds_left": None,
+        "stopped_because": None,
+        "error": None,
+        "notes": [],
+    }
+    return {"id": job_id, "status": status} | {name: known.get(name, none) for name, none in nothing.items()}
+
+
+def _own(job_id: str, attempts: Mapping[str, bytes]) -> list[dict]:
+    own, number = [], 1
+    while (attempt := attempts.get(_key(job_id, number))) is not None:
+        own.append(_load(attempt))
+        number += 1
+    return own
+
+
+def _key(job_id: str, attempt: int) -> str:
+    return f"{job_id}:{attempt}"
+
+
+def _pack(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()
+
+
+def _load(value: bytes) -> dict | float:
+    return json.loads(value)
+
+
+def _public(url: str) -> str:
+    """A URL without what it says about who may log in."""
+    return re.sub(r"//[^/@]*@", "//…@", url)

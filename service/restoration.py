@@ -1,0 +1,419 @@
+"""The HTTP routes of the restoration jobs: POST /restore, and the state, preview and result of each. No torch.
+
+A restoration takes minutes, so it is asked for, looked after and fetched in requests of their own; the workers
+that do it are other processes (`sparsegen.service.worker`), on any machine that reaches the same store.
+"""
+
+import asyncio
+import logging
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, fields
+from functools import cache
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from sparsegen.service.job import Refused
+from sparsegen.service.jobs import FILES, Busy, NoWorker, Store, StoreError, StoreFull, open_store
+from sparsegen.zoo.noise import MAX_SEED
+from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, read_picture
+from sparsegen.zoo.restoration.settings import KINDS, LOSSES, PRESETS, SPARSITIES, Task
+
+logger = logging.getLogger(__name__)
+
+MAX_UPLOAD = 32 << 20
+MAX_PIXELS = 1_000_000  # of the picture that is computed: some minutes of a processor
+STORED_PIXELS = 2**31  # results are our own
+SCALARS = [field.name for field in fields(Task)]
+NUMBERS = {"density": float, "sigma": float, "seed": int, "iterations": int, "by": int}
+FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "tiff": "image/tiff", "webp": "image/webp"}
+REFRESH_EVERY, SWEEP_EVERY = 5, 60
+
+ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+NULLABLE = {name: {"type": [kind, "null"]} for name, kind in (
+    ("position", "integer"), ("iteration", "integer"), ("fraction", "number"), ("seconds", "number"),
+    ("seconds_left", "number"), ("best_iteration", "integer"), ("stopped_because", "string"), ("error", "string"),
+)}  # fmt: skip
+STATUS = {
+    "type": "object",
+    "required": ["id", "status", "history", "notes", *NULLABLE],
+    "properties": {
+        "id": {"type": "string"},
+        "status": {"type": "string", "enum": ["waiting", "running", "done", "failed", "canceled"]},
+        "history": {
+            "type": "array",
+            "description": "Pairs of iteration and the statistic that decides when to stop.",
+            "items": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+        },
+        "notes": {"type": "array", "items": {"type": "string"}},
+        **NULLABLE,
+    },
+}
+BINARY = {"type": "string", "format": "binary"}
+FORM = {
+    "type": "object",
+    "required": ["image"],
+    "additionalProperties": False,
+    "properties": {
+        "image": BINARY | {"description": f"An image file of up to {MAX_PIXELS:,} pixels."},
+        "mask": BINARY | {"description": "Of inpaint: an image of the same size, white in the holes."},
+        "kernel": {
+            "description": "Of deblur: gaussian:SIGMA as text, or an image file of the kernel.",
+            "anyOf": [{"type": "string", "pattern": "^gaussian:[0-9.]+$"}, BINARY],
+        },
+        "kind": {"type": "string", "enum": list(KINDS), "default": "denoise"},
+        "preset": {"type": "string", "enum": list(PRESETS), "default": "fast"},
+        "regularizer": {"type": "string", "enum": list(SPARSITIES), "default": "l0_inf"},
+        "density": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "sigma": {"type": "number", "minimum": 0, "maximum": 255},
+        "loss": {"type": "string", "enum": list(LOSSES), "default": "mse"},
+        "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": 0},
+        "iterations": {"type": "integer", "minimum": 1, "maximum": 100_000},
+        "by": {"type": "integer", "enum": [2, 4]},
+    },
+}
+
+
+def _described(content: str, schema: dict, meaning: str) -> dict:
+    return {"description": meaning, "content": {content: {"schema": schema}}}
+
+
+def _answers(status: int, answer: dict, **refusals: str) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route, as OpenAPI has them; `default` keeps FastAPI from adding errors of its own form."""
+    meanings = refusals | {
+        "503": "The jobs cannot be reached.",
+        "default": "One sentence says what is wrong.",
+    }
+    others = {key: _described("application/json", ERROR, meaning) for key, meaning in meanings.items()}
+    return {status: answer} | {int(key) if key.isdigit() else key: value for key, value in others.items()}
+
+
+STATE = _described("application/json", STATUS, "Where the job is.")
+UNKNOWN = "There is no such job."
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Keeps the gauges of /metrics right and old jobs swept while the server runs."""
+    app.state.jobs = Jobs()
+    task = asyncio.create_task(_look_after(app.state.jobs))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        app.state.jobs.close()
+
+
+router = APIRouter(prefix="/restore", lifespan=lifespan)
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Asks for a restoration",
+    responses=_answers(
+        202,
+        STATE
+        | {"headers": {"Location": {"description": "Where its state is.", "schema": {"type": "string"}}}},
+        **{"400": "The body, or a picture in it, cannot be read.", "413": "The body is too large."},
+        **{"415": "The body is no form.", "422": "A value is missing, unknown or out of range."},
+        **{"429": "Too many jobs wait.", "503": "No worker lives, or the jobs cannot be reached."},
+        **{"507": "There is no room for a further job."},
+    ),
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
+)
+async def submit(request: Request) -> JSONResponse:
+    """Takes a picture and what is to be done to it, and answers with the id of a job."""
+    await _with(request, Store.check_room)  # before anything is read
+    async with _form(request) as form:
+        given, uploads = _sort(form)
+        files = {name: await upload.read() for name, upload in uploads.items()}
+    task, notes = await asyncio.to_thread(check, given, files)
+    status = await _with(request, lambda store: store.submit(asdict(task), files, notes))
+    return JSONResponse(status, 202, {"location": f"restore/{status['id']}"})
+
+
+@router.get("/{job_id}", summary="Where a job is", responses=_answers(200, STATE, **{"404": UNKNOWN}))
+async def state(request: Request, job_id: str) -> JSONResponse:
+    """Its place in the queue, its iteration, how much is done, and the curve so far."""
+    return JSONResponse(await _status(request, job_id))
+
+
+@router.get(
+    "/{job_id}/preview",
+    summary="The present picture of a job",
+    response_class=Response,
+    responses=_answers(
+        200,
+        _described("image/png", BINARY, "The picture as it is now."),
+        **{"404": "There is no such job, or no picture yet."},
+    ),
+)
+async def preview(request: Request, job_id: str) -> Response:
+    """The best picture so far, as a PNG."""
+    status = await _status(request, job_id)
+    content = await _with(request, lambda store: store.preview(job_id))
+    if content is None:
+        _check_not_over(status)
+        raise HTTPException(404, "there is no picture yet: ask again in a moment", {"retry-after": "2"})
+    return Response(content, media_type="image/png", headers={"cache-control": "no-store"})
+
+
+@router.get(
+    "/{job_id}/result",
+    summary="The restored picture",
+    response_class=Response,
+    responses=_answers(
+        200,
+        {"description": "The picture.", "content": {kind: {"schema": BINARY} for kind in FORMATS.values()}},
+        **{"404": UNKNOWN, "409": "The job is not done yet.", "410": "The job failed or was canceled."},
+        **{"422": "The picture cannot be had in this format."},
+    ),
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "format",
+                "in": "query",
+                "required": False,
+                "schema": {"type": "string", "enum": list(FORMATS), "default": "png"},
+            }
+        ]
+    },
+)
+async def result(request: Request, job_id: str) -> Response:
+    """The restored picture, with the bit depth and the alpha of what was given."""
+    form = request.query_params.get("format", "png")
+    if form not in FORMATS:
+        raise Refused(422, f"format is one of {', '.join(FORMATS)}; got {form[:60]!r}")
+    status = await _status(request, job_id)
+    _check_not_over(status)
+    content = await _with(request, lambda store: store.result(job_id)) if status["status"] == "done" else None
+    if content is None:
+        left = status["seconds_left"]
+        raise HTTPException(
+            409,
+            f"the job is {status['status']}, not done: its state is at /restore/{job_id}",
+            {"retry-after": str(min(max(round(left or 2), 1), 3600))},
+        )
+    if form != "png":
+        content = await asyncio.to_thread(_encode, content, form)
+    headers = {"content-disposition": f'inline; filename="restored.{form}"'}
+    return Response(content, media_type=FORMATS[form], headers=headers)
+
+
+@router.delete("/{job_id}", summary="Cancels a job", responses=_answers(200, STATE, **{"404": UNKNOWN}))
+async def cancel(request: Request, job_id: str) -> JSONResponse:
+    """Cancels a job; one that has ended stays as it is."""
+    return JSONResponse(await _status(request, job_id, lambda store: store.cancel(job_id)))
+
+
+class Jobs:
+    """The store of a server, opened when it is first asked for, so that a bad place stops nothing else."""
+
+    def __init__(self) -> None:
+        self._store: Store | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> Store:
+        with self._lock:
+            if self._store is None:
+                self._store = open_store()
+            return self._store
+
+    def close(self) -> None:
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+
+
+def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[Task, list[str]]:
+    """Checks all of a request, and returns its task, and what there is to know of its pictures.
+
+    Raises: Refused with 400 for a picture that cannot be read, else with 422.
+    """
+    values = {name: _number(name, text) if name in NUMBERS else text for name, text in given.items()}
+    if "kernel" in files:
+        values["kernel"] = "file"
+    try:
+        task = Task.of(**values)
+    except (TypeError, ValueError) as error:
+        raise Refused(422, str(error)[:300]) from None
+    _check_files(task, files)
+    pictures = {name: _read(name, content) for name, content in files.items()}
+    image, scale = pictures["image"], task.by or 1
+    height, width = (side * scale for side in image.pixels.shape[:2])
+    if height * width > MAX_PIXELS:
+        raise Refused(
+            422,
+            f"enlarged by {scale} the image has {width} x {height} pixels, and the limit over HTTP is {MAX_PIXELS:,}: "
+            f"cut a part out, or use the command line, which takes larger ones in tiles",
+        )
+    if "mask" in pictures:
+        _check_mask(image, pictures["mask"])
+    if "kernel" in pictures:
+        _check_kernel(image, pictures["kernel"])
+    return task, [note for picture in pictures.values() for note in picture.notes]
+
+
+def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
+    wanted = {"image": True, "mask": task.kind == "inpaint", "kernel": task.kernel == "file"}
+    for name, needed in wanted.items():
+        if needed and name not in files:
+            raise Refused(422, f"{name} is missing: {task.kind} takes it as a file of the form")
+        if name in files and not needed:
+            raise Refused(422, f"{task.kind} takes no {name}: leave it out, or say another kind")
+
+
+def _check_mask(image: Picture, mask: Picture) -> None:
+    size, own = image.pixels.shape[:2], mask.pixels.shape[:2]
+    if own != size:
+        raise Refused(
+            422,
+            f"the mask has {own[1]} x {own[0]} pixels and the image {size[1]} x {size[0]}: give one of the same size",
+        )
+    holes = mask.pixels.mean(2) >= 0.5
+    if holes.all() or not holes.any():
+        what = "white all over, so nothing of the image is known" if holes.all() else "without a white pixel"
+        raise Refused(422, f"the mask is {what}: it is to be white in the holes and black elsewhere")
+
+
+def _check_kernel(image: Picture, kernel: Picture) -> None:
+    size, own = image.pixels.shape[:2], kernel.pixels.shape[:2]
+    if not all(side % 2 for side in own) or own[0] > size[0] or own[1] > size[1] or not kernel.pixels.any():
+        raise Refused(
+            422,
+            f"a kernel has odd sides, so that it has a center, is no larger than the image and not black all over; "
+            f"got {own[1]} x {own[0]} pixels for an image of {size[1]} x {size[0]}",
+        )
+
+
+def _read(name: str, content: bytes) -> Picture:
+    try:
+        return read_picture(content, f"the {name}", MAX_PIXELS, min_side=1 if name == "kernel" else MIN_SIDE)
+    except ImportError as error:
+        raise Refused(415, str(error)) from None
+    except ValueError as error:
+        large = "the limit is" in str(error)
+        hint = "; the command line takes larger ones, in tiles" if large else ""
+        raise Refused(400, f"{error}{hint}") from None
+
+
+def _number(name: str, text: str) -> int | float:
+    kind = NUMBERS[name]
+    pattern = r"-?\d{1,30}" if kind is int else r"-?\d{1,30}(\.\d{0,30})?([eE][+-]?\d{1,3})?"
+    if not re.fullmatch(pattern, text, re.ASCII):
+        what = "an integer" if kind is int else "a number"
+        raise Refused(422, f"{name} is {what}, left out for the default; got {text[:60]!r}")
+    return kind(text)
+
+
+@asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media != "multipart/form-data":
+        raise Refused(415, f"send the picture as multipart/form-data, as curl -F does; got {media[:60]!r}")
+    async with request.form(max_files=len(FILES), max_fields=len(SCALARS), max_part_size=4096) as form:
+        yield form
+
+
+def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
+    """Parts the text of a form from its files.
+
+    Raises: Refused with 422 for what is unknown, there twice, or text where a file is to be and the reverse.
+    """
+    texts, files = {}, {}
+    for name, value in form.multi_items():
+        if name not in SCALARS and name not in FILES:
+            names = ", ".join(dict.fromkeys((*FILES, *SCALARS)))
+            raise Refused(422, f"unknown field {name[:60]!r}: a restoration has {names}")
+        if name in texts or name in files:
+            raise Refused(422, f"{name} is there twice: give it once")
+        if isinstance(value, UploadFile):
+            if name not in FILES:
+                raise Refused(422, f"{name} is text, not a file: leave its file name out")
+            files[name] = value
+        else:
+            if name not in SCALARS:  # it would be an address, and nothing is ever fetched
+                raise Refused(
+                    422, f"{name} is to be a file of the form, as curl -F {name}=@picture.png sends it"
+                )
+            texts[name] = value
+    return texts, files
+
+
+async def _status(request: Request, job_id: str, ask: Callable[[Store], dict | None] | None = None) -> dict:
+    """Raises: HTTPException 404 if there is no such job."""
+    status = None
+    if re.fullmatch("[0-9a-f]{32}", job_id):
+        status = await _with(request, ask or (lambda store: store.status(job_id)))
+    if status is None:
+        raise HTTPException(
+            404, f"there is no job {job_id[:40]!r}: it never was, or ended more than a day ago"
+        )
+    return status
+
+
+def _check_not_over(status: dict) -> None:
+    if status["status"] in ("failed", "canceled"):
+        reason = f": {status['error']}" if status["error"] else ""
+        raise HTTPException(410, f"the job is {status['status']}, so it has no result{reason}")
+
+
+async def _with(request: Request, ask: Callable[[Store], Any]) -> Any:
+    """Asks the store, in a thread.
+
+    Raises: HTTPException where it cannot answer, or takes no job.
+    """
+    try:
+        return await asyncio.to_thread(lambda: ask(request.app.state.jobs()))
+    except Busy as error:
+        status = 503 if isinstance(error, NoWorker) else 429
+        raise HTTPException(status, str(error), {"retry-after": str(error.retry_after)}) from None
+    except StoreFull as error:
+        raise HTTPException(507, str(error)) from None
+    except (StoreError, ValueError) as error:  # ValueError: the place is none
+        logger.error("%s", error)
+        raise HTTPException(503, str(error), {"retry-after": "10"}) from None
+
+
+def _encode(content: bytes, form: str) -> bytes:
+    try:
+        return read_picture(content, "the result", STORED_PIXELS).encode(f".{form}")
+    except ValueError as error:
+        raise Refused(422, str(error)) from None
+
+
+@cache
+def _gauges() -> dict[str, Any]:
+    from prometheus_client import Gauge  # bentoml wants it imported once the worker has started
+
+    return {
+        what: Gauge(f"sparsegen_jobs_{what}", f"Restorations {what}", multiprocess_mode="mostrecent")
+        for what in ("waiting", "running")
+    }
+
+
+async def _look_after(jobs: Jobs) -> None:
+    sweep_at, told = 0.0, None
+    while True:
+        try:
+            if time.monotonic() >= sweep_at:
+                await asyncio.to_thread(lambda: jobs().sweep())
+                sweep_at = time.monotonic() + SWEEP_EVERY
+            waiting, running = await asyncio.to_thread(lambda: jobs().counts())
+            _gauges()["waiting"].set(waiting)
+            _gauges()["running"].set(running)
+            told = None
+        except (StoreError, ValueError) as error:
+            if str(error) != told:  # once, not every few seconds
+                logger.warning("restorations are not to be had: %s", error)
+            told = str(error)
+        await asyncio.sleep(REFRESH_EVERY)

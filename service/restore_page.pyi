@@ -1,0 +1,260 @@
+"""The Restore tab: drop a picture, say what is to be done to it, and watch it become clear.
+
+The jobs are those of POST /restore, in the same store: a worker does them, in a process of its own, so they go on
+when the page is closed. The page asks how they are going, and shows pictures from the addresses of the jobs.
+"""
+
+import base64
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
+from gradio.data_classes import FileData  # noqa: TID253
+
+from sparsegen.service import markup, restoration
+from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
+from sparsegen.service.jobs import Store, StoreError
+from sparsegen.service.restoration import MAX_PIXELS
+from sparsegen.zoo.restoration.pictures import Picture, read_picture
+from sparsegen.zoo.restoration.settings import LOSSES, PRESETS, SPARSITIES
+
+EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_examples.py
+KEEP_UPLOADS = 900  # seconds that a dropped file lies on the server, for a second start with other settings
+SWEEP_UPLOADS = (60, KEEP_UPLOADS)  # Gradio looks for older ones every minute
+ASK_EVERY = 1.5  # seconds
+LIVE = ("waiting", "running")
+INTRODUCTION = """A network that has seen nothing but your picture learns to draw it. Structure comes before noise,
+and its codes are kept **sparse**, so it is stopped at the right moment: that is a *sparse Deep Image Prior*. It
+takes some minutes of a processor."""
+KINDS = {"Remove noise": "denoise", "Fill holes": "inpaint", "Enlarge": "upscale", "Undo blur": "deblur"}
+PRESETS_SAID = {"fast": "fast: stops by itself, minutes", "paper": "paper: the original's settings, hours"}
+
+@dataclass(frozen=True)
+class Example:
+    """A picture of ours, and what to do to it."""
+
+    caption: str
+    image: str
+    kind: str
+    mask: str | None = None
+    sigma: float = 0
+
+    def path(self, name: str | None) -> str | None:
+        return None if name is None else str(EXAMPLES / name)
+
+SHOWN = (
+    Example("Still life, noise of σ = 25", "noisy.jpg", "denoise", sigma=25),
+    Example("Harbor, few photons", "dark.jpg", "denoise"),
+    Example("Postcard with holes", "damaged.jpg", "inpaint", "damaged-mask.png"),
+    Example("Butterfly, 80 × 80", "small.png", "upscale"),
+)
+
+from gradio.events import Dependency
+
+class Dropped(gr.File):
+    """A file that was dropped on the page, as its bytes; it lies on the server for KEEP_UPLOADS seconds."""
+
+    is_template = True  # for the browser it is a gr.File
+
+    def preprocess(self, payload: FileData | None) -> bytes | None:
+        """Raises: gr.Error if the file is no longer there."""
+        try:
+            return None if payload is None else Path(payload.path).read_bytes()
+        except FileNotFoundError:
+            raise gr.Error(
+                f"the picture is no longer here, since the server keeps none for more than {KEEP_UPLOADS // 60} "
+                f"minutes: drop it again",
+                print_exception=False,
+            ) from None
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+def tab(blocks: gr.Blocks, tabs: gr.Tabs, own: gr.Tab, jobs: Callable[[], Store]) -> None:
+    """Lays the Restore tab out and connects it to the jobs."""
+    handlers = Handlers(jobs)
+    gr.Markdown(INTRODUCTION)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            examples = gr.HTML(thumbnails(), js_on_load=markup.PICK_JS, elem_id="examples")
+            image = Dropped(
+                label=f"Your picture, up to {MAX_PIXELS / 1e6:g} megapixel", height=110, elem_id="image"
+            )
+            kind = gr.Radio(list(KINDS.items()), value="denoise", label="What to do", elem_id="kind")
+            mask = Dropped(
+                label="The holes: a picture of the same size, white in them, black elsewhere",
+                height=110, visible=False, elem_id="mask",
+            )  # fmt: skip
+            by = gr.Radio([("× 2", 2), ("× 4", 4)], value=2, label="Enlarge", visible=False, elem_id="by")
+            blur = gr.Slider(
+                0.5,
+                10,
+                1.6,
+                step=0.1,
+                label="Blur: σ of a Gaussian, in pixels",
+                visible=False,
+                elem_id="blur",
+            )
+            advanced = settings()
+            with gr.Row():
+                start = gr.Button("Start", variant="primary", elem_id="start")
+                cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
+        with gr.Column(scale=3, min_width=280):
+            stage = gr.HTML(
+                html_template=markup.STAGE,
+                js_on_load=markup.STAGE_JS,
+                before=None,
+                after=None,
+                elem_id="stage",
+            )
+            panel = gr.HTML(elem_id="panel")
+    job, anchor = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    timer = gr.Timer(ASK_EVERY, active=False)
+
+    given = [image, mask, kind, by, blur, *advanced]
+    seen = [panel, stage, timer, start, cancel]
+    # No limit and no queue: a look takes milliseconds, and must not wait for those who draw or submit.
+    quiet = {
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "queue": False,
+        "concurrency_limit": None,
+    }
+    look = {"fn": handlers.look, "inputs": job, "outputs": seen, **quiet}
+    examples.pick(handlers.pick, None, [image, mask, kind, by, advanced[2]], **quiet)
+    kind.change(handlers.choose, kind, [mask, by, blur], **quiet)
+    image.change(handlers.take, [image, job], [job, panel, stage], **quiet).then(
+        None, job, None, js=ADDRESS_JS
+    )
+    start.click(
+        handlers.start, given, [job, stage], concurrency_limit=4, show_progress="hidden", api_name="restore"
+    ).success(**look).then(None, job, None, js=ADDRESS_JS)
+    cancel.click(handlers.cancel, job, None, **quiet).then(**look)
+    timer.tick(**look)
+    own.select(None, job, None, js=ADDRESS_JS)
+    blocks.load(handlers.find, anchor, [tabs, job], js="() => [location.hash]", **quiet).then(**look)
+
+ADDRESS_JS = "job => history.replaceState(null, '', job ? '#restore=' + job : '#restore')"
+
+def settings() -> list[gr.components.Component]:
+    """The accordion of what few will turn: preset, regularizer, σ, seed and loss."""
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        preset = gr.Dropdown(
+            [(PRESETS_SAID.get(name, name), name) for name in PRESETS], value="fast", label="Preset"
+        )
+        regularizer = gr.Dropdown(
+            list(SPARSITIES), value="l0_inf", label="Regularizer", info="What is asked of the codes."
+        )
+        sigma = gr.Number(
+            0, label="Noise σ", info="In gray levels of 255; 0: estimate it.", minimum=0, maximum=255
+        )
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER)
+        loss = gr.Dropdown(
+            [(f"{name}: {meaning}", name) for name, meaning in LOSSES.items()], value="mse", label="Loss"
+        )
+    return [preset, regularizer, sigma, seed, loss]
+
+class Handlers:
+    """What the tab does when something on it is touched, or time has passed."""
+
+    def __init__(self, jobs: Callable[[], Store]) -> None:
+        self.jobs = jobs
+
+    @told
+    def pick(self, event: gr.EventData):
+        """Puts an example in the place of a dropped file, with the settings that suit it."""
+        if event.index not in range(len(SHOWN)):
+            raise ValueError(f"there is no example {event.index!r}")
+        example = SHOWN[event.index]
+        return example.path(example.image), example.path(example.mask), example.kind, 2, example.sigma
+
+    def choose(self, kind):
+        """Asks for what a kind of restoration needs."""
+        return tuple(gr.update(visible=kind == wanting) for wanting in ("inpaint", "upscale", "deblur"))
+
+    @told
+    def take(self, image, job):
+        """Shows a picture that was dropped; one that comes while a job is watched has to wait for its start."""
+        if image is None or (job and (self._status(job) or {}).get("status") in LIVE):
+            return gr.skip(), gr.skip(), gr.skip()
+        return "", "", gr.update(before=shown(read_picture(image, "the picture", MAX_PIXELS)), after=None)
+
+    # Gradio hands the values of the components over one by one: hence the long signature.
+    @told
+    def start(self, image, mask, kind, by, blur, preset, regularizer, sigma, seed, loss):
+        """Submits a job, and returns its id and the picture as it was given."""
+        if image is None:
+            raise ValueError("there is no picture yet: drop one, or pick an example")
+        if kind == "inpaint" and mask is None:
+            raise ValueError("fill holes needs to know where they are: drop a mask, white in the holes")
+        store = self.jobs()
+        store.check_room()  # before anything is read
+        asked = {
+            "kind": kind,
+            "preset": preset,
+            "regularizer": regularizer,
+            "seed": whole(seed),
+            "loss": loss,
+        }
+        asked |= {"sigma": sigma} if sigma else {}
+        asked |= {"by": by} if kind == "upscale" else {}
+        asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
+        files = {"image": image} | ({"mask": mask} if kind == "inpaint" else {})
+        task, notes = restoration.check({name: str(value) for name, value in asked.items()}, files)
+        status = store.submit(asdict(task), files, notes)
+        before = shown(read_picture(image, "the picture", MAX_PIXELS))
+        return status["id"], gr.update(before=before, after=None)
+
+    def look(self, job):
+        """Says how a job is going: the panel, the pictures, whether to ask again, and what can be pressed."""
+        if not job:
+            return "", gr.skip(), *buttons(live=False)
+        try:
+            status = self._status(job)
+            preview = self.jobs().preview(job) if status is not None else None
+        except (StoreError, ValueError) as error:  # a sentence in place of a message at each tick
+            return markup.notice(str(error)), gr.skip(), gr.Timer(active=True), gr.skip(), gr.skip()
+        if status is None:
+            sentence = f"There is no job {job[:40]!r}: it never was, or ended more than a day ago."
+            return markup.notice(sentence), gr.skip(), *buttons(live=False)
+        # The number changes with the picture, so that the browser fetches each once.
+        address = f"../restore/{job}/preview?{zlib.crc32(preview):08x}" if preview else None
+        stage = gr.update(after=address) if address else gr.skip()
+        return markup.progress(status), stage, *buttons(status["status"] in LIVE)
+
+    @told
+    def cancel(self, job):
+        """Cancels the job, which frees its worker."""
+        if job:
+            self.jobs().cancel(job)
+
+    def find(self, anchor):
+        """Opens what the address of the page names: a tab, or a job."""
+        name, _, job = str(anchor or "").removeprefix("#").partition("=")
+        return gr.Tabs(selected="restore") if name == "restore" else gr.skip(), job
+
+    def _status(self, job: object) -> dict | None:
+        return self.jobs().status(job) if re.fullmatch("[0-9a-f]{32}", str(job)) else None
+
+def buttons(live: bool) -> tuple[gr.Timer, dict, dict]:
+    """Whether to ask again, and whether Start and Cancel are there."""
+    return gr.Timer(active=live), gr.update(visible=not live), gr.update(visible=live)
+
+def shown(picture: Picture) -> dict[str, Any]:
+    """A picture for the stage, as a PNG inside the page: of 8 bits, whatever it has."""
+    content = base64.b64encode(replace(picture, depth=8).encode(".png")).decode()
+    height, width = picture.pixels.shape[:2]
+    return {"url": f"data:image/png;base64,{content}", "width": width, "height": height}
+
+def thumbnails() -> str:
+    """The examples as buttons."""
+    return markup.examples(
+        [(example.caption, read_picture(EXAMPLES / example.image).pixels) for example in SHOWN]
+    )

@@ -1,0 +1,287 @@
+"""A worker: a process that does restoration jobs, one at a time. The only part of the service that needs torch."""
+
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from sparsegen.service.jobs import BEAT_EVERY, Claim, Store, StoreError, open_store
+from sparsegen.zoo.restoration.pictures import Picture, read_picture
+from sparsegen.zoo.restoration.settings import Task
+
+logger = logging.getLogger(__name__)
+
+POLL_EVERY = 0.5
+REPORT_EVERY = 0.5
+SHOW_EVERY = 2.0
+SHOW_SHARE = 0.05  # of the time, spent at most on previews: a PNG of a megapixel takes a while
+SWEEP_EVERY = 60.0
+CURVE = 200  # points
+PATIENCE = 10.0  # seconds to end in, once the server is gone
+STORED_PIXELS = 2**31  # what was checked when it was submitted is not to fail on a limit here
+
+
+class Progress(Protocol):
+    """What `run` tells of each iteration."""
+
+    iteration: int
+    statistic: float | None
+    best_iteration: int | None
+    fraction: float
+    seconds: float
+    seconds_left: float
+
+    def picture(self) -> Picture: ...
+
+
+class Outcome(Protocol):
+    """What `run` returns."""
+
+    picture: Picture
+    stopped_because: str
+    iterations: int
+    seconds: float
+
+
+Run = Callable[
+    [Task, Picture, Picture | None, Picture | None, Callable[[Progress], bool | None] | None], Outcome
+]
+
+
+class Curve:
+    """The course of the statistic, thinned evenly to CURVE points at most."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float]] = []
+        self._stride, self._seen = 1, 0
+
+    def add(self, iteration: int, statistic: float | None) -> None:
+        if statistic is None or not math.isfinite(statistic):
+            return
+        if self._seen % self._stride == 0:
+            self.points.append((iteration, float(statistic)))
+            if len(self.points) > CURVE:
+                self.points, self._stride = self.points[::2], 2 * self._stride
+        self._seen += 1
+
+
+class Reporter:
+    """The callback of one attempt: tells the store of it, and says when to stop.
+
+    A store that cannot be reached does not stop the work: if meanwhile another worker takes over, the one that
+    ends first has its result kept.
+    """
+
+    def __init__(self, store: Store, claim: Claim, stopped: list[int]) -> None:
+        self.store, self.claim, self.stopped = store, claim, stopped
+        self.curve, self.facts = Curve(), {}
+        self.lost = self.left = False  # to another, or canceled; because the worker is to stop
+        self._report_at = self._show_at = 0.0
+
+    def __call__(self, progress: Progress) -> bool:
+        if progress.statistic != (self.curve.points[-1][1] if self.curve.points else None):
+            self.curve.add(progress.iteration, progress.statistic)
+        self.facts = {
+            "iteration": progress.iteration,
+            "fraction": round(progress.fraction, 4),
+            "seconds": round(progress.seconds, 2),
+            "best_iteration": progress.best_iteration,
+            "history": self.curve.points,
+        }
+        if self.stopped:
+            self.left = True
+            return True
+        try:
+            self.lost = not self.store.holds(self.claim)
+            if not self.lost:
+                self._tell(progress)
+        except StoreError as error:
+            logger.warning("job %s goes on untold: %s", self.claim.id, error)
+        return self.lost
+
+    def _tell(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now >= self._report_at:
+            self._report_at = now + REPORT_EVERY
+            left = round(progress.seconds_left, 1) if math.isfinite(progress.seconds_left) else None
+            self.store.report(self.claim, self.facts | {"seconds_left": left})
+        if now >= self._show_at:
+            self.store.show(self.claim, progress.picture().encode(".png"))
+            spent = time.monotonic() - now
+            self._show_at = now + max(SHOW_EVERY, spent / SHOW_SHARE)
+
+
+def work(
+    where: str | None = None, run: Run | None = None, once: bool = False, until_stdin_closes: bool = False
+) -> int:
+    """Does jobs until SIGINT or SIGTERM, which lets the present one wait again; returns the exit code 0.
+
+    Args:
+        where: a Redis URL or a SQLite file; by default the environment variable SPARSEGEN_JOBS, else a file in
+            the user's folder for states.
+        run: What does a job; by default `sparsegen.zoo.restoration.restore.run`, imported with the first job.
+        once: End after one job, or at once if there is none.
+        until_stdin_closes: End with the process that holds the other end of standard input, even if it is killed.
+
+    Raises: StoreError, ValueError if the store cannot be opened, or the result of a job not be stored. The job
+        is then run again.
+    """
+    store = open_store(where)
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    with stop_signals() as stopped, beating(store, name):
+        if until_stdin_closes:
+            threading.Thread(target=_await_end_of_stdin, args=[stopped], daemon=True).start()
+        sweep_at = 0.0
+        while not stopped:
+            claim = None
+            try:
+                if time.monotonic() >= sweep_at:
+                    sweep_at = time.monotonic() + SWEEP_EVERY
+                    store.sweep()
+                claim = store.claim(name)
+            except StoreError as error:
+                logger.warning("cannot ask for jobs, will ask again: %s", error)
+                _pause(5, stopped)
+            if claim is not None:
+                do(store, claim, run or _restore, stopped)
+            if once:
+                break
+            if claim is None:
+                _pause(POLL_EVERY, stopped)
+    store.close()
+    return 0
+
+
+def do(store: Store, claim: Claim, run: Run, stopped: list[int]) -> None:
+    """Does one job, and tells the store how it ended.
+
+    Raises: StoreError if that cannot be told.
+    """
+    logger.info("job %s, attempt %d", claim.id, claim.attempt)
+    report = Reporter(store, claim, stopped)
+    try:
+        files = {
+            name: read_picture(content, name, STORED_PIXELS, min_side=1)
+            for name, content in claim.files.items()
+        }
+        outcome = run(
+            Task.of(**claim.record["task"]), files["image"], files.get("mask"), files.get("kernel"), report
+        )
+        if not (report.lost or report.left):
+            facts = report.facts | {
+                "iteration": outcome.iterations,
+                "fraction": 1.0,
+                "seconds": round(outcome.seconds, 2),
+                "stopped_because": outcome.stopped_because,
+            }
+            result = outcome.picture.encode(".png")
+            _insist(lambda: store.finish(claim, result, facts), stopped)
+    except StoreError:
+        raise
+    except (
+        Exception
+    ) as error:  # whatever it is, the one who waits must hear of it, and others want their turn
+        sentence = str(error)
+        if not isinstance(error, (ValueError, TypeError, ImportError)):  # these were written to be read
+            logger.exception("job %s broke", claim.id)
+            sentence = f"the restoration broke ({type(error).__name__}): the worker's log says how"
+        _insist(lambda: store.fail(claim, sentence, report.facts), stopped)
+    if report.left:
+        store.give_back(claim)
+        logger.info("job %s waits again, since this worker is to stop", claim.id)
+
+
+@contextmanager
+def beating(store: Store, name: str) -> Iterator[None]:
+    """Gives signs of life meanwhile, from a thread, since an iteration may take longer than the lease."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT_EVERY):
+            try:
+                store.beat(name)
+            except StoreError as error:
+                logger.warning("cannot give a sign of life: %s", error)
+
+    store.beat(name)
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        with suppress(StoreError):  # then the sign of life expires
+            store.leave(name)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in the list that it yields, in place of being ended by them."""
+    stopped: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: stopped.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _insist(tell: Callable[[], bool], stopped: list[int]) -> None:
+    """Tells the store how a job ended, again if that fails, since it may stand for hours of work.
+
+    Raises: StoreError after half a minute, or once the worker is to stop.
+    """
+    for pause in (1, 2, 4, 8, 16):
+        try:
+            tell()
+            return
+        except StoreError as error:
+            logger.warning("will be told again: %s", error)
+            _pause(pause, stopped)
+    tell()
+
+
+def _restore(
+    task: Task,
+    picture: Picture,
+    mask: Picture | None,
+    kernel: Picture | None,
+    callback: Callable[[Progress], bool | None] | None,
+) -> Outcome:
+    from sparsegen.zoo.restoration.restore import run  # torch: seconds and memory, for the first job to spend
+
+    return run(task, picture, mask, kernel, callback)
+
+
+def _pause(seconds: float, stopped: list[int]) -> None:
+    end = time.monotonic() + seconds
+    while not stopped and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _await_end_of_stdin(stopped: list[int]) -> None:
+    while os.read(0, 1024):  # not sys.stdin, whose lock a thread that waits would hold at exit
+        pass
+    stopped.append(signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(1)  # an iteration takes too long; the job is run again once another worker lives
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(process)d: %(message)s")
+    try:
+        sys.exit(work(until_stdin_closes=True))
+    except (StoreError, ValueError) as failure:
+        sys.exit(f"worker: {failure}")

@@ -1,0 +1,681 @@
+"""The commands that restore pictures. What is wrong with the input is found before torch is loaded, or any work."""
+
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import wraps
+from importlib.util import find_spec
+from math import inf, isfinite
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from sparsegen.zoo import images
+from sparsegen.zoo.files import atomic_write, check_writable
+from sparsegen.zoo.interrupt import stop_on_interrupt
+from sparsegen.zoo.restoration.pictures import (
+    MIN_SIDE,
+    WRITABLE,
+    Picture,
+    check_suffix,
+    from_array,
+    read_picture,
+    write_picture,
+)
+from sparsegen.zoo.restoration.settings import PRESETS, Task
+
+if TYPE_CHECKING:
+    from sparsegen.zoo.restoration.operators import Operator
+    from sparsegen.zoo.restoration.restore import Outcome, TaskProgress
+    from sparsegen.zoo.restoration.tiles import TiledProgress
+
+    AnyProgress = TaskProgress | TiledProgress
+
+app = typer.Typer()
+out, err = Console(), Console(stderr=True)
+OF_A_PICTURE = (OSError, ValueError, RuntimeError, FloatingPointError, ImportError)  # others can go on
+LINE_EVERY, PREVIEW_EVERY = 10.0, 5.0  # seconds
+PREVIEW_SHARE = 0.05  # of the time, at most
+SHEET = 384  # pixels that a side of a compared picture is enlarged to, or nearly
+
+Inputs = Annotated[list[Path], typer.Argument(metavar="IN", help="Pictures; of several, each on its own.")]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all of the commands take."""
+
+    out_path: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="A .png, .tif, .jpg or .webp file; or a folder, which several pictures need."
+        ),
+    ]
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="fast|paper", help="paper: the original's settings, which do not stop by themselves."
+        ),
+    ] = "fast"
+    regularizer: Annotated[
+        str, typer.Option(metavar="l0_inf|l0|l1|baseline", help="What is asked of the codes.")
+    ] = "l0_inf"
+    density: Annotated[
+        float | None, typer.Option(help="Share of non-zeros in a code, in place of the regularizer's own.")
+    ] = None
+    loss: Annotated[
+        str, typer.Option(metavar="mse|l1", help="l1 is for outliers, such as salt and pepper.")
+    ] = "mse"
+    seed: Annotated[int, typer.Option(help="Fixes all that is random: 0 to 2^64 - 1.")] = 0
+    iterations: Annotated[
+        int | None, typer.Option(help="The end, unless it stops before; the preset's by default.")
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads of torch, of each worker; by default its own choice."),
+    ] = None
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            max=4096,
+            help="Side of a tile in pixels; by default results above 512 x 512 are cut into tiles of 256.",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=61,
+            help="Processes that restore tiles, by default up to 4; of one thread unless --threads is given.",
+        ),
+    ] = None
+    clean: Annotated[
+        Path | None,
+        typer.Option(metavar="REF", help="The true picture: reports PSNR and SSIM; changes nothing."),
+    ] = None
+    preview: Annotated[
+        bool,
+        typer.Option("--preview", help="Show the present picture in NAME.preview.png every few seconds."),
+    ] = False
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Write NAME.compare.png: before, after and, if given, --clean."),
+    ] = False
+    history: Annotated[
+        Path | None, typer.Option(help="Write what was watched: as .csv, or drawn as .png.")
+    ] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is there already; never a picture that is read.")
+    ] = False
+
+    def task(self) -> dict[str, object]:
+        """The settings of `Task.of` among them."""
+        names = ("preset", "regularizer", "density", "loss", "seed", "iterations")
+        return {name: getattr(self, name) for name in names}
+
+
+def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command of a function that takes `options`: their fields become options of the command line."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own, shared = inspect.signature(function).parameters, inspect.signature(Options).parameters
+
+        @wraps(function)
+        def call(**given: object) -> None:
+            options = Options(**{name: given.pop(name) for name in shared})
+            function(**given, options=options)
+
+        every = [*(own[name] for name in own if name != "options"), *shared.values()]
+        keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in every]
+        call.__signature__ = inspect.Signature(keywords)
+        del call.__annotations__["options"]
+        return app.command(epilog=f"Example: {example}")(call)
+
+    return register
+
+
+@command("sparsegen denoise noisy.png --sigma 25 --out clean.png")
+def denoise(
+    inputs: Inputs,
+    options: Options,
+    sigma: Annotated[
+        float | None, typer.Option(help="Strength of the noise in gray levels of 255; estimated by default.")
+    ] = None,
+) -> None:
+    """Removes noise from pictures.
+
+    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    """
+    task = Task.of(kind="denoise", sigma=sigma, **options.task())
+    if sigma is not None and (task.loss != "mse" or not PRESETS[task.preset].stops):
+        say(err, "--sigma changes nothing here: only --preset fast with --loss mse makes use of it")
+    restore_all(inputs, Work(task, options))
+
+
+@command("sparsegen inpaint scratched.png --mask scratches.png --out whole.png")
+def inpaint(
+    inputs: Inputs,
+    options: Options,
+    mask: Annotated[Path, typer.Option(help="A picture of the same size, white in the holes to be filled.")],
+) -> None:
+    """Fills holes in pictures, which a mask shows.
+
+    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    """
+    task = Task.of(kind="inpaint", **options.task())
+    restore_all(inputs, Work(task, options, mask=_read("--mask", mask), reads=(mask,)))
+
+
+@command("sparsegen upscale small.png --by 4 --out large.png")
+def upscale(
+    inputs: Inputs,
+    options: Options,
+    by: Annotated[int, typer.Option(metavar="2|4", help="How many times as wide and as high.")],
+) -> None:
+    """Enlarges pictures by 2 or 4.
+
+    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    """
+    restore_all(inputs, Work(Task.of(kind="upscale", by=by, **options.task()), options))
+
+
+@command("sparsegen deblur soft.png --kernel gaussian:1.6 --out sharp.png")
+def deblur(
+    inputs: Inputs,
+    options: Options,
+    kernel: Annotated[
+        str,
+        typer.Option(
+            metavar="gaussian:SIGMA|FILE",
+            help="The blur: a Gaussian of SIGMA pixels; or a picture or .npy of it, with odd sides.",
+        ),
+    ],
+) -> None:
+    """Undoes a known blur of pictures.
+
+    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    """
+    if kernel.startswith("gaussian:") or not (Path(kernel).suffix or os.path.exists(kernel)):
+        task = Task.of(kind="deblur", kernel=kernel, **options.task())
+        return restore_all(inputs, Work(task, options))
+    task, path = Task.of(kind="deblur", kernel="file", **options.task()), Path(kernel)
+    restore_all(inputs, Work(task, options, kernel=_read_kernel(path), reads=(path,)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done to every picture of a call; `reads` are the other files that it takes."""
+
+    task: Task
+    options: Options
+    mask: Picture | None = None
+    kernel: Picture | None = None
+    clean: Picture | None = None
+    reads: tuple[Path, ...] = ()
+
+    @property
+    def by(self) -> int:
+        return self.task.by or 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture and where its results go; `picture` is kept where it cannot be read again later."""
+
+    source: Path
+    out: Path
+    preview: Path | None
+    compare: Path | None
+    history: Path | None
+    picture: Picture | None = None
+    size: tuple[int, ...] = ()
+
+    @property
+    def targets(self) -> list[Path]:
+        return [path for path in (self.out, self.preview, self.compare, self.history) if path]
+
+
+def restore_all(inputs: Sequence[Path], work: Work) -> None:
+    """Restores one picture after the other. What fails with one of several is told, and the others are done.
+
+    Raises: whatever is wrong with the only one; RuntimeError at the end that sums up several.
+    """
+    options = work.options
+    check_extras(options)
+    if options.clean:
+        work = replace(work, clean=_read("--clean", options.clean), reads=(*work.reads, options.clean))
+    jobs, failed = plan(inputs, work), []
+
+    @contextmanager
+    def told(job: Job) -> Iterator[None]:
+        try:
+            yield
+        except OF_A_PICTURE as error:
+            if len(inputs) == 1:
+                raise
+            failed.append(job.source)
+            named = "" if job.source.name in str(error) else f"{job.source}: "
+            say(err, f"sparsegen: {named}{' '.join(str(error).split())}")
+
+    ready = []
+    for job in jobs:
+        with told(job):
+            ready.append(check(job, work, keep=len(inputs) == 1 or not job.source.is_file()))
+    fitting = []
+    operator = _prepare_torch(work) if ready else None
+    for job in ready:
+        with told(job):
+            _check_kernel(operator, job)
+            fitting.append(job)
+    with stop_on_interrupt() as interrupted:
+        for done, job in enumerate(fitting, 1):
+            with told(job):
+                restore_one(job, work, interrupted)
+            if interrupted():
+                left = len(fitting) - done
+                say(err, f"stopped by a signal{f', {left} more not begun' if left else ''}")
+                raise typer.Exit(130)
+    if failed:
+        names = ", ".join(map(str, failed))
+        raise RuntimeError(f"{len(failed)} of {len(inputs)} pictures were not restored as asked: {names}")
+
+
+def check_extras(options: Options) -> None:
+    """Finds out whether the libraries are there that an option needs.
+
+    Raises: ImportError that names the extra; ValueError for a history of no kind.
+    """
+    if options.clean and not find_spec("skimage"):
+        raise ImportError("--clean measures with scikit-image: pip install 'sparsegen[restore]'")
+    suffix = options.history.suffix.lower() if options.history else ".csv"
+    if suffix not in (".csv", ".png"):
+        raise ValueError(f"--history takes .csv, or .png for a drawing; got {options.history}")
+    if suffix == ".png" and not find_spec("matplotlib"):
+        raise ImportError("--history draws with matplotlib: pip install 'sparsegen[plot]', or write a .csv")
+
+
+def plan(inputs: Sequence[Path], work: Work) -> list[Job]:
+    """Decides where the results go, by names alone.
+
+    Raises: ValueError where two results would meet, or one would replace what is read.
+    """
+    options, several = work.options, len(inputs) > 1
+    for name, given in (("--clean", options.clean), ("--history", options.history)):
+        if several and given:
+            raise ValueError(f"{name} is of one picture; got {len(inputs)}: restore them one by one")
+    folder = _is_folder(options.out_path, several)
+    jobs = []
+    for source in inputs:
+        name = source.name if source.suffix.lower() in WRITABLE else f"{source.stem}.png"
+        path = options.out_path / name if folder else options.out_path
+        beside = {kind: path.with_name(f"{path.stem}.{kind}.png") for kind in ("preview", "compare")}
+        preview, compare = (beside[kind] if getattr(options, kind) else None for kind in beside)
+        jobs.append(Job(source, path, preview, compare, options.history))
+    _check_apart(jobs, [*inputs, *work.reads])
+    return jobs
+
+
+def _is_folder(path: Path, several: bool) -> bool:
+    if path.is_dir():
+        return True
+    suffix = Path(f"_{path.name}").suffix.lower()  # the underscore: a bare ".png" is a suffix, too
+    if several and (path.exists() or suffix in WRITABLE):
+        raise ValueError(f"--out takes a folder for several pictures; got the file {path}")
+    return several or not (path.exists() or suffix)
+
+
+def _check_apart(jobs: Sequence[Job], reads: Sequence[Path]) -> None:
+    read = {_identity(path): path for path in reads}
+    written = {}
+    for job in jobs:
+        for path in job.targets:
+            identity = _identity(path)
+            if identity in read:
+                raise ValueError(f"{path} is read, and would be overwritten: give the result another name")
+            if identity in written:
+                both = " and ".join(dict.fromkeys(map(str, (written[identity], job.source))))
+                raise ValueError(f"two results, of {both}, would be written to {path}: restore them apart")
+            written[identity] = job.source
+
+
+def _identity(path: Path) -> object:
+    """What is the same for two names of one file."""
+    try:
+        found = path.stat()
+    except OSError:  # not there yet, or out of reach, which `check` tells
+        return os.path.normcase(os.path.realpath(path))
+    return found.st_dev, found.st_ino
+
+
+def check(job: Job, work: Work, keep: bool) -> Job:
+    """Finds out before any work what is wrong with a picture, or with the places of its results.
+
+    Raises: OSError, ValueError, ImportError of one line.
+    """
+    if job.source.is_dir():
+        raise ValueError(f"{job.source} is a folder: name the pictures in it, as {job.source}/*.png")
+    for path in job.targets:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, and a file is to be written there: give another --out")
+        if os.path.lexists(path) and not work.options.overwrite:
+            raise ValueError(f"{path} is there already: give another --out, or --overwrite to replace it")
+        check_writable(path)
+    picture = read_picture(job.source)
+    height, width, channels = picture.pixels.shape
+    shape = (height * work.by, width * work.by, channels)
+    result = replace(picture, pixels=np.broadcast_to(np.float32(0), shape))
+    check_suffix(job.out, result)
+    _check_room(job.out, result)
+    for name, other, (high, wide) in (
+        ("--mask", work.mask, (height, width)),
+        ("--clean", work.clean, shape[:2]),
+    ):
+        if other and other.pixels.shape[:2] != (high, wide):
+            got = "{1} x {0}".format(*other.pixels.shape)
+            raise ValueError(f"{name} is to be {wide} x {high} pixels, as {job.source} asks; got {got}")
+    if work.clean and work.clean.pixels.shape[2] != channels:
+        kinds = {1: "gray", 3: "RGB"}
+        got = kinds[work.clean.pixels.shape[2]]
+        raise ValueError(f"--clean is to be {kinds[channels]}, as {job.source} is; got {got}: convert it")
+    return replace(job, picture=picture if keep else None, size=shape[:2])
+
+
+def _check_room(path: Path, picture: Picture) -> None:
+    """Raises OSError if the disk has less room than the samples take, uncompressed."""
+    folder = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    samples = picture.pixels.size + (0 if picture.alpha is None else picture.pixels[..., 0].size)
+    if free < (needed := samples * picture.depth // 8):
+        raise OSError(
+            f"{path}: the disk has {free / 1e6:.3g} MB left, the picture may take {needed / 1e6:.3g} MB: "
+            f"make room, or give another --out"
+        )
+
+
+def _read(option: str, path: Path, min_side: int = MIN_SIDE) -> Picture:
+    if path.is_dir():
+        raise ValueError(f"{option} takes a picture; {path} is a folder")
+    return read_picture(path, min_side=min_side)
+
+
+def _read_kernel(path: Path) -> Picture:
+    """A blur kernel as a picture whose values need not end at 1."""
+    if path.suffix.lower() != ".npy":
+        return _read("--kernel", path, min_side=1)
+    try:
+        kernel = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no .npy array of numbers, or a damaged one: {error}") from error
+    if not isinstance(kernel, np.ndarray) or kernel.ndim != 2 or kernel.dtype.kind not in "uif":
+        got = f"{kernel.dtype} {kernel.shape}" if isinstance(kernel, np.ndarray) else "several arrays"
+        raise ValueError(f"--kernel is a matrix (h, w) of numbers; got {got} in {path}")
+    return Picture(kernel.astype(np.float32)[..., None])
+
+
+def _prepare_torch(work: Work) -> "Operator":
+    """Loads torch and tries the mask or kernel; the first thing that takes seconds.
+
+    Raises: ValueError if mask or kernel is none.
+    """
+    import torch
+
+    from sparsegen.zoo.restoration.restore import make_operator
+
+    if work.options.threads:
+        torch.set_num_threads(work.options.threads)
+    return make_operator(work.task, work.mask, work.kernel)
+
+
+def _check_kernel(operator: "Operator", job: Job) -> None:
+    sides = getattr(operator, "kernel", np.empty((1, 1))).shape
+    if any(own > side for own, side in zip(sides, job.size, strict=True)):
+        (high, wide), (height, width) = sides, job.size
+        raise ValueError(
+            f"{job.source} is {width} x {height}, smaller than the blur kernel of {wide} x {high}"
+        )
+
+
+def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
+    """Restores a picture, writes what was asked for, and reports.
+
+    Raises: OSError if something could not be written; then it says where the picture went instead.
+    """
+    picture = job.picture or read_picture(job.source)
+    outcome = fit_one(job, work, picture, interrupted)
+    stopped = interrupted()  # now, since a signal may come while the result is written
+    place, problems = save(job.out, outcome.picture)
+    pair = (enlarged(picture, outcome.picture), outcome.picture, *([work.clean] if work.clean else []))
+    extras = (
+        (job.history, lambda path: write_history(path, outcome)),
+        (job.compare, lambda path: _write_bytes(path, side_by_side(pair))),
+    )
+    for path, write in extras:
+        try:
+            if path:
+                write(path)
+        except OSError as error:
+            problems.append(str(error))
+    why = "stopped by a signal, the best so far" if stopped else outcome.stopped_because
+    figures = f"; {_figures(*pair)}" if work.clean else ""
+    say(
+        out,
+        f"{place}: {why}; iteration {outcome.best_iteration} of {outcome.iterations}, "
+        f"{outcome.seconds:.1f} s{figures}",
+    )
+    for note in picture.notes:
+        say(out, f"  {job.source.name}: {note}")
+    if problems:
+        raise OSError("; ".join(problems))
+
+
+def fit_one(job: Job, work: Work, picture: Picture, interrupted: Callable[[], bool]) -> "Outcome":
+    """Does the work, and shows how far it is."""
+    total = work.task.iterations or PRESETS[work.task.preset].iterations
+    preview = Preview(job.preview) if job.preview else None
+    try:
+        with shown(job.source.name, total) as show:
+
+            def follow(progress: "AnyProgress") -> bool:
+                show(progress)
+                if preview:
+                    preview.show(progress)
+                return interrupted()
+
+            return run(work, picture, follow)
+    finally:
+        if preview:
+            preview.remove()
+
+
+def run(work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]") -> "Outcome":
+    """Does the work on one picture, in tiles where it is large.
+
+    Choice: a process per core, but no more than four by default, since each takes a gigabyte. What tiles become
+    depends on the threads of a worker: one each, so that it does not depend on how many cores there are.
+    """
+    from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, run_tiled
+
+    options = work.options
+    threads = options.threads or 1
+    workers = options.workers or max(1, min(4, (os.cpu_count() or 1) // threads))
+    overlap = min(OVERLAP, (options.tile or TILE) // 3)
+    return run_tiled(
+        work.task, picture, work.mask, work.kernel, callback, workers, options.tile, overlap, threads
+    )
+
+
+def save(path: Path, picture: Picture) -> tuple[Path, list[str]]:
+    """Writes a result that may have taken an hour: if not where it was asked for, then in a temporary folder.
+
+    There it is a PNG; or, should the encoder fail, an array (H, W, C) in [0, 1].
+
+    Returns: where it is, and what went wrong.  Raises: OSError if it could be written nowhere.
+    """
+    try:
+        write_picture(path, picture)
+        return path, []
+    except OF_A_PICTURE as error:
+        problem, suffix = str(error), ".png" if isinstance(error, OSError) else ".npy"
+    try:
+        place = Path(tempfile.mkdtemp(prefix="sparsegen-")) / f"{path.stem}{suffix}"
+        if suffix == ".png":
+            write_picture(place, picture)
+        else:
+            np.save(place, picture.pixels)
+    except OSError as error:
+        raise OSError(f"{problem}; nor could it be kept in the system's temporary folder: {error}") from error
+    return place, [f"{problem}; the restored picture is kept in {place}"]
+
+
+@contextmanager
+def shown(name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
+    """Shows how far a fit is: as a bar, or where there is no terminal as a line now and then."""
+    if err.is_terminal:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(8),
+            TextColumn("{task.fields[state]}"),
+        )
+        with Bar(*columns, console=err, transient=True) as bar:
+            task = bar.add_task(_short(name), total=1, state="")
+
+            def move(progress: "AnyProgress") -> None:
+                done, state = state_of(progress, total)
+                bar.update(task, completed=done, state=state)
+
+            yield move
+        return
+    due = monotonic() + LINE_EVERY
+
+    def line(progress: "AnyProgress") -> None:
+        nonlocal due
+        if monotonic() >= due:
+            due = monotonic() + LINE_EVERY
+            say(err, f"{name}: {state_of(progress, total)[1]}")
+
+    yield line
+
+
+def state_of(progress: "AnyProgress", total: int) -> tuple[float, str]:
+    """The share that is done, and a line on it. A fit may stop early, so it has from one time left to another."""
+    from sparsegen.zoo.restoration.tiles import TiledProgress
+
+    statistic = "" if progress.statistic is None else f" statistic {progress.statistic:.3g}"
+    least = _clock(progress.seconds_left)
+    if isinstance(progress, TiledProgress):
+        state = f"{progress.finished}/{progress.tiles} tiles, iteration {progress.iteration}"
+        return progress.fraction, f"{state}{statistic} {least} left"
+    watched = f"{statistic} (best: {progress.best_iteration})" if statistic else f" loss {progress.loss:.3g}"
+    most = _clock(progress.seconds / progress.iteration * (total - progress.iteration))
+    left = least if least == most else f"{least}-{most}"
+    return progress.iteration / total, f"{progress.iteration}/{total}{watched} {left} left"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(max(0, seconds)))).removeprefix("0:")
+
+
+class Preview:
+    """The present picture, in a file of its own while the work goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.due, self.written = path, -inf, False
+
+    def show(self, progress: "AnyProgress") -> None:
+        """Writes it if it is time to; that it cannot be written is no reason to stop the work."""
+        started = monotonic()
+        if started < self.due:
+            return
+        self.written = True  # before it is, since a second Ctrl-C may come between
+        try:
+            write_picture(self.path, progress.picture())
+        except (OSError, ValueError) as error:
+            say(err, f"there will be no more previews: {error}")
+            self.due = inf
+            return
+        self.due = started + max(PREVIEW_EVERY, (monotonic() - started) / PREVIEW_SHARE)
+
+    def remove(self) -> None:
+        if self.written:
+            self.path.unlink(missing_ok=True)
+
+
+def write_history(path: Path, outcome: "Outcome") -> None:
+    """Writes the statistic, loss and density of each look, as a table or as a curve."""
+    if path.suffix.lower() == ".png":
+        from sparsegen.zoo import plots
+
+        with atomic_write(path) as file:
+            plots.stop_curve(outcome.history, outcome.best_iteration).savefig(file, format="png")
+        return
+    levels = outcome.history["density"].shape[1]
+    lines = [
+        ",".join(["iteration", "loss", "statistic", *(f"density_{level + 1}" for level in range(levels))])
+    ]
+    for iteration, loss, statistic, density in outcome.history.tolist():
+        values = (loss, statistic, *density)
+        lines.append(
+            ",".join([str(iteration), *(f"{value:.7g}" if isfinite(value) else "" for value in values)])
+        )
+    _write_bytes(path, "\n".join([*lines, ""]).encode())
+
+
+def enlarged(picture: Picture, like: Picture) -> Picture:
+    """A picture in the size of another, bicubically: what there was before, where the picture was enlarged."""
+    height, width, channels = like.pixels.shape
+    if picture.pixels.shape == like.pixels.shape:
+        return picture
+    planes = [
+        Image.fromarray(picture.pixels[..., channel]).resize((width, height), Image.Resampling.BICUBIC)
+        for channel in range(channels)
+    ]
+    return from_array(
+        np.clip(np.stack([np.asarray(plane) for plane in planes], axis=2), 0, 1), max_pixels=inf
+    )
+
+
+def side_by_side(pictures: Sequence[Picture]) -> bytes:
+    """A PNG of pictures of one size in a row, small ones enlarged; without alpha."""
+    pixels = np.stack([np.rint(picture.pixels * 255).astype(np.uint8) for picture in pictures])
+    sheet = images.grid(np.broadcast_to(pixels, (*pixels.shape[:3], 3)), len(pictures))
+    return images.png(sheet, max(1, SHEET // max(pixels.shape[1:3])))
+
+
+def _figures(before: Picture, after: Picture, clean: Picture) -> str:
+    """PSNR and SSIM (Wang et al., 2004) to the clean picture, before and after."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    with np.errstate(divide="ignore"):  # of equal pictures the PSNR is infinite
+        psnr = [peak_signal_noise_ratio(clean.pixels, p.pixels, data_range=1) for p in (before, after)]
+    ssim = [
+        structural_similarity(clean.pixels, p.pixels, data_range=1, channel_axis=2) for p in (before, after)
+    ]
+    return "PSNR {:.2f} -> {:.2f} dB, SSIM {:.3f} -> {:.3f}".format(*psnr, *ssim)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write_bytes(content)
+
+
+def _short(name: str, limit: int = 14) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: names of files may look like markup, or hold bytes that are no text."""
+    console.print(Text(text.encode(errors="backslashreplace").decode()), soft_wrap=True)

@@ -1,0 +1,323 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+import sparsegen
+from sparsegen.zoo.restoration import settings
+from sparsegen.zoo.restoration.fit import Fit, LastGood, Progress
+from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask
+from sparsegen.zoo.restoration.pictures import from_array
+from sparsegen.zoo.restoration.restore import run
+from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Preset, Sparsity, Task, Widths
+
+TINY = Preset(
+    Widths((8, 16, 16), (8, 16, 16), (4, 4, 4), "zeros"), inputs=8, betas=(0.9, 0.9), iterations=400
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(settings.PRESETS, "fast", TINY)
+
+
+def clean_picture(height: int = 64, width: int = 64) -> np.ndarray:
+    """Smooth hills with an edge: what a convolutional prior likes."""
+    hills = gaussian_filter(np.random.default_rng(0).standard_normal((height, width, 3)), (6, 6, 0))
+    hills = 0.5 + 0.1 * hills / hills.std()
+    hills[height // 3 : height // 2, width // 4 : width // 2] += 0.2
+    return hills.clip(0, 1).astype(np.float32)
+
+
+def noisy_picture(sigma: float = 25, **size: int) -> np.ndarray:
+    clean = clean_picture(**size)
+    noise = np.random.default_rng(1).standard_normal(clean.shape)
+    return (clean + sigma / 255 * noise).clip(0, 1).astype(np.float32)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((np.asarray(a, float) - b) ** 2)))
+
+
+def tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture.transpose(2, 0, 1))[None].float()
+
+
+def fit(preset: Preset = TINY, sparsity: Sparsity = SPARSITIES["l0_inf"], **about) -> Fit:
+    return Fit(tensor(noisy_picture()), preset, sparsity, **about)
+
+
+def test_denoising_stops_by_itself_near_the_best_it_could_have_given() -> None:
+    clean, noisy = clean_picture(), noisy_picture()
+    seen = {}
+
+    def look(progress: Progress) -> None:
+        if progress.iteration % 10 == 0:
+            seen[progress.iteration] = psnr(progress.average[0].permute(1, 2, 0).numpy(), clean)
+
+    result = sparsegen.restore(noisy, sigma=25, callback=look)
+    assert "best at iteration" in result.stopped_because and result.iterations < TINY.iterations
+    assert psnr(result.image, clean) == pytest.approx(seen[result.best_iteration], abs=0.01)
+    assert psnr(result.image, clean) > psnr(noisy, clean) + 5
+    assert psnr(result.image, clean) > max(seen.values()) - 1  # the picture is small, and the statistic noisy
+    assert result.iterations == list(result.history["iteration"])[-1]
+    assert np.isfinite(result.history["statistic"]).all()
+    assert np.argmin(result.history["statistic"]) == list(result.history["iteration"]).index(
+        result.best_iteration
+    )
+
+
+def sharp_picture(size: int = 64) -> np.ndarray:
+    """Rectangles, whose edges shrinking and blurring spoil."""
+    random, picture = np.random.default_rng(0), np.full((size, size, 3), 0.5, np.float32)
+    for _ in range(12):
+        top, left = random.integers(0, size - 12, 2)
+        picture[top : top + random.integers(6, 20), left : left + random.integers(6, 20)] = random.random(3)
+    return picture
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [Mask(np.random.default_rng(0).random((64, 64)) > 0.5), Downsample(2), Blur.gaussian(1.6)],
+    ids=["inpaint", "upscale", "deblur"],
+)
+def test_other_operators_are_undone(operator) -> None:
+    clean = tensor(sharp_picture())
+    observation = operator(clean)
+    result = sparsegen.restore(observation, operator, iterations=250)
+    assert result.image.shape == clean.shape
+    before = torch.nn.functional.interpolate(observation, clean.shape[2:], mode="bicubic").clamp(0, 1)
+    error, error_before = (float((image - clean).square().mean()) for image in (result.image, before))
+    assert error < 0.8 * error_before
+
+
+@pytest.mark.parametrize("regularizer", settings.SPARSITIES)
+def test_codes_are_as_sparse_as_was_asked(regularizer: str) -> None:
+    result = sparsegen.restore(noisy_picture(), regularizer=regularizer, iterations=20)
+    wanted = settings.SPARSITIES[regularizer].density
+    assert result.history["density"].shape == (3, 3)
+    assert np.allclose(result.history["density"], wanted, atol=0.02)
+
+
+def test_the_penalty_makes_codes_smaller() -> None:
+    def magnitude(penalty: float) -> float:
+        hourglass = fit(sparsity=Sparsity(penalty=penalty))
+        for progress in hourglass:
+            if progress.iteration == 30:
+                break
+        _, codes = hourglass.network(hourglass.z)
+        return sum(float(code.detach().abs().mean()) for code in codes)
+
+    assert magnitude(1.0) < 0.8 * magnitude(0.0)
+
+
+def test_one_seed_is_one_picture() -> None:
+    noisy = noisy_picture()
+    first, again, other = (sparsegen.restore(noisy, seed=seed, iterations=20).image for seed in (3, 3, 4))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_the_caller_s_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    sparsegen.restore(noisy_picture(), iterations=2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 40), (64, 33), (65, 64)])
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+def test_any_size_and_kind_of_array_comes_back_as_it_was(size: tuple[int, int], channels: int | None) -> None:
+    shape = size if channels is None else (*size, channels)
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    restored = sparsegen.restore(image, iterations=2).image
+    assert restored.shape == shape and restored.dtype == np.uint8
+    if channels == 4:
+        assert np.array_equal(restored[..., 3], image[..., 3])
+
+
+def test_a_callback_stops_it_within_one_iteration_and_keeps_the_best() -> None:
+    seen = []
+
+    def stop(progress: Progress) -> bool:
+        seen.append(progress)
+        return progress.iteration == 25
+
+    result = sparsegen.restore(noisy_picture(), callback=stop)
+    assert result.iterations == 25 == len(seen) and result.stopped_because == "it was asked to"
+    assert torch.equal(seen[-1].image, tensor(result.image))
+    assert 0 < seen[5].fraction < seen[20].fraction < 1 and seen[5].seconds_left > 0
+
+
+def test_averages_with_and_without_the_bias_undone() -> None:
+    """Against the definition: the original starts from the first output, ours weighs all outputs by age."""
+    for undone in (False, True):
+        outputs = []
+        for progress in fit(replace(TINY, bias_corrected=undone, averaging=0.8, iterations=6)):
+            outputs.append(progress.output)
+        weights = np.array([0.8**age for age in reversed(range(6))])
+        if undone:
+            weights /= weights.sum()
+        else:
+            weights[1:] *= 0.2
+        expected = sum(float(weight) * output for weight, output in zip(weights, outputs, strict=True))
+        assert torch.allclose(progress.average, expected, atol=1e-6)
+
+
+def test_after_a_fall_weights_and_moments_are_those_of_the_last_good_state() -> None:
+    hourglass = fit(replace(TINY, iterations=60, snapshot_every=1, swift=False))
+    states = []
+    for progress in hourglass:
+        states.append(
+            (progress.loss, {name: p.detach().clone() for name, p in hourglass.network.named_parameters()})
+        )
+        if progress.iteration == 30:
+            with torch.no_grad():  # a step that went wrong
+                for parameter in hourglass.network.parameters():
+                    parameter.add_(torch.randn(parameter.shape) * 3)
+        if progress.iteration == 31:
+            break
+    assert states[-1][0] < 2 * states[-2][0]  # the loss that it goes on with is a good one
+    good, now = states[-3][1], states[-1][1]  # taken at the start of iteration 30, before its step
+    moved = max(float((now[name] - good[name]).abs().max()) for name in now)
+    assert moved < 3 * TINY.learning_rate  # one step of Adam from there
+
+
+def test_moments_come_back_with_the_weights() -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(layer.parameters())
+    good = LastGood(fall=5)
+    assert not good.has_fallen(float("nan"))  # there is nothing to go back to yet
+    for step in range(3):
+        layer(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        if step == 1:
+            good.take(1.0, layer, optimizer)
+            kept = optimizer.state_dict()["state"][0]["exp_avg"].clone(), layer.weight.detach().clone()
+    assert not torch.equal(layer.weight, kept[1])
+    good.restore(layer, optimizer)
+    assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], kept[0]) and torch.equal(
+        layer.weight, kept[1]
+    )
+    assert (
+        good.has_fallen(3.2) and good.has_fallen(float("nan")) and not good.has_fallen(3.1)
+    )  # 5 dB are 3.16
+
+
+def test_an_absolute_loss_is_not_taken_in_by_salt_and_pepper() -> None:
+    clean, random = clean_picture(), np.random.default_rng(2)
+    hit = random.random(clean.shape[:2]) < 0.2
+    noisy = np.where(hit[..., None], random.integers(0, 2, clean.shape[:2])[..., None], clean).astype(
+        np.float32
+    )
+    squared, absolute = (
+        psnr(sparsegen.restore(noisy, loss=loss, iterations=200).image, clean) for loss in ("mse", "l1")
+    )
+    assert absolute > squared + 3
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"preset": "quick"}, "preset is one of fast, paper.*got 'quick'"),
+        ({"regularizer": "l0inf"}, "did you mean 'l0_inf'"),
+        ({"sigma": -1}, "0 to 255; got -1"),
+        ({"sigma": 256}, "got 256"),
+        ({"sigma": float("nan")}, "got nan"),
+        ({"density": 0}, "above 0"),
+        ({"density": 0.5, "regularizer": "baseline"}, "has no density"),
+        ({"iterations": 0}, "from 1 to 100000"),
+        ({"seed": -1}, "seed"),
+        ({"loss": "huber"}, "loss is one of"),
+        ({"operator": lambda image: image[..., :-1]}, r"turns an image .* into \(1, 3, 64, 63\)"),
+        ({"operator": lambda image: image.detach()}, "no gradient"),
+        ({"operator": lambda image: None}, "into NoneType"),
+        ({"shape": (3, 32, 32)}, "give the shape of the image"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(about: dict, message: str) -> None:
+    def never(progress: Progress) -> None:
+        raise AssertionError("work was done")
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        sparsegen.restore(noisy_picture(), callback=never, **about)
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (torch.full((1, 3, 64, 64), float("nan")), "NaN"),
+        (torch.zeros(2, 3, 64, 64), "one sample"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.int32), "floating"),
+    ],
+)
+def test_tensors_that_are_no_observation_are_refused(observation: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sparsegen.restore(observation)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "sharpen"}, "kind is one of denoise"),
+        ({"kind": "upscale"}, "by is 2 or 4"),
+        ({"kind": "upscale", "by": 3}, "by is 2 or 4"),
+        ({"by": 2}, "left out elsewhere"),
+        ({"kind": "deblur"}, "kernel is that of deblur"),
+        ({"kind": "deblur", "kernel": "gaussian:0"}, "above 0 and up to 10"),
+        ({"kind": "deblur", "kernel": "box:3"}, "gaussian:SIGMA"),
+        ({"kernel": "gaussian:1"}, "left out elsewhere"),
+        ({"sigam": 3}, "did you mean 'sigma'"),
+        ({"sigma": "25"}, "got '25'"),
+    ],
+)
+def test_tasks_that_make_no_sense_are_refused(given: dict, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Task.of(**given)
+
+
+def test_a_task_does_what_restore_does() -> None:
+    noisy = noisy_picture()
+    pictures = []
+    outcome = run(
+        Task.of(sigma=25, iterations=20), from_array(noisy), callback=lambda p: pictures.append(p.picture())
+    )
+    expected = sparsegen.restore(noisy, sigma=25, iterations=20)
+    assert np.array_equal(outcome.picture.pixels, expected.image)
+    assert np.array_equal(pictures[-1].pixels, expected.image) and len(pictures) == 20
+    assert np.array_equal(outcome.history, expected.history)
+
+
+def test_a_mask_is_white_in_the_holes() -> None:
+    clean = clean_picture()
+    holes = np.zeros(clean.shape[:2], np.float32)
+    holes[20:30, 20:40] = 1
+    damaged = np.where(holes[..., None] > 0, 0, clean).astype(np.float32)
+    outcome = run(Task.of(kind="inpaint", iterations=150), from_array(damaged), mask=from_array(holes))
+    assert psnr(outcome.picture.pixels[20:30, 20:40], clean[20:30, 20:40]) > 20
+
+
+@pytest.mark.parametrize("noise", [None, "gaussian"])
+def test_the_physics_of_deepinv_work_as_they_are(noise: str | None) -> None:
+    import deepinv
+
+    clean = tensor(clean_picture())
+    noise_model = deepinv.physics.GaussianNoise(0.05) if noise else None
+    physics = deepinv.physics.Inpainting((3, 64, 64), mask=0.6, noise_model=noise_model)
+    result = sparsegen.restore(physics(clean), physics, iterations=100)
+    error = (result.image - clean).square().mean()
+    assert error < 0.25 * (physics(clean) - clean).square().mean()
+    shrinking = deepinv.physics.Downsampling(img_size=(3, 64, 64), factor=2, filter="bicubic")
+    result = sparsegen.restore(shrinking(clean), shrinking, shape=(3, 64, 64), iterations=2)
+    assert result.image.shape == clean.shape
+
+
+def test_the_paper_s_preset_is_the_original_s() -> None:
+    paper = PRESETS["paper"]
+    assert (paper.inputs, paper.jitter, paper.learning_rate, paper.averaging) == (32, 1 / 30, 0.01, 0.99)
+    assert paper.iterations == 3000 and not paper.stops and not paper.bias_corrected and not paper.swift
+    result = sparsegen.restore(noisy_picture(), preset="paper", iterations=3)
+    assert result.history["density"].shape == (1, 5) and np.isnan(result.history["statistic"]).all()
+    assert result.stopped_because == "all 3 iterations are done"

@@ -1,0 +1,763 @@
+"""The store of the restoration jobs, and the workers, some of them real processes that are killed."""
+
+import io
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import restorer
+from huey.storage import MemoryStorage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from PIL import Image
+from server import free_port, until
+
+from sparsegen.service import jobs
+from sparsegen.service.jobs import (
+    KEEP,
+    LEASE,
+    MAX_LOST,
+    SHELVES,
+    Busy,
+    NoWorker,
+    Shelf,
+    Store,
+    StoreError,
+    StoreFull,
+    open_store,
+)
+from sparsegen.service.worker import CURVE, Curve, work
+from sparsegen.zoo.restoration.pictures import read_picture
+
+FACTS = {"seconds": 2.0, "iteration": 5, "history": [[1, 0.5]], "stopped_because": "it is good"}
+
+
+def png(value: int = 100, side: int = 16) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((side, side), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis where one is installed, else one that answers like it."""
+    server = shutil.which("redis-server")
+    if server is None:
+        fakeredis = pytest.importorskip("fakeredis", reason="neither redis-server nor fakeredis")
+        fake = fakeredis.TcpFakeServer(("127.0.0.1", free_port()), server_type="redis")
+        thread = threading.Thread(target=fake.serve_forever, daemon=True)
+        thread.start()
+        yield f"redis://127.0.0.1:{fake.server_address[1]}"
+        fake.shutdown()
+        fake.server_close()
+        thread.join()
+        return
+    port, folder = free_port(), tmp_path_factory.mktemp("redis")
+    process = subprocess.Popen(
+        [server, "--port", str(port), "--dir", str(folder), "--save", ""], stdout=subprocess.DEVNULL
+    )
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        assert until(listens, True)
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The place of an empty store."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "state" / "jobs.sqlite")
+        return
+    url = request.getfixturevalue("redis_url")
+    yield url
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+
+
+@pytest.fixture
+def store(where: str) -> Iterator[Store]:
+    """An empty store with one worker, A, that lives."""
+    store = open_store(where)
+    store.beat("A")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease that the processes of `restorer` have."""
+    monkeypatch.setattr(jobs, "LEASE", restorer.LEASE)
+
+
+def submit(store: Store, iterations: int = 3, seed: int = 0, content: bytes | None = None, **more) -> str:
+    task = {"kind": "denoise", "seed": seed, "iterations": iterations}
+    return store.submit(task, {"image": content or png()}, ["a note"], **more)["id"]
+
+
+def status_of(store: Store, job_id: str) -> str | None:
+    status = store.status(job_id)
+    return status and status["status"]
+
+
+def later(store: Store, seconds: float) -> None:
+    before = store.clock
+    store.clock = lambda: before() + seconds
+
+
+def test_a_job_waits_runs_and_is_done(store):
+    first, second = submit(store), submit(store)
+    assert [store.status(each)["position"] for each in (first, second)] == [1, 2]
+    claim = store.claim("A")
+    assert (claim.id, claim.files) == (first, {"image": png()}) and claim.record["task"]["seed"] == 0
+    assert (status_of(store, first), store.status(second)["position"]) == ("running", 1)
+    assert store.preview(first) is None
+    store.report(claim, {"iteration": 4, "fraction": 0.5, "seconds_left": 3.0, "history": [[1, 0.5]]})
+    store.show(claim, b"preview")
+    status = store.status(first)
+    assert (status["iteration"], status["fraction"], status["seconds_left"]) == (4, 0.5, 3.0)
+    assert store.preview(first) == b"preview" and store.result(first) is None
+    assert store.finish(claim, b"result", FACTS)
+    status = store.status(first)
+    assert status["status"] == "done" and status["notes"] == ["a note"]
+    assert {name: status[name] for name in FACTS} == FACTS
+    assert store.result(first) == store.preview(first) == b"result"
+    assert store.status(second)["seconds_left"] == 2.0  # jobs have taken two seconds
+    assert set(store.blobs.all()) == {f"{first}:result:1", f"{second}:image", "typical"}
+    assert store.status("0" * 32) is None and store.cancel("0" * 32) is None
+
+
+def test_what_is_stored_outlives_the_store_that_wrote_it(store, where):
+    done, waits = submit(store), submit(store)
+    store.finish(store.claim("A"), b"result", FACTS)
+    before = store.status(done), store.status(waits)
+    store.close()
+    again = open_store(where)
+    assert (again.status(done), again.status(waits)) == before and again.result(done) == b"result"
+    again.close()
+
+
+def test_no_more_jobs_wait_than_allowed(store):
+    running = submit(store)
+    claim = store.claim("A")
+    store.report(claim, {"seconds_left": 7.2})
+    for _ in range(3):
+        submit(store, limit=3)
+    with pytest.raises(Busy, match="3 jobs are waiting, which is the limit") as caught:
+        submit(store, limit=3)
+    assert caught.value.retry_after == 8  # when the one that runs is done
+    assert store.counts() == (3, 1) and len(store.blobs.all()) == 4
+    store.cancel(running)
+    store.claim("A")
+    submit(store, limit=3)
+
+
+def test_servers_that_ask_at_once_never_take_more_than_allowed(where, store):
+    stores = [open_store(where) for _ in range(6)]
+
+    def ask(one: Store) -> int:
+        taken = 0
+        for _ in range(4):
+            try:
+                submit(one, limit=5)
+                taken += 1
+            except Busy:
+                pass
+        return taken
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        taken = sum(pool.map(ask, stores))
+    for one in stores:
+        one.close()
+    assert taken == store.counts()[0] and 1 <= taken <= 5
+
+
+def test_a_job_is_refused_where_no_worker_lives(store):
+    later(store, LEASE + 1)
+    with pytest.raises(NoWorker, match="start one with `sparsegen worker`"):
+        submit(store)
+    assert not store.jobs.all() and not store.blobs.all()
+    store.beat("A")
+    submit(store)
+
+
+def test_a_job_whose_worker_is_dead_is_claimed_again_and_the_dead_one_has_no_say(store):
+    job_id = submit(store)
+    dead = store.claim("A")
+    store.report(dead, {"iteration": 9})
+    store.beat("B")
+    assert store.claim("B") is None and store.holds(dead)
+    later(store, LEASE + 1)
+    store.beat("B")
+    assert status_of(store, job_id) == "waiting"
+    claim = store.claim("B")
+    assert (claim.id, claim.attempt) == (job_id, 2)
+    store.beat("A")  # it was but asleep
+    assert not store.holds(dead) and store.holds(claim)
+    store.report(dead, {"iteration": 10})
+    store.show(dead, b"old")
+    store.give_back(dead)
+    assert store.status(job_id)["iteration"] is None and status_of(store, job_id) == "running"
+    assert store.claim("A") is None
+    assert store.finish(claim, b"new", FACTS)
+    assert not store.finish(dead, b"old", FACTS) and not store.fail(dead, "broken", {})
+    assert store.result(job_id) == b"new" and status_of(store, job_id) == "done"
+
+
+def test_a_clock_that_is_put_back_does_not_keep_the_dead_alive(store):
+    submit(store)
+    store.claim("A")
+    later(store, -3600)
+    store.beat("B")
+    assert store.claim("B").attempt == 2
+
+
+def test_a_job_that_killed_its_workers_is_failed_and_one_that_was_given_back_is_not(store):
+    job_id, other = submit(store), submit(store)
+    for number in range(1, MAX_LOST + 3):
+        store.beat(f"W{number}")
+        claim = store.claim(f"W{number}")
+        assert claim.id == job_id
+        if number in (1, 3):
+            store.give_back(claim)
+        else:
+            later(store, LEASE + 1)
+    store.beat("A")
+    claim = store.claim("A")
+    assert claim.id == other
+    status = store.status(job_id)
+    assert (
+        status["status"] == "failed" and "each of the 3 workers that tried it was killed" in status["error"]
+    )
+
+
+def test_canceling_ends_a_job_once_and_its_worker_hears_of_it(store):
+    waits, runs = submit(store), submit(store)
+    assert store.cancel(waits)["status"] == "canceled"
+    claim = store.claim("A")
+    assert claim.id == runs
+    store.report(claim, {"iteration": 4})
+    canceled = store.cancel(runs)
+    assert (canceled["status"], canceled["iteration"]) == ("canceled", 4)
+    assert not store.holds(claim) and store.cancel(runs) == canceled
+    assert not store.finish(claim, b"result", FACTS)
+    assert store.status(runs) == canceled and store.result(runs) is None
+    assert store.claim("A") is None and not store.jobs.all() and not store.blobs.all()
+
+
+def test_many_workers_claim_each_job_once(store, where):
+    wanted = {submit(store) for _ in range(8)}
+    stores = [open_store(where) for _ in range(6)]
+    gate = threading.Barrier(len(stores))
+
+    def claim(number: int) -> list[str]:
+        names = (f"W{number}.{count}" for count in itertools.count())  # a worker has one job at a time
+        gate.wait()
+
+        def one() -> jobs.Claim | None:
+            stores[number].beat(name := next(names))
+            return stores[number].claim(name)
+
+        return [claim.id for claim in iter(one, None)]
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        claimed = list(itertools.chain(*pool.map(claim, range(len(stores)))))
+    for one in stores:
+        one.close()
+    assert sorted(claimed) == sorted(wanted)
+
+
+def test_sweeping_removes_what_is_old_and_what_a_kill_left(store):
+    old = submit(store)
+    store.finish(store.claim("A"), b"result", FACTS)
+    store.jobs.put("1" * 32, b'{"draft": true, "number": 7, "at": %d}' % store.clock())
+    store.blobs.put("1" * 32 + ":image", b"half")
+    store.attempts.put("2" * 32 + ":1", b"{}")  # of a job that is gone
+    store.sweep()
+    assert status_of(store, old) == "done" and "1" * 32 in store.jobs.all() and not store.attempts.all()
+    later(store, KEEP - 60)
+    store.beat("A")
+    young = submit(store)
+    store.finish(store.claim("A"), b"young", FACTS)
+    store.sweep()
+    assert status_of(store, old) == "done" and "1" * 32 not in store.jobs.all()
+    later(store, 61)
+    store.sweep()
+    assert status_of(store, old) is None and store.result(young) == b"young"
+    assert set(store.blobs.all()) == {f"{young}:result:1", "typical"} and set(store.ends.all()) == {young}
+    assert not store.workers.all() or set(store.workers.all()) == {"A"}
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_leaves_nothing_behind(tmp_path):
+    store = open_store(str(tmp_path / "jobs.sqlite"))
+    store.beat("A")
+    kept = submit(store)
+    for name in SHELVES:  # every connection has its own limit
+        connection = getattr(store, name).storage.conn
+        pages = connection.execute("pragma page_count").fetchone()[0]
+        connection.execute(f"pragma max_page_count={pages + 8}")
+    noise = np.random.default_rng(0).bytes(100_000)
+    with pytest.raises(StoreFull, match="no room for jobs in .*jobs.sqlite: the disk is full"):
+        submit(store, content=noise)
+    assert set(store.jobs.all()) == {kept} and set(store.blobs.all()) == {f"{kept}:image"}
+    claim = store.claim("A")
+    with pytest.raises(StoreFull):
+        store.finish(claim, noise, FACTS)
+    assert status_of(store, kept) == "running"
+    assert store.finish(claim, b"small", FACTS)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "word"),
+    [
+        ("mysql://name:secret@host/0", ValueError, "a file or at redis://"),
+        ("redis://name:secret@127.0.0.1:1/0", StoreError, "is Redis running there"),
+        ("{folder}", StoreError, "Is a directory"),
+        ("{folder}/text", StoreError, "file is not a database"),
+        ("{folder}/text/jobs", StoreError, "SPARSEGEN_JOBS"),
+    ],
+)
+def test_a_place_that_cannot_hold_jobs_is_refused_without_its_password(tmp_path, place, error, word):
+    (tmp_path / "text").write_text("no database, but long enough to be looked at as if it were one" * 99)
+    with pytest.raises(error, match=word) as caught:
+        open_store(place.format(folder=tmp_path))
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_default_place_is_the_variable_or_below_the_folder_for_states(monkeypatch, tmp_path):
+    monkeypatch.delenv("SPARSEGEN_JOBS", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    open_store().close()
+    file = tmp_path / "sparsegen" / "jobs.sqlite"
+    assert file.stat().st_mode & 0o077 == 0  # it holds people's pictures
+    monkeypatch.setenv("SPARSEGEN_JOBS", "redis://host")
+    assert jobs.default_place() == "redis://host"
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Memory:
+    """Shelves in memory, and a time, that outlive the stores on them; a store can be killed at one of its writes."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.storages = {name: MemoryStorage(name) for name in SHELVES}
+
+    def store(self, kill_after: int | None = None) -> Store:
+        writes = itertools.count()
+
+        def counted(write: Callable) -> Callable:
+            def wrapped(*arguments):
+                if kill_after is not None and next(writes) >= kill_after:
+                    raise Killed
+                return write(*arguments)
+
+            return wrapped
+
+        shelves = {name: Shelf(storage, nullcontext) for name, storage in self.storages.items()}
+        for shelf in shelves.values():
+            for name in ("put", "create"):
+                setattr(shelf, name, counted(getattr(shelf, name)))
+            one, many = counted(lambda storage, key: storage.delete_data(key)), shelf.storage
+            shelf.delete = lambda *keys, one=one, many=many: [one(many, key) for key in keys]
+        return Store(shelves, lambda: self.time, lambda: None)
+
+    def holds(self, *shelves: str) -> list[str]:
+        return [key for name in shelves for key in self.storages[name].result_items()]
+
+
+@pytest.mark.parametrize("kill_after", range(16))
+def test_a_worker_killed_at_any_write_loses_no_job_and_leaves_nothing_behind(kill_after):
+    memory = Memory()
+    calm, doomed = memory.store(), memory.store(kill_after)
+    calm.beat("B")
+    job_id = submit(calm)
+    try:
+        doomed.beat("A")
+        claim = doomed.claim("A")
+        doomed.report(claim, {"iteration": 1})
+        doomed.show(claim, b"preview")
+        doomed.finish(claim, b"by A", FACTS)
+        assert kill_after > 9, "it was to be killed"
+    except Killed:
+        pass
+    memory.time += LEASE + 1
+    calm.beat("B")
+    while (claim := calm.claim("B")) is not None:
+        calm.finish(claim, b"by B", FACTS)
+    assert calm.status(job_id)["status"] == "done"
+    assert calm.result(job_id) in (b"by A", b"by B")
+    calm.sweep()
+    assert memory.holds("jobs", "attempts") == []
+    assert [key for key in memory.holds("blobs") if key != "typical"] in (
+        [f"{job_id}:result:1"],
+        [f"{job_id}:result:2"],
+    )
+
+
+@pytest.mark.parametrize("kill_after", range(8))
+def test_a_worker_that_lost_its_connection_tells_the_result_again(kill_after):
+    memory = Memory()
+    calm, cut = memory.store(), memory.store(kill_after)
+    calm.beat("A")
+    job_id = submit(calm)
+    claim = calm.claim("A")
+    with suppress(Killed):
+        cut.finish(claim, b"result", FACTS)
+    assert calm.finish(claim, b"result", FACTS)
+    assert (calm.result(job_id), calm.status(job_id)["status"]) == (b"result", "done")
+    assert memory.holds("jobs", "attempts") == []
+
+
+def test_a_claim_that_its_worker_never_heard_of_is_no_claim():
+    memory = Memory()
+    store = memory.store()
+    store.beat("A")
+    job_id = submit(store)
+    for attempt in range(1, MAX_LOST + 2):  # it is nobody's death either
+        claim = store.claim("A")
+        assert (claim.id, claim.attempt) == (job_id, attempt)
+    assert store.finish(claim, b"result", FACTS)
+
+
+@pytest.mark.parametrize("what", ["submit", "cancel"])
+@pytest.mark.parametrize("kill_after", range(8))
+def test_a_server_killed_at_any_write_leaves_a_whole_job_or_none(what, kill_after):
+    memory = Memory()
+    calm, doomed = memory.store(), memory.store(kill_after)
+    calm.beat("B")
+    job_id = submit(calm) if what == "cancel" else None
+    claim = calm.claim("B")
+    try:
+        if what == "cancel":
+            calm.show(claim, b"preview")
+            doomed.cancel(job_id)
+        else:
+            submit(doomed)
+        assert kill_after > 2, "it was to be killed"
+    except Killed:
+        pass
+    memory.time += jobs.DRAFT
+    calm.beat("B")
+    calm.sweep()
+    whole = [key for key in memory.holds("jobs")]
+    if what == "submit":
+        assert len(whole) == (kill_after >= 3) and len(memory.holds("blobs")) == len(whole)
+        assert (calm.claim("B") is not None) == bool(whole)
+    elif memory.holds("ends"):
+        assert calm.status(job_id)["status"] == "canceled"
+        assert memory.holds("jobs", "attempts", "blobs") == []
+    else:
+        assert kill_after == 0 and calm.holds(claim) and calm.finish(claim, b"result", FACTS)
+
+
+class Life(RuleBasedStateMachine):
+    """Servers, workers and time do what they like: never do two hold one job, and no end is ever changed."""
+
+    claims = Bundle("claims")
+    names = st.sampled_from("ABC")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Memory()
+        self.store = self.memory.store()
+        self.ids, self.held, self.ended = [], [], {}
+
+    @rule()
+    def ask(self) -> None:
+        try:
+            self.ids.append(submit(self.store, limit=3))
+        except Busy:
+            live = self.store.live()
+            assert sum(job.waiting for job in live) >= 3 or not self.store._alive()
+
+    @rule(name=names)
+    def beat(self, name: str) -> None:
+        self.store.beat(name)
+
+    @rule(name=names, target=claims)
+    def claim(self, name: str):
+        self.store.beat(name)
+        claim = self.store.claim(name)
+        if claim is not None:
+            assert claim.id not in self.ended
+            assert (claim.id, claim.attempt) not in [(other.id, other.attempt) for other in self.held]
+            self.held.append(claim)
+        return claim
+
+    @rule(claim=claims)
+    def report(self, claim) -> None:
+        if claim is not None and self.store.holds(claim):
+            self.store.report(claim, {"iteration": 1})
+
+    @rule(claim=claims)
+    def finish(self, claim) -> None:
+        if claim is not None:
+            own = str(claim.attempt).encode()
+            before = self.store.result(claim.id)
+            counts = claim.id not in self.ended or before == own  # told twice
+            assert self.store.finish(claim, own, FACTS) == counts
+            assert self.store.result(claim.id) == (own if counts else before)
+
+    @rule(claim=claims)
+    def fail(self, claim) -> None:
+        if claim is not None:
+            self.store.fail(claim, "broken", {})
+
+    @rule(claim=claims)
+    def give_back(self, claim) -> None:
+        if claim is not None:
+            self.store.give_back(claim)
+
+    @rule(number=st.integers(0, 9))
+    def cancel(self, number: int) -> None:
+        if number < len(self.ids):
+            self.store.cancel(self.ids[number])
+
+    @rule(seconds=st.sampled_from([1, LEASE / 2, LEASE, -LEASE]))
+    def wait(self, seconds: float) -> None:
+        self.memory.time += seconds
+
+    @rule()
+    def sweep(self) -> None:
+        self.store.sweep()
+
+    @invariant()
+    def one_holder_and_lasting_ends(self) -> None:
+        holders = [claim.id for claim in self.held if self.store.holds(claim)]
+        assert len(holders) == len(set(holders))
+        for job_id in self.ids:
+            status = self.store.status(job_id)
+            if status["status"] in ("done", "failed", "canceled"):
+                assert self.ended.setdefault(job_id, status) == status
+            else:
+                assert job_id not in self.ended
+
+    def teardown(self) -> None:
+        """Whatever happened, a worker that lives ends every job."""
+        for _ in range(20 * len(self.ids)):
+            self.memory.time += LEASE + 1
+            self.store.beat("D")
+            if (claim := self.store.claim("D")) is not None:
+                assert self.store.finish(claim, b"result", FACTS)
+        assert {status_of(self.store, each) for each in self.ids} <= {"done", "failed", "canceled"}
+        self.store.sweep()
+        assert self.memory.holds("jobs", "attempts") == []
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    max_examples=60,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@given(count=st.integers(0, 3000))
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+def test_a_curve_is_thinned_evenly_and_keeps_its_start(count):
+    curve = Curve()
+    for iteration in range(count):
+        curve.add(iteration, iteration / 7)
+    curve.add(count, None)
+    curve.add(count, float("nan"))
+    steps = np.diff([iteration for iteration, _ in curve.points])
+    assert len(curve.points) <= CURVE and len(curve.points) >= min(count, CURVE // 2)
+    assert len(set(steps)) <= 1 and (not count or curve.points[0] == (0, 0.0))
+
+
+# From here on the workers are processes, and what the store does in Redis was seen above.
+SQLITE = pytest.mark.parametrize("where", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def crew(where: str, tmp_path: Path, short_lease: None) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts workers, and ends them all."""
+    started = []
+
+    def begin(*options: str) -> subprocess.Popen:
+        started.append(restorer.start(where, tmp_path / "trace", *options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.stdin.close()
+        process.wait()
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Callable[[], list[tuple[int, int, int]]]:
+    return lambda: restorer.lines(tmp_path / "trace")
+
+
+def test_a_job_of_a_worker_that_was_killed_is_run_again_by_another(store, crew, trace):
+    killed = crew()
+    job_id = submit(store, iterations=100)
+    assert until(lambda: len(trace()) > 20, True)
+    killed.kill()
+    before = len(trace())
+    successor = crew()
+    assert until(lambda: status_of(store, job_id), "done", 30) == "done"
+    assert {process for process, _, _ in trace()} == {killed.pid, successor.pid}
+    assert [iteration for _, _, iteration in trace()[before:]] == list(range(1, 101))
+    np.testing.assert_allclose(read_picture(store.result(job_id)).pixels, 1 - read_picture(png()).pixels)
+    status = store.status(job_id)
+    assert status["iteration"] == 100 and status["history"][0] == [1, 1.0] and status["fraction"] == 1
+    assert status["stopped_because"] == "the iterations are over"
+
+
+@SQLITE
+def test_a_worker_stops_within_an_iteration_of_canceling_and_goes_on_with_the_next(store, crew, trace):
+    crew()
+    job_id, after = submit(store, iterations=100_000, seed=1), submit(store, seed=2)
+    assert until(lambda: store.preview(job_id) is not None, True)
+    assert status_of(store, job_id) == "running"
+    store.cancel(job_id)
+    before = len(trace())
+    assert until(lambda: status_of(store, after), "done") == "done"
+    assert (
+        len([seed for _, seed, _ in trace()[before:] if seed == 1]) <= 2
+    )  # one may have run while we counted
+    assert status_of(store, job_id) == "canceled" and store.result(job_id) is None
+
+
+@SQLITE
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "stdin"])
+def test_a_worker_that_is_asked_to_end_puts_its_job_back(store, crew, trace, end):
+    process = crew("--leash")
+    job_id = submit(store, iterations=100_000)
+    assert until(lambda: status_of(store, job_id), "running") == "running"
+    process.stdin.close() if end == "stdin" else process.send_signal(getattr(signal, end))
+    assert process.wait(10) == 0
+    assert status_of(store, job_id) == "waiting"  # and that without waiting for the lease
+    assert store.claim("A").attempt == 2
+
+
+@SQLITE
+def test_two_workers_share_the_jobs_and_run_none_twice(store, crew, trace):
+    crew(), crew()
+    wanted = [submit(store, iterations=20, seed=seed) for seed in range(6)]
+    assert until(lambda: {status_of(store, each) for each in wanted}, {"done"}, 30) == {"done"}
+    runs = [(seed, iteration) for _, seed, iteration in trace()]
+    assert sorted(runs) == sorted(itertools.product(range(6), range(1, 21)))
+
+
+@SQLITE
+def test_what_goes_wrong_in_a_job_is_told_without_secrets_and_the_worker_lives_on(store, crew):
+    crew()
+    refused, broken, fine = (submit(store, seed=seed) for seed in (restorer.REFUSED, restorer.BROKEN, 1))
+    assert until(lambda: status_of(store, fine), "done") == "done"
+    assert store.status(refused)["error"] == "a picture of this seed is refused"
+    assert (
+        store.status(broken)["error"]
+        == "the restoration broke (ZeroDivisionError): the worker's log says how"
+    )
+
+
+@SQLITE
+def test_a_worker_that_was_put_to_sleep_finds_its_job_taken_over(store, crew, trace):
+    sleeper = crew("--sleepy")
+    job_id = submit(store, iterations=100)
+    assert until(lambda: len(trace()), 5) == 5
+    crew()
+    assert until(lambda: len({process for process, _, _ in trace()}), 2) == 2
+    sleeper.send_signal(signal.SIGCONT)
+    assert until(lambda: status_of(store, job_id), "done") == "done"
+    assert len([1 for process, _, _ in trace() if process == sleeper.pid]) == 5
+    assert sleeper.poll() is None
+
+
+def test_once_is_one_job_and_then_the_end(tmp_path, short_lease):
+    where = str(tmp_path / "jobs.sqlite")
+    assert work(where, restorer.run, once=True) == 0  # nothing to do
+    store = open_store(where)
+    store.beat("somebody")
+    first, second = submit(store), submit(store)
+    work(where, restorer.run, once=True)
+    assert (status_of(store, first), status_of(store, second)) == ("done", "waiting")
+    assert set(store.workers.all()) == {"somebody"}
+    store.close()
+
+
+def test_a_worker_restores_with_the_true_thing_by_default(tmp_path):
+    where = str(tmp_path / "jobs.sqlite")
+    store = open_store(where)
+    store.beat("somebody")
+    job_id = submit(store, iterations=2, content=png(side=32))
+    work(where, once=True)
+    status = store.status(job_id)
+    assert (status["status"], status["error"], status["iteration"]) == ("done", None, 2)
+    assert read_picture(store.result(job_id)).pixels.shape == (32, 32, 1)
+    store.close()
+
+
+def test_a_worker_without_a_store_ends_with_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsegen.service.worker"],
+        env=os.environ | {"SPARSEGEN_JOBS": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"worker: jobs cannot be kept in {tmp_path}")
+
+
+CREW = """
+import sys, time
+from sparsegen.service.serve import Crew, environment
+crew = Crew(2, environment("/nowhere", sys.argv[1]))
+while True:
+    crew.tend()
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_workers_are_replaced_and_do_not_outlive_the_server_even_if_it_is_killed(tmp_path):
+    where = str(tmp_path / "jobs.sqlite")
+    store = open_store(where)
+    server = subprocess.Popen([sys.executable, "-c", CREW, where], stderr=subprocess.DEVNULL)
+
+    def alive() -> dict[str, int]:
+        return {name: int(name.split("-")[-2]) for name in store.workers.all()}
+
+    try:
+        assert until(lambda: len(alive()), 2) == 2
+        first = alive()
+        os.kill(min(first.values()), signal.SIGKILL)
+        assert until(lambda: len(alive()), 3) == 3  # the sign of life of the dead is still there
+    finally:
+        server.kill()
+        server.wait()
+    dead = min(first.values())
+    assert until(lambda: set(alive().values()), {dead}) == {dead}  # the others have taken leave
+    store.close()

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask, image_shape
+
+
+def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=20, deadline=None)
+@given(by=st.sampled_from([2, 4]), height=st.integers(2, 9), width=st.integers(2, 9), seed=st.integers(0, 99))
+def test_shrinking_is_that_of_pillow(by: int, height: int, width: int, seed: int) -> None:
+    image = picture(height * by, width * by, 1, seed)
+    small = Image.fromarray(image[0, 0].numpy()).resize((width, height), Image.Resampling.BICUBIC)
+    assert np.allclose(Downsample(by)(image)[0, 0], np.asarray(small), atol=1e-5)
+    assert image_shape(Downsample(by), (1, 1, height, width)) == tuple(image.shape)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_blurring_is_a_convolution_with_mirrored_borders(data: st.DataObject) -> None:
+    kernel = np.random.default_rng(data.draw(st.integers(0, 99))).random(
+        (data.draw(st.sampled_from([1, 3, 5])), data.draw(st.sampled_from([1, 3, 7])))
+    )
+    image = picture(data.draw(st.integers(8, 14)), data.draw(st.integers(8, 14)))
+    blurred = Blur(kernel)(image)
+    for channel, truth in zip(blurred[0], image[0].numpy(), strict=True):
+        assert np.allclose(channel, ndimage.convolve(truth, kernel / kernel.sum(), mode="mirror"), atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.6, 3.0])
+def test_a_gaussian_blur_is_a_gaussian_filter(sigma: float) -> None:
+    image = picture(40, 50)
+    radius = int(np.ceil(3 * sigma))
+    for channel, truth in zip(Blur.gaussian(sigma)(image)[0], image[0].numpy(), strict=True):
+        expected = ndimage.gaussian_filter(truth, sigma, mode="mirror", radius=radius)
+        assert np.allclose(channel, expected, atol=1e-5)
+
+
+def test_a_mask_keeps_what_is_known() -> None:
+    known = np.zeros((6, 7), bool)
+    known[2:4, 1:5] = True
+    image = picture(6, 7)
+    assert np.array_equal(Mask(known)(image)[0], np.where(known, image[0].numpy(), 0))
+
+
+@pytest.mark.parametrize("operator", [Downsample(2), Blur.gaussian(0.6), Mask(np.eye(6, dtype=bool))])
+def test_gradients_are_those_of_finite_differences(operator) -> None:
+    image = picture(6, 6, 1).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: operator(x).double(), image, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Mask(np.zeros((4, 4), bool)), "no pixel is known"),
+        (lambda: Mask(np.ones((4, 4), bool)), "nothing to fill in"),
+        (lambda: Mask(np.ones((4, 4))), "boolean"),
+        (lambda: Mask(np.eye(4, dtype=bool))(picture(4, 5)), "4 x 4, the picture 4 x 5"),
+        (lambda: Downsample(3), "by 2 or 4; got 3"),
+        (lambda: Blur(np.ones((4, 3))), "odd sides"),
+        (lambda: Blur(np.zeros((3, 3))), "above 0"),
+        (lambda: Blur(np.full((3, 3), np.nan)), "finite"),
+        (lambda: Blur.gaussian(0), "above 0 and up to 10 pixels; got 0"),
+        (lambda: Blur.gaussian(float("nan")), "got nan"),
+        (lambda: Blur(np.ones((9, 9)))(picture(4, 20)), "9 x 9 for a picture of 4 x 20"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

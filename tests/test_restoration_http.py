@@ -1,0 +1,429 @@
+"""The restoration jobs over HTTP: a real server, with a worker in a process of its own that restores nothing."""
+
+import http.client
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import restorer
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+from server import Server, small_models, start, until  # noqa: F401 (one is a fixture)
+
+from sparsegen.service import restoration
+from sparsegen.zoo.restoration.pictures import read_picture
+
+SERVE = (
+    "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
+)
+ENDLESS = {"iterations": "100000"}
+Parts = list[tuple[str, str | bytes]]
+
+
+def picture(width: int = 40, height: int = 30, mode: str = "RGB", form: str = "PNG", seed: int = 0) -> bytes:
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def plain(value: int, width: int = 40, height: int = 30) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height), value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def mask(width: int = 40, height: int = 30) -> bytes:
+    image = Image.new("L", (width, height))
+    image.paste(255, (5, 5, 9, 9))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def form(parts: Parts) -> bytes:
+    """A multipart body; bytes are files, text is text."""
+    body = b""
+    for name, value in parts:
+        file = '; filename="my picture.png"\r\nContent-Type: image/png' if isinstance(value, bytes) else ""
+        body += f'--boundary\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode()
+        body += (value if isinstance(value, bytes) else value.encode()) + b"\r\n"
+    return body + b"--boundary--\r\n"
+
+
+class Client:
+    """Asks a server for restorations."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def ask(self, method: str, path: str, body: object = None, kind: str = "") -> tuple[int, dict, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        try:
+            connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def post(self, *parts: tuple[str, str | bytes], **texts: str) -> tuple[int, dict, dict]:
+        body = form([*parts, *texts.items()])
+        status, headers, answer = self.ask("POST", "/restore", body, "multipart/form-data; boundary=boundary")
+        return status, headers, json.loads(answer)
+
+    def submit(self, *parts: tuple[str, str | bytes], **texts: str) -> str:
+        status, headers, answer = self.post(*(parts or [("image", picture())]), **texts)
+        assert status == 202, answer
+        assert headers["location"] == f"restore/{answer['id']}"
+        return answer["id"]
+
+    def state(self, job_id: str) -> dict:
+        status, _, body = self.ask("GET", f"/restore/{job_id}")
+        assert status == 200, body
+        return json.loads(body)
+
+    def wait(self, job_id: str, wanted: str) -> dict:
+        assert until(lambda: self.state(job_id)["status"], wanted) == wanted, self.state(job_id)
+        return self.state(job_id)
+
+    def refused(self, method: str, path: str) -> tuple[int, str, dict]:
+        status, headers, body = self.ask(method, path)
+        assert status >= 400
+        return status, sentence(json.loads(body)), headers
+
+
+def sentence(answer: dict) -> str:
+    assert list(answer) == ["error"], answer
+    assert answer["error"] and "\n" not in answer["error"] and "Traceback" not in answer["error"]
+    return answer["error"]
+
+
+@pytest.fixture(scope="module")
+def client(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server in whose process torch cannot be imported, and one worker."""
+    folder = tmp_path_factory.mktemp("restoration") / "run"
+    server = start(folder, models, [sys.executable, "-c", SERVE])
+    worker = None
+    try:
+        server.wait_until_ready()
+        asker = Client(server)
+        status, headers, answer = asker.post(("image", picture()))
+        assert (status, headers["retry-after"]) == (503, "15")
+        assert "start one with `sparsegen worker`" in sentence(answer)
+        worker = restorer.start(str(folder / "jobs.sqlite"), folder / "trace")
+        assert until(lambda: asker.post(("image", picture()))[0], 202) == 202
+        yield asker
+        assert not server.torch_imports.exists(), server.torch_imports.read_text()
+        assert "Traceback" not in server.log.read_text()
+    finally:
+        if worker is not None:
+            worker.terminate()
+            worker.stdin.close()
+            worker.wait(20)
+        server.stop()
+
+
+@pytest.fixture
+def endless(client: Client) -> Iterator[str]:
+    """A job that occupies the worker."""
+    job_id = client.submit(**ENDLESS)
+    client.wait(job_id, "running")
+    yield job_id
+    client.ask("DELETE", f"/restore/{job_id}")
+
+
+def test_a_picture_is_restored_and_comes_back_as_it_went(client):
+    content = picture(mode="RGBA")
+    job_id = client.submit(("image", content), iterations="5", sigma="25", seed=str(2**64 - 1))
+    state = client.wait(job_id, "done")
+    assert (state["iteration"], state["fraction"], state["error"]) == (5, 1.0, None)
+    assert state["history"][0] == [1, 1.0] and state["stopped_because"] == "the iterations are over"
+    status, headers, body = client.ask("GET", f"/restore/{job_id}/result")
+    assert (status, headers["content-type"]) == (200, "image/png")
+    given, got = read_picture(content), read_picture(body)
+    np.testing.assert_allclose(got.pixels, 1 - given.pixels, atol=1e-6)
+    np.testing.assert_array_equal(got.alpha, given.alpha)
+    assert client.ask("GET", f"/restore/{job_id}/preview")[2] == body
+    status, headers, tiff = client.ask("GET", f"/restore/{job_id}/result?format=tiff")
+    assert (status, headers["content-type"]) == (200, "image/tiff")
+    np.testing.assert_array_equal(read_picture(tiff).pixels, got.pixels)
+    assert client.refused("GET", f"/restore/{job_id}/result?format=jpeg")[:2] == (
+        422,
+        ".jpeg: JPEG holds no alpha, and the picture has some; write .png or .tif",
+    )
+    assert "png, jpeg, tiff, webp" in client.refused("GET", f"/restore/{job_id}/result?format=gif")[1]
+
+
+@pytest.mark.parametrize(
+    ("parts", "texts"),
+    [
+        ([("mask", mask())], {"kind": "inpaint"}),
+        ([], {"kind": "upscale", "by": "2"}),
+        ([], {"kind": "deblur", "kernel": "gaussian:1.6"}),
+        ([("kernel", plain(9, 17, 17))], {"kind": "deblur"}),
+        ([("kernel", plain(9, 17, 17))], {"kind": "deblur", "preset": "paper", "regularizer": "l1"}),
+        ([], {"density": "1e-1", "loss": "l1"}),
+    ],
+    ids=str,
+)
+def test_every_kind_of_task_is_taken(client, parts, texts):
+    client.wait(client.submit(("image", picture()), *parts, **texts), "done")
+
+
+def test_a_waiting_job_has_a_position_and_a_running_one_a_preview(client, endless):
+    first, second = client.submit(), client.submit(("image", picture(form="GIF", mode="L")))
+    assert [client.state(each)["position"] for each in (endless, first, second)] == [None, 1, 2]
+    status, text, headers = client.refused("GET", f"/restore/{first}/preview")
+    assert (status, headers["retry-after"]) == (404, "2") and "no picture yet" in text
+    status, text, headers = client.refused("GET", f"/restore/{first}/result")
+    assert status == 409 and "waiting" in text and int(headers["retry-after"]) >= 1
+    assert client.refused("GET", f"/restore/{endless}/result")[0] == 409
+    assert until(lambda: client.ask("GET", f"/restore/{endless}/preview")[0], 200) == 200
+    assert read_picture(client.ask("GET", f"/restore/{endless}/preview")[2]).pixels.shape == (30, 40, 3)
+    assert until(lambda: (client.state(endless)["iteration"] or 0) > 3, True)
+    metrics = until(lambda: gauges(client), {"waiting": 2, "running": 1}, 15)
+    assert metrics == {"waiting": 2, "running": 1}
+    client.ask("DELETE", f"/restore/{endless}")
+    assert {client.wait(each, "done")["status"] for each in (first, second)} == {"done"}
+
+
+def gauges(client: Client) -> dict[str, int]:
+    text = client.server.ask("GET", "/metrics")[2].decode()
+    found = re.findall(r"^sparsegen_jobs_(\w+)(?:\{.*\})? (.+)$", text, re.M)
+    return {what: int(float(value)) for what, value in found}
+
+
+def test_a_job_is_canceled_as_often_as_one_likes(client, endless):
+    for _ in range(2):
+        status, _, body = client.ask("DELETE", f"/restore/{endless}")
+        assert (status, json.loads(body)["status"]) == (200, "canceled")
+    for part in ("result", "preview"):
+        assert client.refused("GET", f"/restore/{endless}/{part}")[:2] == (
+            410,
+            "the job is canceled, so it has no result",
+        )
+
+
+def test_a_job_that_fails_says_why(client):
+    job_id = client.submit(seed=str(restorer.REFUSED))
+    assert client.wait(job_id, "failed")["error"] == "a picture of this seed is refused"
+    status, text, _ = client.refused("GET", f"/restore/{job_id}/result")
+    assert status == 410 and "refused" in text
+
+
+def test_too_many_waiting_jobs_are_refused_with_a_time_to_come_back(client, endless):
+    taken = []
+    while (answer := client.post(("image", picture())))[0] == 202:
+        taken.append(answer[2]["id"])
+    for each in taken:
+        client.ask("DELETE", f"/restore/{each}")
+    status, headers, answer = answer
+    assert (status, len(taken)) == (429, 16) and "16 jobs are waiting" in sentence(answer)
+    assert 60 < int(headers["retry-after"]) <= 3600  # 100000 iterations take longer than a minute
+    client.ask("DELETE", f"/restore/{client.submit()}")
+
+
+@pytest.mark.parametrize("path", ["0" * 32, "1", "A" * 32, "%2e%2e", "a%0Ab", "0" * 5000])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_an_unknown_job_is_said_to_be_unknown(client, method, path):
+    status, text, _ = client.refused(method, f"/restore/{path}")
+    assert status == 404 and len(text) < 200
+
+
+IMAGE = ("image", picture())
+TEXT = b"this is no picture but a text of some length, which nobody could take for one"
+REFUSALS = [
+    ([], 422, "image is missing"),
+    ([("image", b"")], 400, "the image is empty"),
+    ([("image", TEXT)], 400, "the image"),
+    ([("image", picture()[:-200])], 400, "the image"),
+    ([("image", b"<svg/>")], 400, "the image"),
+    ([("image", picture(15, 40))], 400, "16 at least"),
+    ([("image", plain(0, 1001, 1000))], 400, "the command line takes larger ones, in tiles"),
+    ([("image", plain(0, 20000, 20000))], 400, "too many pixels"),
+    ([("image", "http://127.0.0.1:1/a.png")], 422, "image is to be a file"),
+    ([("image", "/etc/passwd")], 422, "image is to be a file"),
+    ([IMAGE, IMAGE], 422, "twice"),
+    ([IMAGE, ("seed", "1"), ("seed", "1")], 422, "seed is there twice"),
+    ([IMAGE, ("seed", b"1")], 422, "seed is text, not a file"),
+    ([IMAGE, ("steps", "1")], 422, "unknown field 'steps'"),
+    ([IMAGE, ("a\r\nb", "1")], 400, ""),
+    ([IMAGE, ("kind", "sharpen")], 422, "denoise, inpaint, upscale, deblur"),
+    ([IMAGE, ("kind", "denoize")], 422, "did you mean 'denoise'"),
+    ([IMAGE, ("kind", "x\ny" * 1000)], 422, "denoise, inpaint, upscale, deblur"),
+    ([IMAGE, ("preset", "")], 422, "fast, paper"),
+    ([IMAGE, ("regularizer", "ml")], 422, "baseline, l0_inf, l0, l1"),
+    ([IMAGE, ("loss", "l2")], 422, "mse, l1"),
+    ([IMAGE, ("sigma", "256")], 422, "0 to 255"),
+    ([IMAGE, ("sigma", "nan")], 422, "sigma is a number"),
+    ([IMAGE, ("sigma", "")], 422, "sigma is a number"),
+    ([IMAGE, ("sigma", "1e999")], 422, "sigma"),
+    ([IMAGE, ("density", "0")], 422, "density is above 0"),
+    ([IMAGE, ("density", "0.5"), ("regularizer", "l1")], 422, "has no density"),
+    ([IMAGE, ("seed", "-1")], 422, "seed"),
+    ([IMAGE, ("seed", "1.5")], 422, "seed is an integer"),
+    ([IMAGE, ("seed", "٣")], 422, "seed is an integer"),
+    ([IMAGE, ("seed", "9" * 4000)], 422, "seed is an integer"),
+    ([IMAGE, ("seed", "9" * 5000)], 400, ""),
+    ([IMAGE, ("iterations", "0")], 422, "1 to 100000"),
+    ([IMAGE, ("iterations", "100001")], 422, "1 to 100000"),
+    ([IMAGE, ("kind", "upscale")], 422, "by is 2 or 4"),
+    ([IMAGE, ("kind", "upscale"), ("by", "3")], 422, "by is 2 or 4"),
+    ([IMAGE, ("by", "2")], 422, "left out elsewhere"),
+    ([("image", plain(0, 300, 300)), ("kind", "upscale"), ("by", "4")], 422, "1200 x 1200 pixels"),
+    ([IMAGE, ("kind", "deblur")], 422, "gaussian:1.6"),
+    ([IMAGE, ("kind", "deblur"), ("kernel", "box:3")], 422, "gaussian:SIGMA"),
+    ([IMAGE, ("kind", "deblur"), ("kernel", "file")], 422, "kernel is missing"),
+    ([IMAGE, ("kind", "deblur"), ("kernel", plain(9, 18, 18))], 422, "odd sides"),
+    ([IMAGE, ("kind", "deblur"), ("kernel", plain(0, 17, 17))], 422, "not black all over"),
+    ([IMAGE, ("kernel", plain(9, 17, 17))], 422, "kernel"),
+    ([IMAGE, ("kind", "inpaint")], 422, "mask is missing"),
+    ([IMAGE, ("mask", mask())], 422, "denoise takes no mask"),
+    ([IMAGE, ("kind", "inpaint"), ("mask", mask(41, 30))], 422, "41 x 30 pixels and the image 40 x 30"),
+    ([IMAGE, ("kind", "inpaint"), ("mask", plain(0))], 422, "without a white pixel"),
+    ([IMAGE, ("kind", "inpaint"), ("mask", plain(255))], 422, "white all over"),
+    ([IMAGE, ("kind", "inpaint"), ("mask", TEXT)], 400, "the mask"),
+    ([IMAGE, *[(f"field{number}", "1") for number in range(100)]], 400, "fields"),
+]
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "word"), REFUSALS, ids=lambda value: re.sub(r"[^\w .-]", "", str(value))[:50]
+)
+def test_a_bad_request_is_refused_in_one_sentence(client, parts, status, word):
+    got, _, answer = client.post(*parts)
+    assert got == status, answer
+    assert word in sentence(answer) and len(answer["error"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("", form([IMAGE]), 415),
+        ("application/json", b"{}", 415),
+        ("application/x-www-form-urlencoded", b"image=http%3A%2F%2F127.0.0.1%2F", 415),
+        ("image/png", picture(), 415),
+        ("multipart/form-data", form([IMAGE]), 400),
+        ("multipart/form-data; boundary=other", form([IMAGE]), 400),
+        ("multipart/form-data; boundary=boundary", b"", 422),
+        ("multipart/form-data; boundary=boundary", form([IMAGE])[:-30], 422),
+        ("multipart/form-data; boundary=boundary; charset=klingon", form([IMAGE]), 202),
+    ],
+)
+def test_a_body_that_is_no_form_is_refused(client, kind, body, status):
+    got, _, answer = client.ask("POST", "/restore", body, kind)
+    assert got == status, answer
+
+
+def test_an_upload_above_32_mib_is_refused_and_one_below_is_read(client):
+    status, _, answer = client.post(("image", picture() + b" " * (32 << 20)))
+    assert status == 413 and "33,554,432 bytes" in sentence(answer)
+    assert client.post(("image", picture(form="BMP") + b" " * (2 << 20)))[0] == 202
+
+
+def test_no_generated_request_breaks_the_server_or_its_openapi_document(client):
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis import GenerationMode
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    checks = [
+        not_a_server_error,
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    ]
+    document = schemathesis.openapi.from_url(f"{client.server.url}/openapi.json")
+    done = client.submit()
+    client.wait(done, "done")
+    paths = ["/restore/{job_id}", "/restore/{job_id}/preview", "/restore/{job_id}/result"]
+    operations = [(document["/restore"]["POST"], mode) for mode in GenerationMode]
+    operations += [(document[path]["GET"], GenerationMode.POSITIVE) for path in paths]
+    operations += [(document[paths[0]]["DELETE"], GenerationMode.POSITIVE)]
+    statuses = set()
+    for operation, mode in operations:
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(
+            max_examples=12,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        def ask(case):
+            response = case.call()
+            case.validate_response(response, checks=checks)
+            if response.status_code >= 400:
+                sentence(json.loads(response.content))
+            statuses.add(response.status_code)
+
+        ask()
+    assert {400, 404, 422} <= statuses
+    for path in (f"/restore/{done}", f"/restore/{done}/result", f"/restore/{done}/preview"):
+        assert client.server.ask("GET", path)[0] == 200
+
+
+# What needs a store that is broken is asked of the application in this process.
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    monkeypatch.setenv("SPARSEGEN_JOBS", str(tmp_path / "jobs.sqlite"))
+    monkeypatch.setattr(restoration, "REFRESH_EVERY", 3600)
+    app = FastAPI()
+    app.include_router(restoration.router)
+    with TestClient(app) as client:
+        yield client
+
+
+def move(inside: TestClient, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Gives the application another store, opened anew."""
+    inside.app.state.jobs.close()
+    inside.app.state.jobs = restoration.Jobs()
+    monkeypatch.setenv("SPARSEGEN_JOBS", place)
+
+
+def test_a_full_disk_is_told_with_507(inside, monkeypatch):
+    store = inside.app.state.jobs()
+    store.beat("A")
+    store.blobs.put("ballast", b"")
+    for shelf in (store.jobs, store.blobs):
+        pages = shelf.storage.conn.execute("pragma page_count").fetchone()[0]
+        shelf.storage.conn.execute(f"pragma max_page_count={pages + 4}")
+    response = inside.post("/restore", files={"image": picture(200, 200)})
+    assert response.status_code == 507 and "the disk is full" in response.json()["detail"]
+    assert store.counts() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "place", ["/proc/nosuch/jobs.sqlite", "mysql://name:secret@host", "redis://x:secret@127.0.0.1:1"]
+)
+def test_a_store_that_cannot_be_opened_is_told_with_503_and_hides_its_password(inside, monkeypatch, place):
+    move(inside, monkeypatch, place)
+    for response in (inside.post("/restore", files={"image": picture()}), inside.get(f"/restore/{'0' * 32}")):
+        assert response.status_code == 503 and "secret" not in response.json()["detail"]
+        assert response.headers["retry-after"]
+
+
+def test_a_result_outlives_the_server_and_is_the_same_from_another(client, inside, monkeypatch):
+    job_id = client.submit()
+    state = client.wait(job_id, "done")
+    move(inside, monkeypatch, str(client.server.log.parent / "jobs.sqlite"))
+    assert inside.get(f"/restore/{job_id}").json() == state
+    assert (
+        inside.get(f"/restore/{job_id}/result").content == client.ask("GET", f"/restore/{job_id}/result")[2]
+    )

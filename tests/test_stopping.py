@@ -1,0 +1,114 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from sparsegen.zoo.restoration import stopping
+from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, estimate_sigma
+
+SIGMA = 0.1
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def smooth_picture(seed: int = 0, size: int = 96) -> torch.Tensor:
+    noise = np.random.default_rng(seed).standard_normal((3, size, size))
+    smooth = gaussian_filter(noise, (0, 8, 8))
+    return torch.from_numpy(0.5 + 0.15 * smooth / smooth.std())[None].float()
+
+
+def noisy_picture(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    clean = smooth_picture(seed)
+    return clean, clean + SIGMA * torch.randn(clean.shape, generator=generator(seed + 50))
+
+
+def filtered(target: torch.Tensor, width: float) -> torch.Tensor:
+    return torch.from_numpy(gaussian_filter(target.numpy(), (0, 0, width, width)))
+
+
+WIDTHS = [0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_risk_finds_the_best_of_a_family_of_estimators(seed: int) -> None:
+    """Gaussian filters of what is to be fitted: the best width by the risk is next to the truly best one."""
+    clean, noisy = noisy_picture(seed)
+    watch = FittedNoise(noisy, SIGMA, generator(seed))
+    estimates = [filtered(watch.target, width) for width in WIDTHS]
+    errors = [float((estimate - clean).square().mean()) for estimate in estimates]
+    chosen = int(np.argmin([watch(estimate) for estimate in estimates]))
+    assert errors[chosen] <= 1.2 * min(errors)
+
+
+def test_the_risk_is_the_error_up_to_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stein's estimate, as long as the known noise is white."""
+    monkeypatch.setattr(FittedNoise, "unseen", 1)
+    monkeypatch.setattr(stopping, "_orthogonal", lambda noise, versions: noise)
+    clean, noisy = noisy_picture()
+    watch = FittedNoise(noisy, SIGMA, generator())
+    estimates = [filtered(watch.target, width) for width in WIDTHS[2:]]
+    errors = np.array([float((estimate - clean).square().mean()) for estimate in estimates])
+    offsets = np.array([watch(estimate) for estimate in estimates]) - errors
+    assert np.ptp(offsets) < 0.1 * np.ptp(errors)
+
+
+def test_the_known_noise_is_weak_and_has_nothing_of_the_picture() -> None:
+    _, noisy = noisy_picture()
+    watch = FittedNoise(noisy, SIGMA, generator())
+    added = watch.target - noisy
+    assert math.isclose(added.square().mean(), (watch.strength * SIGMA) ** 2, rel_tol=1e-3)
+    assert watch.weight is None
+    for version in (torch.ones_like(noisy), filtered(noisy, 1.5), noisy.mean(1, keepdim=True)):
+        for top, left in ((0, 0), (40, 88), (8, 16)):
+            block = np.s_[:, :, top : top + 8, left : left + 8]
+            scale = float(
+                (added[block].square().mean() * version.expand_as(noisy)[block].square().mean()).sqrt()
+            )
+            assert abs((added * version)[block].mean(dim=(2, 3))).max() < 0.02 * scale
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 23), (40, 9)])
+def test_pictures_of_any_size_are_watched(size: tuple[int, int]) -> None:
+    noisy = torch.rand(1, 3, *size)
+    watch = FittedNoise(noisy, SIGMA, generator())
+    assert watch.target.shape == noisy.shape and watch.target.isfinite().all()
+    assert watch(noisy) < watch(watch.target)  # which has taken all of the noise over
+
+
+@pytest.mark.parametrize("loss", [torch.square, torch.abs])
+def test_held_out_pixels_are_not_fitted_and_judge_alone(loss) -> None:
+    _, noisy = noisy_picture()
+    watch = HeldOut(noisy, loss, generator())
+    kept_back = watch.weight == 0
+    share = kept_back.float().mean()
+    assert 0.01 < share < 0.03 and torch.equal(kept_back[:, 0], kept_back[:, 2])  # whole pixels
+    assert torch.equal(watch.target, noisy)
+    elsewhere = torch.where(kept_back, noisy, 0)
+    assert watch(elsewhere) == 0
+    guess = torch.rand(noisy.shape, generator=generator(1))
+    assert math.isclose(watch(guess), loss(guess - noisy)[kept_back].mean(), rel_tol=1e-4)
+
+
+def test_nothing_unknown_is_held_out() -> None:
+    known = torch.zeros(96, 96)
+    known[:, :40] = 1
+    watch = HeldOut(noisy_picture()[1], torch.square, generator(), known)
+    assert (watch.weight[..., 40:] == 0).all() and (watch.kept_back[..., 40:] == 0).all()
+    assert watch.kept_back.sum() > 0
+
+
+def test_observations_that_are_no_images_are_held_out_entry_by_entry() -> None:
+    watch = HeldOut(torch.rand(1, 2000), torch.square, generator())
+    assert 0.005 < watch.kept_back.mean() < 0.04
+
+
+@pytest.mark.parametrize("sigma", [5, 15, 25, 50])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_noise_level_is_found(sigma: float, channels: int) -> None:
+    clean = smooth_picture()[:, :channels]
+    noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=generator())
+    assert math.isclose(255 * estimate_sigma(noisy), sigma, rel_tol=0.08)

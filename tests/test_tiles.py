@@ -1,0 +1,324 @@
+"""Tiles cover a picture and blend without seams; what they come to depends on neither workers nor order."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from sparsegen.zoo.restoration import tiles
+from sparsegen.zoo.restoration.pictures import Picture
+from sparsegen.zoo.restoration.restore import Outcome, run
+from sparsegen.zoo.restoration.settings import Task
+from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, WHOLE, estimate, plan, run_tiled
+
+HISTORY = np.zeros(1, [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (1,))])
+
+
+def smooth(height: int, width: int, noise: float = 0.0) -> Picture:
+    rows, columns = np.mgrid[:height, :width] / 40
+    pixels = 0.5 + 0.2 * np.sin(rows[..., None] + columns[..., None] + np.arange(3))
+    pixels += np.random.default_rng(0).normal(0, 1, pixels.shape) * noise
+    return Picture(np.clip(pixels, 0, 1).astype(np.float32))
+
+
+def enlarged(picture: Picture, by: int) -> Picture:
+    image = torch.from_numpy(picture.pixels.transpose(2, 0, 1).copy())[None]
+    image = F.interpolate(image, scale_factor=by, mode="bicubic").clamp(0, 1)
+    return Picture(image[0].permute(1, 2, 0).numpy())
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Task, Picture]]:
+    """What was fitted, by a stand-in for the fit that knows the answer: what it got, enlarged if need be."""
+    fitted = []
+
+    def answer(task: Task, picture: Picture, mask: object, kernel: object, callback: Callable) -> Outcome:
+        fitted.append((task, picture))
+        return Outcome(enlarged(picture, task.by) if task.by else picture, HISTORY, "", 10, 10, 1.0)
+
+    monkeypatch.setattr(tiles, "run", answer)
+    return fitted
+
+
+def holes(height: int, width: int, where: tuple[slice, slice]) -> Picture:
+    pixels = np.zeros((height, width, 1), np.float32)
+    pixels[where] = 1
+    return Picture(pixels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 300), st.integers(1, 300), st.integers(16, 128))
+def test_windows_sum_to_1_in_every_pixel(data: st.DataObject, height: int, width: int, tile: int) -> None:
+    overlap = data.draw(st.integers(0, tile // 3))
+    total, shape = np.zeros((height, width, 1)), set()
+    for each in plan(height, width, tile, overlap):
+        assert each.window.min() >= 0 and each.window.shape == total[each.region].shape
+        total[each.region] += each.window
+        shape.add(each.window.shape)
+    assert np.abs(total - 1).max() < 1e-6
+    ((rows, columns, _),) = shape  # all of one size
+    assert min(height, tile // 2) <= rows <= tile and min(width, tile // 2) <= columns <= tile
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(129, 5000), st.integers(16, 128))
+def test_neighbors_share_at_least_the_overlap(data: st.DataObject, length: int, tile: int) -> None:
+    overlap = data.draw(st.integers(0, tile // 3))
+    spans = [each.columns for each in plan(1, length, tile, overlap)]
+    assert (spans[0].start, spans[-1].stop) == (0, length)
+    for a, b in zip(spans, spans[1:], strict=False):
+        assert a.stop - b.start == a.fall == b.rise >= overlap
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"), [(16, 16, 1, 1), (17, 4000, 1, 18), (4000, 3000, 18, 14)]
+)
+def test_pictures_of_all_sizes_are_cut_into_as_few_tiles_as_cover_them(
+    height: int, width: int, rows: int, columns: int
+) -> None:
+    cut = plan(height, width, TILE, OVERLAP)
+    assert len(cut) == rows * columns
+    assert (cut[-1].rows.stop, cut[-1].columns.stop) == (height, width)
+    # 223 pixels further with each tile: one tile fewer could not reach the end
+    assert (rows - 1) * (TILE - OVERLAP) + OVERLAP < max(height, OVERLAP + 1)
+    assert (columns - 1) * (TILE - OVERLAP) + OVERLAP < max(width, OVERLAP + 1)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 22), (64, -1), (0, 0)])
+def test_an_overlap_of_more_than_a_third_is_refused(tile: int, overlap: int) -> None:
+    with pytest.raises(ValueError, match=f"got {overlap} for tiles of {tile}: take"):
+        plan(100, 100, tile, overlap)
+
+
+@pytest.mark.parametrize(
+    "given_", [{"kind": "denoise"}, {"kind": "upscale", "by": 4}, {"kind": "upscale", "by": 2},
+               {"kind": "deblur", "kernel": "gaussian:1.6"}]
+)  # fmt: skip
+def test_tiles_are_put_where_they_were_cut_out(fits: list, given_: dict) -> None:
+    task, picture = Task.of(**given_), smooth(101, 75, noise=0.1)
+    outcome = run_tiled(task, picture, tile=64, overlap=16)
+    expected = enlarged(picture, task.by or 1) if task.by else picture
+    assert len(fits) > 1
+    np.testing.assert_allclose(outcome.picture.pixels, expected.pixels, atol=1e-5)
+    assert outcome.stopped_because == f"all {len(fits)} tiles are done"
+
+
+def test_a_blur_is_undone_with_its_reach_around_every_tile(fits: list) -> None:
+    run_tiled(Task.of(kind="deblur", kernel="gaussian:3"), smooth(150, 40), tile=96, overlap=16)
+    cut = plan(150, 40, 96 - 2 * 9, 16)
+    heights = [
+        tile.rows.stop - tile.rows.start + (9 if i in (0, len(cut) - 1) else 18) for i, tile in enumerate(cut)
+    ]
+    assert [picture.pixels.shape[0] for _, picture in fits] == heights
+    assert max(heights) <= 96
+
+
+def test_a_tile_brighter_than_its_neighbor_shows_no_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = iter(range(100))
+
+    def tinted(task: Task, picture: Picture, *_: object) -> Outcome:
+        return Outcome(Picture(picture.pixels + 0.2 * (next(count) % 2)), HISTORY, "", 10, 10, 1.0)
+
+    monkeypatch.setattr(tiles, "run", tinted)
+    flat = Picture(np.full((64, 176, 1), 0.4, np.float32))
+    restored = run_tiled(Task.of(sigma=10), flat, tile=64, overlap=16).picture.pixels
+    assert restored.max() - restored.min() > 0.19
+    steepest = 0.2 * np.pi / 2 / 16  # of a squared sine over 16 pixels
+    assert np.abs(np.diff(restored, axis=1)).max() < 1.05 * steepest
+
+
+def test_the_noise_is_estimated_once_and_every_tile_has_a_seed_of_its_own(fits: list) -> None:
+    picture = smooth(100, 100, noise=0.1)
+    run_tiled(Task.of(seed=3), picture, tile=64, overlap=16)
+    (sigma,) = {task.sigma for task, _ in fits}
+    assert sigma == pytest.approx(25.5, rel=0.1)
+    assert len({task.seed for task, _ in fits}) == len(fits) == 4
+    others = [task.seed for task, _ in fits]
+    fits.clear()
+    run_tiled(Task.of(seed=4), picture, tile=64, overlap=16)
+    assert not {task.seed for task, _ in fits} & set(others)
+
+
+def test_a_tile_without_holes_is_left_as_it_is_or_denoised_if_there_is_noise(fits: list) -> None:
+    picture, mask = smooth(64, 176, noise=0.1), holes(64, 176, np.s_[20:30, 10:20])
+    run_tiled(Task.of(kind="inpaint"), picture, mask, tile=64, overlap=16)
+    assert [task.kind for task, _ in fits] == ["inpaint"]
+    fits.clear()
+    run_tiled(Task.of(kind="inpaint", sigma=20), picture, mask, tile=64, overlap=16)
+    assert [task.kind for task, _ in fits] == ["inpaint", "denoise", "denoise", "denoise"]
+
+
+def test_a_tile_with_little_around_its_hole_gets_more_of_its_neighborhood(fits: list) -> None:
+    picture, mask = smooth(200, 200), holes(200, 200, np.s_[55:148, 55:148])
+    outcome = run_tiled(Task.of(kind="inpaint"), picture, mask, tile=64, overlap=0)
+    # tiles of 50 grow in steps of 6, each until a quarter around it is known
+    assert [fitted.pixels.shape[0] for _, fitted in fits] == [62, 62, 62, 74]
+    assert np.abs(outcome.picture.pixels - picture.pixels).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [(np.s_[10:150, 10:150], r"only \d+ of \d+ pixels are known.*take larger tiles \(tile="),
+     (np.s_[:0], "every pixel is known")],
+)  # fmt: skip
+def test_a_mask_that_leaves_a_tile_nothing_to_go_by_is_refused_before_any_work(
+    fits: list, where: tuple[slice, slice], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_tiled(Task.of(kind="inpaint"), smooth(200, 200), holes(200, 200, where), tile=64, overlap=16)
+    assert not fits
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tile": 63}, "tile.*from 64"),
+        ({"tile": 64, "overlap": 22}, "overlap.*to 21"),
+        ({"workers": 0}, "workers.*from 1"),
+        ({"threads": 0}, "threads.*from 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(fits: list, wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_tiled(Task.of(), smooth(100, 100), **wrong)
+    assert not fits
+
+
+def test_a_picture_of_one_tile_is_fitted_as_a_whole() -> None:
+    task, picture = Task.of(iterations=12), smooth(40, 70, noise=0.1)
+    outcome = run_tiled(task, picture)
+    assert picture.pixels[..., 0].size <= WHOLE
+    np.testing.assert_array_equal(outcome.picture.pixels, run(task, picture).picture.pixels)
+
+
+def test_the_sum_does_not_depend_on_which_tile_ends_first() -> None:
+    task, picture = Task.of(sigma=25), smooth(130, 130, noise=0.1)
+    jobs = tiles._jobs(task, picture, None, None, 64, 16)
+    reports = [
+        tiles._Report(job.index, job.observed() + 0.1 * job.index, 10, 0, 1.0, 0.1, HISTORY, 10, True)
+        for job in jobs
+    ]
+    sums = []
+    for order in (reports, reports[::-1]):
+        tally = tiles._Tally(task, picture, jobs, 2)
+        for report in order:
+            tally.hear(report)
+        assert tally.added == len(jobs)
+        sums.append(tally.pixels())
+    np.testing.assert_array_equal(*sums)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_time_left_goes_by_what_finished_tiles_took(workers: int) -> None:
+    task, picture = Task.of(sigma=25), smooth(64, 176)
+    jobs = tiles._jobs(task, picture, None, None, 64, 16)
+    tally = tiles._Tally(task, picture, jobs, workers)
+    under_way = tiles._Report(1, jobs[1].observed(), 50, 60, 5.0, 0.3)
+    tally.hear(under_way)
+    assert tally.progress().seconds_left == pytest.approx(0.1 * (550 + 3 * 600) / workers)
+    tally.hear(tiles._Report(0, jobs[0].observed(), 200, 0, 20.0, 0.1, HISTORY, 180, True))
+    progress = tally.progress()
+    assert progress.seconds_left == pytest.approx(0.1 * (150 + 2 * 200) / workers)
+    assert (progress.iteration, progress.finished, progress.tiles) == (250, 1, 4)
+    assert progress.statistic == pytest.approx(0.2)
+
+
+def test_the_estimate_counts_tiles_workers_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_seconds_per_iteration", lambda job: 0.1)
+    monkeypatch.setattr(tiles, "_processors", lambda: 4)
+    task, picture = Task.of(sigma=25), Picture(np.zeros((4000, 3000, 3), np.float32))
+    one, four, eight = (estimate(task, picture, workers) for workers in (1, 4, 8))
+    assert one.tiles == four.tiles == 18 * 14
+    assert one.seconds == pytest.approx(0.1 * 600 * one.tiles)
+    assert one.seconds == pytest.approx(4 * four.seconds)
+    assert four.seconds == eight.seconds  # there are four processors
+    assert 1e9 < one.memory_bytes < four.memory_bytes < eight.memory_bytes < 1e10
+    assert estimate(replace(task, iterations=60), picture).seconds == pytest.approx(one.seconds / 10)
+
+
+def test_an_estimate_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def slow(*given_: object) -> None:
+        for _ in range(6):
+            time.sleep(0.02)
+            asked.append(given_[-1](None))
+
+    monkeypatch.setattr(tiles, "run", slow)
+    found = estimate(Task.of(), smooth(64, 112, noise=0.1), tile=64, overlap=16)
+    assert asked == [False] * 5 + [True]
+    assert found.tiles == 2 and found.seconds >= 2 * 600 * 0.02
+
+
+def test_workers_give_the_bytes_that_one_thread_gives_and_no_seams() -> None:
+    task, picture, heard = Task.of(iterations=60), smooth(112, 112, noise=0.1), []
+    alone = run_tiled(task, picture, tile=64, overlap=16, callback=heard.append)
+    together = run_tiled(task, picture, tile=64, overlap=16, workers=2)
+    np.testing.assert_array_equal(alone.picture.pixels, together.picture.pixels)
+    np.testing.assert_array_equal(alone.history, together.history)
+    assert alone.iterations == 60 and alone.stopped_because == "all 4 tiles are done"
+    assert [p.iteration for p in heard] == sorted(p.iteration for p in heard)
+    assert heard[-1].fraction == 1 and heard[0].fraction < 1
+    np.testing.assert_array_equal(heard[-1].picture().pixels, alone.picture.pixels)
+    for axis in (0, 1):
+        jumps = np.abs(np.diff(alone.picture.pixels, axis=axis)).mean((1 - axis, 2))
+        borders = [47, 63]  # from the last pixel of one tile, or before the first, to the next
+        assert jumps[borders].mean() < 1.5 * np.delete(jumps, borders).mean()
+
+
+def test_a_stopped_run_is_made_of_what_there_is() -> None:
+    picture = smooth(64, 64 + 5 * 48, noise=0.1)
+    outcome = run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=lambda _: True)
+    assert outcome.stopped_because.startswith("it was asked to: of 6 tiles 0 are done, ")
+    assert outcome.iterations < 600  # of thousands
+    np.testing.assert_allclose(outcome.picture.pixels[:, 160:], picture.pixels[:, 160:], atol=1e-6)
+    assert np.abs(outcome.picture.pixels[:, :40] - picture.pixels[:, :40]).mean() > 0.01
+
+
+def test_a_killed_worker_is_an_error_that_names_the_remedy() -> None:
+    killed = []
+
+    def kill(_: object) -> None:
+        if not killed:
+            workers = [child for child in multiprocessing.active_children() if "Manager" not in child.name]
+            os.kill(workers[0].pid, signal.SIGKILL)
+            killed.append(workers[0])
+
+    with pytest.raises(RuntimeError, match=r"killed.*memory.*workers=1.*smaller tiles"):
+        run_tiled(Task.of(sigma=25), smooth(64, 160), tile=64, overlap=16, workers=2, callback=kill)
+    assert killed and not multiprocessing.active_children()
+
+
+def test_nothing_is_left_running_when_the_parent_is_killed() -> None:
+    script = """
+import numpy as np
+from sparsegen.zoo.restoration.pictures import Picture
+from sparsegen.zoo.restoration.settings import Task
+from sparsegen.zoo.restoration.tiles import run_tiled
+
+if __name__ == "__main__":
+    picture = Picture(np.full((64, 160, 3), 0.5, np.float32))
+    tell = lambda _: print("at work", flush=True)
+    run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=tell)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "at work\n"
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert len(children) >= 3  # two workers, the manager, and what multiprocessing has to itself
+    parent.kill()
+    parent.communicate()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive

@@ -1,0 +1,255 @@
+"""The fit of a hourglass to one observation: the loop of the Deep Image Prior (Ulyanov et al., 2018; eq. 4).
+
+    min over θ of loss(A(G_θ(z)), y),   Γ1…ΓK of G_θ(z) sparse
+
+z is fixed noise, A the operator, y the observation. The prior is the network itself: it takes up the picture
+sooner than the noise, so the art is to stop in between, and to average what it says on the way.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
+from sparsegen.zoo.restoration.hourglass import Hourglass
+from sparsegen.zoo.restoration.operators import Identity, Operator, image_shape
+from sparsegen.zoo.restoration.settings import Preset, Sparsity
+from sparsegen.zoo.restoration.stopping import Watch
+
+SMALLEST = 64  # sides of the network's image: the coarsest code needs some pixels for its batch norm
+LOOK_EVERY = 10  # iterations from one look at the stop statistic to the next
+Loss = Callable[[Tensor], Tensor]  # of residuals, entry by entry
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a fit is after an iteration.
+
+    `output` is what the network says, `average` the exponential average of that, both (1, C, H, W) in [0, 1];
+    `statistic` is the watch's last verdict on the average, smaller is better, `best_iteration` where it was
+    smallest; `image` the result so far; `density` the share of non-zeros in Γ1…ΓK at the last look;
+    `seconds_left` an estimate.
+    """
+
+    iteration: int
+    loss: float
+    output: Tensor
+    average: Tensor
+    image: Tensor
+    statistic: float | None
+    best_iteration: int | None
+    density: tuple[float, ...]
+    seconds: float
+    seconds_left: float
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, from 0 to 1, by the present estimate."""
+        return self.seconds / max(self.seconds + self.seconds_left, 1e-9)
+
+
+class Fit:
+    """One hourglass and the observation that it is fitted to; iterating over it does the work.
+
+    Everything random is a function of the seed. `image` is the result so far, at any time after the first
+    iteration: the average at which the watch was most content, or the last one where nothing watches.
+
+    Args:
+        observation: (1, C', h, w) in [0, 1].
+        operator: From the image to the observation, differentiable.
+        shape: Of the image, (C, H, W); by default what the operator says, else that of the observation.
+        watch: Decides which average is best and, if the preset stops, when to stop.
+
+    Raises: ValueError, before any work, if the operator's output has not the shape of the observation, or no
+        gradient.
+    """
+
+    def __init__(
+        self,
+        observation: Tensor,
+        preset: Preset,
+        sparsity: Sparsity,
+        loss: Loss = torch.square,
+        operator: Operator | None = None,
+        watch: Watch | None = None,
+        seed: int = 0,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.observation, self.preset, self.sparsity, self.loss = observation, preset, sparsity, loss
+        self.operator, self.watch = operator or Identity(), watch
+        self.shape = tuple(shape or image_shape(self.operator, observation.shape)[1:])
+        check_operator(self.operator, self.shape, observation)
+        multiple = preset.widths.multiple
+        self.size = [max(SMALLEST, -(-side // multiple) * multiple) for side in self.shape[1:]]
+        device = observation.device
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.network = Hourglass(preset.widths, self._projection, preset.inputs, self.shape[0]).to(device)
+            z = torch.rand(1, preset.inputs, *self.size) / 10
+        self.random = torch.Generator(device).manual_seed(seed + 1)
+        self.z = z.to(device)
+        if preset.swift:
+            self.network.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=preset.learning_rate, betas=preset.betas, fused=True
+        )
+        self.best = Best(watch.wait if watch else 0)
+        self.image: Tensor | None = None
+        self.stopped_because = ""
+
+    def __iter__(self) -> Iterator[Progress]:
+        watch, started = self.watch, perf_counter()
+        best, good = self.best, LastGood(self.preset.fall)
+        average, density, statistic = None, (), None
+        last = self.preset.iterations
+        self.stopped_because = f"all {last} iterations are done"
+        for iteration in range(1, last + 1):
+            output, codes, loss = self._forward()
+            fit = float(loss.detach())
+            if good.has_fallen(fit):
+                good.restore(self.network, self.optimizer)
+                output, codes, loss = self._forward()
+                fit = float(loss.detach())
+            elif (iteration - 1) % self.preset.snapshot_every == 0:
+                good.take(fit, self.network, self.optimizer)
+            self._update(loss, codes)
+            output = output.detach()
+            average = output.clone() if average is None else average.lerp_(output, self._share(iteration))
+            if iteration % LOOK_EVERY == 0 or iteration == 1:
+                density = tuple(float(code.count_nonzero()) / code.numel() for code in codes)
+                if watch:
+                    statistic = self._look(average)
+                    best.take(statistic, iteration, average)
+            self.image = best.image if watch else average
+            ends = min(last, best.patience_ends) if watch and self.preset.stops else last
+            seconds = perf_counter() - started
+            yield Progress(
+                iteration,
+                fit,
+                output,
+                average,
+                self.image,
+                statistic,
+                best.iteration,
+                density,
+                seconds,
+                seconds / iteration * (ends - iteration),
+            )
+            if ends <= iteration < last:
+                self.stopped_because = f"the stop statistic was best at iteration {best.iteration}"
+                return
+
+    def _forward(self) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Returns the image of freshly jittered z, its codes, and how far it is from what was observed."""
+        noise = torch.randn(self.z.shape, generator=self.random, device=self.z.device)
+        z = torch.add(self.z, noise, alpha=self.preset.jitter)
+        if self.preset.swift:  # randn into this format would be several times slower
+            z = z.contiguous(memory_format=torch.channels_last)
+        with self._precision():
+            output, codes = self.network(z)
+        output = output[..., : self.shape[1], : self.shape[2]].contiguous()
+        target, weight = (self.watch.target, self.watch.weight) if self.watch else (self.observation, None)
+        losses = self.loss(self.operator(output) - target)
+        return output, codes, losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+
+    def _update(self, loss: Tensor, codes: list[Tensor]) -> None:
+        if self.sparsity.penalty:
+            loss = loss + self.sparsity.penalty * sum(code.float().abs().mean() for code in codes)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def _share(self, iteration: int) -> float:
+        """The share of the new output in the average; as if the average had started at 0, and its bias undone."""
+        decay = self.preset.averaging
+        return (1 - decay) / (1 - decay**iteration if self.preset.bias_corrected else 1)
+
+    @torch.no_grad()
+    def _look(self, average: Tensor) -> float:
+        return self.watch(self.operator(average))
+
+    def _projection(self, level: int, channels: int) -> nn.Module:
+        height, width = (side >> level for side in self.size)
+        match self.sparsity.unit:
+            case "needle":
+                return NeedleProjection(max(1, round(self.sparsity.density * channels)))
+            case "code":
+                return GlobalProjection(max(1, round(self.sparsity.density * channels * height * width)))
+        return nn.Identity()
+
+    def _precision(self) -> AbstractContextManager:
+        kind = self.z.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.preset.swift and has_bfloat16(kind))
+
+
+class Best:
+    """The average at which the watch was most content so far, and how long to wait for a better one.
+
+    Choice: at least 60 iterations, else the bumps of the statistic are taken for its end. A longer wait costs
+    time, and no quality, since the best average is kept.
+    """
+
+    least = 60
+
+    def __init__(self, wait: float) -> None:
+        self.wait, self.statistic, self.iteration, self.image = wait, math.inf, None, None
+
+    def take(self, statistic: float, iteration: int, image: Tensor) -> None:
+        if self.image is None or statistic < self.statistic:
+            self.statistic, self.iteration, self.image = statistic, iteration, image.clone()
+
+    @property
+    def patience_ends(self) -> int:
+        """The iteration at which waiting is over, if nothing better comes before."""
+        return self.iteration + max(self.least, math.ceil(self.wait * self.iteration))
+
+
+class LastGood:
+    """The state to take up again when the fit falls: the parameters and the moments of Adam.
+
+    The original forgets the moments, and goes on with the gradient of the fallen state.
+    """
+
+    def __init__(self, fall: float) -> None:
+        self.growth, self.loss, self.state = 10 ** (fall / 10), math.inf, None
+
+    def has_fallen(self, loss: float) -> bool:
+        """Whether the loss has grown by more than `fall` decibels since the state was taken, or is not finite."""
+        return self.state is not None and not loss <= self.growth * self.loss
+
+    def take(self, loss: float, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.loss = loss
+        self.state = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
+
+    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        parameters, moments = copy.deepcopy(self.state)
+        network.load_state_dict(parameters)
+        optimizer.load_state_dict(moments)
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device multiplies bfloat16 faster than float32."""
+    return torch.cpu.get_capabilities().get("avx512_bf16", False) if device == "cpu" else device == "cuda"
+
+
+def check_operator(operator: Operator, shape: tuple[int, ...], observation: Tensor) -> None:
+    """Tries an operator on an image of this shape.
+
+    Raises: ValueError if it does not give what was observed, or gives no gradient.
+    """
+    trial = torch.full((1, *shape), 0.5, device=observation.device, requires_grad=True)
+    observed = operator(trial)
+    if not isinstance(observed, Tensor) or observed.shape != observation.shape:
+        got = tuple(observed.shape) if isinstance(observed, Tensor) else type(observed).__name__
+        raise ValueError(
+            f"the operator turns an image {(1, *shape)} into {got}, but the observation is "
+            f"{tuple(observation.shape)}: give the shape of the image (shape=...), or another operator"
+        )
+    if not observed.requires_grad:
+        raise ValueError("the operator gives no gradient: write it in torch's differentiable operations")

@@ -1,0 +1,645 @@
+"""Pictures at the borders of restoration: files and arrays of any kind in, the same kind out. Needs no torch."""
+
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+from sparsegen.zoo.files import atomic_write
+
+MAX_PIXELS = 12_000_000
+MIN_SIDE = 16  # the hourglass halves a picture several times
+
+# Choice: no EPS (Pillow runs Ghostscript on it) and no icons (their header may lie about the size inside).
+READABLE = (
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "AVIF",
+    "JPEG2000",
+    "PPM",
+    "QOI",
+    "TGA",
+    "PCX",
+    "SGI",
+)
+MAGIC = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8": "JPEG",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"RIFF": "WebP",
+    b"BM": "BMP",
+}
+MODES = {  # Pillow's word -> ours, and the mode that is read without alpha
+    "1": ("1-bit", "L"),
+    "L": ("gray", "L"),
+    "LA": ("gray", "L"),
+    "La": ("gray", "L"),
+    "P": ("palette", "RGB"),
+    "PA": ("palette", "RGB"),
+    "RGB": ("RGB", "RGB"),
+    "RGBA": ("RGB", "RGB"),
+    "RGBa": ("RGB", "RGB"),
+    "RGBX": ("RGB", "RGB"),
+    "YCbCr": ("YCbCr", "RGB"),
+    "HSV": ("HSV", "RGB"),
+    "CMYK": ("CMYK", "RGB"),
+    "LAB": ("LAB", "RGB"),
+}
+COUNTED = (
+    1_000_000  # bytes of a GIF or TIFF up to which its frames are counted: a large one could hold millions
+)
+SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+_ONE_AT_A_TIME = threading.Lock()  # warnings.catch_warnings changes the whole process
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The sizes of pictures that are read."""
+
+    max_pixels: int = MAX_PIXELS
+    min_side: int = MIN_SIDE
+
+    def check(self, name: str, width: int, height: int) -> None:
+        """Raises: ValueError unless both sides are long enough, and the pixels not too many."""
+        if width * height > self.max_pixels:
+            raise ValueError(
+                f"{name} has {width} x {height} = {width * height / 1e6:.4g} million pixels, "
+                f"the limit is {self.max_pixels / 1e6:g} million: scale it down, or cut a part out"
+            )
+        if min(width, height) < self.min_side:
+            raise ValueError(
+                f"{name} has {width} x {height} pixels: each side is to have {self.min_side} at least"
+            )
+
+
+@dataclass(frozen=True)
+class _Format:
+    """What a file format can hold, and how Pillow is asked to write it."""
+
+    name: str
+    side: int  # the longest side in pixels
+    rich: bool = True  # holds alpha
+    deep: bool = True  # holds 16 bits
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+PNG = _Format("PNG", side=2**31 - 1)
+TIFF = _Format("TIFF", side=2**31 - 1, options={"compression": "tiff_adobe_deflate"})
+JPEG = _Format("JPEG", side=65500, rich=False, deep=False, options={"quality": 95, "subsampling": 0})  # 4:4:4
+WEBP = _Format("WebP", side=16383, deep=False, options={"lossless": True, "exact": True})
+WRITABLE = {".png": PNG, ".tif": TIFF, ".tiff": TIFF, ".jpg": JPEG, ".jpeg": JPEG, ".webp": WEBP}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture, upright, and what is needed to write it the way it came.
+
+    Attributes:
+        pixels: float32 (H, W, C) in [0, 1], C = 1 (gray) or 3 (RGB); the stored integers, scaled, no gamma.
+        alpha: (H, W) as it was stored, or None.
+        depth: bits of a channel, 8 or 16. Choice: floats count as 16, the deepest that PNG holds.
+        mode: what the file held: gray, RGB, palette, 1-bit, CMYK, YCbCr, LAB or HSV.
+        notes: what the user may want to know, a sentence each.
+        icc: the color profile, where it describes `pixels`.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    depth: int = 8
+    mode: str = "RGB"
+    notes: tuple[str, ...] = ()
+    icc: bytes | None = None
+
+    def with_pixels(self, pixels: np.ndarray) -> "Picture":
+        """The same picture with other pixels, clipped to [0, 1]; alpha is resized bicubically where H, W differ.
+
+        Shape: float (H', W', C), the C of this picture.  Raises: ValueError on another C, NaN and infinities.
+        """
+        channels = self.pixels.shape[2]
+        if pixels.ndim != 3 or pixels.shape[2] != channels or 0 in pixels.shape:
+            raise ValueError(f"pixels of this picture are (H, W, {channels}); got {pixels.shape}")
+        _check_finite(pixels, "the restored picture")
+        pixels = np.clip(pixels, 0, 1).astype(np.float32)
+        alpha = self.alpha
+        if alpha is not None and alpha.shape != pixels.shape[:2]:
+            alpha = _resized(alpha, *pixels.shape[:2])
+        return replace(self, pixels=pixels, alpha=alpha)
+
+    def encode(self, suffix: str = ".png") -> bytes:
+        """The bytes of a file of this kind, in the picture's depth, with its alpha and color profile.
+
+        Choice: WebP is written without loss; it has no gray, so there gray becomes equal red, green and blue.
+
+        Raises: ValueError where the format cannot hold the picture (`check_suffix`).
+        """
+        kind = _format(suffix, self)
+        samples = _joined(self, np.dtype(np.uint8 if self.depth == 8 else np.uint16))
+        if self.depth == 16:
+            return (_deep_png if kind is PNG else _deep_tiff)(samples, self.icc)
+        buffer = io.BytesIO()
+        Image.fromarray(samples).save(buffer, kind.name.upper(), icc_profile=self.icc, **kind.options)
+        return buffer.getvalue()
+
+
+def check_suffix(path: str | Path, picture: Picture) -> None:
+    """Finds out before any work whether a picture can be written under this name.
+
+    Raises: ValueError that says which suffix to take instead; ImportError where 16 bits lack their library.
+    """
+    _format(path, picture)
+
+
+def write_picture(path: str | Path, picture: Picture) -> None:
+    """Writes a picture, whole or not at all; the suffix says the format.
+
+    Raises: ValueError as `check_suffix`; OSError that names the path.
+    """
+    check_suffix(path, picture)  # here as well, since `encode` sees but the suffix
+    content = picture.encode(f".{Path(path).name.rpartition('.')[2]}")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_picture(
+    source: str | Path | bytes,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+) -> Picture:
+    """Reads the first picture of an image file, or of its bytes, and turns it upright.
+
+    Choice: 32-bit integers are read where they fit into 16 bits, floats where they are in [0, 1]: nothing in
+    such a file says which value is white.
+
+    Args:
+        source: a path, or the content of a file.
+        name: what errors call it; by default the path.
+        max_pixels: the most that is decoded; read from the header, so that a bomb stays packed.
+        min_side: the least height and width.
+
+    Raises: ValueError of one line, naming the file, for anything that is no whole picture within the limits;
+        OSError of the file system; ImportError where 16 bits lack their library.
+    """
+    if isinstance(source, bytes):
+        return _read(io.BytesIO(source), _one_line(name or "the image"), Limits(max_pixels, min_side))
+    name = _one_line(name or str(source))
+    if "\0" in str(source):
+        raise FileNotFoundError(f"{name!r} is no path")
+    with open(source, "rb") as file:
+        # A pipe (/dev/stdin) cannot be read twice, as finding the format needs.
+        return _read(file if file.seekable() else io.BytesIO(file.read()), name, Limits(max_pixels, min_side))
+
+
+def check_array(array: np.ndarray, name: str = "the array", max_pixels: int = MAX_PIXELS) -> None:
+    """Checks that an array is a picture: channels last, uint8, uint16 or floats in [0, 1].
+
+    Raises: ValueError that says what is wrong and how to mend it.
+    """
+    if not isinstance(array, np.ndarray):
+        raise ValueError(
+            f"{name} is to be a numpy array; got {type(array).__name__}: pass numpy.asarray of it"
+        )
+    if array.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
+        raise ValueError(
+            f"{name} is to hold uint8, uint16 or floats in [0, 1]; got {array.dtype}: "
+            f"convert it, and scale it to the range of its new type"
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = ": its channels come first, transpose it with array.transpose(1, 2, 0)" if first else ""
+        raise ValueError(f"{name} is to be {SHAPES}; got {array.shape}{hint}")
+    Limits(max_pixels).check(name, array.shape[1], array.shape[0])
+    if array.dtype.kind == "f":
+        _check_range(array, name, "divide by the value of white, 255 or 65535")
+
+
+def from_array(array: np.ndarray, name: str = "the array", max_pixels: int = MAX_PIXELS) -> Picture:
+    """Makes a picture of an array; a fourth channel is alpha.
+
+    Shape: uint8, uint16 or float in [0, 1], (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+    Raises: ValueError as `check_array`.
+    """
+    check_array(array, name, max_pixels)
+    pixels, alpha = _split(array)
+    depth = 8 if array.dtype == np.uint8 else 16
+    alpha = None if alpha is None else alpha.copy()
+    return Picture(_scaled(pixels), alpha, depth, "gray" if pixels.shape[2] == 1 else "RGB")
+
+
+def to_array(picture: Picture, like: np.ndarray) -> np.ndarray:
+    """The picture as an array of the dtype and the axes that `like` has, the array it was made of.
+
+    Integers are rounded to the nearest; the height and width are those of the picture.
+
+    Raises: ValueError if `like` has other channels than the picture.
+    """
+    array = _joined(picture, like.dtype)
+    if like.ndim == 3 and array.ndim == 2:
+        array = array[..., None]
+    if array.shape[2:] != like.shape[2:]:
+        raise ValueError(
+            f"the picture is {array.shape}, channels included; the array it goes back to {like.shape}"
+        )
+    return array
+
+
+def _format(path: str | Path, picture: Picture) -> _Format:
+    """What `path` is to be written as, where that can hold the picture; else the errors of `check_suffix`."""
+    suffix = Path(f"_{Path(path).name}").suffix.lower()  # the underscore: a bare ".png" is a suffix, too
+    if suffix not in WRITABLE:
+        raise ValueError(f"{path} ends in none of {', '.join(WRITABLE)}: name the output with one of them")
+    kind = WRITABLE[suffix]
+    if picture.alpha is not None and not kind.rich:
+        raise ValueError(f"{path}: {kind.name} holds no alpha, and the picture has some; write .png or .tif")
+    if picture.depth == 16 and not kind.deep:
+        raise ValueError(f"{path}: {kind.name} holds 8 bits, and the picture has 16; write .png or .tif")
+    height, width = picture.pixels.shape[:2]
+    if max(height, width) > kind.side:
+        raise ValueError(
+            f"{path}: {kind.name} holds up to {kind.side} pixels a side; got {width} x {height}; write .png"
+        )
+    if picture.depth == 16:
+        _codecs()
+    return kind
+
+
+def _read(file: IO[bytes], name: str, limits: Limits) -> Picture:
+    """Finds out what the file is, checks its size and hands it to the library that reads its kind in full."""
+    start = file.read(32)
+    if not start:
+        raise ValueError(f"{name} is empty (zero bytes): is it still being written?")
+    with _decoding(name, start):
+        try:
+            image = Image.open(file, formats=READABLE)
+        except UnidentifiedImageError:
+            if MAGIC.get(start[:4]) != "TIFF":
+                raise
+            image = None
+    if image is None:
+        return _read_tiff(file, name, limits, start)
+    limits.check(name, *image.size)
+    with _decoding(name, start):
+        notes, deep = _frames(image, file), _is_deep(image)
+    if image.format == "TIFF" and deep and image.mode != "CMYK":
+        return _read_tiff(file, name, limits, start, notes)
+    if image.format == "PNG" and start[24] == 16:
+        return _read_deep_png(image, file, name, start, notes)
+    if deep and image.mode in MODES:
+        notes.append(f"16-bit {MODES[image.mode][0]} is read with 8 bits a channel")
+    return _read_with_pillow(image, file, name, start, notes)
+
+
+def _read_with_pillow(
+    image: Image.Image, file: IO[bytes], name: str, start: bytes, notes: list[str]
+) -> Picture:
+    """Decodes what has 8 bits, and the few deeper pictures that Pillow reads: gray PGM, PFM and JPEG 2000."""
+    with _decoding(name, start):
+        if image.format == "TIFF":  # turned while it is loaded, and the tag is gone then
+            notes = [*notes, *_turned(image.tag_v2.get(ExifTags.Base.Orientation, 1))]
+        image.load()
+        if image.format == "JPEG2000" and not _ends_jpeg2000(file):
+            raise OSError("image file is truncated")
+        orientation = _orientation(image)
+        icc = image.info.get("icc_profile")
+        mode, plain = MODES.get(image.mode, ("gray", ""))
+        if mode in ("CMYK", "LAB"):
+            image, note = _to_srgb(image, icc)
+            notes = [*notes, note]
+            icc = None
+        elif plain:
+            _scale_transparency(image, start)
+            image = image.convert({"L": "LA", "RGB": "RGBA"}[plain] if image.has_transparency_data else plain)
+        array = np.asarray(image)
+    return _picture(array, name, mode, icc, orientation, notes)
+
+
+def _read_deep_png(image: Image.Image, file: IO[bytes], name: str, start: bytes, notes: list[str]) -> Picture:
+    """Decodes a PNG of 16 bits a channel, of which Pillow would keep 8."""
+    codecs, _ = _codecs()
+    with _decoding(name, start):
+        orientation = _orientation(image)
+        icc = image.info.get("icc_profile")
+        file.seek(0)
+        array = codecs.png_decode(file.read())  # tRNS has become alpha
+    return _picture(
+        array, name, "gray" if array.ndim == 2 or array.shape[2] == 2 else "RGB", icc, orientation, notes
+    )
+
+
+def _read_tiff(
+    file: IO[bytes], name: str, limits: Limits, start: bytes, notes: list[str] | None = None
+) -> Picture:
+    """Decodes the TIFFs that Pillow reads in part or not at all: 16 bits, floats, gray with alpha."""
+    _, tifffile = _codecs()
+    with _decoding(name, start):
+        file.seek(0)
+        page = tifffile.TiffFile(file).pages.first
+        width, height, samples = int(page.imagewidth), int(page.imagelength), int(page.samplesperpixel)
+        photometric, dtype, bits = int(page.photometric), page.dtype, int(page.bitspersample)
+        axes, extras, block = page.axes, tuple(page.extrasamples), page.chunks
+        orientation, icc = int(page.tags.valueof(274, 1)), page.iccprofile
+    limits.check(name, width, height)
+    color = 3 if photometric == 2 else 1
+    if (
+        photometric not in (0, 1, 2)
+        or axes not in ("YX", "YXS", "SYX")
+        or not color <= samples <= color + 2
+        or dtype not in ("uint8", "uint16", "uint32", "int32", "float16", "float32", "float64")
+        or np.prod(block, dtype=float) > 16 * limits.max_pixels  # a tile larger than any picture: a bomb
+    ):
+        raise ValueError(
+            f"{name} is a TIFF of a kind that is not read ({samples} channels of {dtype}, photometric "
+            f"{photometric}, axes {axes}): save it as gray or RGB of 8 or 16 bits"
+        )
+    with _decoding(name, start):
+        array = page.asarray()
+        array = array[..., None] if axes == "YX" else np.moveaxis(array, 0, -1) if axes == "SYX" else array
+        array, more = _plain_tiff(array, color, photometric == 0, bits, extras)
+    return _picture(array, name, "RGB" if color == 3 else "gray", icc, orientation, [*(notes or []), *more])
+
+
+def _plain_tiff(
+    array: np.ndarray, color: int, white_is_zero: bool, bits: int, extras: tuple[int, ...]
+) -> tuple[np.ndarray, list[str]]:
+    """Undoes what TIFF may do to samples: odd depths, inverted gray, alpha multiplied in, unknown channels.
+
+    Shape: (H, W, S) -> (H, W, color) or, with alpha, (H, W, color + 1).
+    """
+    white = 1 if array.dtype.kind == "f" else 255 if array.dtype == np.uint8 else 65535
+    if bits < 8 * array.dtype.itemsize:
+        array = np.rint(array * (white / (2**bits - 1))).astype(array.dtype)
+    pixels, rest, notes = array[..., :color], array[..., color:], []
+    if white_is_zero:
+        pixels = white - pixels
+    if not rest.shape[2]:
+        return pixels, notes
+    meaning = [int(extra) for extra in extras] or [
+        2
+    ]  # one more channel without a word is alpha, as in Pillow
+    found = next((i for i, extra in enumerate(meaning[: rest.shape[2]]) if extra in (1, 2)), None)
+    if found is None:
+        return pixels, [f"{rest.shape[2]} extra channel without a meaning: left out"]
+    alpha = rest[..., found : found + 1]
+    if meaning[found] == 1:  # colors were multiplied by it
+        share = np.maximum(alpha.astype(np.float64) / white, 1e-9)
+        divided = np.minimum(pixels / share, white)
+        pixels = (divided if array.dtype.kind == "f" else np.rint(divided)).astype(array.dtype)
+        notes = ["alpha was multiplied into the colors: divided out, and written apart"]
+    return np.concatenate([pixels, alpha], axis=2), notes
+
+
+def _picture(
+    array: np.ndarray, name: str, mode: str, icc: bytes | None, orientation: int, notes: list[str]
+) -> Picture:
+    """Scales decoded samples to [0, 1] and turns them upright.
+
+    Shape: (H, W) or (H, W, 1 to 4).  Raises: ValueError for integers beyond 16 bits, and floats beyond [0, 1].
+    """
+    notes = list(notes)
+    if array.dtype in (np.int32, np.uint32):
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > 65535:
+            raise ValueError(
+                f"{name} holds 32-bit integers from {low} to {high}, and only 0 to 65535 can be read: "
+                f"save it with 16 bits a channel"
+            )
+        array = array.astype(np.uint16)
+    if array.dtype.kind == "f":
+        _check_range(array, name, "divide by the value of white")
+        notes.append("floats: the result has 16 bits a channel")
+    elif array.dtype.itemsize == 2:
+        notes.append("16-bit: the result has 16 bits a channel, too")
+    if mode not in ("gray", "RGB", "CMYK", "LAB"):
+        notes.append(f"{mode}: the result is {'gray' if mode == '1-bit' else 'RGB'}")
+    notes += _turned(orientation)
+    pixels, alpha = _split(_upright(array, orientation))
+    alpha = None if alpha is None else np.ascontiguousarray(alpha, alpha.dtype.newbyteorder("="))
+    if icc and icc[16:20] != (b"GRAY" if pixels.shape[2] == 1 else b"RGB "):
+        icc = None  # it describes colors that are gone
+    return Picture(_scaled(pixels), alpha, 8 * min(array.dtype.itemsize, 2), mode, tuple(notes), icc or None)
+
+
+@contextmanager
+def _decoding(name: str, start: bytes) -> Iterator[None]:
+    """Makes one ValueError of whatever a decoder raises on a damaged file, and drops its warnings.
+
+    Decoders raise nearly everything (struct.error, SyntaxError, IndexError, zlib.error, ...), hence `Exception`.
+    """
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ImportError:
+            raise
+        except Image.DecompressionBombError as error:
+            limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million"
+            raise ValueError(f"{name} has too many pixels, more than {limit}: scale it down first") from error
+        except Exception as error:
+            kind = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
+            if not isinstance(error, UnidentifiedImageError):
+                reason = f" ({_one_line(str(error), 100) or type(error).__name__})"
+                raise ValueError(f"{name} cannot be decoded: it is truncated or damaged{reason}") from error
+            if kind:
+                raise ValueError(f"{name} cannot be decoded: a {kind} file, truncated or damaged") from error
+            raise ValueError(f"{name} is not an image that can be read: {', '.join(READABLE)}") from error
+
+
+def _frames(image: Image.Image, file: IO[bytes]) -> list[str]:
+    """The note that there is more than one picture, if so. Leaves the image at the first."""
+    if not getattr(image, "is_animated", False):
+        return []
+    counted = image.format not in ("GIF", "TIFF") or file.seek(0, os.SEEK_END) <= COUNTED
+    count = image.n_frames if counted else "many"
+    image.seek(0)
+    if image.format == "TIFF":
+        return [f"TIFF with {count} pages: the first one is used"]
+    if image.format == "MPO":
+        return [f"JPEG with {count} pictures: the first one is used"]
+    return [f"animated {image.format} with {count} frames: the first one is used"]
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file has more than 8 bits a channel, also where Pillow's mode has 8."""
+    if image.format == "TIFF":
+        return max(np.atleast_1d(image.tag_v2.get(258, 1))) > 8
+    options = image.tile[0].args if image.tile else ""
+    if image.format == "PPM" and image.mode == "RGB":
+        return isinstance(options, tuple) and options[1] > 255  # the value of white
+    return image.mode[0] in "IF"
+
+
+def _orientation(image: Image.Image) -> int:
+    """How EXIF says that a picture lies, 1 to 8; what cannot be read, or says nothing, is 1."""
+    orientation = 1
+    with suppress(Exception):  # broken EXIF is no reason to refuse the pixels
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _turned(orientation: Any) -> list[str]:
+    """The note on a picture that did not lie upright; broken files give any kind of orientation."""
+    return [f"EXIF orientation {orientation}: turned upright"] if orientation in range(2, 9) else []
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns an array the way EXIF says (table of tag 274).  Shape: (H, W, ...) -> (H, W, ...) or (W, H, ...)."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array
+
+
+def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
+    """CMYK and LAB as RGB, by the profile where there is one that fits, and what was done."""
+    srgb = ImageCms.createProfile("sRGB")
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), srgb, outputMode="RGB"), (
+            "LAB converted to RGB; the result is RGB"
+        )
+    if icc:
+        with suppress(ImageCms.PyCMSError, OSError):
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            return ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB"), (
+                "CMYK converted to RGB by its color profile; the result is RGB (sRGB)"
+            )
+    return image.convert("RGB"), "CMYK converted to RGB without a color profile; the result is RGB"
+
+
+def _scale_transparency(image: Image.Image, start: bytes) -> None:
+    """Scales the transparent gray of a PNG of 2 or 4 bits as Pillow scaled its pixels, which it forgets."""
+    key = image.info.get("transparency")
+    if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and start[24] < 8:
+        image.info["transparency"] = key * (255 // (2 ** start[24] - 1))
+
+
+def _ends_jpeg2000(file: IO[bytes]) -> bool:
+    """Whether the end of the code stream is there: its decoder takes a cut one for a blurred one."""
+    file.seek(0)
+    return b"\xff\xd9" in file.read()  # these two bytes stand nowhere else in the stream
+
+
+def _split(array: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Color and alpha of an array.  Shape: (H, W) or (H, W, 1 to 4) -> (H, W, 1 or 3) and (H, W) or None."""
+    array = array[..., None] if array.ndim == 2 else array
+    if array.shape[2] in (2, 4):
+        return array[..., :-1], array[..., -1]
+    return array, None
+
+
+def _scaled(array: np.ndarray) -> np.ndarray:
+    """Stored values as float32 in [0, 1], contiguous."""
+    scale = 1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
+    return np.ascontiguousarray(array.astype(np.float32) / np.float32(scale))
+
+
+def _joined(picture: Picture, dtype: np.dtype) -> np.ndarray:
+    """Color and alpha in one array of `dtype`.  Shape: (H, W) for gray without alpha, else (H, W, 2 to 4)."""
+    pixels = _stored(picture.pixels, dtype)
+    if picture.alpha is None:
+        return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    alpha = picture.alpha
+    if alpha.dtype != dtype:
+        alpha = _stored(alpha if alpha.dtype.kind == "f" else alpha / np.iinfo(alpha.dtype).max, dtype)
+    return np.concatenate([pixels, alpha[..., None]], axis=2)
+
+
+def _stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values in [0, 1] as `dtype` stores them: integers scaled and rounded to the nearest."""
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    white = np.iinfo(dtype).max
+    return np.rint(values.astype(np.float64 if values.dtype == np.float64 else np.float32) * white).astype(
+        dtype
+    )
+
+
+def _resized(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Alpha of another size, bicubic, without the overshoot.  Shape: (H, W) -> (height, width)."""
+    plane = Image.fromarray(alpha.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    white = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
+    values = np.clip(np.asarray(plane), 0, white)
+    return (values if alpha.dtype.kind == "f" else np.rint(values)).astype(alpha.dtype)
+
+
+def _deep_png(samples: np.ndarray, icc: bytes | None) -> bytes:
+    """A PNG of uint16 samples; the profile goes behind the first chunk, since the encoder takes none."""
+    codecs, _ = _codecs()
+    content = codecs.png_encode(samples)
+    if not icc:
+        return content
+    body = b"iCCP" + b"ICC Profile\0\0" + zlib.compress(icc)
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return content[:33] + chunk + content[33:]  # 33: the signature and the header
+
+
+def _deep_tiff(samples: np.ndarray, icc: bytes | None) -> bytes:
+    """A TIFF of uint16 samples."""
+    _, tifffile = _codecs()
+    channels = 1 if samples.ndim == 2 else samples.shape[2]
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(
+            samples,
+            photometric="minisblack" if channels < 3 else "rgb",
+            planarconfig="contig" if channels > 1 else None,
+            extrasamples=["unassalpha"] if channels in (2, 4) else None,
+            compression="zlib",
+            predictor=True,
+            iccprofile=icc,
+            metadata=None,
+            software=False,
+        )
+    return buffer.getvalue()
+
+
+def _codecs() -> tuple[ModuleType, ModuleType]:
+    """imagecodecs and tifffile: Pillow knows no color of 16 bits."""
+    try:
+        import imagecodecs
+        import tifffile
+    except ImportError as error:
+        raise ImportError(
+            "pictures of 16 bits need imagecodecs and tifffile: pip install 'sparsegen[restore]'"
+        ) from error
+    return imagecodecs, tifffile
+
+
+def _check_finite(array: np.ndarray, name: str) -> None:
+    """Raises ValueError that counts the NaN and infinities of an array, if any."""
+    if broken := int((~np.isfinite(array)).sum()):
+        raise ValueError(f"{broken} of {array.size} values of {name} are NaN or infinite: replace them first")
+
+
+def _check_range(array: np.ndarray, name: str, remedy: str) -> None:
+    """Raises ValueError unless floats are finite and in [0, 1]."""
+    _check_finite(array, name)
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"floats of {name} are to be in [0, 1]; got {low:g} to {high:g}: {remedy}, and clip")
+
+
+def _one_line(text: str, limit: int = 300) -> str:
+    """A name or a reason that cannot break a message of one line: uploads are named by strangers."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:limit]

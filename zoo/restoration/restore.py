@@ -1,0 +1,236 @@
+"""Restores one image: `restore` for arrays and tensors, `run` for the tasks of the command line and the service."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsegen.zoo.restoration.fit import LOOK_EVERY, Fit, Progress
+from sparsegen.zoo.restoration.operators import Blur, Downsample, Identity, Mask, Operator
+from sparsegen.zoo.restoration.pictures import Picture, from_array, to_array
+from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Task, kernel_sigma
+from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
+
+LOSSES = {"mse": torch.square, "l1": torch.abs}
+LEAST_SIGMA = 1 / 255  # below it there is no noise to speak of, and none can be watched
+
+
+@dataclass(frozen=True, eq=False)
+class Restoration:
+    """What became of an image.
+
+    Attributes:
+        image: Of the type, the number of dimensions and the range of what was given.
+        history: A row each 10 iterations: iteration, loss, statistic (NaN where nothing watches), density (K,).
+        best_iteration: Whose average `image` is.
+    """
+
+    image: np.ndarray | Tensor
+    history: np.ndarray
+    stopped_because: str
+    iterations: int
+    best_iteration: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TaskProgress(Progress):
+    """The progress of a task, with the present result as a picture."""
+
+    encode: Callable[[Tensor], Picture]
+
+    def picture(self) -> Picture:
+        return self.encode(self.image)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a task; see `Restoration`."""
+
+    picture: Picture
+    history: np.ndarray
+    stopped_because: str
+    iterations: int
+    best_iteration: int
+    seconds: float
+
+
+def restore(
+    image: np.ndarray | Tensor,
+    operator: Operator | None = None,
+    preset: str = "fast",
+    regularizer: str = "l0_inf",
+    sigma: float | None = None,
+    seed: int = 0,
+    callback: Callable[[Progress], bool | None] | None = None,
+    *,
+    density: float | None = None,
+    loss: str = "mse",
+    iterations: int | None = None,
+    shape: tuple[int, int, int] | None = None,
+    stops: bool | None = None,
+    device: str | torch.device = "cpu",
+) -> Restoration:
+    """Restores one image with a sparse Deep Image Prior (section 3; Ulyanov et al., 2018).
+
+    Args:
+        image: What was observed. An array (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), of integers
+            or of floats in [0, 1]; or a float tensor (1, C, H, W), with your own operator of any shape.
+        operator: From the image to the observation, differentiable; None: nothing but noise.
+        preset: "fast"; or "paper", the original's hyperparameters, which does not stop by itself.
+        regularizer: "l0_inf", "l0", "l1" or "baseline", of the codes Γ1…ΓK.
+        sigma: Standard deviation of the noise in gray levels of 255; None: estimated.
+        callback: Called after each iteration; when it returns True, the result so far is returned.
+        density: Non-zeros over entries of a code, in place of the regularizer's own.
+        loss: "mse", or "l1" for outliers such as salt and pepper.
+        iterations: The end, if it does not stop before.
+        shape: Of the image, (C, H, W), where the operator changes it and has no `image_shape`.
+        stops: Whether to stop without the clean image, and take the best; None: as the preset does.
+
+    Raises: TypeError, ValueError before any work.
+    """
+    task = Task.of(
+        preset=preset, regularizer=regularizer, density=density, sigma=sigma, loss=loss, seed=seed,
+        iterations=iterations,
+    )  # fmt: skip
+    picture = None if isinstance(image, Tensor) else from_array(image)
+    observation = _check_tensor(image) if picture is None else _to_tensor(picture)
+    fit = make_fit(task, observation.to(device), operator, shape, stops)
+    history, last = follow(fit, callback)
+    restored = fit.image
+    if picture is not None:
+        restored = to_array(picture.with_pixels(_to_pixels(restored)), np.asarray(image))
+    return Restoration(restored, history, **_ending(fit, last))
+
+
+def run(
+    task: Task,
+    picture: Picture,
+    mask: Picture | None = None,
+    kernel: Picture | None = None,
+    callback: Callable[[TaskProgress], bool | None] | None = None,
+) -> Outcome:
+    """Does a task; `callback` as in `restore`.
+
+    Args:
+        mask: Of inpaint: white in the holes, as image editors and OpenCV have it.
+        kernel: Of deblur with a kernel from a file.
+
+    Raises: ValueError before any work.
+    """
+
+    def encode(image: Tensor) -> Picture:
+        return picture.with_pixels(_to_pixels(image))
+
+    def told(progress: Progress) -> bool | None:
+        return callback(TaskProgress(**_shallow(progress), encode=encode))
+
+    fit = make_fit(task, _to_tensor(picture), make_operator(task, mask, kernel))
+    history, last = follow(fit, told if callback else None)
+    return Outcome(encode(fit.image), history, **_ending(fit, last))
+
+
+def make_operator(task: Task, mask: Picture | None = None, kernel: Picture | None = None) -> Operator:
+    """The operator of a task.
+
+    Raises: ValueError if the mask or the kernel is missing, or is none.
+    """
+    match task.kind:
+        case "inpaint":
+            if mask is None:
+                raise ValueError(
+                    "inpainting needs a mask, a picture that is white in the holes and black elsewhere"
+                )
+            return Mask(mask.pixels.mean(2) < 0.5)
+        case "upscale":
+            return Downsample(task.by)
+        case "deblur":
+            if (sigma := kernel_sigma(task.kernel)) is not None:
+                return Blur.gaussian(sigma)
+            if kernel is None:
+                raise ValueError("the kernel of this task is a picture, which is missing")
+            return Blur(kernel.pixels.mean(2))
+    return Identity()
+
+
+def make_fit(
+    task: Task,
+    observation: Tensor,
+    operator: Operator | None = None,
+    shape: tuple[int, int, int] | None = None,
+    stops: bool | None = None,
+) -> Fit:
+    """The fit that a task asks for, not yet begun."""
+    preset, sparsity = PRESETS[task.preset], SPARSITIES[task.regularizer]
+    if task.iterations is not None:
+        preset = replace(preset, iterations=task.iterations)
+    if task.density is not None:
+        sparsity = replace(sparsity, density=task.density)
+    loss, operator = LOSSES[task.loss], operator or Identity()
+    if shape is None and len(getattr(operator, "img_size", ())) == 3:  # as deepinv's physics have it
+        shape = tuple(operator.img_size)
+    operator = getattr(operator, "A", operator)  # deepinv's physics without the noise that calling it adds
+    if stops is not None:
+        preset = replace(preset, stops=stops)
+    watch = None
+    if preset.stops:
+        random = torch.Generator(observation.device).manual_seed(task.seed)
+        watch = make_watch(observation, operator, task, random)
+    return Fit(observation, preset, sparsity, loss, operator, watch, task.seed, shape)
+
+
+def make_watch(observation: Tensor, operator: Operator, task: Task, random: torch.Generator) -> Watch:
+    """Chooses who decides when to stop: by fitted noise where there is nothing but noise, else by foretelling."""
+    if isinstance(operator, Identity) and task.loss == "mse":
+        sigma = estimate_sigma(observation) if task.sigma is None else task.sigma / 255
+        return FittedNoise(observation, max(sigma, LEAST_SIGMA), random)
+    known = operator.known if isinstance(operator, Mask) else None
+    return HeldOut(observation, LOSSES[task.loss], random, known)
+
+
+def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tuple[np.ndarray, Progress]:
+    """Runs a fit to its end, or until `callback` returns True; returns its history and the last progress."""
+    rows = []
+    for progress in fit:
+        if progress.iteration == 1 or progress.iteration % LOOK_EVERY == 0:
+            statistic = np.nan if progress.statistic is None else progress.statistic
+            rows.append((progress.iteration, progress.loss, statistic, progress.density))
+        if callback and callback(progress):
+            fit.stopped_because = "it was asked to"
+            break
+    kinds = [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (len(rows[0][3]),))]
+    return np.array(rows, kinds), progress
+
+
+def _ending(fit: Fit, last: Progress) -> dict:
+    return {
+        "stopped_because": fit.stopped_because,
+        "iterations": last.iteration,
+        "best_iteration": last.best_iteration or last.iteration,
+        "seconds": last.seconds,
+    }
+
+
+def _shallow(progress: Progress) -> dict:
+    return {field.name: getattr(progress, field.name) for field in fields(Progress)}
+
+
+def _check_tensor(observation: Tensor) -> Tensor:
+    if observation.ndim < 2 or observation.shape[0] != 1 or not observation.is_floating_point():
+        raise ValueError(
+            f"an observation is a floating tensor of one sample, as (1, C, H, W); got {observation.dtype} "
+            f"{tuple(observation.shape)}"
+        )
+    if broken := int((~observation.isfinite()).sum()):
+        raise ValueError(f"{broken} of {observation.numel()} entries of the observation are NaN or infinite")
+    return observation.detach().float()
+
+
+def _to_tensor(picture: Picture) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(picture.pixels.transpose(2, 0, 1)))[None]
+
+
+def _to_pixels(image: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(image[0].permute(1, 2, 0).cpu().numpy())

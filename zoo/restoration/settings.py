@@ -1,0 +1,199 @@
+"""What can be asked of a restoration, as data: presets, sparsities, tasks. Needs no torch, since services check it."""
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Real
+
+from sparsegen.zoo.names import known_names
+from sparsegen.zoo.noise import check_integer, check_seed
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The channels of an hourglass, per scale from the finest to the coarsest.
+
+    `down` are those of the codes Γ1…ΓK, `up` those of the decoder, `skip` those of the connections between
+    them. `padding` is "reflect", as in the original, or "zeros", which is faster.
+    """
+
+    down: tuple[int, ...]
+    up: tuple[int, ...]
+    skip: tuple[int, ...]
+    padding: str = "reflect"
+
+    def __post_init__(self) -> None:
+        if not len(self.down) == len(self.up) == len(self.skip) > 0:
+            raise ValueError(
+                f"down, up and skip hold one number of channels per scale; got {len(self.down)}, {len(self.up)} "
+                f"and {len(self.skip)} scales"
+            )
+        if min(self.down + self.up + self.skip) < 1:
+            raise ValueError(f"channels are counted from 1; got {self.down}, {self.up}, {self.skip}")
+        if self.padding not in ("reflect", "zeros"):
+            raise ValueError(f"padding is reflect or zeros; got {self.padding!r}")
+
+    @property
+    def multiple(self) -> int:
+        """What height and width must be a multiple of, so that every scale halves them evenly."""
+        return 2 ** len(self.down)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a hourglass is fitted to an observation.
+
+    Attributes:
+        inputs: Channels of z, which is uniform in [0, 0.1].
+        jitter: Standard deviation of the noise that is added to z anew in each iteration.
+        averaging: The image is an exponential average of the outputs, with this decay; `bias_corrected` while
+            there are few outputs, as the original's is not.
+        iterations: The end, unless it is stopped before.
+        fall: Decibels; if the fit to the observation falls by more, the last good state is taken up again.
+        snapshot_every: Iterations from one such state to the next.
+        swift: Compute in bfloat16 where the processor has it, channels last.
+        stops: Whether it stops by itself, and returns the best it saw in place of the last.
+    """
+
+    widths: Widths
+    inputs: int = 32
+    jitter: float = 1 / 30
+    learning_rate: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    averaging: float = 0.99
+    bias_corrected: bool = True
+    iterations: int = 3000
+    fall: float = 5.0
+    snapshot_every: int = 10
+    swift: bool = True
+    stops: bool = True
+
+
+PRESETS = {
+    "fast": Preset(
+        Widths((32, 64, 128, 128), (16, 32, 64, 128), (4,) * 4, "zeros"), inputs=8, betas=(0.9, 0.9)
+    ),
+    "paper": Preset(
+        Widths((128,) * 5, (128,) * 5, (4,) * 5),
+        bias_corrected=False,
+        snapshot_every=1,
+        swift=False,
+        stops=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What is asked of every code: a budget of non-zeros in each `unit`, or a penalty.
+
+    `unit` is "needle" for L0,∞, "code" for L0, None for no projection; `density` the non-zeros over the entries
+    of a unit; `penalty` is times the mean magnitude of a code.
+    """
+
+    unit: str | None = None
+    density: float = 1.0
+    penalty: float = 0.0
+
+
+SPARSITIES = {
+    "baseline": Sparsity(),
+    "l0_inf": Sparsity("needle", 0.25),
+    "l0": Sparsity("code", 0.25),
+    "l1": Sparsity(penalty=1e-4),
+}
+KINDS = {
+    "denoise": "removes noise",
+    "inpaint": "fills holes, which a mask shows",
+    "upscale": "enlarges by 2 or 4",
+    "deblur": "undoes a known blur",
+}
+LOSSES = {"mse": "squared, for noise of all sorts", "l1": "absolute, for outliers such as salt and pepper"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done to one picture; made by `Task.of`, which checks it.
+
+    `sigma` is the standard deviation of the noise in gray levels of 255, None if it is not known. `by` is of
+    upscale, `kernel` of deblur: "gaussian:SIGMA", or "file" where a picture of the kernel comes along.
+    """
+
+    kind: str = "denoise"
+    preset: str = "fast"
+    regularizer: str = "l0_inf"
+    density: float | None = None
+    sigma: float | None = None
+    loss: str = "mse"
+    seed: int = 0
+    iterations: int | None = None
+    by: int | None = None
+    kernel: str | None = None
+
+    @classmethod
+    def of(cls, **given: object) -> "Task":
+        """Checks a task.
+
+        Raises: TypeError, ValueError, each naming the value, what is allowed and, of names, the near ones.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ValueError(f"no setting {name!r}: there are {known_names(str(name), known)}")
+        task = cls(**given)
+        for name, table in (
+            ("kind", KINDS), ("preset", PRESETS), ("regularizer", SPARSITIES), ("loss", LOSSES)
+        ):  # fmt: skip
+            value = getattr(task, name)
+            if not isinstance(value, str) or value not in table:
+                raise ValueError(f"{name} is one of {known_names(str(value), table)}; got {value!r}")
+        check_seed(task.seed)
+        if task.sigma is not None:
+            _check_real(
+                "sigma", task.sigma, 0, 255, "the standard deviation of the noise in gray levels of 255"
+            )
+        if task.density is not None:
+            _check_real("density", task.density, 0, 1, "the share of non-zeros in a code, above 0")
+            if SPARSITIES[task.regularizer].unit is None:
+                raise ValueError(f"the regularizer {task.regularizer} has no density: leave density out")
+            if task.density == 0:
+                raise ValueError("density is above 0: a code without non-zeros holds no picture; got 0")
+        if task.iterations is not None:
+            check_integer("iterations", task.iterations, 1, 100_000, "the end, unless it stops before")
+        if (task.by is not None) != (task.kind == "upscale") or task.by not in (None, 2, 4):
+            raise ValueError(
+                f"by is 2 or 4 in upscale, and left out elsewhere; got {task.by!r} in {task.kind}"
+            )
+        if (task.kernel is not None) != (task.kind == "deblur"):
+            raise ValueError(
+                f"kernel is that of deblur, as gaussian:1.6, and left out elsewhere; got {task.kernel!r} in {task.kind}"
+            )
+        if task.kernel is not None:
+            kernel_sigma(task.kernel)
+        return task
+
+
+def kernel_sigma(kernel: str) -> float | None:
+    """Reads "gaussian:SIGMA"; None for "file".
+
+    Raises: ValueError for anything else, or unless sigma is above 0 and at most 10 pixels.
+    """
+    if kernel == "file":
+        return None
+    name, _, number = str(kernel).partition(":")
+    try:
+        sigma = float(number)
+    except ValueError:
+        sigma = math.nan
+    if name != "gaussian" or not 0 < sigma <= 10:
+        raise ValueError(
+            f"a kernel is gaussian:SIGMA, SIGMA above 0 and up to 10 pixels, or a file; got {kernel!r}"
+        )
+    return sigma
+
+
+def _check_real(name: str, value: object, low: float, high: float, meaning: str) -> None:
+    allowed = f"{name} is {meaning}, {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{allowed}; got {value!r}")
+    if not low <= value <= high:  # false for NaN, too
+        raise ValueError(f"{allowed}; got {value}")

@@ -1,0 +1,134 @@
+"""When to stop without knowing the clean image: watches, which judge the average of the outputs.
+
+A watch may change what is fitted, a little, so as to learn from it: `target` is fitted in place of the
+observation, with `weight` (None: everywhere alike). Called with A(average) it returns a statistic that is
+smallest where it thinks the average best.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsegen.zoo.restoration.operators import Blur
+
+
+class Watch(Protocol):
+    """`wait` is for how long a better average is waited for, in iterations up to the best so far."""
+
+    target: Tensor
+    weight: Tensor | None
+    wait: float
+
+    def __call__(self, observed: Tensor) -> float: ...
+
+
+class FittedNoise:
+    """Estimates the mean squared error by watching how much of a known noise has been fitted.
+
+        risk(t) = mean |x_t - y'|² + 2 σ² g(t),   y' = y + τ b,   g(t) = mean b (x_t - y) / τ
+
+    Stein's unbiased risk estimate (Stein, 1981), up to a constant. Its divergence, the share of the noise that
+    an estimate takes over, is usually found by a second run on perturbed data (Ramani, Blu & Unser, 2008). Here
+    the perturbation b, random signs of strength τ, is part of what is fitted: the network cannot tell it from
+    the noise, and one run is enough.
+
+    What b has in common with the picture by chance is noise in g, and grows while the picture sharpens. So b is
+    made orthogonal, block by block, to smoothed versions of the observation, which all x_t resemble; that halves
+
+    Args:
+        observation: An image and white noise, (1, C, H, W).
+        sigma: The standard deviation of the noise, in the observation's units; it need not be exact.
+    """
+
+    strength, unseen, wait = 0.15, 1.5, 0.1
+
+    def __init__(self, observation: Tensor, sigma: float, random: torch.Generator) -> None:
+        signs = torch.randint(2, observation.shape, generator=random, device=observation.device) * 2.0 - 1
+        signs = _orthogonal(signs, _smoothed(observation))
+        self.signs = signs / signs.square().mean().sqrt()
+        self.observation, self.sigma, self.weight = observation, sigma, None
+        self.target = observation + self.strength * sigma * self.signs
+
+    def __call__(self, observed: Tensor) -> float:
+        taken_over = (self.signs * (observed - self.observation)).mean() / (self.strength * self.sigma)
+        residual = (observed - self.target).square().mean()
+        return float(residual + 2 * self.unseen * self.sigma**2 * (1 + self.strength**2) * taken_over)
+
+
+class HeldOut:
+    """Keeps some of the observation back, and asks how well it is foretold.
+
+    For noise of any kind that differs from pixel to pixel, and for operators that lose something.
+
+    Args:
+        observation: Of any shape; of an image (1, C, h, w) whole pixels are kept back.
+        known: Where there is something to foretell, of the observation's shape; None: everywhere.
+    """
+
+    share = 0.02
+    wait = 0.3  # Choice: the few pixels are a noisier judge than fitted noise is
+
+    def __init__(
+        self, observation: Tensor, loss, random: torch.Generator, known: Tensor | None = None
+    ) -> None:
+        pixels = (1, 1, *observation.shape[2:]) if observation.ndim == 4 else observation.shape
+        kept_back = torch.rand(pixels, generator=random, device=observation.device) < self.share
+        self.kept_back = kept_back.expand(observation.shape).float()
+        everywhere = torch.ones_like(observation) if known is None else known.expand(observation.shape)
+        self.kept_back = self.kept_back * everywhere
+        self.weight = everywhere - self.kept_back
+        self.target, self.loss = observation, loss
+
+    def __call__(self, observed: Tensor) -> float:
+        return float((self.loss(observed - self.target) * self.kept_back).sum() / self.kept_back.sum())
+
+
+def estimate_sigma(observation: Tensor) -> float:
+    """Estimates the standard deviation of white noise from the finest diagonal wavelet coefficients.
+
+    The median of their magnitudes over 0.6745, the filter that of Daubechies with two vanishing moments (Donoho
+    & Johnstone, 1994).
+
+    Shape: (1, C, H, W) -> the mean over the channels.
+    """
+    high = torch.tensor([1 - math.sqrt(3), -3 + math.sqrt(3), 3 + math.sqrt(3), -1 - math.sqrt(3)])
+    high = (high / high.norm()).to(observation)
+    channels = observation.shape[1]
+    kernel = torch.outer(high, high).expand(channels, 1, 4, 4)
+    details = F.conv2d(observation, kernel, stride=2, groups=channels)
+    return float(details.abs().flatten(2).median(-1).values.mean() / 0.6745)
+
+
+def _smoothed(observation: Tensor) -> Tensor:
+    """Versions of an image between which its restorations lie: a constant, blurs of each channel and of their mean.
+
+    Shape: (1, C, H, W) -> (versions, C, H, W).
+    """
+    side = min(observation.shape[-2:])
+    gray = observation.mean(1, keepdim=True)
+    versions = [torch.ones_like(observation), gray]
+    versions += [Blur.gaussian(sigma)(gray) for sigma in (0.7, 1, 1.5) if 6 * sigma + 3 <= side]
+    versions += [Blur.gaussian(sigma)(observation) for sigma in (1, 1.5, 2, 3, 5) if 6 * sigma + 3 <= side]
+    return torch.cat([version.expand_as(observation) for version in versions])
+
+
+def _orthogonal(noise: Tensor, versions: Tensor, block: int = 8) -> Tensor:
+    """Takes out of the noise, in each block of each channel, what is a combination of the versions there.
+
+    Shape: noise (1, C, H, W), versions (V, C, H, W) -> the shape of the noise.
+    """
+    height, width = noise.shape[-2:]
+    padding = 0, -width % block, 0, -height % block
+
+    def blocks(images: Tensor) -> Tensor:  # (N, C, H, W) -> (blocks, block², N)
+        padded = F.pad(images, padding).unflatten(3, (-1, block)).unflatten(2, (-1, block))
+        return padded.permute(1, 2, 4, 3, 5, 0).flatten(3, 4).flatten(0, 2)
+
+    basis, _ = torch.linalg.qr(blocks(versions))
+    common = basis @ (basis.mT @ blocks(noise))
+    channels, rows = noise.shape[1], -(-height // block)
+    common = common.reshape(channels, rows, -1, block, block).transpose(2, 3)
+    return noise - common.reshape(1, channels, rows * block, -1)[..., :height, :width]

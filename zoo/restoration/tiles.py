@@ -1,0 +1,636 @@
+"""Large pictures, restored in overlapping tiles: a fit for each, side by side in processes, blended without seams.
+
+A fit takes memory and time in proportion to its pixels, and one hourglass holds only so much of a picture. The
+parent holds the picture and the sum of the tiles; a worker holds one tile.
+"""
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import astuple, dataclass, replace
+from itertools import pairwise
+from multiprocessing import current_process, get_context, parent_process
+from multiprocessing.connection import Client
+from multiprocessing.managers import SyncManager, dispatch
+from queue import Queue
+from threading import Event
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from sparsegen.zoo.noise import check_integer
+from sparsegen.zoo.restoration.fit import SMALLEST
+from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask, Operator
+from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture
+from sparsegen.zoo.restoration.restore import (
+    Outcome,
+    TaskProgress,
+    _to_pixels,
+    _to_tensor,
+    make_operator,
+    run,
+)
+from sparsegen.zoo.restoration.settings import PRESETS, Task
+from sparsegen.zoo.restoration.stopping import estimate_sigma
+
+WHOLE = 512 * 512  # pixels of the result up to which a picture is fitted as a whole
+TILE, OVERLAP = 256, 32  # pixels of the result along a side
+WAIT = 0.2  # seconds between two looks at the workers
+REPORT_EVERY = 1.0  # seconds between two reports of a worker, each with its image
+LEAST_KNOWN = 500  # pixels: of these the watch keeps ten back, with fewer it would judge by chance
+LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the whole picture's share
+
+# Measured on an AMD EPYC with bfloat16, by the peak resident memory of a process.
+WORKER_BYTES = 850e6  # torch, its kernels and the just-in-time compiler
+MANAGER_BYTES = 50e6
+PIXEL_BYTES = {"fast": 1400, "paper": 12_000}  # of activations and gradients, per pixel of a fit
+TYPICAL_ITERATIONS = 600  # Choice: until a fit of the fast preset stops by itself, at noise of 25 gray levels
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tile lies along one side: `start` to `stop`, of which it shares `rise` and `fall` with its neighbors."""
+
+    start: int
+    stop: int
+    rise: int = 0
+    fall: int = 0
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The window, which rises and falls as squared sine and cosine: neighbors add up to 1.
+
+        Shape: float32 (stop - start,).
+        """
+        weights = np.ones(self.stop - self.start)
+        weights[: self.rise] = _ramp(self.rise)
+        weights[len(weights) - self.fall :] = _ramp(self.fall)[::-1]
+        return weights.astype(np.float32)
+
+    def times(self, by: int) -> "Span":
+        return Span(self.start * by, self.stop * by, self.rise * by, self.fall * by)
+
+    def grown(self, margin: int, length: int) -> slice:
+        return slice(max(0, self.start - margin), min(length, self.stop + margin))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of the picture, and how it fades into its neighbors."""
+
+    rows: Span
+    columns: Span
+
+    @property
+    def region(self) -> tuple[slice, slice]:
+        return self.grown(0, self.rows.stop, self.columns.stop)
+
+    @property
+    def window(self) -> np.ndarray:
+        """The weights of its pixels; over all tiles they sum to 1 in each pixel.
+
+        Shape: float32 (height, width, 1).
+        """
+        return np.outer(self.rows.weights, self.columns.weights)[..., None]
+
+    def times(self, by: int) -> "Tile":
+        return Tile(self.rows.times(by), self.columns.times(by))
+
+    def grown(self, margin: int, height: int, width: int) -> tuple[slice, slice]:
+        return self.rows.grown(margin, height), self.columns.grown(margin, width)
+
+
+@dataclass(frozen=True)
+class TiledProgress:
+    """Where a restoration in tiles is; `iteration` counts over all tiles, `statistic` is the mean of the tiles.
+
+    `seconds_left` goes by the measured time of an iteration, and by the iterations that finished tiles took.
+    """
+
+    iteration: int
+    finished: int
+    tiles: int
+    statistic: float | None
+    seconds: float
+    seconds_left: float
+    compose: Callable[[], Picture]
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, from 0 to 1, by the present estimate."""
+        return self.seconds / max(self.seconds + self.seconds_left, 1e-9)
+
+    def picture(self) -> Picture:
+        """The present composition: where a tile has not begun, what was observed."""
+        return self.compose()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a restoration will take: the tiles to fit, wall-clock seconds, bytes of all processes at their peak."""
+
+    tiles: int
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The task of one tile, which is what a worker gets: a piece of the observation, with margins.
+
+    `tile` is where it goes in the result, and `crop` where that is in the restored piece.
+    """
+
+    index: int
+    tile: Tile
+    crop: tuple[slice, slice]
+    task: Task
+    picture: Picture
+    mask: Picture | None
+    kernel: Picture | None
+    idle: bool = False  # there is nothing to restore
+
+    @property
+    def by(self) -> int:
+        return self.task.by or 1
+
+    @property
+    def pixels(self) -> int:
+        """Those of the fit."""
+        height, width = self.picture.pixels.shape[:2]
+        return height * width * self.by**2
+
+    def observed(self) -> np.ndarray:
+        """What the tile shows before any work: the observation, enlarged bicubically if it is to be enlarged."""
+        pixels = self.picture.pixels
+        if self.by > 1:
+            image = F.interpolate(_to_tensor(self.picture), scale_factor=self.by, mode="bicubic")
+            pixels = _to_pixels(image.clamp(0, 1))
+        return pixels[self.crop]
+
+
+@dataclass(frozen=True, eq=False)
+class _Report:
+    """What a worker says of its tile, under way or at the end (then with a history).
+
+    Attributes:
+        pixels: The tile's, without margins; None once they have been added to the sum.
+        iterations_left: As the fit estimates it.
+        complete: The fit ended by itself.
+    """
+
+    index: int
+    pixels: np.ndarray | None
+    iteration: int
+    iterations_left: float
+    seconds: float
+    statistic: float | None
+    history: np.ndarray | None = None
+    best_iteration: int | None = None
+    complete: bool = False
+
+
+def plan(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
+    """Covers a picture with tiles of equal size, as few as overlap by `overlap` at least; row by row.
+
+    Args:
+        tile: The longest side of a tile; where the picture is shorter, a tile is as long as the picture.
+
+    Raises: ValueError unless tile is positive, and overlap from 0 to a third of it.
+    """
+    if tile < 1 or not 0 <= overlap <= tile // 3:
+        raise ValueError(
+            f"an overlap is from 0 to a third of its tile, so that no three tiles meet along a side; got "
+            f"{overlap} for tiles of {tile}: take larger tiles, or an overlap of up to {max(tile, 0) // 3}"
+        )
+    columns = _spans(width, tile, overlap)
+    return [Tile(row, column) for row in _spans(height, tile, overlap) for column in columns]
+
+
+def run_tiled(
+    task: Task,
+    picture: Picture,
+    mask: Picture | None = None,
+    kernel: Picture | None = None,
+    callback: Callable[[TiledProgress | TaskProgress], bool | None] | None = None,
+    workers: int = 1,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    threads: int = 1,
+) -> Outcome:
+    """Does a task as `restore.run` does it, tile by tile; a picture of one tile is left to `run` itself.
+
+    The noise is estimated once, on the whole picture, and the seed of a tile is a function of the task's seed
+    and of its place, so the result is the same for any number of workers.
+
+    Choice: when inpainting, a tile without holes is left as it is, unless the task says that there is noise
+    (sigma above 0): then it is denoised. A tile that has too little around its holes is fitted together with
+    up to half a tile of its neighborhood on every side.
+
+    Args:
+        callback: Called a few times a second; when it returns True, all tiles end within an iteration. The
+            result then is made of finished tiles, the best so far of those under way, and the observation.
+        workers: Processes, which import the main module (have it guarded by __name__ == "__main__", as
+            multiprocessing asks); 1: a thread of this process.
+        tile: The longest side of a tile in pixels of the result; None: `TILE`, or the whole picture if it has
+            up to `WHOLE` pixels. It grows where margins leave too little of it.
+        overlap: What neighbors share at least, in pixels of the result; what the operator reaches comes on top.
+        threads: Of each worker. The last digits of the result depend on it.
+
+    Raises: TypeError, ValueError before any work; RuntimeError if a worker was killed.
+
+    Returns: An outcome whose `iterations`, `best_iteration` and `history` are means over the fitted tiles.
+    """
+    _check_workers(workers, threads)
+    jobs = _jobs(task, picture, mask, kernel, tile, overlap)
+    if len(jobs) == 1:
+        return run(task, picture, mask, kernel, callback)
+    tally = _Tally(task, picture, jobs, workers)
+    with _workers(tally.workers, threads) as (executor, stop, reports):
+        pending = {executor.submit(_work, job, stop, reports) for job in jobs if not job.idle}
+        while pending:
+            done, pending = wait(pending, WAIT, FIRST_COMPLETED)
+            news = _drain(
+                reports
+            )  # after the wait, so that a tile's last report is not followed by an older one
+            news += [final for future in done if (final := future.result())]
+            for report in news:
+                tally.hear(report)
+            if news and callback and not stop.is_set() and callback(tally.progress()):
+                stop.set()
+    return tally.outcome()
+
+
+def estimate(
+    task: Task,
+    picture: Picture,
+    workers: int = 1,
+    mask: Picture | None = None,
+    kernel: Picture | None = None,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    threads: int = 1,
+) -> Estimate:
+    """Measures how long an iteration takes, here and now, and says what `run_tiled` will take; same arguments.
+
+    The time is that of a typical number of iterations: a fit that stops by itself may take half of it, or
+    twice. It takes workers to be as fast side by side as one alone, if there are processors for all of them.
+    """
+    _check_workers(workers, threads)
+    jobs = [job for job in _jobs(task, picture, mask, kernel, tile, overlap) if not job.idle]
+    largest = max(jobs, key=lambda job: job.pixels)
+    if len(jobs) == 1:
+        threads = torch.get_num_threads()  # `run` takes what this process has
+    with _thread(threads) as executor:
+        seconds = executor.submit(_seconds_per_iteration, largest).result() / largest.pixels
+    abreast = min(workers, len(jobs), max(1, _processors() // threads))
+    seconds *= sum(job.pixels for job in jobs) * _typical_iterations(task) / abreast
+    fit = PIXEL_BYTES[task.preset] * largest.pixels
+    # the picture, the sum of the tiles, their composition and its clipped copy
+    memory = WORKER_BYTES + picture.pixels.nbytes * (1 + 3 * largest.by**2)
+    workers = min(workers, len(jobs))
+    memory += fit if workers == 1 else MANAGER_BYTES + workers * (WORKER_BYTES + fit)
+    return Estimate(len(jobs), seconds, int(memory))
+
+
+class _Tally:
+    """What the tiles come to: the sum of their pixels, and how long the others will take.
+
+    Sums of floats depend on the order, so tiles are added in that of the plan, whichever ends first.
+    """
+
+    def __init__(self, task: Task, picture: Picture, jobs: list[_Job], workers: int) -> None:
+        self.picture, self.jobs, self.typical = picture, jobs, _typical_iterations(task)
+        self.fitted = sum(not job.idle for job in jobs)
+        self.workers = min(workers, self.fitted)
+        last = jobs[-1].tile
+        self.sum = np.zeros((last.rows.stop, last.columns.stop, picture.pixels.shape[2]), np.float32)
+        self.added, self.reports, self.started = 0, {}, perf_counter()
+
+    def hear(self, report: _Report) -> None:
+        self.reports[report.index] = report
+        while self.added < len(self.jobs) and self._is_complete(self.jobs[self.added]):
+            self._add(self.jobs[self.added], self.sum)
+            if added := self.reports.get(self.added):
+                self.reports[self.added] = replace(added, pixels=None)
+            self.added += 1
+
+    def pixels(self) -> np.ndarray:
+        """The present composition.  Shape: float32 (H, W, C) of the result."""
+        total = self.sum.copy()
+        for job in self.jobs[self.added :]:
+            self._add(job, total)
+        return total
+
+    def progress(self) -> TiledProgress:
+        reports = list(self.reports.values())
+        ended = [report.iteration for report in reports if report.complete]
+        expected = np.mean(ended) if ended else self.typical
+        left = expected * (self.fitted - len(reports))
+        left += sum(max(expected - r.iteration, r.iterations_left) for r in reports if not r.complete)
+        done = sum(report.iteration for report in reports)
+        pace = sum(report.seconds for report in reports) / done
+        abreast = max(1, min(self.workers, self.fitted - len(ended)))
+        statistics = [report.statistic for report in reports if report.statistic is not None]
+        return TiledProgress(
+            done,
+            len(ended),
+            self.fitted,
+            float(np.mean(statistics)) if statistics else None,
+            perf_counter() - self.started,
+            float(left * pace / abreast),
+            lambda: self.picture.with_pixels(self.pixels()),
+        )
+
+    def outcome(self) -> Outcome:
+        reports = list(self.reports.values())
+        return Outcome(
+            self.picture.with_pixels(self.pixels()),
+            _mean_history([report.history for report in reports]),
+            self._stopped_because(),
+            round(np.mean([report.iteration for report in reports])),
+            round(np.mean([report.best_iteration for report in reports])),
+            perf_counter() - self.started,
+        )
+
+    def _stopped_because(self) -> str:
+        begun, complete = len(self.reports), sum(report.complete for report in self.reports.values())
+        if complete == self.fitted:
+            return f"all {complete} tiles are done"
+        return (
+            f"it was asked to: of {self.fitted} tiles {complete} are done, {begun - complete} were under way, and "
+            f"{self.fitted - begun} are as they were"
+        )
+
+    def _is_complete(self, job: _Job) -> bool:
+        return job.idle or (job.index in self.reports and self.reports[job.index].complete)
+
+    def _add(self, job: _Job, total: np.ndarray) -> None:
+        report = self.reports.get(job.index)
+        total[job.tile.region] += job.tile.window * (report.pixels if report else job.observed())
+
+
+class _Reporter:
+    """Tells the parent now and then how a tile is, and the fit in each iteration whether to stop."""
+
+    def __init__(self, job: _Job, stop: Event, reports: Queue) -> None:
+        self.job, self.stop, self.reports = job, stop, reports
+        self.due, self.asked = perf_counter(), False
+
+    def __call__(self, progress: TaskProgress) -> bool:
+        if perf_counter() >= self.due:
+            with suppress(queue.Full):  # the parent is busy; it will hear of a later iteration
+                self.reports.put_nowait(astuple(self._report(progress)))
+            self.due = perf_counter() + REPORT_EVERY
+        self.asked = self.stop.is_set()
+        return self.asked
+
+    def _report(self, progress: TaskProgress) -> _Report:
+        return _Report(
+            self.job.index,
+            progress.picture().pixels[self.job.crop],
+            progress.iteration,
+            progress.seconds_left / progress.seconds * progress.iteration,
+            progress.seconds,
+            progress.statistic,
+        )
+
+
+def _work(job: _Job, stop: Event, reports: Queue) -> _Report | None:
+    """Fits a tile, in a worker; None if it was told to stop before it began."""
+    if stop.is_set():
+        return None
+    reporter = _Reporter(job, stop, reports)
+    outcome = run(job.task, job.picture, job.mask, job.kernel, reporter)
+    statistic = float(outcome.history["statistic"][-1])
+    return _Report(
+        job.index,
+        outcome.picture.pixels[job.crop],
+        outcome.iterations,
+        0,
+        outcome.seconds,
+        None if np.isnan(statistic) else statistic,
+        outcome.history,
+        outcome.best_iteration,
+        complete=not reporter.asked,
+    )
+
+
+@contextmanager
+def _workers(count: int, threads: int) -> Iterator[tuple[Executor, Event, Queue]]:
+    """Yields who does the work, what tells them to stop, and what they report by; in the end stops them all.
+
+    Reports go by a manager: a worker that is killed while it writes to a plain queue would block it for ever.
+    They go as tuples, so that the manager need not import this module, and torch with it.
+    """
+    with ExitStack() as stack:
+        if count == 1:
+            executor = stack.enter_context(_thread(threads))
+            stop, reports = threading.Event(), queue.Queue(2)
+        else:
+            context = get_context("spawn")
+            manager = SyncManager(ctx=context)
+            manager.start()
+            stack.callback(manager.shutdown)
+            executor = ProcessPoolExecutor(count, context, _settle, (threads, manager.address))
+            stop, reports = manager.Event(), manager.Queue(2 * count)
+        stack.callback(executor.shutdown, cancel_futures=True)
+        stack.callback(stop.set)
+        try:
+            yield executor, stop, reports
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"one of {count} worker processes was killed, most likely for lack of memory: take fewer workers "
+                f"(workers={count // 2}) or smaller tiles; see `estimate` for the memory they need"
+            ) from error
+
+
+@contextmanager
+def _thread(threads: int) -> Iterator[Executor]:
+    """A worker in this process, whose torch has so many threads."""
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as executor:
+            yield executor
+    finally:
+        torch.set_num_threads(before)  # of all threads to come, for which the worker has changed it, too
+
+
+def _settle(threads: int, manager: str) -> None:
+    """Prepares a worker process."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all, and the parent is who decides
+    threading.Thread(target=_end_with_parent, args=(manager,), daemon=True).start()
+
+
+def _end_with_parent(manager: str) -> None:
+    """Ends this process and the manager if their parent is killed: they would wait for it for ever."""
+    parent_process().join()
+    try:
+        with Client(manager, authkey=current_process().authkey) as connection:
+            dispatch(connection, None, "shutdown")
+    except (OSError, EOFError):  # another worker was quicker
+        pass
+    finally:
+        os._exit(1)
+
+
+def _drain(reports: Queue) -> list[_Report]:
+    """The reports that have come in, of each tile the latest last."""
+    drained = []
+    with suppress(queue.Empty):
+        while True:
+            drained.append(_Report(*reports.get_nowait()))
+    return drained
+
+
+def _jobs(
+    task: Task,
+    picture: Picture,
+    mask: Picture | None,
+    kernel: Picture | None,
+    tile: int | None,
+    overlap: int,
+) -> list[_Job]:
+    """Cuts a task into those of its tiles; checks everything that can be checked before any work."""
+    height, width = picture.pixels.shape[:2]
+    by, operator = task.by or 1, make_operator(task, mask, kernel)
+    if isinstance(operator, Mask):
+        operator(torch.zeros(1, 1, height, width))  # raises unless it has the size of the picture
+    tiles = plan(height, width, *_sides(height, width, by, _reach(operator), tile, overlap))
+    if len(tiles) > 1 and task.kind == "denoise" and task.sigma is None:
+        task = replace(task, sigma=255 * estimate_sigma(_to_tensor(picture)))
+    known = operator.known.numpy() > 0 if isinstance(operator, Mask) and len(tiles) > 1 else None
+    wanted = 0 if known is None else min(LEAST_SHARE, known.mean() / 2)  # a mask may be sparse everywhere
+    jobs = []
+    for index, place in enumerate(tiles):
+        own, margin, idle = task, _reach(operator), False
+        if known is not None and known[place.region].all():
+            own, idle = replace(task, kind="denoise"), not task.sigma
+        elif known is not None:
+            margin = _surroundings(known, place, wanted)
+        jobs.append(_job(index, place, margin, own, picture, mask, kernel, idle))
+    return jobs
+
+
+def _job(
+    index: int,
+    tile: Tile,
+    margin: int,
+    task: Task,
+    picture: Picture,
+    mask: Picture | None,
+    kernel: Picture | None,
+    idle: bool,
+) -> _Job:
+    """The task of a tile with a margin around it, with its own seed. Pixels are views, cut off only when sent."""
+    by, (height, width) = task.by or 1, picture.pixels.shape[:2]
+    region = tile.grown(margin, height, width)
+    crop = tuple(
+        slice((span.start - piece.start) * by, (span.stop - piece.start) * by)
+        for span, piece in zip((tile.rows, tile.columns), region, strict=True)
+    )
+    seed = int(np.random.SeedSequence((task.seed, index)).generate_state(1)[0])
+    mask = mask and Picture(mask.pixels[region])
+    task = replace(task, seed=seed)
+    return _Job(index, tile.times(by), crop, task, Picture(picture.pixels[region]), mask, kernel, idle)
+
+
+def _sides(height: int, width: int, by: int, reach: int, tile: int | None, overlap: int) -> tuple[int, int]:
+    """Tile and overlap in pixels of the observation, without margins."""
+    meaning = "the longest side of a tile, in pixels of the result"
+    side = TILE if tile is None else check_integer("tile", tile, SMALLEST, 4096, meaning)
+    check_integer("overlap", overlap, 0, side // 3, f"what tiles of {side} pixels share")
+    if tile is None and height * width * by**2 <= WHOLE:
+        return max(height, width), 0
+    side, overlap = side // by, overlap // by
+    if max(height, width) <= side:
+        return side, overlap
+    return max(side - 2 * reach, 3 * overlap, MIN_SIDE), overlap
+
+
+def _reach(operator: Operator) -> int:
+    """How far into its neighborhood a pixel of the observation looks; where a piece ends, it cannot be trusted."""
+    match operator:
+        case Blur():
+            return max(operator.kernel.shape) // 2
+        case Downsample():
+            return 2  # bicubic
+    return 0
+
+
+def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
+    """How much is to be added on every side of a tile, so that enough around its holes is known.
+
+    Raises: ValueError if half a tile does not do.
+    """
+    side = max(tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start)
+    for margin in range(0, side // 2 + 1, side // 8):
+        around = known[tile.grown(margin, *known.shape)]
+        if around.sum() >= max(LEAST_KNOWN, wanted * around.size):
+            return margin
+    raise ValueError(
+        f"a hole is too large for its tile: around row {tile.rows.start}, column {tile.columns.start} only "
+        f"{around.sum()} of {around.size} pixels are known, and at least "
+        f"{max(LEAST_KNOWN, round(wanted * around.size))} are needed: take larger tiles (tile={2 * side}), or scale "
+        f"the picture down"
+    )
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[Span]:
+    """Cuts one side into pieces of equal length, spread evenly: no sliver is left over at the end."""
+    if length <= tile:
+        return [Span(0, length)]
+    count = -(-(length - overlap) // (tile - overlap))
+    size = -(-(length + (count - 1) * overlap) // count)
+    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
+    shared = [0, *(before + size - start for before, start in pairwise(starts)), 0]
+    return [Span(a, a + size, rise, fall) for a, (rise, fall) in zip(starts, pairwise(shared), strict=True)]
+
+
+def _ramp(length: int) -> np.ndarray:
+    return np.sin(np.pi / 2 * (np.arange(length) + 0.5) / max(length, 1)) ** 2
+
+
+def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
+    """The mean over tiles, row by row; a tile that has ended keeps its last row."""
+    mean = max(histories, key=len).copy()
+    rows = np.arange(len(mean))
+    for name in ("loss", "statistic", "density"):
+        mean[name] = np.mean([h[name][np.minimum(rows, len(h) - 1)] for h in histories], axis=0)
+    return mean
+
+
+def _typical_iterations(task: Task) -> int:
+    preset = PRESETS[task.preset]
+    last = task.iterations or preset.iterations
+    return min(last, TYPICAL_ITERATIONS) if preset.stops else last
+
+
+def _seconds_per_iteration(job: _Job) -> float:
+    """The median of three iterations, after three to warm up."""
+    times = []
+
+    def told(_: TaskProgress) -> bool:
+        times.append(perf_counter())
+        return len(times) == 6
+
+    run(replace(job.task, iterations=6), job.picture, job.mask, job.kernel, told)
+    return float(np.median(np.diff(times)[-3:]))
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_workers(workers: int, threads: int) -> None:
+    check_integer("workers", workers, 1, 61, "the number of processes")  # Windows cannot wait for more
+    check_integer("threads", threads, 1, 1024, "the number of threads of each worker")

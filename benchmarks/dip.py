@@ -71,7 +71,7 @@ def ours(clean: torch.Tensor, noisy: torch.Tensor, seed: int, goal: float, label
                 best, best_iteration = trace.average, trace.iteration
             if reached is None and trace.average >= goal:
                 reached = trace
-            if stop is None and trace.iteration >= fit.best.patience_ends:
+            if stop is None and trace.iteration >= min(fit.best.patience_ends, fit.preset.iterations):
                 stop, returned = trace, psnr(fit.image, clean)
             if trace.iteration % EVERY == 0:
                 curve.append((round(trace.cpu, 2), round(trace.average, 3)))

@@ -22,7 +22,7 @@ def main() -> None:
     valley, holes = hills(208, 208), scratches(208, 208)
     save("damaged.jpg", np.where(holes[..., None], 1, valley))
     wider = Image.fromarray(holes).convert("L").filter(ImageFilter.MaxFilter(3))  # JPEG smears its edges
-    wider.convert("1", dither=Image.Dither.NONE).save(FOLDER / "damaged-mask.png", optimize=True)
+    wider.save(FOLDER / "damaged-mask.png", optimize=True)
     save("small.png", butterfly(80, 80))
 
 

@@ -131,7 +131,7 @@ def measure(task: Task, clean: np.ndarray, noisy: np.ndarray, show: Callable[[in
     for trace in follow(fit, truth):
         single = max(single, (trace.single, -trace.iteration))
         average = max(average, (trace.average, -trace.iteration))
-        if watched and not given and trace.iteration >= fit.best.patience_ends:
+        if watched and not given and trace.iteration >= min(fit.best.patience_ends, fit.preset.iterations):
             given = {
                 "stopped_at": trace.iteration,
                 "stopped_cpu_seconds": round(trace.cpu, 2),

@@ -48,11 +48,10 @@ def page(models: Mapping[str, Model], jobs: Callable[[], Store]) -> gr.Blocks:
     ) as blocks:
         gr.Markdown("# sparsegen")
         with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Sample", id="sample") as sample:
+            with gr.Tab("Sample", id="sample"):
                 sample_tab(blocks, models)
-            with gr.Tab("Restore", id="restore") as restore:
-                restore_page.tab(blocks, tabs, restore, jobs)
-        sample.select(None, None, None, js="() => history.replaceState(null, '', '#sample')")
+            with gr.Tab("Restore", id="restore"):
+                restore_page.tab(blocks, tabs, jobs)
     return blocks
 
 

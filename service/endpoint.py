@@ -28,6 +28,7 @@ from sparsegen.service.errors import JsonErrors
 from sparsegen.service.job import MAX_COUNT, Job, Refused, read_json, request_schema
 from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
+from sparsegen.service.uploads import UPLOAD, UploadRoom
 from sparsegen.zoo import images, noise
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ DRAWN = {
 }
 LIMITS = {  # bytes of a body, where it is not BodyLimit's own
     ("POST", "/restore"): restoration.MAX_UPLOAD,
-    ("POST", "/ui/gradio_api/upload"): restoration.MAX_UPLOAD + MAX_BODY,  # a file, and what is around it
+    ("POST", UPLOAD): restoration.MAX_UPLOAD + MAX_BODY,  # a file, and what is around it
     (
         "POST",
         "/ui/gradio_api/process_recording",
@@ -203,3 +204,4 @@ class SparseGen:
 
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
+SparseGen.add_asgi_middleware(UploadRoom)

@@ -77,7 +77,7 @@ CSS = """
 .meter {height: 8px; border-radius: 4px; overflow: hidden; background: var(--border-color-primary); margin: 6px 0 12px}
 .meter i {display: block; height: 100%; background: var(--color-accent); transition: width .8s}
 .meter.failed i, .meter.canceled i {background: var(--neutral-400)}
-.download {display: inline-block; padding: 8px 14px; border-radius: 8px; font-size: .9rem; margin-bottom: 12px;
+.get {display: inline-block; padding: 8px 14px; border-radius: 8px; font-size: .9rem; margin-bottom: 12px;
   background: var(--button-primary-background-fill); color: var(--button-primary-text-color) !important;
   text-decoration: none !important}
 .numbers {display: flex; flex-wrap: wrap; gap: 6px 26px; margin: 0 0 12px; font-size: .9rem; line-height: 1.4}
@@ -89,12 +89,12 @@ CSS = """
 .curve polyline {stroke: var(--color-accent); stroke-width: 2px; stroke-linejoin: round}
 .curve .best {position: absolute; width: 10px; height: 10px; margin: -5px; border-radius: 50%;
   background: var(--color-accent); border: 2px solid var(--background-fill-primary)}
-.curve .best span {position: absolute; bottom: 12px; left: 0; font-size: .75rem; font-style: normal;
-  white-space: nowrap}
-.curve .best.end span {left: auto; right: 0}
-.curve .plumb {position: absolute; top: 0; bottom: 0; border-left: 1px dashed var(--color-accent); opacity: .6}
+.curve .plumb {position: absolute; top: 0; bottom: 0; border-left: 1px dashed var(--neutral-400)}
+.curve .plumb span {position: absolute; top: 0; left: 6px; font-size: .75rem; font-style: normal; white-space: nowrap}
+.curve .plumb.end span {left: auto; right: 6px}
 .notice {border-color: var(--color-accent)}
 #panel .hint {margin: 8px 0 0}
+#panel .hint a {margin: 0; padding: 0}
 @media (max-width: 480px) {
   .tiles, .tiles.few, .atoms {grid-template-columns: repeat(4, minmax(0, 1fr))}
   .atom {padding: 3px}
@@ -121,10 +121,21 @@ STAGE = """<div class="stage"><p class="empty">The picture appears here.</p><div
   <div class="bar"></div><span class="tag before-tag">before</span><span class="tag after-tag">after</span>
 </div></div>"""
 # A picture takes the place of the one before once it is there, so that nothing flickers.
-STAGE_JS = """let asked = 0;
+STAGE_JS = """let asked = 0, kept = '';
 const place = name => element.querySelector(name);
+// The server forgets what was given once its job has ended; this tab does not, so that a reload has both pictures.
+const keep = (job, before) => {
+  if (before && kept !== job) {
+    kept = job;
+    try { sessionStorage.setItem('before', JSON.stringify({job, before})); }
+    catch (error) { sessionStorage.removeItem('before'); }  // larger than a browser keeps: a reload shows one picture
+  }
+  const stored = before ? null : JSON.parse(sessionStorage.getItem('before') || '{}');
+  return before || (stored.job === job ? stored.before : null);
+};
 const show = async () => {
-  const turn = ++asked, {before, after} = props;
+  const turn = ++asked, {after} = props;
+  const before = after ? keep(after.split('/')[2], props.before) : props.before;  // ../restore/ID/preview
   const loaded = new Image();
   if (after) {
     loaded.src = after;
@@ -297,7 +308,7 @@ def progress(status: Mapping[str, Any]) -> str:
     ]
     if name == "done":
         parts.append(
-            f'<a class="download" href="../restore/{job}/result" download="restored.png">'
+            f'<a class="get" href="../restore/{job}/result" download="restored.png">'
             "Download in full quality (PNG)</a>"
         )
     parts += [_numbers(status), curve(status["history"], status["best_iteration"])]
@@ -352,9 +363,8 @@ def curve(history: Sequence[tuple[int, float]], best: int | None) -> str:
         at = 100 * (min(max(best, first), last) - first) / (last - first)
         side = "end" if at > 60 else "start"
         mark = (
-            f'<i class="best {side}" style="left:{at:.2f}%;top:{np.interp(at, x, y):.2f}%">'
-            f"<span>best, {best:,}</span></i>"
-            f'<i class="plumb" style="left:{at:.2f}%"></i>'
+            f'<i class="plumb {side}" style="left:{at:.2f}%"><span>best, {best:,}</span></i>'
+            f'<i class="best" style="left:{at:.2f}%;top:{np.interp(at, x, y):.2f}%"></i>'
         )
     return (
         '<figure class="figure"><div class="curve">'

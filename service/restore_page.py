@@ -49,46 +49,48 @@ class Example:
 
 
 SHOWN = (
-    Example("Still life, noise of σ = 25", "noisy.jpg", "denoise", sigma=25),
-    Example("Harbor, few photons", "dark.jpg", "denoise"),
-    Example("Postcard with holes", "damaged.jpg", "inpaint", "damaged-mask.png"),
-    Example("Butterfly, 80 × 80", "small.png", "upscale"),
+    Example("Still life, noisy", "noisy.jpg", "denoise", sigma=25),
+    Example("Harbor, dark", "dark.jpg", "denoise"),
+    Example("Postcard, holes", "damaged.jpg", "inpaint", "damaged-mask.png"),
+    Example("Butterfly, small", "small.png", "upscale"),
 )
 
 
-class Dropped(gr.File):
-    """A file that was dropped on the page, as its bytes; it lies on the server for KEEP_UPLOADS seconds."""
+def dropped(label: str, elem_id: str) -> gr.File:
+    """A place to drop a file, whose bytes the handlers get; it lies on the server for KEEP_UPLOADS seconds.
 
-    is_template = True  # for the browser it is a gr.File
+    Choice: its `preprocess` is replaced, since for a subclass Gradio writes a .pyi file beside the module. It
+    goes back to the original once a handler changes more of the component than its value.
+    """
+    file = gr.File(label=label, type="binary", height=110, elem_id=elem_id)
+    read = file.preprocess
 
-    def preprocess(self, payload: FileData | None) -> bytes | None:
-        """Raises: gr.Error if the file is no longer there."""
+    def preprocess(payload: FileData | None) -> bytes | None:
         try:
-            return None if payload is None else Path(payload.path).read_bytes()
+            return read(payload)
         except FileNotFoundError:
             raise gr.Error(
                 f"the picture is no longer here, since the server keeps none for more than {KEEP_UPLOADS // 60} "
-                f"minutes: drop it again",
+                f"minutes: drop or pick it again",
                 print_exception=False,
             ) from None
 
+    file.preprocess = preprocess
+    return file
 
-def tab(blocks: gr.Blocks, tabs: gr.Tabs, own: gr.Tab, jobs: Callable[[], Store]) -> None:
+
+def tab(blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store]) -> None:
     """Lays the Restore tab out and connects it to the jobs."""
     handlers = Handlers(jobs)
     gr.Markdown(INTRODUCTION)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             examples = gr.HTML(thumbnails(), js_on_load=markup.PICK_JS, elem_id="examples")
-            image = Dropped(
-                label=f"Your picture, up to {MAX_PIXELS / 1e6:g} megapixel", height=110, elem_id="image"
-            )
+            image = dropped(f"Your picture, up to {MAX_PIXELS / 1e6:g} megapixel", "image")
             kind = gr.Radio(list(KINDS.items()), value="denoise", label="What to do", elem_id="kind")
-            mask = Dropped(
-                label="The holes: a picture of the same size, white in them, black elsewhere",
-                height=110, visible=False, elem_id="mask",
-            )  # fmt: skip
-            by = gr.Radio([("× 2", 2), ("× 4", 4)], value=2, label="Enlarge", visible=False, elem_id="by")
+            with gr.Column(visible=False) as holes:
+                mask = dropped("Mask, white in the holes", "mask")
+            by = gr.Radio([("× 2", 2), ("× 4", 4)], value=2, label="How much", visible=False, elem_id="by")
             blur = gr.Slider(
                 0.5,
                 10,
@@ -125,20 +127,35 @@ def tab(blocks: gr.Blocks, tabs: gr.Tabs, own: gr.Tab, jobs: Callable[[], Store]
     }
     look = {"fn": handlers.look, "inputs": job, "outputs": seen, **quiet}
     examples.pick(handlers.pick, None, [image, mask, kind, by, advanced[2]], **quiet)
-    kind.change(handlers.choose, kind, [mask, by, blur], **quiet)
+    kind.change(handlers.choose, kind, [holes, by, blur], **quiet)
     image.change(handlers.take, [image, job], [job, panel, stage], **quiet).then(
         None, job, None, js=ADDRESS_JS
     )
     start.click(
         handlers.start, given, [job, stage], concurrency_limit=4, show_progress="hidden", api_name="restore"
-    ).success(**look).then(None, job, None, js=ADDRESS_JS)
+    ).success(**look).then(None, job, None, js=ADDRESS_JS).then(None, None, None, js=SHOW_JS)
     cancel.click(handlers.cancel, job, None, **quiet).then(**look)
     timer.tick(**look)
-    own.select(None, job, None, js=ADDRESS_JS)
-    blocks.load(handlers.find, anchor, [tabs, job], js="() => [location.hash]", **quiet).then(**look)
+    blocks.load(handlers.find, anchor, [tabs, job], js=ADDRESSES_JS, **quiet).then(**look)
 
 
-ADDRESS_JS = "job => history.replaceState(null, '', job ? '#restore=' + job : '#restore')"
+# Clicks, not the event of gr.Tab, which comes when the page is opened as well, before its address is read.
+ADDRESSES_JS = """() => {
+  const tabs = document.querySelector('#tabs');
+  tabs.dataset.job = location.hash.split('=')[1] || '';
+  tabs.addEventListener('click', event => {
+    const tab = event.target.closest('[role=tab]')?.innerText.trim().toLowerCase();
+    const job = tab === 'restore' && tabs.dataset.job ? '=' + tabs.dataset.job : '';
+    if (tab) history.replaceState(null, '', '#' + tab + job);
+  });
+  window.addEventListener('hashchange', () => location.reload());
+  return [location.hash];
+}"""
+ADDRESS_JS = """job => {
+  document.querySelector('#tabs').dataset.job = job;
+  history.replaceState(null, '', job ? '#restore=' + job : '#restore');
+}"""
+SHOW_JS = "() => document.querySelector('#stage').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
 def settings() -> list[gr.components.Component]:

@@ -507,15 +507,21 @@ def run(work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]")
     Choice: a process per core, but no more than four by default, since each takes a gigabyte. What tiles become
     depends on the threads of a worker: one each, so that it does not depend on how many cores there are.
     """
-    from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, run_tiled
+    from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, estimate, is_tiled, run_tiled
 
     options = work.options
     threads = options.threads or 1
     workers = options.workers or max(1, min(4, (os.cpu_count() or 1) // threads))
     overlap = min(OVERLAP, (options.tile or TILE) // 3)
-    return run_tiled(
-        work.task, picture, work.mask, work.kernel, callback, workers, options.tile, overlap, threads
-    )
+    about = {"tile": options.tile, "overlap": overlap, "threads": threads}
+    if is_tiled(work.task, picture, options.tile):
+        will = estimate(work.task, picture, workers, work.mask, work.kernel, **about)
+        say(
+            err,
+            f"{will.tiles} tiles: about {timedelta(seconds=round(will.seconds))} and "
+            f"{will.memory_bytes / 1e9:.1f} GB with --workers {workers}",
+        )
+    return run_tiled(work.task, picture, work.mask, work.kernel, callback, workers, **about)
 
 
 def save(path: Path, picture: Picture) -> tuple[Path, list[str]]:

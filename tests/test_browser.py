@@ -3,13 +3,16 @@ import io
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import fader
 import numpy as np
 import pytest
 from PIL import Image
-from server import running_server, small_models, until  # noqa: F401 (two are fixtures)
+from server import Server, running_server, small_models, start, until  # noqa: F401 (two are fixtures)
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -182,3 +185,112 @@ def test_the_page_of_the_api_needs_no_other_host(server, tmp_path):
         assert page.hosts() == {f"127.0.0.1:{server.port}"}
     finally:
         page.driver.quit()
+
+
+SERVE = (
+    "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
+)
+
+
+@pytest.fixture(scope="module", name="restoring")
+def server_with_a_fading_worker(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("restoring") / "run"
+    server = start(folder, models, [sys.executable, "-c", SERVE])
+    worker = None
+    try:
+        server.wait_until_ready()
+        worker = fader.start(str(folder / "jobs.sqlite"))
+        yield server
+        assert not server.torch_imports.exists(), server.torch_imports.read_text()
+        assert "Traceback" not in server.log.read_text()
+    finally:
+        if worker is not None:
+            worker.terminate()
+            worker.wait(20)
+            worker.stdin.close()
+        server.stop()
+
+
+@pytest.fixture(params=[1200, 400])
+def restore_page(request, restoring, tmp_path) -> Iterator[Page]:
+    page = Page(restoring.url, request.param, tmp_path)
+    try:
+        page.driver.get(f"{restoring.url}/ui/#restore")
+        yield page
+    finally:
+        page.driver.quit()
+
+
+def image(page: Page, which: str) -> np.ndarray | None:
+    """The pixels of a picture that is shown, as the browser draws it; None if none is."""
+    drawn = page.driver.execute_script(
+        """const image = document.querySelector('#stage img.' + arguments[0]);
+        if (!image || image.hidden || !image.complete || !image.naturalWidth) return null;
+        const canvas = document.createElement('canvas');
+        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+        canvas.getContext('2d').drawImage(image, 0, 0);
+        return canvas.toDataURL();""",
+        which,
+    )
+    return None if drawn is None else decoded(drawn)[..., :3].astype(int)
+
+
+def test_a_visitor_restores_an_example_to_the_end(restore_page, restoring):
+    page = restore_page
+    page.click("#examples .tile", 3)
+    assert until(lambda: image(page, "before") is not None, True)
+    given = image(page, "before")
+    assert given.shape == (80, 80, 3) and image(page, "after") is None
+    page.screenshot("restore_page_picked")
+
+    page.click("#start")
+    assert until(lambda: "Restoring" in page.text("#panel"), True)
+    assert until(lambda: "#restore=" in page.driver.current_url, True)
+    assert until(lambda: image(page, "after") is not None, True)
+    page.screenshot("restore_page_running")
+    assert until(lambda: page.text("#panel").startswith("Done"), True)
+    assert until(lambda: (image(page, "after") == 255 - given).all(), True)  # what this worker makes of it
+    assert "the iterations are over" in page.text("#panel") and "best, 140" in page.text("#panel .curve")
+
+    split = "return getComputedStyle(document.querySelector('#stage .before')).clipPath"
+    middle = page.driver.execute_script(split)
+    page.slide("#stage", 20)
+    assert page.driver.execute_script(split) != middle
+    page.screenshot("restore_page_done")
+
+    link = page.all("#panel a.get")[0].get_attribute("href")
+    status, kind, content = restoring.ask("GET", link.removeprefix(restoring.url))
+    assert (status, kind) == (200, "image/png")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), 255 - given)
+
+    page.driver.refresh()
+    assert until(lambda: page.text("#panel").startswith("Done"), True)
+    assert until(lambda: (image(page, "before") == given).all(), True)  # this tab has kept it
+    wide = page.driver.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= page.width  # nothing to scroll sideways
+    assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert page.hosts() == {f"127.0.0.1:{restoring.port}"}
+
+
+def test_a_visitor_sees_the_picture_change_cancels_and_goes_back_to_sampling(restore_page, restoring):
+    page = restore_page
+    page.click("#start")
+    assert until(lambda: "drop one, or pick an example" in page.text(".toast-body"), True)
+    page.driver.execute_script("document.querySelector('.toast-close').click()")  # it moves while it comes
+    page.click("#examples .tile", 2)
+    assert until(lambda: "damaged-mask" in page.text("#mask"), True)
+    page.click("#start")
+    assert until(lambda: image(page, "after") is not None, True)
+    first = image(page, "after")
+    assert until(lambda: (image(page, "after") != first).any(), True)
+    page.click("#cancel")
+    assert until(lambda: page.text("#panel").startswith("Canceled"), True)
+    assert until(lambda: [button.is_displayed() for button in page.all("#start")], [True]) == [True]
+    job = page.driver.current_url.partition("#restore=")[2]
+    assert json.loads(restoring.ask("GET", f"/restore/{job}")[2])["status"] == "canceled"
+    page.screenshot("restore_page_canceled")
+
+    page.click("#tabs [role=tab]", 0)
+    assert until(lambda: len(page.pictures("#gallery")), 16) == 16
+    assert page.driver.current_url.endswith("#sample")
+    assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []

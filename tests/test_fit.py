@@ -9,7 +9,7 @@ import sparsegen
 from sparsegen.zoo.restoration import settings
 from sparsegen.zoo.restoration.fit import Fit, LastGood, Progress
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask
-from sparsegen.zoo.restoration.pictures import from_array
+from sparsegen.zoo.restoration.pictures import from_array, read_picture
 from sparsegen.zoo.restoration.restore import run
 from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Preset, Sparsity, Task, Widths
 
@@ -297,6 +297,17 @@ def test_a_mask_is_white_in_the_holes() -> None:
     damaged = np.where(holes[..., None] > 0, 0, clean).astype(np.float32)
     outcome = run(Task.of(kind="inpaint", iterations=150), from_array(damaged), mask=from_array(holes))
     assert psnr(outcome.picture.pixels[20:30, 20:40], clean[20:30, 20:40]) > 20
+    assert np.array_equal(outcome.picture.pixels[holes == 0], damaged[holes == 0])  # what is known stays
+    noisy = run(Task.of(kind="inpaint", sigma=5, iterations=2), from_array(damaged), mask=from_array(holes))
+    assert not np.array_equal(noisy.picture.pixels[holes == 0], damaged[holes == 0])
+
+
+def test_pictures_of_16_bits_come_back_with_them() -> None:
+    deep = (clean_picture() * 65535).astype(np.uint16)
+    outcome = run(Task.of(iterations=2), from_array(deep))
+    again = read_picture(outcome.picture.encode(".png"))
+    assert again.depth == 16
+    assert np.allclose(again.pixels, outcome.picture.pixels, atol=1 / 65535)
 
 
 @pytest.mark.parametrize("noise", [None, "gaussian"])

@@ -96,12 +96,12 @@ def restore(
         iterations=iterations,
     )  # fmt: skip
     picture = None if isinstance(image, Tensor) else from_array(image)
-    observation = _check_tensor(image) if picture is None else _to_tensor(picture)
+    observation = _check_tensor(image) if picture is None else to_tensor(picture)
     fit = make_fit(task, observation.to(device), operator, shape, stops)
     history, last = follow(fit, callback)
     restored = fit.image
     if picture is not None:
-        restored = to_array(picture.with_pixels(_to_pixels(restored)), np.asarray(image))
+        restored = to_array(picture.with_pixels(to_pixels(restored)), np.asarray(image))
     return Restoration(restored, history, **_ending(fit, last))
 
 
@@ -114,6 +114,8 @@ def run(
 ) -> Outcome:
     """Does a task; `callback` as in `restore`.
 
+    Choice: inpainting leaves the known pixels as they are, unless there is noise to remove (sigma above 0).
+
     Args:
         mask: Of inpaint: white in the holes, as image editors and OpenCV have it.
         kernel: Of deblur with a kernel from a file.
@@ -121,13 +123,17 @@ def run(
     Raises: ValueError before any work.
     """
 
+    operator = make_operator(task, mask, kernel)
+    kept = operator.known.numpy()[..., None] > 0 if isinstance(operator, Mask) and not task.sigma else None
+
     def encode(image: Tensor) -> Picture:
-        return picture.with_pixels(_to_pixels(image))
+        pixels = to_pixels(image)
+        return picture.with_pixels(pixels if kept is None else np.where(kept, picture.pixels, pixels))
 
     def told(progress: Progress) -> bool | None:
         return callback(TaskProgress(**_shallow(progress), encode=encode))
 
-    fit = make_fit(task, _to_tensor(picture), make_operator(task, mask, kernel))
+    fit = make_fit(task, to_tensor(picture), operator)
     history, last = follow(fit, told if callback else None)
     return Outcome(encode(fit.image), history, **_ending(fit, last))
 
@@ -228,9 +234,9 @@ def _check_tensor(observation: Tensor) -> Tensor:
     return observation.detach().float()
 
 
-def _to_tensor(picture: Picture) -> Tensor:
+def to_tensor(picture: Picture) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture.pixels.transpose(2, 0, 1)))[None]
 
 
-def _to_pixels(image: Tensor) -> np.ndarray:
+def to_pixels(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(image[0].permute(1, 2, 0).cpu().numpy())

@@ -70,7 +70,7 @@ class Preset:
 
 PRESETS = {
     "fast": Preset(
-        Widths((32, 64, 128, 128), (16, 32, 64, 128), (4,) * 4, "zeros"), inputs=8, betas=(0.9, 0.9)
+        Widths((64, 128, 128, 128), (8, 16, 32, 64), (4,) * 4, "zeros"), inputs=8, betas=(0.9, 0.9)
     ),
     "paper": Preset(
         Widths((128,) * 5, (128,) * 5, (4,) * 5),

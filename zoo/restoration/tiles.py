@@ -32,10 +32,10 @@ from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture
 from sparsegen.zoo.restoration.restore import (
     Outcome,
     TaskProgress,
-    _to_pixels,
-    _to_tensor,
     make_operator,
     run,
+    to_pixels,
+    to_tensor,
 )
 from sparsegen.zoo.restoration.settings import PRESETS, Task
 from sparsegen.zoo.restoration.stopping import estimate_sigma
@@ -50,7 +50,8 @@ LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the 
 # Measured on an AMD EPYC with bfloat16, by the peak resident memory of a process.
 WORKER_BYTES = 850e6  # torch, its kernels and the just-in-time compiler
 MANAGER_BYTES = 50e6
-PIXEL_BYTES = {"fast": 1400, "paper": 12_000}  # of activations and gradients, per pixel of a fit
+# Activations and gradients per pixel of a fit; that of "paper" is reckoned from its channels, not measured.
+PIXEL_BYTES = {"fast": 1400, "paper": 12_000}
 TYPICAL_ITERATIONS = 600  # Choice: until a fit of the fast preset stops by itself, at noise of 25 gray levels
 
 
@@ -171,8 +172,8 @@ class _Job:
         """What the tile shows before any work: the observation, enlarged bicubically if it is to be enlarged."""
         pixels = self.picture.pixels
         if self.by > 1:
-            image = F.interpolate(_to_tensor(self.picture), scale_factor=self.by, mode="bicubic")
-            pixels = _to_pixels(image.clamp(0, 1))
+            image = F.interpolate(to_tensor(self.picture), scale_factor=self.by, mode="bicubic")
+            pixels = to_pixels(image.clamp(0, 1))
         return pixels[self.crop]
 
 
@@ -257,15 +258,19 @@ def run_tiled(
         pending = {executor.submit(_work, job, stop, reports) for job in jobs if not job.idle}
         while pending:
             done, pending = wait(pending, WAIT, FIRST_COMPLETED)
-            news = _drain(
-                reports
-            )  # after the wait, so that a tile's last report is not followed by an older one
+            news = _drain(reports)  # after the wait: the last word on a tile comes last
             news += [final for future in done if (final := future.result())]
             for report in news:
                 tally.hear(report)
             if news and callback and not stop.is_set() and callback(tally.progress()):
                 stop.set()
     return tally.outcome()
+
+
+def is_tiled(task: Task, picture: Picture, tile: int | None = None) -> bool:
+    """Whether `run_tiled` cuts a picture into several tiles, which is when an `estimate` is worth its seconds."""
+    height, width = (side * (task.by or 1) for side in picture.pixels.shape[:2])
+    return height * width > WHOLE if tile is None else max(height, width) > tile
 
 
 def estimate(
@@ -350,7 +355,7 @@ class _Tally:
         )
 
     def outcome(self) -> Outcome:
-        reports = list(self.reports.values())
+        reports = [self.reports[index] for index in sorted(self.reports)]  # means, too, depend on the order
         return Outcome(
             self.picture.with_pixels(self.pixels()),
             _mean_history([report.history for report in reports]),
@@ -506,7 +511,7 @@ def _jobs(
         operator(torch.zeros(1, 1, height, width))  # raises unless it has the size of the picture
     tiles = plan(height, width, *_sides(height, width, by, _reach(operator), tile, overlap))
     if len(tiles) > 1 and task.kind == "denoise" and task.sigma is None:
-        task = replace(task, sigma=255 * estimate_sigma(_to_tensor(picture)))
+        task = replace(task, sigma=255 * estimate_sigma(to_tensor(picture)))
     known = operator.known.numpy() > 0 if isinstance(operator, Mask) and len(tiles) > 1 else None
     wanted = 0 if known is None else min(LEAST_SHARE, known.mean() / 2)  # a mask may be sparse everywhere
     jobs = []

@@ -1,0 +1,57 @@
+"""A worker as in restorer.py whose picture changes, and is best before the end: python fader.py STORE."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+
+import restorer
+
+from sparsegen.service import worker
+from sparsegen.zoo.restoration.pictures import Picture
+from sparsegen.zoo.restoration.settings import Task
+
+BEST = 0.7  # of the iterations
+
+
+class Fading(restorer.Progress):
+    """From the picture to its negative; `statistic` falls to the best iteration, and rises again."""
+
+    given: Picture
+
+    @property
+    def statistic(self) -> float:
+        return 0.01 + math.log(self.fraction / BEST) ** 2
+
+    @property
+    def best_iteration(self) -> int:
+        return min(self.iteration, round(BEST * self.iterations))
+
+    def picture(self) -> Picture:
+        share = self.fraction
+        return self.given.with_pixels((1 - share) * self.given.pixels + share * self.restored.pixels)
+
+
+def run(
+    task: Task, picture: Picture, mask: Picture | None, kernel: Picture | None, callback: Callable
+) -> restorer.Outcome:
+    """Works for 200 iterations, some seconds, and ten times as long on holes, so that there is time to cancel."""
+
+    def told(progress: restorer.Progress) -> bool | None:
+        fading = Fading(progress.iteration, progress.iterations, progress.restored)
+        fading.given = picture
+        return callback(fading)
+
+    iterations = 2000 if task.kind == "inpaint" else 200
+    asked = Task.of(kind="denoise", seed=task.seed, iterations=iterations)
+    return restorer.run(asked, picture, mask, kernel, told)
+
+
+def start(where: str) -> subprocess.Popen:
+    """Starts such a worker, which ends with this process."""
+    return subprocess.Popen([sys.executable, __file__, where], stdin=subprocess.PIPE)
+
+
+if __name__ == "__main__":
+    worker.SHOW_EVERY = 0.5
+    sys.exit(worker.work(sys.argv[1], run, until_stdin_closes=True))

@@ -1,0 +1,296 @@
+"""The Restore tab: its handlers with a store and a worker that restores nothing, and what it opens in the server."""
+
+import io
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import fader
+import numpy as np
+import pytest
+from conftest import ROOT
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from gradio import Error
+from gradio.data_classes import FileData
+from PIL import Image
+from server import running_server, small_models  # noqa: F401 (fixtures)
+
+from sparsegen.service import markup, restoration, restore_page, uploads, worker
+from sparsegen.service.jobs import MAX_WAITING, Store, StoreError, open_store
+
+ADVANCED = {"preset": "fast", "regularizer": "l0_inf", "sigma": 0, "seed": 0.0, "loss": "mse"}
+
+
+def png(value: int = 90, side: int = 24) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (value, 20, 200)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def mask(side: int = 24) -> bytes:
+    image, buffer = Image.new("L", (side, side)), io.BytesIO()
+    image.paste(255, (3, 3, 9, 9))
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Tab:
+    """The handlers, called as the page does, and what they say."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.handlers = store, restore_page.Handlers(lambda: store)
+
+    def start(self, image=None, mask=None, kind="denoise", by=2, blur=1.6, **advanced) -> str:
+        image = png() if image is None else image
+        job, _ = self.handlers.start(image, mask, kind, by, blur, *(ADVANCED | advanced).values())
+        return job
+
+    def look(self, job: str) -> SimpleNamespace:
+        panel, stage, timer, start, cancel = self.handlers.look(job)
+        return SimpleNamespace(
+            panel=panel,
+            after=stage.get("after"),
+            asks_again=timer.active,
+            start=start["visible"],
+            cancel=cancel["visible"],
+        )
+
+    def work(self, see: Callable[[int], None] = lambda iteration: None) -> None:
+        """Does the first job that waits, here, and calls `see` after each iteration."""
+
+        def run(task, picture, mask, kernel, callback):
+            def told(progress):
+                stop = callback(progress)
+                see(progress.iteration)
+                return stop
+
+            return fader.run(task, picture, mask, kernel, told)
+
+        worker.do(self.store, self.store.claim("w"), run, [])
+
+
+@pytest.fixture(name="tab")
+def tab_with_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tab]:
+    monkeypatch.setattr(fader.restorer, "ITERATION", 0.002)
+    monkeypatch.setattr(worker, "REPORT_EVERY", 0.02)
+    monkeypatch.setattr(worker, "SHOW_EVERY", 0.02)
+    store = open_store(str(tmp_path / "jobs.sqlite"))
+    store.beat("w")
+    yield Tab(store)
+    store.close()
+
+
+def test_a_job_waits_runs_and_is_done_before_the_eyes_of_its_owner(tab):
+    first, second = tab.start(), tab.start()
+    waiting = tab.look(second)
+    assert "at place 2 of the queue" in waiting.panel and waiting.after is None
+    assert waiting.asks_again and waiting.cancel and not waiting.start
+
+    seen = []
+    tab.work(lambda iteration: seen.append(tab.look(first)) if iteration in (80, 199) else None)
+    early, late = seen
+    for running in seen:
+        assert "Restoring" in running.panel and "left" in running.panel and "<polyline" in running.panel
+        assert running.asks_again and running.cancel and not running.start
+    assert early.after.startswith(f"../restore/{first}/preview?") and early.after != late.after
+
+    done = tab.look(first)
+    assert f'href="../restore/{first}/result"' in done.panel and "the iterations are over" in done.panel
+    assert "best, 140" in done.panel and ">200<" in done.panel
+    assert not done.asks_again and done.start and not done.cancel and done.after != late.after
+
+
+def test_cancel_frees_the_worker_and_keeps_the_last_picture(tab):
+    job = tab.start(seed=5)
+    ended = []
+
+    def see(iteration: int) -> None:
+        ended.append(iteration)
+        if iteration == 20:
+            tab.handlers.cancel(job)
+
+    tab.work(see)
+    assert ended[-1] in (20, 21)
+    canceled = tab.look(job)
+    assert (
+        "Canceled" in canceled.panel and canceled.after is None and not canceled.asks_again and canceled.start
+    )
+    assert "/result" not in canceled.panel
+
+
+@pytest.mark.parametrize(
+    ("given", "task"),
+    [
+        ({}, {"kind": "denoise", "sigma": None, "seed": 0}),
+        ({"sigma": 12.5, "seed": 3.0, "loss": "l1"}, {"sigma": 12.5, "seed": 3, "loss": "l1"}),
+        ({"kind": "inpaint", "mask": mask()}, {"kind": "inpaint", "by": None, "kernel": None}),
+        ({"kind": "upscale", "by": 4}, {"kind": "upscale", "by": 4}),
+        ({"kind": "deblur", "blur": 2.1}, {"kernel": "gaussian:2.1", "by": None}),
+        ({"preset": "paper", "regularizer": "l1"}, {"preset": "paper", "regularizer": "l1"}),
+        ({"mask": b"left over from before"}, {"kind": "denoise"}),
+    ],
+    ids=str,
+)
+def test_what_is_chosen_becomes_the_task(tab, given, task):
+    tab.start(**given)
+    record = tab.store.claim("w").record
+    assert record["task"].items() >= task.items()
+    assert ("mask" in record["files"]) == (task.get("kind") == "inpaint")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"image": b"no picture"}, "the image"),
+        ({"image": png(side=8)}, "16 at least"),
+        ({"kind": "inpaint"}, "drop a mask"),
+        ({"kind": "inpaint", "mask": mask(20)}, "20 x 20"),
+        ({"kind": "upscale", "image": png(side=900)}, "1,000,000"),
+        ({"kind": "deblur", "blur": 11}, "gaussian"),
+        ({"regularizer": "l2"}, "l0_inf"),
+        ({"seed": -1}, "seed"),
+        ({"seed": None}, "seed is an integer"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_cannot_be_done_is_told_in_a_sentence(tab, given, words):
+    with pytest.raises(Error, match=re.escape(words)) as told:
+        tab.start(**given)
+    assert "\n" not in str(told.value.message)
+    assert tab.store.counts() == (0, 0)
+
+
+def test_without_a_picture_a_worker_or_room_the_page_says_what_to_do(tab):
+    with pytest.raises(Error, match="drop one, or pick an example"):
+        tab.handlers.start(None, None, "denoise", 2, 1.6, *ADVANCED.values())
+    tab.store.leave("w")
+    with pytest.raises(Error, match="start one with `sparsegen worker`"):
+        tab.start()
+    tab.store.beat("w")
+    for _ in range(MAX_WAITING):
+        tab.start()
+    with pytest.raises(Error, match="ask again later"):
+        tab.start()
+
+
+@pytest.mark.parametrize("job", ["0" * 32, "../../etc/passwd", "<b>"])
+def test_an_address_without_a_job_is_explained(tab, job):
+    unknown = tab.look(job)
+    assert "There is no job" in unknown.panel and "<b>" not in unknown.panel
+    assert not unknown.asks_again and unknown.start
+
+
+def test_a_store_that_cannot_be_reached_is_told_in_the_panel_and_asked_again():
+    def jobs() -> Store:
+        raise StoreError("jobs cannot be kept in /there: set SPARSEGEN_JOBS to another file")
+
+    handlers = restore_page.Handlers(jobs)
+    panel, _, timer, *_ = handlers.look("0" * 32)
+    assert "jobs cannot be kept in /there" in panel and timer.active
+    with pytest.raises(Error, match="jobs cannot be kept"):
+        handlers.start(png(), None, "denoise", 2, 1.6, *ADVANCED.values())
+
+
+@pytest.mark.parametrize(
+    ("anchor", "tab_opened", "job"),
+    [("", None, ""), ("#sample", None, ""), ("#restore", "restore", ""), ("#restore=abc", "restore", "abc")],
+)
+def test_the_address_of_the_page_opens_a_tab_or_a_job(tab, anchor, tab_opened, job):
+    tabs, found = tab.handlers.find(anchor)
+    assert getattr(tabs, "selected", None) == tab_opened and found == job
+
+
+def test_a_picture_dropped_while_a_job_runs_does_not_take_its_place(tab):
+    job = tab.start()
+    kept, _, stage = tab.handlers.take(png(200), job)
+    assert kept != "" and "before" not in stage
+    tab.handlers.cancel(job)
+    cleared, panel, stage = tab.handlers.take(png(200), job)
+    assert (cleared, panel, stage["before"]["width"], stage["after"]) == ("", "", 24, None)
+
+
+@pytest.mark.parametrize("index", range(len(restore_page.SHOWN)))
+def test_every_example_can_be_restored_with_its_settings(tab, index):
+    image, holes, kind, by, sigma = tab.handlers.pick(SimpleNamespace(index=index))
+    files = [None if path is None else Path(path).read_bytes() for path in (image, holes)]
+    assert all(len(content) <= 40 << 10 for content in files if content)
+    job = tab.start(*files, kind=kind, by=by, sigma=sigma)
+    assert tab.store.status(job)["notes"] == []
+
+
+def test_the_examples_are_part_of_the_package_and_of_the_bento():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert data["sparsegen.service"] == ["examples/*"]
+    assert "  - /service/examples/*\n" in (ROOT / "bentofile.yaml").read_text()
+    named = {name for example in restore_page.SHOWN for name in (example.image, example.mask) if name}
+    assert named == {path.name for path in restore_page.EXAMPLES.iterdir()}
+
+
+def test_a_dropped_file_whose_time_is_over_is_to_be_dropped_again(tmp_path):
+    file = restore_page.dropped("Picture", "image")
+    (tmp_path / "a.png").write_bytes(b"content")
+    assert file.preprocess(FileData(path=str(tmp_path / "a.png"))) == b"content"
+    with pytest.raises(Error, match="drop or pick it again"):
+        file.preprocess(FileData(path=str(tmp_path / "gone.png")))
+
+
+def status(**known: object) -> dict:
+    return restoration_status() | known
+
+
+def restoration_status() -> dict:
+    empty = dict.fromkeys(restoration.STATUS["required"])
+    return empty | {"id": "0" * 32, "status": "running", "history": [], "notes": []}
+
+
+def test_what_a_job_says_cannot_become_html():
+    said = markup.progress(status(status="failed", error="<script>a</script>", notes=["<img src=x>"]))
+    assert "<script>" not in said and "<img" not in said and "&lt;script&gt;" in said
+
+
+@pytest.mark.parametrize("lift", [0, -5], ids=["logarithmic", "linear"])
+def test_the_curve_marks_the_best_iteration_at_its_lowest_point(lift):
+    iterations = np.arange(10, 110, 10)
+    history = [(int(i), float((i - 70) ** 2 + 1 + lift)) for i in iterations]
+    drawn = markup.curve(history, 70)
+    points = [tuple(map(float, pair.split(","))) for pair in re.search('points="(.*?)"', drawn)[1].split()]
+    left, top = map(float, re.search(r'class="best" style="left:(.*?)%;top:(.*?)%"', drawn).groups())
+    lowest = max(points, key=lambda point: point[1])  # SVG counts from the top
+    assert len(points) == 10 and (left, top) == pytest.approx(lowest, abs=0.01)
+    assert left == pytest.approx(100 * 60 / 90, abs=0.01) and ("logarithmic" in drawn) == (lift == 0)
+    assert markup.curve(history[:1], 10) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (754, "12 min 34 s"), (7320, "2 h 02 min")],
+)
+def test_durations_are_said_as_people_say_them(seconds, words):
+    assert markup.duration(seconds) == words
+
+
+def test_uploads_are_refused_while_those_of_others_fill_the_room(tmp_path):
+    app = FastAPI()
+    app.post(uploads.UPLOAD)(lambda: "taken")
+    client = TestClient(uploads.UploadRoom(app, tmp_path, room=100))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(b"a" * 99)
+    assert client.post(uploads.UPLOAD).json() == "taken"
+    (tmp_path / "b.png").write_bytes(b"b")
+    full = client.post(uploads.UPLOAD)
+    assert full.status_code == 507 and "try again" in full.json()["error"]
+
+
+def test_the_page_takes_larger_files_at_one_address_and_no_recordings(server):
+    def post(path: str, size: int) -> int:
+        body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        body += bytes(size) + b"\r\n--b--\r\n"
+        return server.ask("POST", path, body, "multipart/form-data; boundary=b")[0]
+
+    assert post("/ui/gradio_api/upload", 2 << 20) == 200
+    assert post("/ui/gradio_api/upload", restoration.MAX_UPLOAD + 1) == 413
+    assert post("/ui/gradio_api/run/predict", 2 << 20) == 413
+    assert post("/ui/gradio_api/process_recording", 10) == 413

@@ -95,6 +95,8 @@ class Sparsity:
     penalty: float = 0.0
 
 
+# Choice: the paper gives neither k nor a weight. On two crops of 128 x 128 (lena, f16; seed 0) densities of 0.125, 0.25
+# and 0.5 gave averages within 0.1 dB of each other, of L0,∞ as of L0. The penalty is some per cent of the loss.
 SPARSITIES = {
     "baseline": Sparsity(),
     "l0_inf": Sparsity("needle", 0.25),

@@ -204,11 +204,19 @@ def test_a_body_that_is_not_declared_as_json_is_refused(server, content_type):
 
 
 @pytest.mark.parametrize("body", [BIG, None], ids=["with its length", "in chunks"])
-@pytest.mark.parametrize("path", ["/sample", "/ui/gradio_api/upload"])
-def test_a_body_of_50_mb_is_refused_as_too_large(server, path, body):
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        ("/sample", "1,048,576"),
+        ("/restore", "33,554,432"),
+        ("/ui/gradio_api/upload", "34,603,008"),
+        ("/ui/gradio_api/queue/join", "1,048,576"),
+    ],
+)
+def test_a_body_of_50_mb_is_refused_as_too_large(server, path, limit, body):
     body = body or (BIG[: 1 << 20] for _ in range(50))
     status, _, answer = server.ask("POST", path, body)
-    assert status == 413 and "1,048,576 bytes" in error_of(answer)
+    assert status == 413 and f"{limit} bytes" in error_of(answer)
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/sample"), ("PUT", "/sample"), ("POST", "/models")])

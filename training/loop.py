@@ -81,10 +81,14 @@ class Networks:
             getattr(self, name).load_state_dict(_under(f"{name}.", tensors))
         for name, optimizer in self.optimizers.items():
             moments: dict[int, dict[str, Tensor]] = {}
+            parameters = list(getattr(self, name).parameters())
             for key, value in _under(f"optimizer.{name}.", tensors).items():
                 index, _, field = key.partition(".")
-                # clone: the file's tensors are memory-mapped and Adam writes into its own
-                moments.setdefault(int(index), {})[field] = value.clone()
+                parameter = parameters[int(index)]
+                # Copied: the file's tensors are memory-mapped and Adam writes into its own. And into the layout of
+                # the parameter, which the fused Adam takes for granted: it walks both in the order of memory.
+                own = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+                moments.setdefault(int(index), {})[field] = own.detach().copy_(value)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 

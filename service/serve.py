@@ -47,6 +47,7 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
         crew = Crew(workers, variables)
         server = subprocess.Popen(command, env=variables, start_new_session=True)
         try:
+            crew.tend()  # now, so that somebody is there once the page is
             if wait_until_ready(server, host, port, stopped):
                 print(f"The page: http://{_visible(host)}:{port}/ui", flush=True)
             while server.poll() is None and not stopped:

@@ -34,7 +34,7 @@ from sparsegen.zoo.restoration.settings import PRESETS, Task
 RECORDS = Path(__file__).parent / "records" / "dip.jsonl"
 SIGMA = 25
 AS_USED = PRESETS["paper"].iterations
-KEY = ("image", "size", "seed")
+KEY = ("image", "size", "seed", "settings")
 EVERY = 10  # iterations from one point of a curve to the next
 
 
@@ -108,7 +108,8 @@ def main(
     done = {tuple(record[name] for name in KEY) for record in read_lines(records)}
     for seed in [] if only_print else map(int, seeds.split(",")):
         for name in names:
-            if (name, size, seed) in done:
+            cell = {"image": name, "size": size, "seed": seed, "settings": repr(PRESETS["fast"])}
+            if tuple(cell[field] for field in KEY) in done:
                 continue
             picture = crop(images / f"{name}.png", size)
             clean, noisy = tensor(picture), tensor(observe(picture, f"gaussian:{SIGMA}", seed))
@@ -118,14 +119,7 @@ def main(
             records.parent.mkdir(parents=True, exist_ok=True)
             append_line(
                 records,
-                {
-                    "image": name,
-                    "size": size,
-                    "seed": seed,
-                    "original": theirs,
-                    "fast": mine,
-                    **circumstances("fast"),
-                },
+                {**cell, "original": theirs, "fast": mine, **circumstances()},
             )
     found = read_lines(records)
     show_table(found)

@@ -40,7 +40,7 @@ from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Task
 
 RECORDS = Path(__file__).parent / "records" / "table3.jsonl"
 PAPER = {"baseline": (28.74, 29.88), "l0_inf": (29.03, 29.94), "l0": (29.22, 30.21)}  # single, average
-KEY = ("image", "size", "noise", "preset", "regularizer", "density", "seed")
+KEY = ("image", "size", "noise", "preset", "settings", "regularizer", "density", "seed", "end", "know_sigma")
 PAST = 200  # iterations that a run without a stop goes beyond its best average
 WATCHED = 1.25  # times the best iteration, and 100 more: how far a run is followed after its blind stop
 
@@ -90,6 +90,10 @@ class Trace:
 def crop(path: Path, size: int) -> np.ndarray:
     """The central size x size pixels of a picture, (size, size, 3) in [0, 1]."""
     pixels = np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
+    if min(pixels.shape[:2]) < size:
+        raise typer.BadParameter(
+            f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, no {size} x {size} of them"
+        )
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     return pixels[top : top + size, left : left + size]
 
@@ -181,7 +185,9 @@ def main(
     if not only_print:
         torch.set_num_threads(threads)
         done = {key(record) for record in read_lines(records)}
+        about = {"settings": repr(PRESETS[preset]), "end": iterations, "know_sigma": know_sigma}
         for cell in cells(images, only, size, noises, preset, regularizers, densities, seeds):
+            cell |= about
             if key(cell) in done:
                 continue
             clean = crop(images / f"{cell['image']}.png", size)
@@ -193,7 +199,7 @@ def main(
                 loss="l1" if kind == "salt-and-pepper" else "mse", iterations=iterations,
             )  # fmt: skip
             with progress(f"{cell['image']} {cell['noise']} {cell['regularizer']}", iterations) as show:
-                record = {**cell, **measure(task, clean, noisy, show), **circumstances(preset)}
+                record = {**cell, **measure(task, clean, noisy, show), **circumstances()}
             if bm3d and kind == "gaussian" and cell["regularizer"] == "baseline":
                 record["bm3d"] = bm3d_psnr(clean, noisy, float(strength))
             records.parent.mkdir(parents=True, exist_ok=True)
@@ -229,10 +235,9 @@ def cells(
                         }  # fmt: skip
 
 
-def circumstances(preset: str) -> dict:
-    """What a record depends on beside its cell."""
+def circumstances() -> dict:
+    """When and where a record was made."""
     return {
-        "settings": repr(PRESETS[preset]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread",
         "torch": torch.__version__,
@@ -251,6 +256,14 @@ def paired(differences: list[float]) -> str:
     return f"{mean(differences):+.3f} ± {half:.3f}"
 
 
+def by_picture(pairs: dict[tuple[str, int], tuple[dict, dict]], what: str) -> list[float]:
+    """For each picture, the mean over its seeds of a difference: the seeds of one picture are not independent."""
+    differences = defaultdict(list)
+    for (image, _), (record, base) in pairs.items():
+        differences[image].append(record[what] - base[what])
+    return [mean(values) for values in differences.values()]
+
+
 def spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
@@ -258,24 +271,25 @@ def spread(values: list[float]) -> str:
 def show_tables(records: list[dict]) -> None:
     """Prints, for each preset, size and noise, a line per regularizer and density.
 
-    Means and standard deviations are over the seeds, of the mean over the pictures that every seed has; differences
-    to the baseline, and what the blind stop loses, are paired: same picture, same noise, same seed.
+    Means and standard deviations are over the seeds, of the mean over the pictures that every seed has. Differences
+    to the baseline are paired (same picture, noise and seed) and averaged over the seeds of a picture; their interval
+    is over the pictures.
     """
     groups = defaultdict(lambda: defaultdict(dict))
     for record in records:
         column = record["regularizer"], record["density"]
-        groups[record["preset"], record["size"], record["noise"]][column][record["image"], record["seed"]] = (
-            record
-        )
+        groups[record["preset"], record["settings"], record["size"], record["noise"]][column][
+            record["image"], record["seed"]
+        ] = record
     console = Console(width=130)
-    for (preset, size, noise), columns in groups.items():
+    for (preset, _, size, noise), columns in groups.items():
         table = Table(
             "regularizer", "density", "runs", "single", "average", "average - baseline (95 %)", "single - baseline",
             "stop loses: mean, worst", "past the peak", "paper: single, average", box=None,
         )  # fmt: skip
         base = columns.get(("baseline", None), {})
         for (regularizer, density), found in columns.items():
-            pairs = [(record, base[cell]) for cell, record in found.items() if cell in base]
+            pairs = {cell: (record, base[cell]) for cell, record in found.items() if cell in base}
             stopped = [record for record in found.values() if "returned" in record]
             losses = [record["average"] - record["returned"] for record in stopped]
             late = [record["stopped_at"] / record["average_iteration"] - 1 for record in stopped]
@@ -286,11 +300,11 @@ def show_tables(records: list[dict]) -> None:
                 str(len(found)),
                 spread(over_seeds(found, "single")),
                 spread(over_seeds(found, "average")),
-                "" if is_base else paired([a["average"] - b["average"] for a, b in pairs]),
-                "" if is_base else paired([a["single"] - b["single"] for a, b in pairs]),
+                "" if is_base else paired(by_picture(pairs, "average")),
+                "" if is_base else paired(by_picture(pairs, "single")),
                 f"{mean(losses):.3f}, {max(losses):.3f}" if losses else "",
                 f"{100 * mean(late):+.0f} %" if late else "",
-                "{:.2f}, {:.2f}".format(*PAPER[regularizer]) if regularizer in PAPER else "",
+                "{:.2f}, {:.2f}".format(*PAPER[regularizer]) if noise == "gaussian:25" else "",
             )
         console.print(f"\n{preset}, {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over the seeds")
         console.print(table)

@@ -219,7 +219,7 @@ class Handlers:
             "seed": whole(seed),
             "loss": loss,
         }
-        asked |= {"sigma": sigma} if sigma else {}
+        asked |= {"sigma": sigma} if sigma and kind == "denoise" else {}
         asked |= {"by": by} if kind == "upscale" else {}
         asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
         files = {"image": image} | ({"mask": mask} if kind == "inpaint" else {})

@@ -190,7 +190,7 @@ def do(store: Store, claim: Claim, run: Run, stopped: list[int]) -> None:
         Exception
     ) as error:  # whatever it is, the one who waits must hear of it, and others want their turn
         sentence = str(error)
-        if not isinstance(error, (ValueError, TypeError, ImportError)):  # these were written to be read
+        if not isinstance(error, (ValueError, TypeError, ImportError, FloatingPointError)):  # these were written to be read
             logger.exception("job %s broke", claim.id)
             sentence = f"the restoration broke ({type(error).__name__}): the worker's log says how"
         _insist(lambda: store.fail(claim, sentence, report.facts), stopped)

@@ -17,7 +17,7 @@ from sparsegen.service import jobs, worker
 from sparsegen.zoo.restoration.pictures import Picture
 from sparsegen.zoo.restoration.settings import Task
 
-LEASE, BEAT_EVERY = 2.5, 0.4  # seconds; those of the product would make the tests slow
+LEASE, BEAT_EVERY = 4.0, 0.4  # seconds; those of the product would make the tests slow
 ITERATION = 0.02
 REFUSED, BROKEN = 13, 14  # seeds
 

@@ -119,6 +119,31 @@ def test_one_seed_is_one_picture() -> None:
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
+def test_the_largest_seed_is_a_seed() -> None:
+    assert sparsegen.restore(noisy_picture(), seed=2**64 - 1, iterations=2).iterations == 2
+
+
+@pytest.mark.parametrize("iterations", [1, 9, 19])
+def test_the_last_iteration_is_looked_at(iterations: int) -> None:
+    result = sparsegen.restore(noisy_picture(), iterations=iterations)
+    assert result.best_iteration == iterations == result.history["iteration"][-1]
+
+
+def test_it_works_where_gradients_are_off() -> None:
+    with torch.no_grad():
+        assert sparsegen.restore(noisy_picture(), iterations=2).iterations == 2
+
+
+def test_a_loss_that_is_not_finite_ends_it_in_a_sentence() -> None:
+    with pytest.raises(FloatingPointError, match="nan in iteration 1"):
+        sparsegen.restore(noisy_picture(), lambda image: image * float("nan"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_tensor_comes_back_as_the_kind_it_was(dtype: torch.dtype) -> None:
+    assert sparsegen.restore(tensor(noisy_picture()).to(dtype), iterations=2).image.dtype == dtype
+
+
 def test_the_caller_s_random_numbers_are_left_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -231,6 +256,7 @@ def test_an_absolute_loss_is_not_taken_in_by_salt_and_pepper() -> None:
         ({"iterations": 0}, "from 1 to 100000"),
         ({"seed": -1}, "seed"),
         ({"loss": "huber"}, "loss is one of"),
+        ({"operator": Mask(np.eye(32, dtype=bool))}, "the mask is 32 x 32, the picture 64 x 64"),
         ({"operator": lambda image: image[..., :-1]}, r"turns an image .* into \(1, 3, 64, 63\)"),
         ({"operator": lambda image: image.detach()}, "no gradient"),
         ({"operator": lambda image: None}, "into NoneType"),
@@ -250,6 +276,9 @@ def test_bad_input_is_refused_before_any_work(about: dict, message: str) -> None
     [
         (torch.full((1, 3, 64, 64), float("nan")), "NaN"),
         (torch.zeros(2, 3, 64, 64), "one sample"),
+        (torch.full((1, 3, 64, 64), 255.0), "divide by 255"),
+        (torch.zeros(1, 2000), r"a picture is \(1, C, H, W\)"),
+        (torch.zeros(1, 3, 0, 64), r"a picture is \(1, C, H, W\)"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.int32), "floating"),
     ],
 )
@@ -320,6 +349,11 @@ def test_the_physics_of_deepinv_work_as_they_are(noise: str | None) -> None:
     result = sparsegen.restore(physics(clean), physics, iterations=100)
     error = (result.image - clean).square().mean()
     assert error < 0.25 * (physics(clean) - clean).square().mean()
+    for other in (
+        deepinv.physics.Denoising(noise_model),
+        deepinv.physics.Blur(torch.ones(1, 1, 3, 3) / 9, padding="circular"),
+    ):
+        assert sparsegen.restore(clean, other, iterations=2).image.shape == clean.shape
     shrinking = deepinv.physics.Downsampling(img_size=(3, 64, 64), factor=2, filter="bicubic")
     result = sparsegen.restore(shrinking(clean), shrinking, shape=(3, 64, 64), iterations=2)
     assert result.image.shape == clean.shape
@@ -330,5 +364,5 @@ def test_the_paper_s_preset_is_the_original_s() -> None:
     assert (paper.inputs, paper.jitter, paper.learning_rate, paper.averaging) == (32, 1 / 30, 0.01, 0.99)
     assert paper.iterations == 3000 and not paper.stops and not paper.bias_corrected and not paper.swift
     result = sparsegen.restore(noisy_picture(), preset="paper", iterations=3)
-    assert result.history["density"].shape == (1, 5) and np.isnan(result.history["statistic"]).all()
+    assert result.history["density"].shape == (2, 5) and np.isnan(result.history["statistic"]).all()
     assert result.stopped_because == "all 3 iterations are done"

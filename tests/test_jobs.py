@@ -655,7 +655,7 @@ def test_a_worker_that_is_asked_to_end_puts_its_job_back(store, crew, trace, end
     job_id = submit(store, iterations=100_000)
     assert until(lambda: status_of(store, job_id), "running") == "running"
     process.stdin.close() if end == "stdin" else process.send_signal(getattr(signal, end))
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
     assert status_of(store, job_id) == "waiting"  # and that without waiting for the lease
     assert store.claim("A").attempt == 2
 

@@ -101,6 +101,16 @@ def test_nothing_unknown_is_held_out() -> None:
     assert watch.kept_back.sum() > 0
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_of_few_known_pixels_ten_are_held_out_and_of_too_few_none(seed: int) -> None:
+    known = torch.zeros(64, 64)
+    known[::8, ::8] = 1
+    watch = HeldOut(torch.rand(1, 1, 64, 64), torch.square, generator(seed), known)
+    assert watch.kept_back.sum() == 10 and watch.weight.sum() == 54
+    with pytest.raises(ValueError, match="got 16"):
+        HeldOut(torch.rand(1, 1, 64, 64), torch.square, generator(seed), known * (torch.arange(64) < 16))
+
+
 def test_observations_that_are_no_images_are_held_out_entry_by_entry() -> None:
     watch = HeldOut(torch.rand(1, 2000), torch.square, generator())
     assert 0.005 < watch.kept_back.mean() < 0.04

@@ -44,6 +44,21 @@ def test_paired_differences_have_the_interval_of_student() -> None:
     assert table3.paired(differences) == f"{np.mean(differences):+.3f} ± {(high - low) / 2:.3f}"
 
 
+def test_an_interval_is_over_pictures_not_over_their_seeds() -> None:
+    pairs = {
+        ("a", 0): ({"x": 2.0}, {"x": 1.0}),
+        ("a", 1): ({"x": 4.0}, {"x": 1.0}),
+        ("b", 0): ({"x": 1.0}, {"x": 1.0}),
+    }
+    assert table3.by_picture(pairs, "x") == [2.0, 0.0]
+
+
+def test_a_crop_that_a_picture_does_not_hold_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 80)).save(tmp_path / "small.png")
+    with pytest.raises(table3.typer.BadParameter, match="60 x 80"):
+        table3.crop(tmp_path / "small.png", 64)
+
+
 def test_seeds_are_averaged_over_the_pictures_that_all_of_them_have() -> None:
     found = {
         ("a", 0): {"x": 1.0},
@@ -86,7 +101,7 @@ def test_a_campaign_goes_on_where_it_was_broken_off(pictures: Path, tmp_path: Pa
     again, other = campaign(pictures, records, "baseline,l0_inf")
     assert again == first and other["regularizer"] == "l0_inf" and other["density"] == 0.25
     for record in (first, other):
-        assert record["noisy"] < record["single"] < record["average"] + 3
+        assert record["noisy"] < record["returned"]
         assert (
             record["returned"] <= record["average"] and record["returned_iteration"] <= record["stopped_at"]
         )
@@ -99,7 +114,13 @@ def test_both_presets_are_timed_on_one_crop(pictures: Path, tmp_path: Path, caps
     dip.main(**about, records=records, curves=curves)
     (record,) = [json.loads(line) for line in records.read_text().splitlines()]
     to_goal, used, each = dip.ratios(record)
-    assert used > 0 and each > 0 and (to_goal is None or to_goal > 0)
+    mine = record["fast"]
+    assert used == pytest.approx(3000 * record["original"]["iteration_cpu"] / mine["stop_cpu"])
+    assert each == pytest.approx(record["original"]["iteration_cpu"] / mine["iteration_cpu"])
+    reached = [cpu for cpu, average in mine["curve"] if average >= record["original"]["best"]]
+    assert (to_goal is None) == (not reached) or mine["best"] == pytest.approx(
+        record["original"]["best"], abs=0.2
+    )
     theirs = record["original"]
     assert theirs["best"] == pytest.approx(max(point[1] for point in theirs["curve"]), abs=0.2)
     with Image.open(curves / "waves-64-0.png") as picture:

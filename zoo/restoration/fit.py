@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ class Progress:
     """Where a fit is after an iteration.
 
     `output` is what the network says, `average` the exponential average of that, both (1, C, H, W) in [0, 1];
+    `average` goes on changing in place. `looked` says whether the watch looked at it in this iteration.
     `statistic` is the watch's last verdict on the average, smaller is better, `best_iteration` where it was
     smallest; `image` the result so far; `density` the share of non-zeros in Γ1…ΓK at the last look;
     `seconds_left` an estimate.
@@ -47,6 +49,7 @@ class Progress:
     density: tuple[float, ...]
     seconds: float
     seconds_left: float
+    looked: bool
 
     @property
     def fraction(self) -> float:
@@ -67,7 +70,7 @@ class Fit:
         watch: Decides which average is best and, if the preset stops, when to stop.
 
     Raises: ValueError, before any work, if the operator's output has not the shape of the observation, or no
-        gradient.
+        gradient. FloatingPointError from the iteration whose loss is not finite.
     """
 
     def __init__(
@@ -88,11 +91,12 @@ class Fit:
         multiple = preset.widths.multiple
         self.size = [max(SMALLEST, -(-side // multiple) * multiple) for side in self.shape[1:]]
         device = observation.device
+        weights_seed, jitter_seed = seeds(seed, 2)
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(weights_seed)
             self.network = Hourglass(preset.widths, self._projection, preset.inputs, self.shape[0]).to(device)
             z = torch.rand(1, preset.inputs, *self.size) / 10
-        self.random = torch.Generator(device).manual_seed(seed + 1)
+        self.random = torch.Generator(device).manual_seed(jitter_seed)
         self.z = z.to(device)
         if preset.swift:
             self.network.to(memory_format=torch.channels_last)
@@ -116,12 +120,18 @@ class Fit:
                 good.restore(self.network, self.optimizer)
                 output, codes, loss = self._forward()
                 fit = float(loss.detach())
-            elif (iteration - 1) % self.preset.snapshot_every == 0:
+            if not math.isfinite(fit):
+                raise FloatingPointError(
+                    f"the loss is {fit} in iteration {iteration}: the operator is to give finite values of images "
+                    f"in [0, 1]; if it does, try another seed"
+                )
+            if (iteration - 1) % self.preset.snapshot_every == 0:
                 good.take(fit, self.network, self.optimizer)
             self._update(loss, codes)
             output = output.detach()
             average = output.clone() if average is None else average.lerp_(output, self._share(iteration))
-            if iteration % LOOK_EVERY == 0 or iteration == 1:
+            looked = iteration % LOOK_EVERY == 0 or iteration in (1, last)
+            if looked:
                 density = tuple(float(code.count_nonzero()) / code.numel() for code in codes)
                 if watch:
                     statistic = self._look(average)
@@ -140,11 +150,13 @@ class Fit:
                 density,
                 seconds,
                 seconds / iteration * (ends - iteration),
+                looked,
             )
             if ends <= iteration < last:
                 self.stopped_because = f"the stop statistic was best at iteration {best.iteration}"
                 return
 
+    @torch.enable_grad()
     def _forward(self) -> tuple[Tensor, list[Tensor], Tensor]:
         """Returns the image of freshly jittered z, its codes, and how far it is from what was observed."""
         noise = torch.randn(self.z.shape, generator=self.random, device=self.z.device)
@@ -158,6 +170,7 @@ class Fit:
         losses = self.loss(self.operator(output) - target)
         return output, codes, losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
 
+    @torch.enable_grad()
     def _update(self, loss: Tensor, codes: list[Tensor]) -> None:
         if self.sparsity.penalty:
             loss = loss + self.sparsity.penalty * sum(code.float().abs().mean() for code in codes)
@@ -235,9 +248,20 @@ class LastGood:
 
 def has_bfloat16(device: str) -> bool:
     """Whether a device multiplies bfloat16 faster than float32."""
-    return torch.cpu.get_capabilities().get("avx512_bf16", False) if device == "cpu" else device == "cuda"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
+def seeds(seed: int, count: int) -> list[int]:
+    """Independent seeds for the parts of a fit that draw random numbers."""
+    return [
+        int(number)
+        for number in np.random.SeedSequence(seed).generate_state(count, np.uint64) >> np.uint64(1)
+    ]
+
+
+@torch.enable_grad()
 def check_operator(operator: Operator, shape: tuple[int, ...], observation: Tensor) -> None:
     """Tries an operator on an image of this shape.
 

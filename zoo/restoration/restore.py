@@ -7,9 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsegen.zoo.restoration.fit import LOOK_EVERY, Fit, Progress
-from sparsegen.zoo.restoration.operators import Blur, Downsample, Identity, Mask, Operator
-from sparsegen.zoo.restoration.pictures import Picture, from_array, to_array
+from sparsegen.zoo.restoration.fit import Fit, Progress, check_operator, seeds
+from sparsegen.zoo.restoration.operators import (
+    Blur,
+    Downsample,
+    Identity,
+    Mask,
+    Operator,
+    image_shape,
+)
+from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, from_array, to_array
 from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Task, kernel_sigma
 from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
 
@@ -71,7 +78,7 @@ def restore(
     iterations: int | None = None,
     shape: tuple[int, int, int] | None = None,
     stops: bool | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> Restoration:
     """Restores one image with a sparse Deep Image Prior (section 3; Ulyanov et al., 2018).
 
@@ -87,6 +94,7 @@ def restore(
         loss: "mse", or "l1" for outliers such as salt and pepper.
         iterations: The end, if it does not stop before.
         shape: Of the image, (C, H, W), where the operator changes it and has no `image_shape`.
+        device: Where to compute; None: where the tensor is, the CPU for arrays.
         stops: Whether to stop without the clean image, and take the best; None: as the preset does.
 
     Raises: TypeError, ValueError before any work.
@@ -96,12 +104,13 @@ def restore(
         iterations=iterations,
     )  # fmt: skip
     picture = None if isinstance(image, Tensor) else from_array(image)
-    observation = _check_tensor(image) if picture is None else to_tensor(picture)
-    fit = make_fit(task, observation.to(device), operator, shape, stops)
+    observation = _check_tensor(image, operator) if picture is None else to_tensor(picture)
+    fit = make_fit(task, observation.to(device or observation.device), operator, shape, stops)
     history, last = follow(fit, callback)
-    restored = fit.image
-    if picture is not None:
-        restored = to_array(picture.with_pixels(to_pixels(restored)), np.asarray(image))
+    if picture is None:
+        restored = fit.image.to(image)
+    else:
+        restored = to_array(picture.with_pixels(to_pixels(fit.image)), np.asarray(image))
     return Restoration(restored, history, **_ending(fit, last))
 
 
@@ -175,14 +184,17 @@ def make_fit(
     if task.density is not None:
         sparsity = replace(sparsity, density=task.density)
     loss, operator = LOSSES[task.loss], operator or Identity()
-    if shape is None and len(getattr(operator, "img_size", ())) == 3:  # as deepinv's physics have it
-        shape = tuple(operator.img_size)
+    size = getattr(operator, "img_size", None)  # as some of deepinv's physics have it
+    if shape is None and size is not None and len(size) == 3:
+        shape = tuple(size)
     operator = getattr(operator, "A", operator)  # deepinv's physics without the noise that calling it adds
     if stops is not None:
         preset = replace(preset, stops=stops)
     watch = None
+    shape = tuple(shape or image_shape(operator, observation.shape)[1:])
+    check_operator(operator, shape, observation)  # here, since a watch may not bear what it would refuse
     if preset.stops:
-        random = torch.Generator(observation.device).manual_seed(task.seed)
+        random = torch.Generator(observation.device).manual_seed(seeds(task.seed, 3)[2])
         watch = make_watch(observation, operator, task, random)
     return Fit(observation, preset, sparsity, loss, operator, watch, task.seed, shape)
 
@@ -200,7 +212,7 @@ def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tupl
     """Runs a fit to its end, or until `callback` returns True; returns its history and the last progress."""
     rows = []
     for progress in fit:
-        if progress.iteration == 1 or progress.iteration % LOOK_EVERY == 0:
+        if progress.looked:
             statistic = np.nan if progress.statistic is None else progress.statistic
             rows.append((progress.iteration, progress.loss, statistic, progress.density))
         if callback and callback(progress):
@@ -223,7 +235,7 @@ def _shallow(progress: Progress) -> dict:
     return {field.name: getattr(progress, field.name) for field in fields(Progress)}
 
 
-def _check_tensor(observation: Tensor) -> Tensor:
+def _check_tensor(observation: Tensor, operator: Operator | None) -> Tensor:
     if observation.ndim < 2 or observation.shape[0] != 1 or not observation.is_floating_point():
         raise ValueError(
             f"an observation is a floating tensor of one sample, as (1, C, H, W); got {observation.dtype} "
@@ -231,6 +243,16 @@ def _check_tensor(observation: Tensor) -> Tensor:
         )
     if broken := int((~observation.isfinite()).sum()):
         raise ValueError(f"{broken} of {observation.numel()} entries of the observation are NaN or infinite")
+    if operator is None or isinstance(operator, (Identity, Mask, Downsample, Blur)):
+        if observation.ndim != 4 or min(observation.shape[2:]) < MIN_SIDE:
+            raise ValueError(
+                f"a picture is (1, C, H, W), each side {MIN_SIDE} at least; got {tuple(observation.shape)}"
+            )
+        low, high = float(observation.min()), float(observation.max())
+        if low < -1 or high > 2:  # a noisy picture that was not clipped is none of its business
+            raise ValueError(
+                f"a picture has values in [0, 1], and noise a little beyond; got {low:g} to {high:g}: divide by 255?"
+            )
     return observation.detach().float()
 
 

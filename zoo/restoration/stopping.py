@@ -6,6 +6,7 @@ smallest where it thinks the average best.
 """
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -28,7 +29,7 @@ class Watch(Protocol):
 class FittedNoise:
     """Estimates the mean squared error by watching how much of a known noise has been fitted.
 
-        risk(t) = mean |x_t - y'|² + 2 σ² g(t),   y' = y + τ b,   g(t) = mean b (x_t - y) / τ
+        risk(t) = mean |x_t - y'|² + 2 u (σ² + τ²) g(t),   y' = y + τ b,   g(t) = mean b (x_t - y) / τ
 
     Stein's unbiased risk estimate (Stein, 1981), up to a constant. Its divergence, the share of the noise that
     an estimate takes over, is usually found by a second run on perturbed data (Ramani, Blu & Unser, 2008). Here
@@ -37,6 +38,11 @@ class FittedNoise:
 
     What b has in common with the picture by chance is noise in g, and grows while the picture sharpens. So b is
     made orthogonal, block by block, to smoothed versions of the observation, which all x_t resemble; that halves
+    the noise. But a hourglass takes over more of the noise in the directions that are lost that way, so g is
+    scaled up by u, `unseen`; with u = 1 and white b the estimate is Stein's.
+
+    Choice: `strength`, τ over σ, adds its square to the variance of the noise. `unseen` was measured once: of 0.6
+    to 2 it lost least, at most 0.02 dB, on four crops of 128 x 128 with seed 0 (lena, f16, peppers, house).
 
     Args:
         observation: An image and white noise, (1, C, H, W).
@@ -65,21 +71,38 @@ class HeldOut:
 
     Args:
         observation: Of any shape; of an image (1, C, h, w) whole pixels are kept back.
-        known: Where there is something to foretell, of the observation's shape; None: everywhere.
+        known: 1 where there is something to foretell, (h, w) of an image; None: everywhere.
+
+    Raises: ValueError if too little is known to keep some of it back.
     """
 
-    share = 0.02
+    share, least = 0.02, 10
     wait = 0.3  # Choice: the few pixels are a noisier judge than fitted noise is
 
     def __init__(
-        self, observation: Tensor, loss, random: torch.Generator, known: Tensor | None = None
+        self,
+        observation: Tensor,
+        loss: Callable[[Tensor], Tensor],
+        random: torch.Generator,
+        known: Tensor | None = None,
     ) -> None:
         pixels = (1, 1, *observation.shape[2:]) if observation.ndim == 4 else observation.shape
-        kept_back = torch.rand(pixels, generator=random, device=observation.device) < self.share
-        self.kept_back = kept_back.expand(observation.shape).float()
-        everywhere = torch.ones_like(observation) if known is None else known.expand(observation.shape)
-        self.kept_back = self.kept_back * everywhere
-        self.weight = everywhere - self.kept_back
+        everywhere = torch.ones(pixels, device=observation.device)
+        if known is not None:
+            everywhere = everywhere * known.to(observation.device)
+        found = int(everywhere.sum())
+        if found < 2 * self.least:
+            raise ValueError(
+                f"to know when to stop, {self.least} pixels of {2 * self.least} known ones at least are kept back; "
+                f"got {found}: take a mask that knows more, or set stops=False"
+            )
+        count = max(self.least, round(self.share * found))
+        chance = torch.rand(pixels, generator=random, device=observation.device) + everywhere
+        kept_back = torch.zeros_like(everywhere).flatten()
+        kept_back[chance.flatten().topk(count).indices] = 1
+        kept_back = kept_back.view(pixels)
+        self.kept_back = kept_back.expand(observation.shape)
+        self.weight = (everywhere - kept_back).expand(observation.shape)
         self.target, self.loss = observation, loss
 
     def __call__(self, observed: Tensor) -> float:
@@ -109,8 +132,9 @@ def _smoothed(observation: Tensor) -> Tensor:
     """
     side = min(observation.shape[-2:])
     gray = observation.mean(1, keepdim=True)
-    versions = [torch.ones_like(observation), gray]
-    versions += [Blur.gaussian(sigma)(gray) for sigma in (0.7, 1, 1.5) if 6 * sigma + 3 <= side]
+    versions = [torch.ones_like(observation)]
+    if observation.shape[1] > 1:  # else it is one of the blurs below
+        versions += [gray, *(Blur.gaussian(sigma)(gray) for sigma in (0.7, 1, 1.5) if 6 * sigma + 3 <= side)]
     versions += [Blur.gaussian(sigma)(observation) for sigma in (1, 1.5, 2, 3, 5) if 6 * sigma + 3 <= side]
     return torch.cat([version.expand_as(observation) for version in versions])
 

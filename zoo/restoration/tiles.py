@@ -558,7 +558,7 @@ def _sides(height: int, width: int, by: int, reach: int, tile: int | None, overl
     side, overlap = side // by, overlap // by
     if max(height, width) <= side:
         return side, overlap
-    return max(side - 2 * reach, 3 * overlap, MIN_SIDE), overlap
+    return max(side - 2 * reach, 3 * overlap, reach + 1, MIN_SIDE), overlap
 
 
 def _reach(operator: Operator) -> int:

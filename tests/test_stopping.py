@@ -121,4 +121,22 @@ def test_observations_that_are_no_images_are_held_out_entry_by_entry() -> None:
 def test_the_noise_level_is_found(sigma: float, channels: int) -> None:
     clean = smooth_picture()[:, :channels]
     noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=generator())
-    assert math.isclose(255 * estimate_sigma(noisy), sigma, rel_tol=0.08)
+    found = 255 * estimate_sigma(noisy)
+    assert found.shape == noisy.shape
+    assert math.isclose(found.square().mean().sqrt(), sigma, rel_tol=0.08)
+    assert found.std() < 0.15 * sigma
+
+
+def test_the_noise_level_grows_with_the_brightness_where_the_noise_does() -> None:
+    """Photon noise, whose variance is the brightness over the photons of a white pixel."""
+    clean = smooth_picture(size=192).clamp(0.05, 0.95)
+    noisy = torch.poisson(clean * 100, generator=generator()) / 100
+    found, true = estimate_sigma(noisy), (clean / 100).sqrt()
+    assert abs(found / true - 1).mean() < 0.1
+    correlation = np.corrcoef(found.flatten(), true.flatten())[0, 1]
+    assert correlation > 0.8
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 40)])
+def test_the_noise_level_of_small_pictures_is_a_number(size: tuple[int, int]) -> None:
+    assert estimate_sigma(torch.rand(1, 1, *size)).isfinite().all()

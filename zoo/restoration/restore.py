@@ -88,7 +88,8 @@ def restore(
         operator: From the image to the observation, differentiable; None: nothing but noise.
         preset: "fast"; or "paper", the original's hyperparameters, which does not stop by itself.
         regularizer: "l0_inf", "l0", "l1" or "baseline", of the codes Γ1…ΓK.
-        sigma: Standard deviation of the noise in gray levels of 255; None: estimated.
+        sigma: Standard deviation of the noise in gray levels of 255, which it nowhere exceeds; None: as strong
+            as it looks.
         callback: Called after each iteration; when it returns True, the result so far is returned.
         density: Non-zeros over entries of a code, in place of the regularizer's own.
         loss: "mse", or "l1" for outliers such as salt and pepper.
@@ -202,8 +203,10 @@ def make_fit(
 def make_watch(observation: Tensor, operator: Operator, task: Task, random: torch.Generator) -> Watch:
     """Chooses who decides when to stop: by fitted noise where there is nothing but noise, else by foretelling."""
     if isinstance(operator, Identity) and task.loss == "mse":
-        sigma = estimate_sigma(observation) if task.sigma is None else task.sigma / 255
-        return FittedNoise(observation, max(sigma, LEAST_SIGMA), random)
+        sigma = estimate_sigma(observation)
+        if task.sigma is not None:  # an upper bound: clipping takes noise away, and texture looks like noise
+            sigma = sigma.clamp_max(task.sigma / 255)
+        return FittedNoise(observation, sigma.clamp_min(LEAST_SIGMA), random)
     known = operator.known if isinstance(operator, Mask) else None
     return HeldOut(observation, LOSSES[task.loss], random, known)
 

@@ -116,7 +116,8 @@ LOSSES = {"mse": "squared, for noise of all sorts", "l1": "absolute, for outlier
 class Task:
     """What is to be done to one picture; made by `Task.of`, which checks it.
 
-    `sigma` is the standard deviation of the noise in gray levels of 255, None if it is not known. `by` is of
+    `sigma` is the standard deviation of the noise in gray levels of 255, which it nowhere exceeds, None if that is not
+    known. `by` is of
     upscale, `kernel` of deblur: "gaussian:SIGMA", or "file" where a picture of the kernel comes along.
     """
 

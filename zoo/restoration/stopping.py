@@ -29,39 +29,41 @@ class Watch(Protocol):
 class FittedNoise:
     """Estimates the mean squared error by watching how much of a known noise has been fitted.
 
-        risk(t) = mean |x_t - y'|² + 2 u (σ² + τ²) g(t),   y' = y + τ b,   g(t) = mean b (x_t - y) / τ
+        risk(t) = mean |x_t - y'|² + 2 u (1 + s²) g(t),   y' = y + s b,   g(t) = mean b (x_t - y) / s
 
-    Stein's unbiased risk estimate (Stein, 1981), up to a constant. Its divergence, the share of the noise that
-    an estimate takes over, is usually found by a second run on perturbed data (Ramani, Blu & Unser, 2008). Here
-    the perturbation b, random signs of strength τ, is part of what is fitted: the network cannot tell it from
-    the noise, and one run is enough.
+    After Stein's unbiased risk estimate (Stein, 1981), up to a constant; g estimates the covariance of the noise
+    and what is made of it. That is usually found by a second run on perturbed data (Ramani, Blu & Unser, 2008).
+    Here the perturbation b, of random signs and as strong as the noise at each place, is part of what is fitted:
+    the network cannot tell it from the noise, and one run is enough.
 
     What b has in common with the picture by chance is noise in g, and grows while the picture sharpens. So b is
     made orthogonal, block by block, to smoothed versions of the observation, which all x_t resemble; that halves
     the noise. But a hourglass takes over more of the noise in the directions that are lost that way, so g is
     scaled up by u, `unseen`; with u = 1 and white b the estimate is Stein's.
 
-    Choice: `strength`, τ over σ, adds its square to the variance of the noise. `unseen` was measured once: of 0.6
-    to 2 it lost least, at most 0.02 dB, on four crops of 128 x 128 with seed 0 (lena, f16, peppers, house).
+    Choice: `strength`, s, adds its square to the variance of the noise. `unseen` was measured once: of 0.6 to 2
+    it lost least, at most 0.02 dB, on four crops of 128 x 128 with seed 0 (lena, f16, peppers, house).
 
     Args:
-        observation: An image and white noise, (1, C, H, W).
-        sigma: The standard deviation of the noise, in the observation's units; it need not be exact.
+        observation: An image and noise that is independent from pixel to pixel, (1, C, H, W).
+        sigma: The standard deviation of the noise, in the observation's units, or that of each pixel; it need
+            not be exact.
     """
 
     strength, unseen, wait = 0.15, 1.5, 0.1
 
-    def __init__(self, observation: Tensor, sigma: float, random: torch.Generator) -> None:
+    def __init__(self, observation: Tensor, sigma: float | Tensor, random: torch.Generator) -> None:
         signs = torch.randint(2, observation.shape, generator=random, device=observation.device) * 2.0 - 1
-        signs = _orthogonal(signs, _smoothed(observation))
-        self.signs = signs / signs.square().mean().sqrt()
-        self.observation, self.sigma, self.weight = observation, sigma, None
-        self.target = observation + self.strength * sigma * self.signs
+        noise = _orthogonal(signs * sigma, _smoothed(observation))
+        power = (torch.ones_like(observation) * sigma).square().mean()
+        self.noise = noise * (power / noise.square().mean()).sqrt()
+        self.observation, self.weight = observation, None
+        self.target = observation + self.strength * self.noise
 
     def __call__(self, observed: Tensor) -> float:
-        taken_over = (self.signs * (observed - self.observation)).mean() / (self.strength * self.sigma)
+        taken_over = (self.noise * (observed - self.observation)).mean() / self.strength
         residual = (observed - self.target).square().mean()
-        return float(residual + 2 * self.unseen * self.sigma**2 * (1 + self.strength**2) * taken_over)
+        return float(residual + 2 * self.unseen * (1 + self.strength**2) * taken_over)
 
 
 class HeldOut:
@@ -109,20 +111,29 @@ class HeldOut:
         return float((self.loss(observed - self.target) * self.kept_back).sum() / self.kept_back.sum())
 
 
-def estimate_sigma(observation: Tensor) -> float:
-    """Estimates the standard deviation of white noise from the finest diagonal wavelet coefficients.
+def estimate_sigma(observation: Tensor, groups: int = 8) -> Tensor:
+    """Estimates the standard deviation of the noise of each pixel, as a function of its channel and brightness.
 
-    The median of their magnitudes over 0.6745, the filter that of Daubechies with two vanishing moments (Donoho
-    & Johnstone, 1994).
+    From the finest diagonal wavelet coefficients, the filter that of Daubechies with two vanishing moments: the
+    median of their magnitudes over 0.6745 (Donoho & Johnstone, 1994), here of each of `groups` equally many by
+    brightness, since photon noise grows with it, and clipping takes noise away at both ends.
 
-    Shape: (1, C, H, W) -> the mean over the channels.
+    Shape: (1, C, H, W) -> the same.
     """
     high = torch.tensor([1 - math.sqrt(3), -3 + math.sqrt(3), 3 + math.sqrt(3), -1 - math.sqrt(3)])
     high = (high / high.norm()).to(observation)
     channels = observation.shape[1]
     kernel = torch.outer(high, high).expand(channels, 1, 4, 4)
-    details = F.conv2d(observation, kernel, stride=2, groups=channels)
-    return float(details.abs().flatten(2).median(-1).values.mean() / 0.6745)
+    details = F.conv2d(observation, kernel, stride=2, groups=channels)[0].flatten(1).abs()
+    brightness = F.avg_pool2d(observation, 4, stride=2)[0].flatten(1)
+    smooth = F.avg_pool2d(F.pad(observation, (2, 1, 2, 1), mode="replicate"), 4, stride=1)[0]
+    sigma = torch.empty_like(observation)
+    for channel in range(channels):
+        parts = brightness[channel].argsort().chunk(groups)
+        levels = torch.stack([details[channel][part].median() for part in parts]) / 0.6745
+        ends = torch.stack([brightness[channel][part].max() for part in parts[:-1]])
+        sigma[0, channel] = levels[torch.bucketize(smooth[channel], ends)]
+    return sigma
 
 
 def _smoothed(observation: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ from sparsegen.zoo.restoration.restore import (
     to_tensor,
 )
 from sparsegen.zoo.restoration.settings import PRESETS, Task
-from sparsegen.zoo.restoration.stopping import estimate_sigma
 
 WHOLE = 512 * 512  # pixels of the result up to which a picture is fitted as a whole
 TILE, OVERLAP = 256, 32  # pixels of the result along a side
@@ -228,8 +227,8 @@ def run_tiled(
 ) -> Outcome:
     """Does a task as `restore.run` does it, tile by tile; a picture of one tile is left to `run` itself.
 
-    The noise is estimated once, on the whole picture, and the seed of a tile is a function of the task's seed
-    and of its place, so the result is the same for any number of workers.
+    The seed of a tile is a function of the task's seed and of its place, so the result is the same for any number
+    of workers.
 
     Choice: when inpainting, a tile without holes is left as it is, unless the task says that there is noise
     (sigma above 0): then it is denoised. A tile that has too little around its holes is fitted together with
@@ -510,8 +509,6 @@ def _jobs(
     if isinstance(operator, Mask):
         operator(torch.zeros(1, 1, height, width))  # raises unless it has the size of the picture
     tiles = plan(height, width, *_sides(height, width, by, _reach(operator), tile, overlap))
-    if len(tiles) > 1 and task.kind == "denoise" and task.sigma is None:
-        task = replace(task, sigma=255 * estimate_sigma(to_tensor(picture)))
     known = operator.known.numpy() > 0 if isinstance(operator, Mask) and len(tiles) > 1 else None
     wanted = 0 if known is None else min(LEAST_SHARE, known.mean() / 2)  # a mask may be sparse everywhere
     jobs = []

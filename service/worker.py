@@ -26,6 +26,7 @@ SHOW_SHARE = 0.05  # of the time, spent at most on previews: a PNG of a megapixe
 SWEEP_EVERY = 60.0
 CURVE = 200  # points
 PATIENCE = 10.0  # seconds to end in, once the server is gone
+READABLE = (ValueError, TypeError, ImportError, FloatingPointError)  # their sentences were written to be read
 STORED_PIXELS = 2**31  # what was checked when it was submitted is not to fail on a limit here
 
 
@@ -190,7 +191,7 @@ def do(store: Store, claim: Claim, run: Run, stopped: list[int]) -> None:
         Exception
     ) as error:  # whatever it is, the one who waits must hear of it, and others want their turn
         sentence = str(error)
-        if not isinstance(error, (ValueError, TypeError, ImportError, FloatingPointError)):  # these were written to be read
+        if not isinstance(error, READABLE):
             logger.exception("job %s broke", claim.id)
             sentence = f"the restoration broke ({type(error).__name__}): the worker's log says how"
         _insist(lambda: store.fail(claim, sentence, report.facts), stopped)

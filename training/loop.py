@@ -87,7 +87,7 @@ class Networks:
                 parameter = parameters[int(index)]
                 # Copied: the file's tensors are memory-mapped and Adam writes into its own. And into the layout of
                 # the parameter, which the fused Adam takes for granted: it walks both in the order of memory.
-                own = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+                own = torch.empty_like(parameter if value.shape == parameter.shape else value)
                 moments.setdefault(int(index), {})[field] = own.detach().copy_(value)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 

@@ -386,7 +386,7 @@ def test_on_a_terminal_there_is_a_bar_that_fits_into_80_columns(monkeypatch: pyt
     monkeypatch.setattr(
         restoring, "err", Console(file=screen, force_terminal=True, width=80, color_system=None)
     )
-    now = Progress(2990, 0.1, None, None, None, 0.00992, 2980, (), 1495, 0.6)
+    now = Progress(2990, 0.1, None, None, None, 0.00992, 2980, (), 1495, 0.6, looked=True)
     with restoring.shown("a [bold]name[red] that is long.png", 3000) as show:
         show(now)
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue()))

@@ -23,7 +23,8 @@ from starlette.responses import JSONResponse, Response
 from sparsegen.service.job import Refused
 from sparsegen.service.jobs import FILES, Busy, NoWorker, Store, StoreError, StoreFull, open_store
 from sparsegen.zoo.noise import MAX_SEED
-from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, read_picture
+from sparsegen.zoo.restoration.damage import check_damage
+from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, TooLarge, read_picture
 from sparsegen.zoo.restoration.settings import KINDS, LOSSES, PRESETS, SPARSITIES, Task
 
 logger = logging.getLogger(__name__)
@@ -256,10 +257,10 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[Task, l
             f"enlarged by {scale} the image has {width} x {height} pixels, and the limit over HTTP is {MAX_PIXELS:,}: "
             f"cut a part out, or use the command line, which takes larger ones in tiles",
         )
-    if "mask" in pictures:
-        _check_mask(image, pictures["mask"])
-    if "kernel" in pictures:
-        _check_kernel(image, pictures["kernel"])
+    try:
+        check_damage(task, pictures.get("mask"), pictures.get("kernel"), image.pixels.shape[:2])
+    except ValueError as error:
+        raise Refused(422, str(error)) from None
     return task, [note for picture in pictures.values() for note in picture.notes]
 
 
@@ -272,38 +273,15 @@ def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
             raise Refused(422, f"{task.kind} takes no {name}: leave it out, or say another kind")
 
 
-def _check_mask(image: Picture, mask: Picture) -> None:
-    size, own = image.pixels.shape[:2], mask.pixels.shape[:2]
-    if own != size:
-        raise Refused(
-            422,
-            f"the mask has {own[1]} x {own[0]} pixels and the image {size[1]} x {size[0]}: give one of the same size",
-        )
-    holes = mask.pixels.mean(2) >= 0.5
-    if holes.all() or not holes.any():
-        what = "white all over, so nothing of the image is known" if holes.all() else "without a white pixel"
-        raise Refused(422, f"the mask is {what}: it is to be white in the holes and black elsewhere")
-
-
-def _check_kernel(image: Picture, kernel: Picture) -> None:
-    size, own = image.pixels.shape[:2], kernel.pixels.shape[:2]
-    if not all(side % 2 for side in own) or own[0] > size[0] or own[1] > size[1] or not kernel.pixels.any():
-        raise Refused(
-            422,
-            f"a kernel has odd sides, so that it has a center, is no larger than the image and not black all over; "
-            f"got {own[1]} x {own[0]} pixels for an image of {size[1]} x {size[0]}",
-        )
-
-
 def _read(name: str, content: bytes) -> Picture:
     try:
         return read_picture(content, f"the {name}", MAX_PIXELS, min_side=1 if name == "kernel" else MIN_SIDE)
     except ImportError as error:
         raise Refused(415, str(error)) from None
+    except TooLarge as error:
+        raise Refused(400, f"{error}; the command line takes larger ones, in tiles") from None
     except ValueError as error:
-        large = "the limit is" in str(error)
-        hint = "; the command line takes larger ones, in tiles" if large else ""
-        raise Refused(400, f"{error}{hint}") from None
+        raise Refused(400, str(error)) from None
 
 
 def _number(name: str, text: str) -> int | float:

@@ -3,53 +3,48 @@
 import inspect
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import wraps
 from importlib.util import find_spec
-from math import inf, isfinite
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
-from rich.text import Text
 
-from sparsegen.zoo import images
-from sparsegen.zoo.files import atomic_write, check_writable
+from sparsegen.reporting import (
+    Preview,
+    enlarged,
+    err,
+    figures,
+    out,
+    save,
+    say,
+    shown,
+    write_history,
+    write_side_by_side,
+)
+from sparsegen.zoo.files import check_writable
 from sparsegen.zoo.interrupt import stop_on_interrupt
+from sparsegen.zoo.restoration.damage import check_damage
 from sparsegen.zoo.restoration.pictures import (
     MIN_SIDE,
     WRITABLE,
     Picture,
     check_suffix,
-    from_array,
     read_picture,
-    write_picture,
 )
 from sparsegen.zoo.restoration.settings import PRESETS, Task
 
 if TYPE_CHECKING:
-    from sparsegen.zoo.restoration.operators import Operator
-    from sparsegen.zoo.restoration.restore import Outcome, TaskProgress
-    from sparsegen.zoo.restoration.tiles import TiledProgress
-
-    AnyProgress = TaskProgress | TiledProgress
+    from sparsegen.reporting import AnyProgress
+    from sparsegen.zoo.restoration.restore import Outcome
 
 app = typer.Typer()
-out, err = Console(), Console(stderr=True)
 OF_A_PICTURE = (OSError, ValueError, RuntimeError, FloatingPointError, ImportError)  # others can go on
-LINE_EVERY, PREVIEW_EVERY = 10.0, 5.0  # seconds
-PREVIEW_SHARE = 0.05  # of the time, at most
-SHEET = 384  # pixels that a side of a compared picture is enlarged to, or nearly
 
 Inputs = Annotated[list[Path], typer.Argument(metavar="IN", help="Pictures; of several, each on its own.")]
 
@@ -242,7 +237,6 @@ class Job:
     compare: Path | None
     history: Path | None
     picture: Picture | None = None
-    size: tuple[int, ...] = ()
 
     @property
     def targets(self) -> list[Path]:
@@ -256,6 +250,7 @@ def restore_all(inputs: Sequence[Path], work: Work) -> None:
     """
     options = work.options
     check_extras(options)
+    check_damage(work.task, work.mask, work.kernel)  # by itself, here; with each picture in `check`
     if options.clean:
         work = replace(work, clean=_read("--clean", options.clean), reads=(*work.reads, options.clean))
     jobs, failed = plan(inputs, work), []
@@ -275,18 +270,14 @@ def restore_all(inputs: Sequence[Path], work: Work) -> None:
     for job in jobs:
         with told(job):
             ready.append(check(job, work, keep=len(inputs) == 1 or not job.source.is_file()))
-    fitting = []
-    operator = _prepare_torch(work) if ready else None
-    for job in ready:
-        with told(job):
-            _check_kernel(operator, job)
-            fitting.append(job)
+    if ready:
+        _load_torch(options.threads)
     with stop_on_interrupt() as interrupted:
-        for done, job in enumerate(fitting, 1):
+        for done, job in enumerate(ready, 1):
             with told(job):
                 restore_one(job, work, interrupted)
             if interrupted():
-                left = len(fitting) - done
+                left = len(ready) - done
                 say(err, f"stopped by a signal{f', {left} more not begun' if left else ''}")
                 raise typer.Exit(130)
     if failed:
@@ -380,18 +371,24 @@ def check(job: Job, work: Work, keep: bool) -> Job:
     result = replace(picture, pixels=np.broadcast_to(np.float32(0), shape))
     check_suffix(job.out, result)
     _check_room(job.out, result)
-    for name, other, (high, wide) in (
-        ("--mask", work.mask, (height, width)),
-        ("--clean", work.clean, shape[:2]),
-    ):
-        if other and other.pixels.shape[:2] != (high, wide):
-            got = "{1} x {0}".format(*other.pixels.shape)
-            raise ValueError(f"{name} is to be {wide} x {high} pixels, as {job.source} asks; got {got}")
-    if work.clean and work.clean.pixels.shape[2] != channels:
+    check_damage(work.task, work.mask, work.kernel, (height, width))
+    if work.clean:
+        _check_clean(work.clean, job.source, shape)
+    return replace(job, picture=picture if keep else None)
+
+
+def _check_clean(clean: Picture, source: Path, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError unless the clean picture has the (H, W, C) of the result."""
+    height, width, channels = clean.pixels.shape
+    if (height, width) != shape[:2]:
+        raise ValueError(
+            f"--clean is to be {shape[1]} x {shape[0]} pixels, as {source} asks; got {width} x {height}"
+        )
+    if channels != shape[2]:
         kinds = {1: "gray", 3: "RGB"}
-        got = kinds[work.clean.pixels.shape[2]]
-        raise ValueError(f"--clean is to be {kinds[channels]}, as {job.source} is; got {got}: convert it")
-    return replace(job, picture=picture if keep else None, size=shape[:2])
+        raise ValueError(
+            f"--clean is to be {kinds[shape[2]]}, as {source} is; got {kinds[channels]}: convert it"
+        )
 
 
 def _check_room(path: Path, picture: Picture) -> None:
@@ -426,27 +423,12 @@ def _read_kernel(path: Path) -> Picture:
     return Picture(kernel.astype(np.float32)[..., None])
 
 
-def _prepare_torch(work: Work) -> "Operator":
-    """Loads torch and tries the mask or kernel; the first thing that takes seconds.
-
-    Raises: ValueError if mask or kernel is none.
-    """
+def _load_torch(threads: int | None) -> None:
+    """Takes seconds, so it is done before signals are caught: until then Ctrl-C ends all at once."""
     import torch
 
-    from sparsegen.zoo.restoration.restore import make_operator
-
-    if work.options.threads:
-        torch.set_num_threads(work.options.threads)
-    return make_operator(work.task, work.mask, work.kernel)
-
-
-def _check_kernel(operator: "Operator", job: Job) -> None:
-    sides = getattr(operator, "kernel", np.empty((1, 1))).shape
-    if any(own > side for own, side in zip(sides, job.size, strict=True)):
-        (high, wide), (height, width) = sides, job.size
-        raise ValueError(
-            f"{job.source} is {width} x {height}, smaller than the blur kernel of {wide} x {high}"
-        )
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
@@ -461,7 +443,7 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
     pair = (enlarged(picture, outcome.picture), outcome.picture, *([work.clean] if work.clean else []))
     extras = (
         (job.history, lambda path: write_history(path, outcome)),
-        (job.compare, lambda path: _write_bytes(path, side_by_side(pair))),
+        (job.compare, lambda path: write_side_by_side(path, pair)),
     )
     for path, write in extras:
         try:
@@ -470,11 +452,11 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
         except OSError as error:
             problems.append(str(error))
     why = "stopped by a signal, the best so far" if stopped else outcome.stopped_because
-    figures = f"; {_figures(*pair)}" if work.clean else ""
+    measured = f"; {figures(*pair)}" if work.clean else ""
     say(
         out,
         f"{place}: {why}; iteration {outcome.best_iteration} of {outcome.iterations}, "
-        f"{outcome.seconds:.1f} s{figures}",
+        f"{outcome.seconds:.1f} s{measured}",
     )
     for note in picture.notes:
         say(out, f"  {job.source.name}: {note}")
@@ -522,166 +504,3 @@ def run(work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]")
             f"{will.memory_bytes / 1e9:.1f} GB with --workers {workers}",
         )
     return run_tiled(work.task, picture, work.mask, work.kernel, callback, workers, **about)
-
-
-def save(path: Path, picture: Picture) -> tuple[Path, list[str]]:
-    """Writes a result that may have taken an hour: if not where it was asked for, then in a temporary folder.
-
-    There it is a PNG; or, should the encoder fail, an array (H, W, C) in [0, 1].
-
-    Returns: where it is, and what went wrong.  Raises: OSError if it could be written nowhere.
-    """
-    try:
-        write_picture(path, picture)
-        return path, []
-    except OF_A_PICTURE as error:
-        problem, suffix = str(error), ".png" if isinstance(error, OSError) else ".npy"
-    try:
-        place = Path(tempfile.mkdtemp(prefix="sparsegen-")) / f"{path.stem}{suffix}"
-        if suffix == ".png":
-            write_picture(place, picture)
-        else:
-            np.save(place, picture.pixels)
-    except OSError as error:
-        raise OSError(f"{problem}; nor could it be kept in the system's temporary folder: {error}") from error
-    return place, [f"{problem}; the restored picture is kept in {place}"]
-
-
-@contextmanager
-def shown(name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
-    """Shows how far a fit is: as a bar, or where there is no terminal as a line now and then."""
-    if err.is_terminal:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(8),
-            TextColumn("{task.fields[state]}"),
-        )
-        with Bar(*columns, console=err, transient=True) as bar:
-            task = bar.add_task(_short(name), total=1, state="")
-
-            def move(progress: "AnyProgress") -> None:
-                done, state = state_of(progress, total)
-                bar.update(task, completed=done, state=state)
-
-            yield move
-        return
-    due = monotonic() + LINE_EVERY
-
-    def line(progress: "AnyProgress") -> None:
-        nonlocal due
-        if monotonic() >= due:
-            due = monotonic() + LINE_EVERY
-            say(err, f"{name}: {state_of(progress, total)[1]}")
-
-    yield line
-
-
-def state_of(progress: "AnyProgress", total: int) -> tuple[float, str]:
-    """The share that is done, and a line on it. A fit may stop early, so it has from one time left to another."""
-    from sparsegen.zoo.restoration.tiles import TiledProgress
-
-    statistic = "" if progress.statistic is None else f" statistic {progress.statistic:.3g}"
-    least = _clock(progress.seconds_left)
-    if isinstance(progress, TiledProgress):
-        state = f"{progress.finished}/{progress.tiles} tiles, iteration {progress.iteration}"
-        return progress.fraction, f"{state}{statistic} {least} left"
-    watched = f"{statistic} (best: {progress.best_iteration})" if statistic else f" loss {progress.loss:.3g}"
-    most = _clock(progress.seconds / progress.iteration * (total - progress.iteration))
-    left = least if least == most else f"{least}-{most}"
-    return progress.iteration / total, f"{progress.iteration}/{total}{watched} {left} left"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(max(0, seconds)))).removeprefix("0:")
-
-
-class Preview:
-    """The present picture, in a file of its own while the work goes on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.due, self.written = path, -inf, False
-
-    def show(self, progress: "AnyProgress") -> None:
-        """Writes it if it is time to; that it cannot be written is no reason to stop the work."""
-        started = monotonic()
-        if started < self.due:
-            return
-        self.written = True  # before it is, since a second Ctrl-C may come between
-        try:
-            write_picture(self.path, progress.picture())
-        except (OSError, ValueError) as error:
-            say(err, f"there will be no more previews: {error}")
-            self.due = inf
-            return
-        self.due = started + max(PREVIEW_EVERY, (monotonic() - started) / PREVIEW_SHARE)
-
-    def remove(self) -> None:
-        if self.written:
-            self.path.unlink(missing_ok=True)
-
-
-def write_history(path: Path, outcome: "Outcome") -> None:
-    """Writes the statistic, loss and density of each look, as a table or as a curve."""
-    if path.suffix.lower() == ".png":
-        from sparsegen.zoo import plots
-
-        with atomic_write(path) as file:
-            plots.stop_curve(outcome.history, outcome.best_iteration).savefig(file, format="png")
-        return
-    levels = outcome.history["density"].shape[1]
-    lines = [
-        ",".join(["iteration", "loss", "statistic", *(f"density_{level + 1}" for level in range(levels))])
-    ]
-    for iteration, loss, statistic, density in outcome.history.tolist():
-        values = (loss, statistic, *density)
-        lines.append(
-            ",".join([str(iteration), *(f"{value:.7g}" if isfinite(value) else "" for value in values)])
-        )
-    _write_bytes(path, "\n".join([*lines, ""]).encode())
-
-
-def enlarged(picture: Picture, like: Picture) -> Picture:
-    """A picture in the size of another, bicubically: what there was before, where the picture was enlarged."""
-    height, width, channels = like.pixels.shape
-    if picture.pixels.shape == like.pixels.shape:
-        return picture
-    planes = [
-        Image.fromarray(picture.pixels[..., channel]).resize((width, height), Image.Resampling.BICUBIC)
-        for channel in range(channels)
-    ]
-    return from_array(
-        np.clip(np.stack([np.asarray(plane) for plane in planes], axis=2), 0, 1), max_pixels=inf
-    )
-
-
-def side_by_side(pictures: Sequence[Picture]) -> bytes:
-    """A PNG of pictures of one size in a row, small ones enlarged; without alpha."""
-    pixels = np.stack([np.rint(picture.pixels * 255).astype(np.uint8) for picture in pictures])
-    sheet = images.grid(np.broadcast_to(pixels, (*pixels.shape[:3], 3)), len(pictures))
-    return images.png(sheet, max(1, SHEET // max(pixels.shape[1:3])))
-
-
-def _figures(before: Picture, after: Picture, clean: Picture) -> str:
-    """PSNR and SSIM (Wang et al., 2004) to the clean picture, before and after."""
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-    with np.errstate(divide="ignore"):  # of equal pictures the PSNR is infinite
-        psnr = [peak_signal_noise_ratio(clean.pixels, p.pixels, data_range=1) for p in (before, after)]
-    ssim = [
-        structural_similarity(clean.pixels, p.pixels, data_range=1, channel_axis=2) for p in (before, after)
-    ]
-    return "PSNR {:.2f} -> {:.2f} dB, SSIM {:.3f} -> {:.3f}".format(*psnr, *ssim)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write_bytes(content)
-
-
-def _short(name: str, limit: int = 14) -> str:
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"
-
-
-def say(console: Console, text: str) -> None:
-    """Prints a line as it is: names of files may look like markup, or hold bytes that are no text."""
-    console.print(Text(text.encode(errors="backslashreplace").decode()), soft_wrap=True)

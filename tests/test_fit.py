@@ -256,7 +256,7 @@ def test_an_absolute_loss_is_not_taken_in_by_salt_and_pepper() -> None:
         ({"iterations": 0}, "from 1 to 100000"),
         ({"seed": -1}, "seed"),
         ({"loss": "huber"}, "loss is one of"),
-        ({"operator": Mask(np.eye(32, dtype=bool))}, "the mask is 32 x 32, the picture 64 x 64"),
+        ({"operator": Mask(np.eye(32, dtype=bool))}, "the mask has 32 x 32 pixels and the image 64 x 64"),
         ({"operator": lambda image: image[..., :-1]}, r"turns an image .* into \(1, 3, 64, 63\)"),
         ({"operator": lambda image: image.detach()}, "no gradient"),
         ({"operator": lambda image: None}, "into NoneType"),

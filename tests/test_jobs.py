@@ -1,6 +1,5 @@
 """The store of the restoration jobs, and the workers, some of them real processes that are killed."""
 
-import io
 import itertools
 import os
 import shutil
@@ -21,6 +20,7 @@ from huey.storage import MemoryStorage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from pictures import encoded
 from PIL import Image
 from server import free_port, until
 
@@ -45,9 +45,7 @@ FACTS = {"seconds": 2.0, "iteration": 5, "history": [[1, 0.5]], "stopped_because
 
 
 def png(value: int = 100, side: int = 16) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((side, side), value, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.fromarray(np.full((side, side), value, np.uint8)))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ TORCH_FREE = [
     "zoo.dial",
     "zoo.names",
     "zoo.files",
+    "zoo.restoration.damage",
     "zoo.restoration.pictures",
     "zoo.restoration.settings",
     "export.runtime",

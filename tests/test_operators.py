@@ -59,17 +59,21 @@ def test_gradients_are_those_of_finite_differences(operator) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mask(np.zeros((4, 4), bool)), "no pixel is known"),
-        (lambda: Mask(np.ones((4, 4), bool)), "nothing to fill in"),
+        (lambda: Mask(np.zeros((4, 4), bool)), "false all over, so no pixel is known"),
+        (lambda: Mask(np.ones((4, 4), bool)), "without a false pixel, so .* nothing to fill in"),
         (lambda: Mask(np.ones((4, 4))), "boolean"),
-        (lambda: Mask(np.eye(4, dtype=bool))(picture(4, 5)), "4 x 4, the picture 4 x 5"),
+        (lambda: Mask(np.eye(4, dtype=bool))(picture(4, 5)), "mask has 4 x 4 pixels and the image 5 x 4"),
         (lambda: Downsample(3), "by 2 or 4; got 3"),
-        (lambda: Blur(np.ones((4, 3))), "odd sides"),
+        (lambda: Blur(np.ones(3)), r"a matrix \(h, w\); got \(3,\)"),
+        (lambda: Blur(np.ones((4, 3))), "odd sides, .* got 3 x 4"),
         (lambda: Blur(np.zeros((3, 3))), "above 0"),
         (lambda: Blur(np.full((3, 3), np.nan)), "finite"),
         (lambda: Blur.gaussian(0), "above 0 and up to 10 pixels; got 0"),
         (lambda: Blur.gaussian(float("nan")), "got nan"),
-        (lambda: Blur(np.ones((9, 9)))(picture(4, 20)), "9 x 9 for a picture of 4 x 20"),
+        (
+            lambda: Blur(np.ones((9, 9)))(picture(4, 20)),
+            "20 x 4 pixels is smaller than the blur kernel of 9 x 9",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message: str) -> None:

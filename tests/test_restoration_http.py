@@ -1,7 +1,6 @@
 """The restoration jobs over HTTP: a real server, with a worker in a process of its own that restores nothing."""
 
 import http.client
-import io
 import json
 import re
 import sys
@@ -13,6 +12,7 @@ import pytest
 import restorer
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pictures import encoded
 from PIL import Image
 from server import Server, small_models, start, until  # noqa: F401 (one is a fixture)
 
@@ -29,23 +29,17 @@ Parts = list[tuple[str, str | bytes]]
 def picture(width: int = 40, height: int = 30, mode: str = "RGB", form: str = "PNG", seed: int = 0) -> bytes:
     channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(pixels), form)
 
 
 def plain(value: int, width: int = 40, height: int = 30) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (width, height), value).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("L", (width, height), value))
 
 
 def mask(width: int = 40, height: int = 30) -> bytes:
     image = Image.new("L", (width, height))
     image.paste(255, (5, 5, 9, 9))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(image)
 
 
 def form(parts: Parts) -> bytes:
@@ -283,6 +277,8 @@ REFUSALS = [
     ([IMAGE, ("kind", "deblur"), ("kernel", "file")], 422, "kernel is missing"),
     ([IMAGE, ("kind", "deblur"), ("kernel", plain(9, 18, 18))], 422, "odd sides"),
     ([IMAGE, ("kind", "deblur"), ("kernel", plain(0, 17, 17))], 422, "not black all over"),
+    ([IMAGE, ("kind", "deblur"), ("kernel", plain(9, 41, 17))], 422, "the blur kernel of 41 x 17"),
+    ([IMAGE, ("kind", "deblur"), ("kernel", "gaussian:9")], 422, "the blur kernel of 55 x 55"),
     ([IMAGE, ("kernel", plain(9, 17, 17))], 422, "kernel"),
     ([IMAGE, ("kind", "inpaint")], 422, "mask is missing"),
     ([IMAGE, ("mask", mask())], 422, "denoise takes no mask"),

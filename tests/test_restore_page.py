@@ -1,6 +1,5 @@
 """The Restore tab: its handlers with a store and a worker that restores nothing, and what it opens in the server."""
 
-import io
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from gradio import Error
 from gradio.data_classes import FileData
+from pictures import encoded
 from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
@@ -25,16 +25,13 @@ ADVANCED = {"preset": "fast", "regularizer": "l0_inf", "sigma": 0, "seed": 0.0, 
 
 
 def png(value: int = 90, side: int = 24) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (side, side), (value, 20, 200)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (side, side), (value, 20, 200)))
 
 
 def mask(side: int = 24) -> bytes:
-    image, buffer = Image.new("L", (side, side)), io.BytesIO()
+    image = Image.new("L", (side, side))
     image.paste(255, (3, 3, 9, 9))
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(image)
 
 
 class Tab:

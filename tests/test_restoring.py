@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 from test_cli import CLI, assert_refused, sparsegen  # noqa: F401
 
-from sparsegen import restoring
+from sparsegen import reporting, restoring
 from sparsegen.zoo.interrupt import stop_on_interrupt
 from sparsegen.zoo.restoration import restore
 from sparsegen.zoo.restoration.fit import Progress
@@ -46,7 +46,7 @@ def save(path: Path, values: np.ndarray) -> Path:
 @pytest.fixture(autouse=True)
 def no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine these few iterations may take long enough for a line of progress."""
-    monkeypatch.setattr(restoring, "LINE_EVERY", np.inf)
+    monkeypatch.setattr(reporting, "LINE_EVERY", np.inf)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_tiled_picture_is_that_of_run_tiled(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(restoring, "LINE_EVERY", 0)
+    monkeypatch.setattr(reporting, "LINE_EVERY", 0)
     wide = save(folder / "wide.png", np.hstack([NOISY, NOISY[:, :20]]))
     done = sparsegen("denoise", wide, "--out", folder / "o.png", "--tile", SIDE, "--workers", 1, "--preview",
                      "--history", folder / "h.csv", *FEW)  # fmt: skip
@@ -158,7 +158,7 @@ def test_sigma_where_nothing_makes_use_of_it_is_told(
 
 def test_equal_pictures_have_an_infinite_psnr() -> None:
     picture = from_array(WAVE)
-    assert restoring._figures(picture, picture, picture) == "PSNR inf -> inf dB, SSIM 1.000 -> 1.000"
+    assert reporting.figures(picture, picture, picture) == "PSNR inf -> inf dB, SSIM 1.000 -> 1.000"
 
 
 BAD = [
@@ -198,7 +198,7 @@ BAD = [
     (("denoise", "noisy.png", "noisy.png"), "would be written to"),
     (("inpaint", "noisy.png"), "--mask"),
     (("inpaint", "noisy.png", "--mask", "nowhere.png"), "nowhere.png"),
-    (("inpaint", "noisy.png", "--mask", "box.png"), "--mask is to be 64 x 64 pixels"),
+    (("inpaint", "noisy.png", "--mask", "box.png"), "the mask has 21 x 19 pixels and the image 64 x 64"),
     (("inpaint", "box.png", "--mask", "box.png"), "no pixel is known"),
     (("upscale", "noisy.png"), "--by"),
     (("upscale", "noisy.png", "--by", 3), "got 3"),
@@ -231,11 +231,33 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (folder / "out").exists()
 
 
-def test_bad_input_is_found_before_torch_is_loaded(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("denoise", "broken.png"), "truncated or damaged"),
+        (("inpaint", "noisy.png", "--mask", "black.png"), "the mask is without a white pixel"),
+        (("deblur", "box.png", "--kernel", "gaussian:9"), "smaller than the blur kernel of 55 x 55"),
+    ],
+)
+def test_bad_input_is_found_before_torch_is_loaded(folder: Path, arguments: tuple, says: str) -> None:
+    save(folder / "black.png", np.zeros((SIDE, SIDE)))
     script = "import sys; sys.modules['torch'] = None; from sparsegen.__main__ import main; main()"
-    command = [sys.executable, "-c", script, "denoise", str(folder / "broken.png"), "--out", "x.png"]
+    given = [str(folder / part) if part.endswith(".png") else part for part in arguments]
+    command = [sys.executable, "-c", script, *given, "--out", str(folder / "out.png")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert_refused(done, "truncated or damaged")
+    assert_refused(done, says)
+
+
+def test_a_mask_that_is_none_is_told_once_and_one_of_another_size_for_each_picture(
+    sparsegen: CLI, folder: Path
+) -> None:
+    save(folder / "black.png", np.zeros((SIDE, SIDE)))
+    command = ("inpaint", folder / "noisy.png", folder / "clean.png", "--out", folder / "out", "--mask")
+    assert_refused(sparsegen(*command, folder / "black.png"), "the mask is without a white pixel")
+    lines = sparsegen(*command, folder / "box.png").stderr.splitlines()
+    assert len(lines) == 3
+    for line, name in zip(lines, ("noisy.png", "clean.png"), strict=False):
+        assert f"{name}: the mask has 21 x 19 pixels and the image 64 x 64: give one" in line
 
 
 @pytest.mark.parametrize(
@@ -312,16 +334,16 @@ def test_compare_history_and_preview_are_written_beside_the_picture(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen, write = [], restoring.write_picture
+    seen, write = [], reporting.write_picture
 
     def spy(path: Path, picture: Picture) -> None:
         write(path, picture)
         seen.append((path.name, read_picture(path).pixels.shape))
 
-    monkeypatch.setattr(restoring, "write_picture", spy)
-    monkeypatch.setattr(restoring, "PREVIEW_EVERY", 0)
-    monkeypatch.setattr(restoring, "PREVIEW_SHARE", np.inf)
-    monkeypatch.setattr(restoring, "LINE_EVERY", 0)
+    monkeypatch.setattr(reporting, "write_picture", spy)
+    monkeypatch.setattr(reporting, "PREVIEW_EVERY", 0)
+    monkeypatch.setattr(reporting, "PREVIEW_SHARE", np.inf)
+    monkeypatch.setattr(reporting, "LINE_EVERY", 0)
     done = sparsegen("denoise", folder / "noisy.png", "--out", folder / "out" / "a.tif", "--compare", "--preview",
                      "--clean", folder / "clean.png", "--history", folder / "h.csv", *FEW)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -353,9 +375,9 @@ def test_the_history_is_drawn_also_where_nothing_watched(
         [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (1,))],
     )
     outcome = restore.Outcome(from_array(WAVE), history, "all 10 iterations are done", 10, 10, 1.0)
-    restoring.write_history(folder / "unwatched.csv", outcome)
+    reporting.write_history(folder / "unwatched.csv", outcome)
     assert (folder / "unwatched.csv").read_text().splitlines()[1] == "1,0.5,,1"
-    restoring.write_history(folder / "unwatched.png", outcome)
+    reporting.write_history(folder / "unwatched.png", outcome)
     done = sparsegen(
         "denoise",
         folder / "noisy.png",
@@ -371,32 +393,34 @@ def test_the_history_is_drawn_also_where_nothing_watched(
         assert np.asarray(Image.open(folder / name).convert("L")).std() > 10
 
 
-def test_an_enlarged_picture_is_compared_with_its_bicubic_enlargement() -> None:
+def test_an_enlarged_picture_is_compared_with_its_bicubic_enlargement(tmp_path: Path) -> None:
     small, large = from_array(WAVE[::2, ::2]), from_array(WAVE)
-    before = restoring.enlarged(small, large)
+    before = reporting.enlarged(small, large)
     assert before.pixels.shape == large.pixels.shape
     assert np.abs(before.pixels - large.pixels).mean() < 0.02
     gray = from_array(WAVE[..., 0])
-    assert restoring.enlarged(gray, gray) is gray
-    assert restoring.side_by_side([gray, gray]).startswith(b"\x89PNG")
+    assert reporting.enlarged(gray, gray) is gray
+    reporting.write_side_by_side(tmp_path / "sheet.png", [gray, gray])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 1.9 * sheet.height
 
 
 def test_on_a_terminal_there_is_a_bar_that_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(
-        restoring, "err", Console(file=screen, force_terminal=True, width=80, color_system=None)
+        reporting, "err", Console(file=screen, force_terminal=True, width=80, color_system=None)
     )
     now = Progress(2990, 0.1, None, None, None, 0.00992, 2980, (), 1495, 0.6, looked=True)
-    with restoring.shown("a [bold]name[red] that is long.png", 3000) as show:
+    with reporting.shown("a [bold]name[red] that is long.png", 3000) as show:
         show(now)
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue()))
     bar = r"a \[bold\]name\S* [━╸╺ ]* 2990/3000 statistic 0.00992 \(best: 2980\) 00:01-00:05 left"
     assert any(re.fullmatch(bar, line.strip()) for line in lines), lines
     unwatched = replace(now, statistic=None, best_iteration=None, seconds_left=5.2)
-    assert restoring.state_of(unwatched, 3000) == (2990 / 3000, "2990/3000 loss 0.1 00:05 left")
+    assert reporting.state_of(unwatched, 3000) == (2990 / 3000, "2990/3000 loss 0.1 00:05 left")
     tiled = TiledProgress(123, 1, 4, 0.00992, 30, 60, lambda: None)
     state = "1/4 tiles, iteration 123 statistic 0.00992 01:00 left"
-    assert restoring.state_of(tiled, 3000) == (pytest.approx(1 / 3), state)
+    assert reporting.state_of(tiled, 3000) == (pytest.approx(1 / 3), state)
 
 
 def test_ctrl_c_writes_the_best_so_far(folder: Path) -> None:
@@ -430,8 +454,8 @@ def _signalled(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
         while pending and "preview" in path.name:
             signal.raise_signal(pending.pop())
 
-    pending, original = list(numbers), restoring.write_picture
-    monkeypatch.setattr(restoring, "write_picture", write)
+    pending, original = list(numbers), reporting.write_picture
+    monkeypatch.setattr(reporting, "write_picture", write)
 
 
 def test_sigterm_is_as_ctrl_c_and_a_second_one_ends_at_once(
@@ -521,7 +545,7 @@ def test_a_result_that_cannot_be_encoded_is_kept_as_an_array(
         raise ValueError("a bug of the encoder")
 
     monkeypatch.setattr(Picture, "encode", encode)
-    place, [problem] = restoring.save(tmp_path / "a.png", from_array(WAVE))
+    place, [problem] = reporting.save(tmp_path / "a.png", from_array(WAVE))
     assert problem == f"a bug of the encoder; the restored picture is kept in {place}"
     assert np.array_equal(np.load(place), WAVE.astype(np.float32))
     assert place.is_relative_to(tmp_path / "temporary") and not (tmp_path / "a.png").exists()

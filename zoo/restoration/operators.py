@@ -3,13 +3,20 @@
 Any callable from (1, C, H, W) to the observation can take their place, a `deepinv` physics among them.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sparsegen.zoo.restoration.damage import (
+    check_kernel,
+    check_kernel_size,
+    check_mask,
+    check_mask_size,
+    gaussian_kernel,
+)
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -31,23 +38,12 @@ class Mask:
     """
 
     def __init__(self, mask: np.ndarray | Tensor) -> None:
-        mask = torch.as_tensor(np.asarray(mask))
-        if mask.ndim != 2 or mask.dtype != torch.bool:
-            raise ValueError(f"a mask is boolean (H, W); got {mask.dtype} {tuple(mask.shape)}")
-        known = int(mask.sum())
-        if known in (0, mask.numel()):
-            what = (
-                "no pixel is known" if known == 0 else "every pixel is known, so there is nothing to fill in"
-            )
-            raise ValueError(
-                f"of this mask {what}: it is to be true where the picture is kept, false in the holes"
-            )
-        self.known = mask.float()
+        known = np.asarray(mask)
+        check_mask(known, hole="false", kept="true")
+        self.known = torch.from_numpy(known).float()
 
     def __call__(self, image: Tensor) -> Tensor:
-        if image.shape[-2:] != self.known.shape:
-            size, own = (" x ".join(map(str, s)) for s in (image.shape[-2:], self.known.shape))
-            raise ValueError(f"a mask has the size of its picture: the mask is {own}, the picture {size}")
+        check_mask_size(self.known.shape, image.shape[-2:])
         return image * self.known.to(image.device)
 
 
@@ -83,33 +79,20 @@ class Blur:
 
     def __init__(self, kernel: np.ndarray) -> None:
         kernel = np.asarray(kernel, np.float32)
-        if kernel.ndim != 2 or not all(side % 2 for side in kernel.shape):
-            raise ValueError(
-                f"a blur kernel is a matrix with odd sides, so that it has a center; got {kernel.shape}"
-            )
-        if not np.isfinite(kernel).all() or kernel.min() < 0 or not kernel.sum() > 0:
-            raise ValueError("a blur kernel holds finite numbers from 0 on, some of them above 0")
+        check_kernel(kernel)
         self.kernel = torch.from_numpy(kernel / kernel.sum())
 
     @classmethod
     def gaussian(cls, sigma: float) -> "Blur":
-        """A Gaussian of standard deviation `sigma` pixels, cut off at 3 of them.
+        """A Gaussian of standard deviation `sigma` pixels.
 
-        Raises: ValueError unless sigma is above 0 and at most 10.
+        Raises: ValueError as `gaussian_kernel`.
         """
-        if not 0 < sigma <= 10:
-            raise ValueError(f"a Gaussian blur has a sigma above 0 and up to 10 pixels; got {sigma}")
-        radius = max(1, math.ceil(3 * sigma))
-        weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-        return cls(np.outer(weights, weights))
+        return cls(gaussian_kernel(sigma))
 
     def __call__(self, image: Tensor) -> Tensor:
+        check_kernel_size(self.kernel.shape, image.shape[-2:])
         height, width = self.kernel.shape
-        if min(image.shape[-2] // height, image.shape[-1] // width) < 1:
-            raise ValueError(
-                f"a blur kernel is smaller than its picture; got {height} x {width} for a picture of "
-                f"{image.shape[-2]} x {image.shape[-1]}"
-            )
         channels = image.shape[1]
         padded = F.pad(image, (width // 2, width // 2, height // 2, height // 2), mode="reflect")
         weight = self.kernel.to(image).flip(0, 1).expand(channels, 1, height, width)

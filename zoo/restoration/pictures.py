@@ -71,6 +71,10 @@ SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
 _ONE_AT_A_TIME = threading.Lock()  # warnings.catch_warnings changes the whole process
 
 
+class TooLarge(ValueError):
+    """A picture has more pixels than whoever reads it takes."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """The sizes of pictures that are read."""
@@ -79,9 +83,9 @@ class Limits:
     min_side: int = MIN_SIDE
 
     def check(self, name: str, width: int, height: int) -> None:
-        """Raises: ValueError unless both sides are long enough, and the pixels not too many."""
+        """Raises: TooLarge if there are too many pixels; ValueError unless both sides are long enough."""
         if width * height > self.max_pixels:
-            raise ValueError(
+            raise TooLarge(
                 f"{name} has {width} x {height} = {width * height / 1e6:.4g} million pixels, "
                 f"the limit is {self.max_pixels / 1e6:g} million: scale it down, or cut a part out"
             )
@@ -196,8 +200,8 @@ def read_picture(
         max_pixels: the most that is decoded; read from the header, so that a bomb stays packed.
         min_side: the least height and width.
 
-    Raises: ValueError of one line, naming the file, for anything that is no whole picture within the limits;
-        OSError of the file system; ImportError where 16 bits lack their library.
+    Raises: ValueError of one line, naming the file, for anything that is no whole picture within the limits,
+        TooLarge above `max_pixels`; OSError of the file system; ImportError where 16 bits lack their library.
     """
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), _one_line(name or "the image"), Limits(max_pixels, min_side))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsegen.zoo.restoration.damage import blur_kernel, known_pixels
 from sparsegen.zoo.restoration.fit import Fit, Progress, check_operator, seeds
 from sparsegen.zoo.restoration.operators import (
     Blur,
@@ -17,10 +18,10 @@ from sparsegen.zoo.restoration.operators import (
     image_shape,
 )
 from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, from_array, to_array
-from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Task, kernel_sigma
+from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Task
 from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
 
-LOSSES = {"mse": torch.square, "l1": torch.abs}
+LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # of what `settings.LOSSES` describes
 LEAST_SIGMA = 1 / 255  # below it there is no noise to speak of, and none can be watched
 
 
@@ -127,7 +128,7 @@ def run(
     Choice: inpainting leaves the known pixels as they are, unless there is noise to remove (sigma above 0).
 
     Args:
-        mask: Of inpaint: white in the holes, as image editors and OpenCV have it.
+        mask: Of inpaint: white in the holes.
         kernel: Of deblur with a kernel from a file.
 
     Raises: ValueError before any work.
@@ -155,19 +156,11 @@ def make_operator(task: Task, mask: Picture | None = None, kernel: Picture | Non
     """
     match task.kind:
         case "inpaint":
-            if mask is None:
-                raise ValueError(
-                    "inpainting needs a mask, a picture that is white in the holes and black elsewhere"
-                )
-            return Mask(mask.pixels.mean(2) < 0.5)
+            return Mask(known_pixels(mask))
         case "upscale":
             return Downsample(task.by)
         case "deblur":
-            if (sigma := kernel_sigma(task.kernel)) is not None:
-                return Blur.gaussian(sigma)
-            if kernel is None:
-                raise ValueError("the kernel of this task is a picture, which is missing")
-            return Blur(kernel.pixels.mean(2))
+            return Blur(blur_kernel(task.kernel, kernel))
     return Identity()
 
 
@@ -184,7 +177,7 @@ def make_fit(
         preset = replace(preset, iterations=task.iterations)
     if task.density is not None:
         sparsity = replace(sparsity, density=task.density)
-    loss, operator = LOSSES[task.loss], operator or Identity()
+    loss, operator = LOSS_FUNCTIONS[task.loss], operator or Identity()
     size = getattr(operator, "img_size", None)  # as some of deepinv's physics have it
     if shape is None and size is not None and len(size) == 3:
         shape = tuple(size)
@@ -208,7 +201,7 @@ def make_watch(observation: Tensor, operator: Operator, task: Task, random: torc
             sigma = sigma.clamp_max(task.sigma / 255)
         return FittedNoise(observation, sigma.clamp_min(LEAST_SIGMA), random)
     known = operator.known if isinstance(operator, Mask) else None
-    return HeldOut(observation, LOSSES[task.loss], random, known)
+    return HeldOut(observation, LOSS_FUNCTIONS[task.loss], random, known)
 
 
 def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tuple[np.ndarray, Progress]:

@@ -109,6 +109,7 @@ KINDS = {
     "upscale": "enlarges by 2 or 4",
     "deblur": "undoes a known blur",
 }
+MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
 LOSSES = {"mse": "squared, for noise of all sorts", "l1": "absolute, for outliers such as salt and pepper"}
 
 
@@ -178,7 +179,7 @@ class Task:
 def kernel_sigma(kernel: str) -> float | None:
     """Reads "gaussian:SIGMA"; None for "file".
 
-    Raises: ValueError for anything else, or unless sigma is above 0 and at most 10 pixels.
+    Raises: ValueError for anything else, or unless sigma is above 0 and at most `MAX_BLUR`.
     """
     if kernel == "file":
         return None
@@ -187,9 +188,9 @@ def kernel_sigma(kernel: str) -> float | None:
         sigma = float(number)
     except ValueError:
         sigma = math.nan
-    if name != "gaussian" or not 0 < sigma <= 10:
+    if name != "gaussian" or not 0 < sigma <= MAX_BLUR:
         raise ValueError(
-            f"a kernel is gaussian:SIGMA, SIGMA above 0 and up to 10 pixels, or a file; got {kernel!r}"
+            f"a kernel is gaussian:SIGMA, SIGMA above 0 and up to {MAX_BLUR} pixels, or a file; got {kernel!r}"
         )
     return sigma
 

@@ -1,0 +1,195 @@
+"""What the commands that restore pictures show while they work, and write in the end."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from math import inf, isfinite
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from sparsegen.zoo import images
+from sparsegen.zoo.files import atomic_write
+from sparsegen.zoo.restoration.pictures import Picture, from_array, write_picture
+
+if TYPE_CHECKING:
+    from sparsegen.zoo.restoration.restore import Outcome, TaskProgress
+    from sparsegen.zoo.restoration.tiles import TiledProgress
+
+    AnyProgress = TaskProgress | TiledProgress
+
+out, err = Console(), Console(stderr=True)
+LINE_EVERY, PREVIEW_EVERY = 10.0, 5.0  # seconds
+PREVIEW_SHARE = 0.05  # of the time, at most
+SHEET = 384  # pixels that a side of a compared picture is enlarged to, or nearly
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: names of files may look like markup, or hold bytes that are no text."""
+    console.print(Text(text.encode(errors="backslashreplace").decode()), soft_wrap=True)
+
+
+@contextmanager
+def shown(name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
+    """Shows how far a fit is: as a bar, or where there is no terminal as a line now and then."""
+    if err.is_terminal:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(8),
+            TextColumn("{task.fields[state]}"),
+        )
+        with Bar(*columns, console=err, transient=True) as bar:
+            task = bar.add_task(_short(name), total=1, state="")
+
+            def move(progress: "AnyProgress") -> None:
+                done, state = state_of(progress, total)
+                bar.update(task, completed=done, state=state)
+
+            yield move
+        return
+    due = monotonic() + LINE_EVERY
+
+    def line(progress: "AnyProgress") -> None:
+        nonlocal due
+        if monotonic() >= due:
+            due = monotonic() + LINE_EVERY
+            say(err, f"{name}: {state_of(progress, total)[1]}")
+
+    yield line
+
+
+def state_of(progress: "AnyProgress", total: int) -> tuple[float, str]:
+    """The share that is done, and a line on it. A fit may stop early, so it has from one time left to another."""
+    from sparsegen.zoo.restoration.tiles import TiledProgress
+
+    statistic = "" if progress.statistic is None else f" statistic {progress.statistic:.3g}"
+    least = _clock(progress.seconds_left)
+    if isinstance(progress, TiledProgress):
+        state = f"{progress.finished}/{progress.tiles} tiles, iteration {progress.iteration}"
+        return progress.fraction, f"{state}{statistic} {least} left"
+    watched = f"{statistic} (best: {progress.best_iteration})" if statistic else f" loss {progress.loss:.3g}"
+    most = _clock(progress.seconds / progress.iteration * (total - progress.iteration))
+    left = least if least == most else f"{least}-{most}"
+    return progress.iteration / total, f"{progress.iteration}/{total}{watched} {left} left"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(max(0, seconds)))).removeprefix("0:")
+
+
+def _short(name: str, limit: int = 14) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
+class Preview:
+    """The present picture, in a file of its own while the work goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.due, self.written = path, -inf, False
+
+    def show(self, progress: "AnyProgress") -> None:
+        """Writes it if it is time to; that it cannot be written is no reason to stop the work."""
+        started = monotonic()
+        if started < self.due:
+            return
+        self.written = True  # before it is, since a second Ctrl-C may come between
+        try:
+            write_picture(self.path, progress.picture())
+        except (OSError, ValueError) as error:
+            say(err, f"there will be no more previews: {error}")
+            self.due = inf
+            return
+        self.due = started + max(PREVIEW_EVERY, (monotonic() - started) / PREVIEW_SHARE)
+
+    def remove(self) -> None:
+        if self.written:
+            self.path.unlink(missing_ok=True)
+
+
+def save(path: Path, picture: Picture) -> tuple[Path, list[str]]:
+    """Writes a result that may have taken an hour: if not where it was asked for, then in a temporary folder.
+
+    There it is a PNG; or, should the encoder fail, an array (H, W, C) in [0, 1].
+
+    Returns: where it is, and what went wrong.  Raises: OSError if it could be written nowhere.
+    """
+    try:
+        write_picture(path, picture)
+        return path, []
+    except Exception as error:  # whatever it is, the work is not to be lost
+        problem, suffix = str(error), ".png" if isinstance(error, OSError) else ".npy"
+    try:
+        place = Path(tempfile.mkdtemp(prefix="sparsegen-")) / f"{path.stem}{suffix}"
+        if suffix == ".png":
+            write_picture(place, picture)
+        else:
+            np.save(place, picture.pixels)
+    except OSError as error:
+        raise OSError(f"{problem}; nor could it be kept in the system's temporary folder: {error}") from error
+    return place, [f"{problem}; the restored picture is kept in {place}"]
+
+
+def write_history(path: Path, outcome: "Outcome") -> None:
+    """Writes the statistic, loss and density of each look, as a table or as a curve."""
+    if path.suffix.lower() == ".png":
+        from sparsegen.zoo import plots
+
+        with atomic_write(path) as file:
+            plots.stop_curve(outcome.history, outcome.best_iteration).savefig(file, format="png")
+        return
+    levels = outcome.history["density"].shape[1]
+    lines = [
+        ",".join(["iteration", "loss", "statistic", *(f"density_{level + 1}" for level in range(levels))])
+    ]
+    for iteration, loss, statistic, density in outcome.history.tolist():
+        values = (loss, statistic, *density)
+        lines.append(
+            ",".join([str(iteration), *(f"{value:.7g}" if isfinite(value) else "" for value in values)])
+        )
+    _write_bytes(path, "\n".join([*lines, ""]).encode())
+
+
+def enlarged(picture: Picture, like: Picture) -> Picture:
+    """A picture in the size of another, bicubically: what there was before, where the picture was enlarged."""
+    height, width, channels = like.pixels.shape
+    if picture.pixels.shape == like.pixels.shape:
+        return picture
+    planes = [
+        Image.fromarray(picture.pixels[..., channel]).resize((width, height), Image.Resampling.BICUBIC)
+        for channel in range(channels)
+    ]
+    return from_array(
+        np.clip(np.stack([np.asarray(plane) for plane in planes], axis=2), 0, 1), max_pixels=inf
+    )
+
+
+def write_side_by_side(path: Path, pictures: Sequence[Picture]) -> None:
+    """Writes a PNG of pictures of one size in a row, small ones enlarged; without alpha."""
+    pixels = np.stack([np.rint(picture.pixels * 255).astype(np.uint8) for picture in pictures])
+    sheet = images.grid(np.broadcast_to(pixels, (*pixels.shape[:3], 3)), len(pictures))
+    _write_bytes(path, images.png(sheet, max(1, SHEET // max(pixels.shape[1:3]))))
+
+
+def figures(before: Picture, after: Picture, clean: Picture) -> str:
+    """PSNR and SSIM (Wang et al., 2004) to the clean picture, before and after."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    with np.errstate(divide="ignore"):  # of equal pictures the PSNR is infinite
+        psnr = [peak_signal_noise_ratio(clean.pixels, p.pixels, data_range=1) for p in (before, after)]
+    ssim = [
+        structural_similarity(clean.pixels, p.pixels, data_range=1, channel_axis=2) for p in (before, after)
+    ]
+    return "PSNR {:.2f} -> {:.2f} dB, SSIM {:.3f} -> {:.3f}".format(*psnr, *ssim)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write_bytes(content)

@@ -32,15 +32,16 @@ from sparsegen.zoo.projections import Projection
 
 def trace(generator: Generator) -> ir.Graph:
     """Traces a generator to a graph whose initializers are its weights, under their keys, and no others."""
+    batch, labels = {0: torch.export.Dim("batch")}, [torch.zeros(2, dtype=torch.int64)][: generator.classes]
     traced = torch.export.export(
         _Traced(generator).eval(),
-        (torch.zeros(2, generator.z_dim), [torch.tensor(dial.k) for dial in generator.dials]),
-        dynamic_shapes=({0: torch.export.Dim("batch")}, [None for _ in generator.dials]),
+        (torch.zeros(2, generator.z_dim), [torch.tensor(dial.k) for dial in generator.dials], *labels),
+        dynamic_shapes=(batch, [None for _ in generator.dials], *(batch for _ in labels)),
     )
     names = [f"code_{level}" for level in range(1, len(generator.code_shapes) + 1)]
     program = torch.onnx.export(
         traced,
-        input_names=["z", *(f"k_{dial.level}" for dial in generator.dials)],
+        input_names=["z", *(f"k_{dial.level}" for dial in generator.dials), *("labels" for _ in labels)],
         output_names=["image", *names, "dictionary"],
         opset_version=OPSET,
         optimize=False,  # it would fold the batch norms into copies of the weights
@@ -105,7 +106,7 @@ class _Node(nn.Module):
 
 
 class _Traced(nn.Module):
-    """The generator as a function of z and the k of each projected level, and the atoms of D1."""
+    """The generator as a function of z, the k of each projected level and the labels; and the atoms of D1."""
 
     def __init__(self, generator: Generator):
         super().__init__()
@@ -116,9 +117,9 @@ class _Traced(nn.Module):
             projections = self.generator.projections
             projections[level - 1] = _Node(projections[level - 1], level, self.dial)
 
-    def forward(self, z: Tensor, k: list[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, z: Tensor, k: list[Tensor], labels: Tensor | None = None) -> tuple[Tensor, ...]:
         self.dial.update(zip(self.levels, k, strict=True))
-        image, codes = self.generator(z)
+        image, codes = self.generator(z, labels)
         self.dial.clear()  # torch.export wants a network as it found it
         return image, *codes, self.generator.dictionary()
 

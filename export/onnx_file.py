@@ -29,8 +29,9 @@ def export(
 ) -> Proof:
     """Writes a generator as an ONNX file, after the file has run in onnxruntime and agreed with torch.
 
-    Inputs of the graph: z (batch, z_dim), and k_1, k_2, …, the int64 k of each projected level, clamped to
-    its range. Outputs: image, and code_1, code_2, … of every level. The arithmetic is float32.
+    Inputs of the graph: z (batch, z_dim); k_1, k_2, …, the int64 k of each projected level, clamped to its
+    range; and of a conditional generator labels, int64 (batch,). Outputs: image, and code_1, code_2, … of every
+    level. The arithmetic is float32.
 
     Args:
         embed: Whether the file holds the weights. If not, it reads those of the generator.safetensors beside
@@ -98,6 +99,8 @@ def describe(generator: Generator, graph: str, weights: str | None) -> dict:
         "name": generator.spec.name,
         "regularizer": generator.spec.regularizer,
         "z_dim": generator.z_dim,
+        "classes": generator.classes,
+        "class_names": generator.class_names,
         "code_shapes": generator.code_shapes,
         "dials": [asdict(dial) for dial in generator.dials],  # k runs from 1 to limit, in each unit
         "weights": weights,

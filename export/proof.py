@@ -70,12 +70,14 @@ def prove(generator: Generator, file: Path, path: Path) -> Proof:
     for k in settings:
         for batch in BATCHES:
             z = noise.z(batch, generator.z_dim, seed=0, first=first)
+            labels = noise.labels(batch, generator.classes, seed=0, first=first)
             first += batch
-            image, codes = sampler.run(z, k or None)
-            z, image, *codes = (torch.from_numpy(array) for array in (z, image, *codes))
+            image, codes = sampler.run(z, k or None, labels=labels)
+            image, *codes = (torch.from_numpy(array) for array in (image, *codes))
+            given = [torch.from_numpy(array) for array in (z, labels) if array is not None]
             with torch.no_grad(), generator.dial(k or None):
-                parts += _compare_parts(generator, z, image, codes)
-                wholes.append(_compare_whole(generator, z, image, codes))
+                parts += _compare_parts(generator, given, image, codes)
+                wholes.append(_compare_whole(generator, given, image, codes))
     (differences, same), (units, swapped) = zip(*wholes, strict=True), zip(*parts, strict=True)
     return Proof(path, max(differences), first, sum(same), sum(units), sum(swapped), tuple(settings), BATCHES)
 
@@ -135,28 +137,30 @@ def _one_node(function: onnx.FunctionProto) -> onnx.ModelProto:
 
 
 def _compare_parts(
-    generator: Generator, z: Tensor, image: Tensor, codes: list[Tensor]
+    generator: Generator, given: list[Tensor], image: Tensor, codes: list[Tensor]
 ) -> list[tuple[int, int]]:
-    """Compares part by part, each from the code that onnxruntime made.
+    """Compares part by part, each from the code that onnxruntime made of the `given` z, and labels if there are any.
 
     Returns: of each level what compare_selection does.
     """
-    counts, made = [], generator.coder(z)
+    counts, (made, bypass) = [], generator.begin(*given)
     for level in range(len(codes), 0, -1):
         counts.append(compare_selection(generator.projections[level - 1], made, codes[level - 1], level))
-        made = generator.stages[level - 1](codes[level - 1])
+        made, bypass = generator.stages[level - 1](codes[level - 1], bypass), None
     _require_close((image - made).abs().max().item(), "the image of one Γ1")
     return counts
 
 
-def _compare_whole(generator: Generator, z: Tensor, image: Tensor, codes: list[Tensor]) -> tuple[float, int]:
+def _compare_whole(
+    generator: Generator, given: list[Tensor], image: Tensor, codes: list[Tensor]
+) -> tuple[float, int]:
     """Compares from z to the image, in the samples in which the two kept the same entries.
 
     Returns: the largest difference, and how many samples these are.
     """
-    wanted_image, wanted_codes = generator(z)
+    wanted_image, wanted_codes = generator(*given)
     differences = [(image - wanted_image).abs().flatten(1).amax(1)]  # (B,)
-    same = torch.ones(len(z), dtype=torch.bool)
+    same = torch.ones(len(image), dtype=torch.bool)
     for code, wanted in zip(codes, wanted_codes, strict=True):
         difference = (code - wanted).abs() / _scale(wanted)
         differences.append(difference.flatten(1).amax(1))

@@ -49,6 +49,7 @@ class OnnxSampler:
         name, regularizer, license: As `dcgan.ml`, `ml`, `apache-2.0`.
         dials: The sparsity dial of each projected level, Γ1 first; empty if the generator has no projection.
         z_dim: Entries of z.
+        classes, class_names: How many labels there are, 0 if it is unconditional; what they mean, if known.
         code_shapes: (C, H, W) of each Γ, Γ1 first, projected or not.
         metadata: All that the file says about itself, from its JSON.
 
@@ -66,6 +67,8 @@ class OnnxSampler:
         self.license: str = self.metadata["license"]
         self.dials = [Dial(**dial) for dial in self.metadata["dials"]]
         self.z_dim: int = self.metadata["z_dim"]
+        self.classes: int = self.metadata.get("classes", 0)
+        self.class_names: tuple[str, ...] = tuple(self.metadata.get("class_names", ()))
         self.code_shapes = tuple(tuple(shape) for shape in self.metadata["code_shapes"])
         self._synthesis: onnxruntime.InferenceSession | None = None
         self._lock = Lock()
@@ -78,6 +81,7 @@ class OnnxSampler:
         count: int,
         seed: int = 0,
         k: int | Sequence[int] | None = None,
+        labels: int | Sequence[int] | None = None,
         truncation: float | None = None,
     ) -> np.ndarray:
         """Draws `count` images of a seed; the i-th is the same whatever the count, and nearly torch's.
@@ -87,30 +91,40 @@ class OnnxSampler:
             seed: 0 to 2⁶⁴ - 1.
             k: The sparsity dial for these images: one number for every projected level, or one a level, Γ1
                 first; None for the k of training.
+            labels: Of a conditional generator the class of each image, or one for all; None draws them.
             truncation: Bound of the truncated normal that z is drawn from; None for no bound.
 
         Shape: uint8 (count, H, W, 3).  Raises: TypeError, ValueError on a value out of range.
         """
         k = resolve(k, self.dials) or None
-        parts = []
-        for _, z in noise.batches(count, self.z_dim, seed, truncation):
-            image, _ = self.run(z, k, codes=False)
+        labels, parts = noise.labels(count, self.classes, seed, labels, self.class_names), []
+        for first, z in noise.batches(count, self.z_dim, seed, truncation):
+            chosen = None if labels is None else labels[first : first + len(z)]
+            image, _ = self.run(z, k, codes=False, labels=chosen)
             parts.append(images.to_uint8(image))
         return np.concatenate(parts)
 
     def run(
-        self, z: np.ndarray, k: int | Sequence[int] | None = None, codes: bool = True
+        self,
+        z: np.ndarray,
+        k: int | Sequence[int] | None = None,
+        codes: bool = True,
+        labels: Sequence[int] | np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Makes images of given noise and returns them with their codes, Γ1 first (none if `codes` is false).
 
-        Shape: z float32 (B, z_dim) -> image float32 (B, 3, H, W) in [-1, 1]; codes[i] float32 (B, C, H', W').
-        Raises: TypeError, ValueError if k or the shape of z does not fit.
+        Shape: z float32 (B, z_dim), labels (B,) where it is conditional -> image float32 (B, 3, H, W) in [-1, 1];
+        codes[i] float32 (B, C, H', W').
+        Raises: TypeError, ValueError if k, the labels or the shape of z do not fit.
         """
         z = np.asarray(z, np.float32)
         if z.ndim != 2 or z.shape[1] != self.z_dim or not len(z):
             raise ValueError(f"z has the shape (B, {self.z_dim}), B from 1 on; got {z.shape}")
         values = resolve(k, self.dials)
         inputs = {"z": z}
+        noise.check_conditional(labels is not None, self.classes, self.class_names)
+        if labels is not None:
+            inputs["labels"] = noise.labels(len(z), self.classes, 0, labels, self.class_names)
         for dial, value in zip(self.dials, values, strict=True):
             inputs[f"k_{dial.level}"] = np.array(value, np.int64)
         names = [f"code_{level}" for level in range(1, len(self.code_shapes) + 1)] if codes else []

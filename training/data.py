@@ -19,7 +19,7 @@ from sparsegen.zoo.noise import check_seed
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1  # raise it when the same source would give other pixels
+CACHE_FORMAT = 2  # raise it when the same source would give other pixels, or other names of classes
 
 Progress = Callable[[int, int], None]
 
@@ -34,6 +34,7 @@ class Images:
         name: what was opened, for people.
         fingerprint: 16 hex digits of the SHA-256 of pixels and labels: equal data, equal on any machine.
         skipped: the rows or files left out and why, a line each.
+        classes: the names of the labels 0, 1, …; empty where they are not known.
     """
 
     pixels: Tensor
@@ -41,6 +42,7 @@ class Images:
     name: str
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -69,8 +71,11 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size is the images per step and process, at least 1; got {batch_size}")
+        if batch_size < 2:
+            raise ValueError(
+                f"batch_size is the images per step and process, at least 2, since batch norm takes its statistics "
+                f"over them; got {batch_size}"
+            )
         self.whole = batch_size * world_size
         if len(images) < self.whole:
             raise ValueError(_too_few(images, batch_size, world_size))
@@ -178,7 +183,7 @@ def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: 
         raise ValueError(f"no readable image among the {len(order)} of {name}{reason}")
     pixels = torch.from_numpy(pixels[: len(good)])
     labels = None if rows.labels is None else torch.from_numpy(rows.labels[good])
-    return Images(pixels, labels, name, fingerprint(pixels, labels), tuple(skipped))
+    return Images(pixels, labels, name, fingerprint(pixels, labels), tuple(skipped), rows.classes)
 
 
 def _first(limit: int | None, count: int, labels: np.ndarray | None) -> list[int]:
@@ -204,7 +209,8 @@ def fingerprint(pixels: Tensor, labels: Tensor | None) -> str:
 
 def _write_cache(path: Path, images: Images) -> None:
     tensors = {"pixels": images.pixels} | ({} if images.labels is None else {"labels": images.labels})
-    keep(path, tensors, {"fingerprint": images.fingerprint, "skipped": json.dumps(images.skipped)})
+    about = {"skipped": json.dumps(images.skipped), "classes": json.dumps(images.classes)}
+    keep(path, tensors, {"fingerprint": images.fingerprint, **about})
 
 
 def _read_cache(path: Path, name: str) -> Images | None:
@@ -216,4 +222,5 @@ def _read_cache(path: Path, name: str) -> Images | None:
     if fingerprint(pixels, labels) != about["fingerprint"]:
         log.warning("%s is damaged, it will be computed again: its fingerprint is another one", path)
         return None
-    return Images(pixels, labels, name, about["fingerprint"], tuple(json.loads(about["skipped"])))
+    skipped, classes = (tuple(json.loads(about[what])) for what in ("skipped", "classes"))
+    return Images(pixels, labels, name, about["fingerprint"], skipped, classes)

@@ -90,7 +90,8 @@ def evaluate(
     with _eval_mode(generator):
         for first, z in noise.batches(count, generator.z_dim, seed, batch=batch):
             size = len(z)
-            drawn, codes, seconds = _draw(generator, z)
+            labels = noise.labels(size, generator.classes, seed, first=first)
+            drawn, codes, seconds = _draw(generator, z, labels)
             found[first : first + size] = features(drawn)
             densities = densities + np.array([density(code) for code in codes]) * size
             speeds.append(size / seconds)
@@ -122,11 +123,13 @@ def _eval_mode(generator: Generator) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _draw(generator: Generator, z: np.ndarray) -> tuple[np.ndarray, tuple[torch.Tensor, ...], float]:
+def _draw(
+    generator: Generator, z: np.ndarray, labels: np.ndarray | None
+) -> tuple[np.ndarray, tuple[torch.Tensor, ...], float]:
     """Runs one batch; returns its uint8 images, its codes and the seconds until the images are in memory."""
-    z = torch.from_numpy(z).to(next(generator.parameters()).device)
+    given = [torch.from_numpy(part).to(generator.device) for part in (z, labels) if part is not None]
     start = time.perf_counter()
-    image, codes = generator(z)
+    image, codes = generator(*given)
     image = image.float().cpu()  # waits for an accelerator to finish
     seconds = time.perf_counter() - start
     return pixels.to_uint8(image.numpy()), codes, seconds

@@ -1,18 +1,19 @@
 """The one training loop: it sums terms, and never asks which GAN it trains."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sparsegen.training.data import Batches
 from sparsegen.training.metrics import density
 from sparsegen.training.recipes import Phase, Recipe
 from sparsegen.training.terms import Draw, Forward
-from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.table1 import ModelSpec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,29 +27,40 @@ class Progress(NamedTuple):
 
 
 class Networks:
-    """What is trained: the generator, its discriminator, its running average, and their optimizers."""
+    """What is trained: the generator, its discriminator, an encoder where there is one, and their optimizers;
+    and the running average of the generator.
 
-    def __init__(
-        self,
-        make_generator: Callable[[], Generator],
-        make_discriminator: Callable[[], nn.Module],
-        recipe: Recipe,
-        seed: int,
-        device: torch.device | str = "cpu",
-    ):
+    Attributes:
+        trained: The networks by the names that phases have for them.
+    """
+
+    def __init__(self, spec: ModelSpec, recipe: Recipe, seed: int, device: torch.device | str = "cpu"):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.generator, self.discriminator = make_generator(), make_discriminator()
-            self.averaged = make_generator()
+            self.generator, self.discriminator = spec.generator(), spec.discriminator()
+            self.averaged, encoder = spec.generator(), spec.encoder()
         self.device = torch.device(device)
         self.averaged.eval().requires_grad_(False)
-        for network in (self.generator, self.discriminator, self.averaged):
+        self.trained: dict[str, nn.Module] = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            **({"encoder": encoder} if encoder else {}),
+        }
+        for network in self._all.values():
             network.to(device, memory_format=torch.channels_last)
         self.start_average()
         self.optimizers = {
-            phase.network: phase.optimizer(getattr(self, phase.network).parameters())
+            phase.network: phase.optimizer(self.trained[phase.network].parameters())
             for phase in recipe.phases
         }
+        self.rates = {
+            name: [group["lr"] for group in optimizer.param_groups]
+            for name, optimizer in self.optimizers.items()
+        }
+
+    @property
+    def _all(self) -> dict[str, nn.Module]:
+        return {**self.trained, "averaged": self.averaged}
 
     def start_average(self) -> None:
         """Sets the average to the generator, as at the start of a run or of fine-tuning."""
@@ -56,20 +68,32 @@ class Networks:
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
-        """Moves the average towards the generator: weights and batch-norm statistics; counters are copied."""
-        for average, now in zip(
-            self.averaged.state_dict().values(), self.generator.state_dict().values(), strict=True
-        ):
-            if average.is_floating_point():
-                average.lerp_(now, 1 - decay)
+        """Moves the average towards the generator: weights and batch-norm statistics.
+
+        Other buffers are copied: counters, and the singular vectors of spectral norm, whose average is no longer
+        of length 1, so that weights would be divided by too little.
+        """
+        now = dict(self.generator.named_parameters())
+        average = dict(self.averaged.named_parameters())
+        copied = dict(self.averaged.named_buffers())
+        for key, value in self.generator.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                now[key], average[key] = value, copied[key]
             else:
-                average.copy_(now)
+                copied[key].copy_(value)
+        get_ema_multi_avg_fn(decay)(list(average.values()), list(now.values()), None)
+
+    def set_rates(self, factor: float) -> None:
+        """Sets every learning rate to a multiple of what it was at the start."""
+        for name, optimizer in self.optimizers.items():
+            for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
+                group["lr"] = factor * rate
 
     def state(self) -> dict[str, Tensor]:
         """Everything that an unbroken run would have in memory, but the step, as flat tensors on the CPU."""
         tensors = {}
-        for name in ("generator", "discriminator", "averaged"):
-            tensors |= {f"{name}.{key}": value for key, value in getattr(self, name).state_dict().items()}
+        for name, network in self._all.items():
+            tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{name}.{index}.{key}": value for key, value in moments.items()}
@@ -77,11 +101,11 @@ class Networks:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes up a `state()`."""
-        for name in ("generator", "discriminator", "averaged"):
-            getattr(self, name).load_state_dict(_under(f"{name}.", tensors))
+        for name, network in self._all.items():
+            network.load_state_dict(_under(f"{name}.", tensors))
         for name, optimizer in self.optimizers.items():
             moments: dict[int, dict[str, Tensor]] = {}
-            parameters = list(getattr(self, name).parameters())
+            parameters = list(self.trained[name].parameters())
             for key, value in _under(f"optimizer.{name}.", tensors).items():
                 index, _, field = key.partition(".")
                 parameter = parameters[int(index)]
@@ -111,28 +135,37 @@ def train(
     Everything random is a function of (seed, step), so that a run taken up from a saved state does what an
     unbroken run does, bit for bit.
     """
-    networks.generator.train()
-    networks.discriminator.train()
+    for network in networks.trained.values():
+        network.train()
     draws = max(phase.updates for phase in recipe.phases)
 
-    def draw(step: int, update: int) -> Draw:
-        real, _ = batches.at(step * draws + update)
-        noise = np.random.default_rng([seed, step, update, accelerator.process_index])
-        z = noise.standard_normal((len(real), networks.generator.z_dim), np.float32)
-        real = real.to(networks.device, memory_format=torch.channels_last)
-        return Draw(networks.generator, real, torch.from_numpy(z).to(networks.device))
+    def draw(step: int, update: int, differentiable: bool) -> Draw:
+        real, labels = batches.at(step * draws + update)
+        numbers = [seed, step, update, accelerator.process_index]
+        count = recipe.copies * len(real)
+        z = np.random.default_rng(numbers).standard_normal((count, networks.generator.z_dim), np.float32)
+        return Draw(
+            networks.trained,
+            real.to(networks.device, memory_format=torch.channels_last),
+            labels.to(networks.device) if networks.generator.classes else None,
+            torch.from_numpy(z).to(networks.device),
+            random_of(numbers),
+            step / steps,
+            differentiable,
+        )
 
     since, images = perf_counter(), 0
     for step in range(start, steps):
-        losses = {}
-        current = draw(step, 0)
+        losses, current = {}, None
+        networks.set_rates(recipe.rate(step / steps))
         for phase in recipe.phases:
             if step < warm_up and phase.network == "generator":
                 continue
             for update in range(phase.updates):
-                if update:  # the first update of a phase goes on with the draw of the phase before it
-                    current = draw(step, update)
-                losses[phase.network] = _update(networks, phase, current, accelerator)
+                if update or current is None:  # the first update of a phase goes on with the draw before it
+                    current = draw(step, update, differentiable=update == phase.updates - 1)
+                losses[phase.network] = _update(networks, recipe, phase, current, accelerator)
+                _check_finite(losses[phase.network], step)
         _share_statistics(networks, accelerator)
         # Early on the generator moves so fast that a long average of it shows nothing: the average grows with it.
         networks.average(min(recipe.ema, (1 + step) / (10 + step)))
@@ -145,28 +178,45 @@ def train(
         yield Progress(step + 1, measured)
 
 
-def _update(networks: Networks, phase: Phase, draw: Draw, accelerator: "Accelerator") -> dict[str, Tensor]:
-    trains_generator = phase.network == "generator"
-    networks.discriminator.requires_grad_(not trains_generator)
+def random_of(numbers: Sequence[int]) -> torch.Generator:
+    """A source of chance that is a function of some numbers, and another one than numpy's of the same."""
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence([*numbers, 1]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    )
+
+
+def _update(
+    networks: Networks, recipe: Recipe, phase: Phase, draw: Draw, accelerator: "Accelerator"
+) -> dict[str, Tensor]:
+    for name, network in networks.trained.items():
+        network.requires_grad_(name == phase.network)
     with accelerator.autocast():
-        forward = Forward(draw, networks.discriminator, trains_generator)
+        forward = Forward(draw, phase.network, recipe.augment)
         losses = {name: term(forward) for name, term in phase.terms.items()}
     optimizer = networks.optimizers[phase.network]
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(sum(losses.values()))
     if accelerator.num_processes > 1:
-        for parameter in getattr(networks, phase.network).parameters():
+        for parameter in networks.trained[phase.network].parameters():
             if parameter.grad is not None:
                 parameter.grad = accelerator.reduce(parameter.grad, "mean")
     optimizer.step()
     return {name: loss.detach() for name, loss in losses.items()}
 
 
+def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
+    """Raises: FloatingPointError naming the losses and the step."""
+    broken = {name: float(loss) for name, loss in losses.items() if not loss.isfinite()}
+    if broken:
+        what = ", ".join(f"{name} is {value}" for name, value in broken.items())
+        raise FloatingPointError(f"training has diverged: in step {step + 1} {what}")
+
+
 @torch.no_grad()
 def _share_statistics(networks: Networks, accelerator: "Accelerator") -> None:
     """Averages batch-norm statistics over the processes, so that any of them holds the whole state."""
     if accelerator.num_processes > 1:
-        for network in (networks.generator, networks.discriminator):
+        for network in networks.trained.values():
             for buffer in network.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(accelerator.reduce(buffer, "mean"))

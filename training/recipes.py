@@ -1,19 +1,25 @@
 """How each architecture is trained: phases of terms, the optimizer, and the penalty of the L1 column."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
-from sparsegen.training import terms
-from sparsegen.training.terms import Term
+from sparsegen.training import augment, terms
+from sparsegen.training.augment import Augment
+from sparsegen.training.terms import Term, Weighted
+from sparsegen.zoo.residual import uniform_prior
 from sparsegen.zoo.table1 import ModelSpec
 
 
 @dataclass(frozen=True)
 class Phase:
-    """The updates of one network, "generator" or "discriminator", in a step; its loss is the sum of terms."""
+    """The updates of one network in a step; its loss is the sum of terms.
+
+    `network` is "generator", "discriminator" or "encoder".
+    """
 
     network: str
     terms: Mapping[str, Term]
@@ -21,28 +27,129 @@ class Phase:
     updates: int = 1
 
 
+def constant(fraction: float) -> float:
+    return 1.0
+
+
+def linear_decay(fraction: float) -> float:
+    """Falls linearly to 0 at the end."""
+    return 1 - fraction
+
+
+def half_then_linear(fraction: float) -> float:
+    """Half until the middle, then linearly to 0."""
+    return min(0.5, 1 - fraction)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The training of one architecture.
 
-    Choice: `ema`, the decay of the averaged generator that is evaluated and published. The plain DCGAN recipe
-    has none; at the short lengths that a CPU affords the average is better, and all columns get it alike.
+    Choice: `ema`, the decay of the averaged generator that is evaluated and published. Most of the original
+    recipes have none; at the short lengths that a CPU affords the average is better, and all columns get it
+    alike. BigGAN's own, 0.9999 from step 1000 on, is longer than most of our runs.
+
+    Attributes:
+        rate: From the share of the training that is done to the factor of the learning rate.
+        augment: Of all images that the discriminator sees, in all phases.
+        copies: Generated images for each real one; ModeSeeking wants two, of one label.
     """
 
     phases: tuple[Phase, ...]
     batch_size: int = 64
     steps: int = 100_000
     ema: float = 0.999
+    rate: Callable[[float], float] = constant
+    augment: Augment = augment.nothing
+    copies: int = 1
 
-
-adam = partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
-
-RECIPES = {
-    "dcgan": Recipe(
-        (
-            Phase("discriminator", {"cross_entropy": terms.cross_entropy}, adam),
-            Phase("generator", {"non_saturating": terms.non_saturating}, adam),
+    def with_terms(self, network: str, more: Mapping[str, Term]) -> "Recipe":
+        """This recipe, with more terms in the loss of one network."""
+        phases = tuple(
+            replace(phase, terms={**phase.terms, **more}) if phase.network == network else phase
+            for phase in self.phases
         )
+        return replace(self, phases=phases)
+
+
+def adam(beta_1: float, beta_2: float, weight_decay: float = 0.0) -> Callable[..., torch.optim.Optimizer]:
+    return partial(torch.optim.Adam, lr=2e-4, betas=(beta_1, beta_2), weight_decay=weight_decay, fused=True)
+
+
+def _pair(
+    discriminator: Mapping[str, Term],
+    generator: Mapping[str, Term],
+    optimizer: Callable[..., torch.optim.Optimizer],
+    updates: int = 1,
+) -> tuple[Phase, Phase]:
+    return (
+        Phase("discriminator", discriminator, optimizer, updates),
+        Phase("generator", generator, optimizer),
+    )
+
+
+CROSS_ENTROPY, NON_SATURATING = (
+    {"cross_entropy": terms.cross_entropy},
+    {"non_saturating": terms.non_saturating},
+)
+HINGE, NEGATIVE_SCORE = {"hinge": terms.hinge}, {"negative_score": terms.negative_score}
+BIGGAN = Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.0, 0.999), updates=4), batch_size=50, steps=250_000)
+RECIPES = {
+    "dcgan": Recipe(_pair(CROSS_ENTROPY, NON_SATURATING, adam(0.5, 0.999))),
+    "cgan": Recipe(_pair(CROSS_ENTROPY, NON_SATURATING, adam(0.5, 0.999))),
+    "wgan_gp": Recipe(
+        _pair(
+            {"wasserstein": terms.wasserstein, "gradient_penalty": terms.GradientPenalty(10)},
+            NEGATIVE_SCORE,
+            adam(0.0, 0.9),
+            updates=5,
+        ),
+        rate=linear_decay,
+    ),
+    "msgan": Recipe(  # the original's losses are sums over the two copies, which counts beside weight decay
+        _pair(
+            {"cross_entropy": Weighted(2, terms.cross_entropy)},
+            {"non_saturating": Weighted(2, terms.non_saturating), "mode_seeking": terms.ModeSeeking(1)},
+            adam(0.5, 0.999, weight_decay=1e-4),
+        ),
+        batch_size=32,
+        steps=312_400,
+        copies=2,
+    ),
+    "sngan": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.0, 0.9)), rate=linear_decay),
+    "sagan": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.5, 0.999), updates=5)),
+    # Choice: the sign of the gradient penalty is as in the log-loss branch of the authors' code, in whose hinge
+    # branch it is turned around; and it is the length of the gradient of the score, in images of [0, 1].
+    "ssgan": Recipe(
+        (
+            Phase("encoder", {"encoding": terms.Encoding(1, uniform_prior)}, adam(0.0, 0.9)),
+            Phase(
+                "discriminator",
+                {
+                    "reconstruction_hinge": terms.reconstruction_hinge,
+                    "turn_classes": terms.TurnClasses(0.5),
+                    "gradient_penalty": terms.GradientPenalty(0.5, norm=math.sqrt(3 * 32 * 32) / 2),
+                },
+                adam(0.0, 0.9),
+            ),
+            Phase(
+                "generator",
+                {"score_matching": terms.score_matching, "turn_matching": terms.TurnMatching(0.1)},
+                adam(0.0, 0.9),
+            ),
+        ),
+        steps=300_000,
+        rate=half_then_linear,
+    ),
+    "biggan": BIGGAN,
+    "diffcr_biggan": replace(BIGGAN, augment=augment.cutout).with_terms(
+        "discriminator", {"consistency": terms.Consistency(10, terms.moved)}
+    ),
+}
+# With a part of the data: stronger augmentation, and consistent with the image before it (Zhao et al., 2020).
+LOW_DATA = {
+    "diffcr_biggan": replace(BIGGAN, augment=augment.chain(augment.translate, augment.cutout)).with_terms(
+        "discriminator", {"consistency": terms.Consistency(10, terms.untouched)}
     ),
 }
 # Choice: the paper gives no weight. At 10 the penalty weighs about as much as the adversarial loss; at 1 it moved
@@ -50,12 +157,11 @@ RECIPES = {
 PENALTIES: Mapping[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(10.0)}}
 
 
-def recipe_of(spec: ModelSpec) -> Recipe:
-    """The recipe of a cell of Table 1: its architecture's, with its regularizer's penalty."""
-    recipe = RECIPES[spec.architecture]
-    penalty = PENALTIES.get(spec.regularizer, {})
-    phases = tuple(
-        replace(phase, terms={**phase.terms, **penalty}) if phase.network == "generator" else phase
-        for phase in recipe.phases
-    )
-    return replace(recipe, phases=phases)
+def recipe_of(spec: ModelSpec, share: float = 1.0) -> Recipe:
+    """The recipe of a cell of Table 1: its architecture's, with its regularizer's penalty.
+
+    Args:
+        share: Of the images that are trained on, of all there are.
+    """
+    table = RECIPES | LOW_DATA if share < 1 else RECIPES
+    return table[spec.architecture].with_terms("generator", PENALTIES.get(spec.regularizer, {}))

@@ -49,6 +49,7 @@ class Plan:
     batch_size: int = 64
     precision: str = "no"  # or "bf16": about 1.8x faster on a CPU that has it
     flip: bool = True
+    share: float = 1.0  # of the images of `data` that are trained on
     start_from: str | None = None
     warm_up: int = 0  # steps of the discriminator alone; none where `start_from` brings its own
 
@@ -103,6 +104,21 @@ def find_device(name: str | None = None) -> torch.device:
             f"no device {name} here, where torch finds {count} of {device.type}: use another, as cpu"
         )
     return device
+
+
+def _check_labels(images: Images, classes: int, model: str) -> None:
+    """Raises: ValueError if a conditional model cannot be trained on these labels."""
+    if not classes:
+        return
+    if images.labels is None:
+        raise ValueError(
+            f"{model} is conditional and {images.name} has no labels: give data with labels, as one folder a class"
+        )
+    if (highest := int(images.labels.max())) >= classes:
+        raise ValueError(
+            f"{model} has {classes} classes, and {images.name} has labels up to {highest}: give data of "
+            f"{classes} classes at most"
+        )
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -170,7 +186,7 @@ class Run:
             )
         device = find_device(device)
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
-        self.recipe = recipe_of(plan.spec)
+        self.recipe = recipe_of(plan.spec, plan.share)
         self.batches = Batches(
             images,
             plan.batch_size,
@@ -179,7 +195,10 @@ class Run:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        self.networks = Networks(plan.spec.generator, plan.spec.discriminator, self.recipe, plan.seed, device)
+        self.networks = Networks(plan.spec, self.recipe, plan.seed, device)
+        _check_labels(images, self.networks.generator.classes, plan.model)
+        if self.networks.generator.classes:
+            self.networks.averaged.config = {"class_names": list(images.classes)}
         self.step, self.best = 0, None
         if goes_on:
             self._load()

@@ -33,11 +33,13 @@ class Rows:
         count: how many there are.
         labels: int64 (count,), all >= 0, or None.
         read: from row numbers to these rows in ascending order, each a name for people and an image file.
+        classes: the names of the labels 0, 1, …; empty where they are not known.
     """
 
     count: int
     labels: np.ndarray | None
     read: Callable[[Collection[int]], Iterator[tuple[str, bytes]]]
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def _folder_rows(root: Path, files: list[Path]) -> Rows:
     def read(chosen: Collection[int]) -> Iterator[tuple[str, bytes]]:
         return ((names[row], files[row].read_bytes()) for row in sorted(chosen))
 
-    return Rows(len(files), labels.astype(np.int64) if labeled else None, read)
+    if not labeled:
+        return Rows(len(files), None, read)
+    return Rows(len(files), labels.astype(np.int64), read, tuple(classes.tolist()))
 
 
 # ---- parquet and the Hub ----
@@ -180,7 +184,7 @@ def _hub_rows(dataset: "datasets.Dataset", name: str) -> Rows:
 
 
 def _table_rows(table: "pyarrow.dataset.Dataset", name: str) -> Rows:
-    image, label = _columns(table.schema, name)
+    image, label, classes = _columns(table.schema, name)
 
     def read(chosen: Collection[int]) -> Iterator[tuple[str, bytes]]:
         wanted = set(chosen)
@@ -191,11 +195,11 @@ def _table_rows(table: "pyarrow.dataset.Dataset", name: str) -> Rows:
                 if row in wanted:
                     yield _name_and_file(row, cell.as_py())
 
-    return Rows(table.count_rows(), _labels(table, label, name) if label else None, read)
+    return Rows(table.count_rows(), _labels(table, label, name) if label else None, read, classes)
 
 
-def _columns(schema: "pyarrow.Schema", name: str) -> tuple[str, str | None]:
-    """Finds the image column by its type, and the label column, if any, by type and name."""
+def _columns(schema: "pyarrow.Schema", name: str) -> tuple[str, str | None, tuple[str, ...]]:
+    """Finds the image column by its type, and the label column, if any, by type and name, with its classes."""
     import datasets
 
     features = datasets.Features.from_arrow_schema(schema)
@@ -211,7 +215,8 @@ def _columns(schema: "pyarrow.Schema", name: str) -> tuple[str, str | None]:
     labels.sort(key=lambda key: key != "label")
     if len(labels) > 1:
         log.info("%s has the label columns %s; using %s", name, ", ".join(labels), labels[0])
-    return images[0], labels[0] if labels else None
+    label = labels[0] if labels else None
+    return images[0], label, tuple(getattr(features.get(label), "names", None) or ())
 
 
 def _labels(table: "pyarrow.dataset.Dataset", column: str, name: str) -> np.ndarray | None:

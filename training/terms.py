@@ -1,42 +1,74 @@
 """Every loss: a term is a callable from what one update sees (`Forward`) to a scalar."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsegen.training.augment import Augment, chain, flip, nothing, translate
+from sparsegen.zoo.blocks import BatchNorm
+
 
 class Draw:
-    """A mini-batch of images and of noise, with what the generator makes of it; shared by the phases."""
+    """A mini-batch of images and of noise, with what the generator makes of it; shared by the phases.
 
-    def __init__(self, generator: nn.Module, real: Tensor, z: Tensor):
-        self.generator, self.real, self.z = generator, real, z
+    Choice: what is generated has the labels of the real images, so that both are labeled alike.
+
+    Args:
+        real, labels: (B, 3, H, W) in [-1, 1]; (B,) or None.
+        z: (copies B, z_dim): `copies` times the labels in their order.
+        random: For whatever else is drawn.
+        fraction: How much of the training is done, in [0, 1).
+        differentiable: Whether the generator will learn from this.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        real: Tensor,
+        labels: Tensor | None,
+        z: Tensor,
+        random: torch.Generator,
+        fraction: float = 0.0,
+        differentiable: bool = True,
+    ):
+        self.networks, self.real, self.z, self.random, self.fraction = networks, real, z, random, fraction
+        self.differentiable = differentiable
+        self.labels = labels
+        self.fake_labels = None if labels is None else labels.repeat(len(z) // len(real))
 
     @cached_property
     def generated(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.generator(self.z)
+        generator = self.networks["generator"]
+        with torch.set_grad_enabled(self.differentiable), _learning(generator):
+            return generator(self.z, self.fake_labels)
 
 
 class Forward:
     """What one update of one network sees.
 
-    `real` and `fake` are images (B, 3, H, W) in [-1, 1], `codes` the sparse codes of `fake`, Γ1 first, and
-    the scores what the discriminator says of each, (B,). Each is computed when a term first asks for it.
+    `real` and `fake` are images (B, 3, H, W) in [-1, 1] as the discriminator sees them, augmented; `codes` the
+    sparse codes of the generated ones, Γ1 first; the scores what the discriminator says of each, (B,).
+    `reconstructed` is what the generator makes of what the encoder makes of the real images. Each is computed
+    when a term first asks for it.
     """
 
-    def __init__(self, draw: Draw, discriminator: nn.Module, trains_generator: bool):
-        self.draw, self.discriminator, self.trains_generator = draw, discriminator, trains_generator
+    def __init__(self, draw: Draw, trains: str, augment: Augment = nothing):
+        self.draw, self.trains, self.augment = draw, trains, augment
+        self.discriminator = draw.networks["discriminator"]
 
-    @property
+    @cached_property
     def real(self) -> Tensor:
-        return self.draw.real
+        return self.augment(self.draw.real, self.draw.random)
 
-    @property
+    @cached_property
     def fake(self) -> Tensor:
-        fake, _ = self.draw.generated
-        return fake if self.trains_generator else fake.detach()
+        return self.augment(self._as_learned("generator", self.draw.generated[0]), self.draw.random)
 
     @property
     def codes(self) -> tuple[Tensor, ...]:
@@ -44,14 +76,46 @@ class Forward:
 
     @cached_property
     def real_scores(self) -> Tensor:
-        return self.discriminator(self.real).float()
+        return self.score(self.real)
 
     @cached_property
     def fake_scores(self) -> Tensor:
-        return self.discriminator(self.fake).float()
+        return self.score(self.fake, self.draw.fake_labels)
+
+    def score(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the discriminator says of images with labels, those of the real ones by default, as float32."""
+        return self.discriminator(images, self.draw.labels if labels is None else labels).float()
+
+    def turn_logits(self, images: Tensor) -> Tensor:
+        """What the second head says of images, (B, 5), as float32."""
+        return self.discriminator.turns(self.discriminator.features(images)).float()
+
+    @cached_property
+    def encoded(self) -> Tensor:
+        return self._as_learned("encoder", self.draw.networks["encoder"](self.draw.real).float())
+
+    @cached_property
+    def reconstructed(self) -> Tensor:
+        generator = self.draw.networks["generator"]
+        with _statistics_kept(generator):
+            return self._as_learned("encoder", generator(self.encoded)[0])
+
+    def _as_learned(self, network: str, made: Tensor) -> Tensor:
+        return made if self.trains == network else made.detach()
 
 
 Term = Callable[[Forward], Tensor]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A term, times a weight."""
+
+    weight: float
+    term: Term
+
+    def __call__(self, forward: Forward) -> Tensor:
+        return self.weight * self.term(forward)
 
 
 def cross_entropy(forward: Forward) -> Tensor:
@@ -62,6 +126,21 @@ def cross_entropy(forward: Forward) -> Tensor:
 def non_saturating(forward: Forward) -> Tensor:
     """The generator's loss: -log D(G(z)), on logits (Goodfellow et al., 2014, section 3)."""
     return F.softplus(-forward.fake_scores).mean()
+
+
+def hinge(forward: Forward) -> Tensor:
+    """The discriminator's loss: E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (Lim & Ye, 2017)."""
+    return F.relu(1 - forward.real_scores).mean() + F.relu(1 + forward.fake_scores).mean()
+
+
+def wasserstein(forward: Forward) -> Tensor:
+    """The discriminator's loss: E[D(G(z))] - E[D(x)] (Arjovsky et al., 2017)."""
+    return forward.fake_scores.mean() - forward.real_scores.mean()
+
+
+def negative_score(forward: Forward) -> Tensor:
+    """The generator's loss beside `hinge` and `wasserstein`: -E[D(G(z))]."""
+    return -forward.fake_scores.mean()
 
 
 @dataclass(frozen=True)
@@ -76,3 +155,181 @@ class CodeL1:
 
     def __call__(self, forward: Forward) -> Tensor:
         return self.weight * forward.codes[0].float().abs().mean()
+
+
+@dataclass(frozen=True)
+class GradientPenalty:
+    """weight · E[(|∇D(x̂)| / norm - 1)²], x̂ anywhere between a real and a generated image (Gulrajani et al., 2017).
+
+    `norm` is the length that is asked for, over all pixels of an image in [-1, 1].
+    """
+
+    weight: float
+    norm: float = 1.0
+
+    def __call__(self, forward: Forward) -> Tensor:
+        real, fake = forward.real, forward.fake.detach()
+        share = torch.rand(len(real), 1, 1, 1, generator=forward.draw.random).to(real)
+        between = (real + share * (fake[: len(real)] - real)).requires_grad_()
+        scores = forward.score(between)
+        (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
+        length = gradient.float().flatten(1).norm(dim=1)
+        return self.weight * (length / self.norm - 1).square().mean()
+
+
+@dataclass(frozen=True)
+class ModeSeeking:
+    """weight / (r + 1e-5), r = E|G(z₂, y) - G(z₁, y)| / E|z₂ - z₁|: apart in z, apart in pixels (Mao et al., 2019).
+
+    For a recipe of two copies, whose halves are z₁ and z₂.
+    """
+
+    weight: float
+
+    def __call__(self, forward: Forward) -> Tensor:
+        (image_1, image_2), (z_1, z_2) = forward.draw.generated[0].chunk(2), forward.draw.z.chunk(2)
+        ratio = (image_2 - image_1).float().abs().mean() / (z_2 - z_1).abs().mean()
+        return self.weight / (ratio + 1e-5)
+
+
+Other = Callable[[Forward], Tensor]
+_move = chain(flip, translate)
+
+
+def moved(forward: Forward) -> Tensor:
+    """The real images that the discriminator sees, flipped by chance and shifted."""
+    return _move(forward.real, forward.draw.random)
+
+
+def untouched(forward: Forward) -> Tensor:
+    """The real images before any augmentation."""
+    return forward.draw.real
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """weight · E[(D(x) - D(x'))²] of the real images, x' being `other` of them (Zhang et al., 2020)."""
+
+    weight: float
+    other: Other
+
+    def __call__(self, forward: Forward) -> Tensor:
+        return self.weight * (forward.real_scores - forward.score(self.other(forward))).square().mean()
+
+
+# ---- SSGAN: multi-class minimax self-supervision over Dist-GAN (Tran et al., 2019) ----
+
+
+def turned(images: Tensor, turns: Tensor) -> Tensor:
+    """Turns each image by its number of quarter turns. Shape: (B, C, S, S), int (B,) -> (B, C, S, S)."""
+    quarters = torch.stack([images.rot90(turn, (2, 3)) for turn in range(4)])
+    return quarters[turns, torch.arange(len(images), device=images.device)]
+
+
+def _turns(images: Tensor, random: torch.Generator, upto: int = 4) -> Tensor:
+    return torch.randint(upto, (len(images),), generator=random).to(images.device)
+
+
+def _sigmoid(scores: Tensor) -> Tensor:
+    return scores.sigmoid()
+
+
+def reconstruction_hinge(forward: Forward) -> Tensor:
+    """The discriminator's loss: a hinge on sigmoids, where what was encoded and generated again counts as real.
+
+        w E[max(0, 1 - s(x))] + (1 - w) E[max(0, 1 - s(G(E(x))))] + E[max(0, 1 + s(G(z)))]
+
+    w rises from 0.95 to 1 between half and three quarters of the training.
+    """
+    real = 0.95 + 0.05 * min(1.0, max(0.0, (forward.draw.fraction - 0.5) / 0.25))
+    again = forward.score(forward.reconstructed)
+    return (
+        real * F.relu(1 - _sigmoid(forward.real_scores)).mean()
+        + (1 - real) * F.relu(1 - _sigmoid(again)).mean()
+        + F.relu(1 + _sigmoid(forward.fake_scores)).mean()
+    )
+
+
+def score_matching(forward: Forward) -> Tensor:
+    """The generator's loss: |E[s(x)] - E[s(G(z))]|."""
+    return (_sigmoid(forward.real_scores).mean() - _sigmoid(forward.fake_scores).mean()).abs()
+
+
+@dataclass(frozen=True)
+class TurnClasses:
+    """weight · cross-entropy of five classes, the four turns of real images and generated ones as they are.
+
+    As many images as in a batch, drawn from all of them.
+    """
+
+    weight: float
+
+    def __call__(self, forward: Forward) -> Tensor:
+        real, fake = forward.real, forward.fake
+        classes = _turns(real, forward.draw.random, 5)
+        images = torch.where(
+            (classes == 4)[:, None, None, None], fake[: len(real)], turned(real, classes % 4)
+        )
+        return self.weight * F.cross_entropy(forward.turn_logits(images), classes)
+
+
+@dataclass(frozen=True)
+class TurnMatching:
+    """weight · |CE(G(z)) - CE(x)|, both turned alike: generated images are to show their turn as real ones do."""
+
+    weight: float
+
+    def __call__(self, forward: Forward) -> Tensor:
+        turns = _turns(forward.real, forward.draw.random)
+        losses = [
+            F.cross_entropy(forward.turn_logits(turned(images, turns)), turns)
+            for images in (forward.fake[: len(turns)], forward.real)
+        ]
+        return self.weight * (losses[0] - losses[1]).abs()
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The encoder's loss: features of what is made again are those of the image, and apart from features of
+    generated images as far as their z are.
+
+        E[(f(x) - f(G(E(x))))²] + weight (E[f(G(E(x))) - f(G(z))] - √(dim z / dim f) E[p(E(x)) - p(z)])²
+
+    `prior` is p, from a normal z to the noise that the network is meant for.
+    """
+
+    weight: float
+    prior: Callable[[Tensor], Tensor]
+
+    def __call__(self, forward: Forward) -> Tensor:
+        of_real, again, of_fake = (
+            forward.discriminator.features(images).float().flatten(1)
+            for images in (forward.real, forward.reconstructed, forward.fake)
+        )
+        scale = math.sqrt(forward.draw.z.shape[1] / of_real.shape[1])
+        apart = (again - of_fake[: len(again)]).mean()
+        z = forward.draw.z[: len(again)]
+        in_noise = (self.prior(forward.encoded) - self.prior(z)).mean()
+        return (of_real - again).square().mean() + self.weight * (apart - scale * in_noise).square()
+
+
+@contextmanager
+def _learning(network: nn.Module) -> Iterator[None]:
+    """Lets gradients reach the weights of a network that may stand still in this phase."""
+    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    yield
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Keeps batch norm from counting images that are not made of noise into its running statistics."""
+    norms = [(part, part.momentum) for part in network.modules() if isinstance(part, BatchNorm)]
+    for norm, _ in norms:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in norms:
+        norm.momentum = momentum

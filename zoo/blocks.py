@@ -1,9 +1,17 @@
 """The blocks that every architecture is assembled from."""
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
+
+WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 
 
 @dataclass(frozen=True)
@@ -32,28 +40,303 @@ Up = partial(Conv, kernel=4, stride=2, transposed=True)
 Down = partial(Conv, kernel=4, stride=2)
 
 
+@dataclass(frozen=True)
+class Dense:
+    """A dense layer from a vector, taken as a 1 x 1 map, to a small square map; as data, like `Conv`."""
+
+    width: int
+    size: int = 4
+
+    def build(self, inputs: int, outputs: int, bias: bool = True) -> "DenseMap":
+        return DenseMap(inputs, outputs, self.size)
+
+    def side(self, side: int) -> int:
+        return self.size
+
+
+class DenseMap(nn.Linear):
+    """Shape: (B, C) or (B, C, 1, 1) -> (B, C', size, size)."""
+
+    def __init__(self, inputs: int, outputs: int, size: int):
+        super().__init__(inputs, outputs * size * size)
+        self.shape = outputs, size, size
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return super().forward(vector.flatten(1)).unflatten(1, self.shape)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm where a label may come along; it makes no use of it."""
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        return super().forward(features)
+
+
+class LabelNorm(nn.Module):
+    """Batch norm whose gain and bias are those of a label (de Vries et al., 2017; Dumoulin et al., 2017).
+
+    The embeddings are never spectrally normalized: that cripples training (architectures of BigGAN).
+
+    Shape: features (B, C, H, W), labels (B,) -> features.
+    """
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gain, self.bias = nn.Embedding(classes, channels), nn.Embedding(classes, channels)
+        nn.init.normal_(self.gain.weight, 1.0, 0.02)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        gain, bias = self.gain(labels), self.bias(labels)
+        return self.norm(features) * gain[:, :, None, None] + bias[:, :, None, None]
+
+
+class NoNorm(nn.Module):
+    """Stands where others have a norm."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        return features
+
+
+Norm = Callable[[int], nn.Module]  # from channels to a module of (features, labels)
+
+
 class Stage(nn.Module):
     """A convolution (a dictionary, where its input is a sparse code), a norm and an activation.
+
+    `bypass` is what a residual generator adds to D_L Γ_L on a way around Γ_L.
 
     Shape: (B, C, H, W) -> (B, C', H', W').
     """
 
-    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.Module, activation: nn.Module):
+    def __init__(self, conv: nn.Module, norm: nn.Module, activation: nn.Module):
         super().__init__()
         self.conv, self.norm, self.activation = conv, norm, activation
 
-    def forward(self, code: Tensor) -> Tensor:
-        return self.activation(self.norm(self.conv(code)))
+    def forward(self, code: Tensor, bypass: Tensor | None = None) -> Tensor:
+        made = self.conv(code)
+        return self.activation(self.norm(made if bypass is None else made + bypass))
 
 
-def normal_init(module: nn.Module, deviation: float = 0.02) -> None:
-    """Draws filters from N(0, 0.02²) and norm gains from N(1, 0.02²), biases 0 (Radford et al., 2015)."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(part.weight, 0.0, deviation)
-        elif isinstance(part, nn.BatchNorm2d):
-            nn.init.normal_(part.weight, 1.0, deviation)
+class UpCode(nn.Module):
+    """The first half of a residual block that doubles the side, up to the activation before its last convolution.
+
+    Shape: x (B, C, H, W), labels (B,) or None -> code (B, C', 2H, 2W), and the shortcut's (B, C', 2H, 2W).
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm):
+        super().__init__()
+        self.norm_1, self.conv_1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm_2, self.shortcut = norm(outputs), nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        main = F.relu(self.norm_1(x, labels))
+        main = F.relu(self.norm_2(self.conv_1(_doubled(main)), labels))
+        return main, _doubled(
+            self.shortcut(x)
+        )  # 1 x 1, so that it may come before the doubling, at a quarter
+
+
+class UpBlock(nn.Module):
+    """A residual block that doubles the side (Miyato et al., 2018; Gulrajani et al., 2017).
+
+    Shape: (B, C, H, W) -> (B, C', 2H, 2W).
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm):
+        super().__init__()
+        self.code, self.conv_2 = UpCode(inputs, outputs, norm), nn.Conv2d(outputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        code, bypass = self.code(x, labels)
+        return self.conv_2(code) + bypass
+
+
+class DownBlock(nn.Module):
+    """A residual block of a discriminator or an encoder.
+
+    Args:
+        pool: Makes what halves the side, of a number of channels; None: the side stays.
+        first: Of the image itself, which no norm or activation precedes.
+
+    Shape: (B, C, H, W) -> (B, C', H/2, W/2), or H x W without `pool`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        pool: Callable[[int], nn.Module] | None = None,
+        *,
+        first: bool = False,
+        norm: Norm = NoNorm,
+        activation: Callable[[Tensor], Tensor] = F.relu,
+    ):
+        super().__init__()
+        self.activation = activation
+        self.norm_1 = nn.Identity() if first else norm(inputs)
+        self.before = _identity if first else activation
+        self.conv_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm_2, self.conv_2 = norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.pool = pool(outputs) if pool else nn.Identity()
+        self.shortcut = nn.Sequential()
+        if pool:  # before the 1 x 1 convolution, at a quarter of its cost
+            self.shortcut.append(pool(inputs))
+        if pool or inputs != outputs:
+            self.shortcut.append(nn.Conv2d(inputs, outputs, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = self.conv_1(self.before(self.norm_1(x)))
+        main = self.conv_2(self.activation(self.norm_2(main)))
+        return self.pool(main) + self.shortcut(x)
+
+
+def average_pool(channels: int) -> nn.Module:
+    return nn.AvgPool2d(2)
+
+
+def strided_conv(channels: int) -> nn.Module:
+    return nn.Conv2d(channels, channels, 1, stride=2)
+
+
+class SelfAttention(nn.Module):
+    """Every place attends to all places of the map at half its side (Zhang et al., 2019, section 3).
+
+    Shape: (B, C, H, W) -> the same.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        narrow, half = max(1, channels // 8), max(1, channels // 2)
+        self.query, self.key = (nn.Conv2d(channels, narrow, 1, bias=False) for _ in range(2))
+        self.value, self.out = (
+            nn.Conv2d(channels, half, 1, bias=False),
+            nn.Conv2d(half, channels, 1, bias=False),
+        )
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        query = self.query(x).flatten(2)  # (B, C/8, HW)
+        key, value = (F.max_pool2d(part(x), 2).flatten(2) for part in (self.key, self.value))
+        attention = (query.mT @ key).softmax(-1)  # (B, HW, HW/4)
+        seen = (value @ attention.mT).unflatten(2, x.shape[2:])
+        return x + self.weight * self.out(seen)
+
+
+class Score(nn.Module):
+    """A dense score of the features, summed over the places; and with classes, how well they fit the label:
+    the projection <e(y), h> (Miyato & Koyama, 2018).
+
+    Shape: features (B, C, H, W), labels (B,) -> scores (B,).
+    """
+
+    def __init__(self, channels: int, classes: int = 0):
+        super().__init__()
+        self.linear = nn.Linear(channels, 1)
+        self.embedding = nn.Embedding(classes, channels) if classes else None
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        summed = features.sum((2, 3))
+        scores = self.linear(summed).flatten()
+        return scores if self.embedding is None else scores + (self.embedding(labels) * summed).sum(1)
+
+
+class ConvScore(nn.Module):
+    """A convolution whose kernel is the whole map. Shape: features (B, C, H, W) -> scores (B,)."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.conv(features).flatten()
+
+
+class CenteredSigmoid(nn.Module):
+    """The sigmoid's [0, 1] carried to [-1, 1]: 2 σ(x) - 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 2)
+
+
+def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Shape: labels (B,) -> (B, classes)."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).to(dtype)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+Init = Callable[[nn.Module], None]
+
+
+def normal_init(network: nn.Module, deviation: float = 0.02) -> None:
+    """Draws weights from N(0, 0.02²) and norm gains from N(1, 0.02²), biases 0 (Radford et al., 2015)."""
+    for part in _parts(network):
+        nn.init.normal_(part.weight, float(isinstance(part, nn.BatchNorm2d)), deviation)
+        _zero_bias(part)
+
+
+def xavier_init(network: nn.Module) -> None:
+    """Draws weights after Glorot & Bengio (2010), with gain √2 in 3 x 3 convolutions and 1 elsewhere, biases 0."""
+    for part in _parts(network):
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.ones_(part.weight)
         else:
-            continue
-        if part.bias is not None:
-            nn.init.zeros_(part.bias)
+            three = part.weight.ndim == 4 and part.weight.shape[-1] == 3
+            nn.init.xavier_uniform_(part.weight, math.sqrt(2) if three else 1.0)
+        _zero_bias(part)
+
+
+def orthogonal_init(network: nn.Module) -> None:
+    """Draws weights as parts of orthogonal matrices (Saxe et al., 2014), norm gains 1, biases 0."""
+    for part in _parts(network):
+        init = nn.init.ones_ if isinstance(part, nn.BatchNorm2d) else nn.init.orthogonal_
+        init(part.weight)
+        _zero_bias(part)
+
+
+def normalize_spectrum(network: nn.Module) -> None:
+    """Divides every weight by its largest singular value from now on (Miyato et al., 2018), in place.
+
+    To be called after the weights are drawn: drawing them later would be lost on the parametrization.
+    """
+    for part in list(_parts(network)):
+        if isinstance(part, WEIGHTED):
+            spectral_norm(part)
+
+
+def weight_of(part: nn.Module) -> Tensor:
+    """The weight that a part multiplies by, the normalized one if it is; looking leaves the part as it was."""
+    if not is_parametrized(part, "weight"):
+        return part.weight
+    normalized = part.parametrizations.weight
+    training = normalized.training
+    normalized.eval()  # else each look is a step of the power iteration
+    weight = part.weight
+    normalized.train(training)
+    return weight
+
+
+def _parts(network: nn.Module) -> Iterator[nn.Module]:
+    """The parts that have weights to draw; a `LabelNorm` draws its own."""
+    if isinstance(network, LabelNorm):
+        return
+    if isinstance(network, (*WEIGHTED, nn.BatchNorm2d)):
+        yield network
+    for child in network.children():
+        yield from _parts(child)
+
+
+def _zero_bias(part: nn.Module) -> None:
+    if getattr(part, "bias", None) is not None:
+        nn.init.zeros_(part.bias)

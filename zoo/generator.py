@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsegen.zoo import images, noise
-from sparsegen.zoo.blocks import Stage
+from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.dial import Dial, resolve
 from sparsegen.zoo.projections import Projection
 
@@ -30,7 +30,8 @@ class Generator(nn.Module):
     A projection sits on every regularized Γ; where there is none, an identity does.
 
     Args:
-        coder: G^S, from (z, y) to Γ_L before its projection.
+        coder: G^S, from (z, y) to Γ_L before its projection, and to the bypass: what a residual generator adds
+            to D_L Γ_L on a way around Γ_L; None elsewhere.
         stages: `stages[i]` is D_{i+1} with what follows it: `stages[0]` makes the image, `stages[1]` Γ1.
         projections: `projections[i]` sits on Γ_{i+1}.
         code_shapes: (C, H, W) of each Γ, Γ1 first.
@@ -71,27 +72,65 @@ class Generator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.stages[0].conv.weight.device
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the labels mean, as far as the config tells."""
+        return tuple(self.config.get("class_names", ()))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Makes images and returns them with their codes, Γ1 first, in the dtype of the weights.
 
-        Shape: z (B, z_dim), labels (B,) -> image (B, 3, H, W) in [-1, 1]; codes[i] (B, C, H', W').
+        Shape: z (B, z_dim), labels int (B,) -> image (B, 3, H, W) in [-1, 1]; codes[i] (B, C, H', W').
+        Raises: ValueError on another shape, and if labels are missing, out of range, or not asked for.
         """
-        z = z.to(self.stages[0].conv.weight.dtype)
-        code = self.coder(z) if labels is None else self.coder(z, labels)
+        code, bypass = self.begin(z, labels)
         codes = []
         for project, stage in zip(reversed(self.projections), reversed(self.stages), strict=True):
             codes.append(project(code))
-            code = stage(codes[-1])
+            code, bypass = stage(codes[-1], bypass), None
         return code, tuple(reversed(codes))
 
-    def synthesize(self, codes: Tensor | Sequence[Tensor | None]) -> Tensor:
+    def bypass(self, z: Tensor, labels: Tensor | None = None) -> Tensor | None:
+        """What goes around Γ_L of this noise: to be added to D_L Γ_L by `synthesize`, when Γ_L was edited.
+
+        Shape: as Γ_{L-1} before its norm, (B, C, H', W'); None if the generator is not residual.
+        """
+        return self.begin(z, labels)[1]
+
+    def begin(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Makes Γ_L before its projection, and the bypass.
+
+        Raises: ValueError, as `forward` does.
+        """
+        if z.ndim != 2 or z.shape[1] != self.z_dim:
+            raise ValueError(f"z has the shape (B, {self.z_dim}); got {tuple(z.shape)}")
+        self._check_labels(labels, z.shape[0])
+        return self.coder(z.to(self.dtype), labels)
+
+    def _check_labels(self, labels: Tensor | None, count: int) -> None:
+        noise.check_conditional(labels is not None, self.classes, self.class_names)
+        if labels is None:
+            return
+        if labels.shape != (count,) or labels.is_floating_point():
+            raise ValueError(
+                f"labels are integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
+            )
+        if not torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
+            noise.check_labels(labels.tolist(), count, self.classes, self.class_names)
+
+    def synthesize(self, codes: Tensor | Sequence[Tensor | None], bypass: Tensor | None = None) -> Tensor:
         """Makes the image of a (possibly edited) code, which is used as it is, not projected.
 
         Args:
             codes: Γ1; or (Γ1, Γ2, …), of which the one nearest the image decides it: to start from an edited
                 Γ2, pass (None, Γ2). The codes made on the way down are projected as in `forward`.
+            bypass: Of a residual generator that starts from Γ_L, see `bypass`; None adds nothing.
 
         Shape: Γ1 (B, C, H', W') -> image (B, 3, H, W) in [-1, 1].
         Raises: ValueError if there is no code, or one of another shape.
@@ -104,7 +143,7 @@ class Generator(nn.Module):
         if code.ndim != 4 or tuple(code.shape[1:]) != self.code_shapes[level - 1]:
             expected = ", ".join(map(str, self.code_shapes[level - 1]))
             raise ValueError(f"Γ{level} has the shape (B, {expected}); got {tuple(code.shape)}")
-        code = self.stages[level - 1](code)
+        code = self.stages[level - 1](code, bypass if level == len(self.stages) else None)
         for index in range(level - 2, -1, -1):
             code = self.stages[index](self.projections[index](code))
         return code
@@ -115,7 +154,7 @@ class Generator(nn.Module):
         count: int,
         seed: int = 0,
         k: int | Sequence[int] | None = None,
-        labels: Sequence[int] | None = None,
+        labels: int | Sequence[int] | None = None,
         truncation: float | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
@@ -128,18 +167,21 @@ class Generator(nn.Module):
             seed: 0 to 2⁶⁴ - 1.
             k: The sparsity dial for these images: one number for every projected level, or one a level, Γ1
                 first; None for the k of training.
-            labels: Class of each image, for a conditional generator; None draws them from the seed.
+            labels: Of a conditional generator the class of each image, or one for all; None draws them from the
+                seed.
             truncation: Bound of the truncated normal that z is drawn from; None for no bound.
             progress: Called with the images done, after each batch of 64.
 
         Shape: uint8 (count, H, W, 3).
         Raises: TypeError, ValueError on a value out of range; FloatingPointError if the images hold NaN.
         """
-        if labels is not None:
-            raise ValueError("labels choose a class of a conditional generator; this one has no classes")
+        labels = noise.labels(count, self.classes, seed, labels, self.class_names)
         network, parts = self.view(k), []
         for first, z in noise.batches(count, self.z_dim, seed, truncation):
-            image, _ = network(torch.from_numpy(z).to(self.device))
+            chosen = (
+                None if labels is None else torch.from_numpy(labels[first : first + len(z)]).to(self.device)
+            )
+            image, _ = network(torch.from_numpy(z).to(self.device), chosen)
             parts.append(images.to_uint8(image.float().cpu().numpy()))
             if progress:
                 progress(first + len(z))
@@ -199,16 +241,18 @@ class Generator(nn.Module):
             return upload(self.save_pretrained(folder), hub_id, private, revision)
 
     def dictionary(self, level: int = 1) -> Tensor:
-        """The atoms of D_level: the image (or change of Γ_{level-1} before norm and ReLU) of one unit entry.
+        """The atoms of D_level, spectrally normalized where the network is: the image (or change of Γ_{level-1}
+        before norm and ReLU) of one unit entry.
 
         Shape: (atoms, C, h, w), C being 3 at level 1 and the atoms of the dictionary below at level 2.
         """
         noise.check_integer("level", level, 1, len(self.stages), "the dictionary counted from the image")
         conv = self.stages[level - 1].conv
+        weight = weight_of(conv).detach()
         if isinstance(conv, nn.ConvTranspose2d):
-            return conv.weight.detach().clone()
+            return weight.clone()
         # A convolution correlates: the response to a unit impulse is the filter turned by 180 degrees.
-        return conv.weight.detach().transpose(0, 1).flip(2, 3).clone()
+        return weight.transpose(0, 1).flip(2, 3).clone()
 
     def effective_dictionary(self) -> Tensor:
         """The atoms of D_eff = D1 D2 … D_L (App. E): what one entry of Γ_L adds, the norms and ReLUs between

@@ -1,6 +1,6 @@
 """Noise from a seed, in numpy alone: one seed is one draw in Python, ONNX, HTTP and the page."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -49,6 +49,65 @@ def z(count: int, z_dim: int, seed: int = 0, first: int = 0, truncation: float |
         while truncation is not None and (beyond := np.abs(row) > truncation).any():
             row[beyond] = draws.standard_normal(int(beyond.sum()), dtype=np.float32)
     return rows
+
+
+def labels(
+    count: int,
+    classes: int,
+    seed: int = 0,
+    given: int | Sequence[int] | None = None,
+    names: Sequence[str] = (),
+    first: int = 0,
+) -> np.ndarray | None:
+    """The class of each image: those given, or drawn uniformly, image i of a seed the same whatever the count.
+
+    Args:
+        classes: How many there are; 0 for an unconditional generator, which has no labels.
+        given: One class for all images, or one for each of them; None draws them.
+        names: Of the classes, for messages.
+        first: As in `z`.
+
+    Shape: int64 (count,), or None.  Raises: TypeError, ValueError on labels that do not fit.
+    """
+    count, seed = check_count(count), check_seed(seed)
+    check_conditional(given is not None or classes > 0, classes, names)
+    if not classes:
+        return None
+    if given is None:
+        draws = [
+            np.random.default_rng([seed, index, 1]).integers(classes) for index in range(first, first + count)
+        ]
+        return np.array(draws, np.int64)
+    given = given.tolist() if hasattr(given, "tolist") else given
+    several = isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray)
+    return np.array(
+        check_labels(list(given) if several else [given] * count, count, classes, names), np.int64
+    )
+
+
+def check_conditional(labeled: bool, classes: int, names: Sequence[str] = ()) -> None:
+    """Raises: ValueError if an unconditional generator gets labels, or a conditional one none."""
+    if labeled and not classes:
+        raise ValueError(
+            "labels choose a class of a conditional generator; this one has none: leave them out"
+        )
+    if classes and not labeled:
+        raise ValueError(
+            f"this generator is conditional: give labels, {_classes(classes, names)}, one for each z"
+        )
+
+
+def check_labels(labels: Sequence[object], count: int, classes: int, names: Sequence[str] = ()) -> list[int]:
+    """Raises: TypeError, ValueError naming the classes, unless there are `count` integers from 0 on below `classes`."""
+    if len(labels) != count:
+        raise ValueError(f"labels are one class for all images or one for each of {count}; got {len(labels)}")
+    return [check_integer("a label", label, 0, classes - 1, _classes(classes, names)) for label in labels]
+
+
+def _classes(classes: int, names: Sequence[str]) -> str:
+    return (
+        ", ".join(f"{label} {name}" for label, name in enumerate(names)) or f"a class from 0 to {classes - 1}"
+    )
 
 
 def batches(

@@ -26,10 +26,11 @@ ENTRIES = {  # of a config, besides its format
     "atoms": int,
     "k": list,
     "license": str,
+    "class_names": list,
     "training": dict,
     "evaluation": dict,
 }
-OPTIONAL = ("license", "training", "evaluation")
+OPTIONAL = ("license", "class_names", "training", "evaluation")
 VERDICT = {"metric": str, "distance": Real}  # what an evaluation tells at least, if it tells anything
 FILES = [CONFIG, WEIGHTS, DISCRIMINATOR, GRAPH, SYNTHESIS, "README.md"]  # of a model on the Hub
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -187,6 +188,7 @@ def save_pretrained(
         "atoms": generator.spec.atoms,
         "k": [dial.k for dial in generator.dials],
         "license": generator.config.get("license", LICENSE),
+        **({"class_names": list(generator.class_names)} if generator.class_names else {}),
         **{name: entry for name, entry in about.items() if entry is not None},
     }
     save_weights(generator, folder / WEIGHTS, dtype)

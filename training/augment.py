@@ -1,0 +1,83 @@
+"""Augmentation of what the discriminator sees: differentiable functions of a batch and a source of chance.
+
+After DiffAugment (Zhao et al., 2020). Each image has draws of its own.
+
+Shape: images (B, C, H, W) in [-1, 1] -> the same.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def nothing(images: Tensor, random: torch.Generator) -> Tensor:
+    return images
+
+
+def flip(images: Tensor, random: torch.Generator) -> Tensor:
+    """Mirrors every other image, by chance."""
+    mirrored = _uniform(images, random) < 0.5
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def translate(images: Tensor, random: torch.Generator, share: float = 1 / 8) -> Tensor:
+    """Shifts by whole pixels, up to that share of the side in each direction; what comes in is 0."""
+    height, width = images.shape[2:]
+    rows = _places(height, _integers(images, random, -round(height * share), round(height * share)))
+    columns = _places(width, _integers(images, random, -round(width * share), round(width * share)))
+    # One more pixel of 0 at each side, which all places beyond are read from.
+    padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+    index = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cutout(images: Tensor, random: torch.Generator, share: float = 1 / 2) -> Tensor:
+    """Zeroes a square of that share of the side, its center anywhere, cut off at the borders."""
+    height, width = images.shape[2:]
+    inside = []
+    for side in (height, width):
+        size = round(side * share)
+        first = _integers(images, random, 0, side - size % 2) - size // 2
+        place = torch.arange(side, device=images.device)
+        inside.append((place >= first[:, None]) & (place < first[:, None] + size))
+    rows, columns = inside
+    return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
+
+
+def color(images: Tensor, random: torch.Generator) -> Tensor:
+    """Adds up to ±0.5 of brightness, then multiplies saturation by 0 to 2, then contrast by 0.5 to 1.5."""
+    images = images + _uniform(images, random) - 0.5
+    gray = images.mean(1, keepdim=True)
+    images = gray + (images - gray) * _uniform(images, random) * 2
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (images - mean) * (_uniform(images, random) + 0.5)
+
+
+def chain(*parts: Augment) -> Augment:
+    """One augmentation after the other."""
+
+    def augment(images: Tensor, random: torch.Generator) -> Tensor:
+        for part in parts:
+            images = part(images, random)
+        return images
+
+    return augment
+
+
+def _uniform(images: Tensor, random: torch.Generator) -> Tensor:
+    """A number in [0, 1) for each image, (B, 1, 1, 1)."""
+    return torch.rand(len(images), 1, 1, 1, generator=random).to(images)
+
+
+def _integers(images: Tensor, random: torch.Generator, low: int, high: int) -> Tensor:
+    """A number from `low` to `high` for each image, (B,)."""
+    return torch.randint(low, high + 1, (len(images),), generator=random).to(images.device)
+
+
+def _places(side: int, shift: Tensor) -> Tensor:
+    """Where each row of a shifted image is read from, in one that is padded by 1, (B, side)."""
+    return (torch.arange(side, device=shift.device) - shift[:, None]).clamp(-1, side) + 1

@@ -1,0 +1,152 @@
+"""The residual body: a generator, a discriminator and an encoder.
+
+Where the codes are (architectures of the paper's residual rows are not given; Choice): Γ1 is the input of the last
+convolution, after the last norm and ReLU. Γ2 is the input of the second convolution of the last block, after its
+norm and ReLU, so that this convolution is D2; what the block's shortcut adds goes around Γ2, the bypass.
+
+    Γ1 = ReLU(norm(D2 Γ2 + bypass)),   image = tanh(D1 Γ1)
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsegen.zoo.blocks import (
+    BatchNorm,
+    DenseMap,
+    DownBlock,
+    Init,
+    LabelNorm,
+    Norm,
+    Score,
+    Stage,
+    UpBlock,
+    UpCode,
+    average_pool,
+)
+from sparsegen.zoo.discriminator import Discriminator, Entry, alone
+from sparsegen.zoo.generator import Generator
+
+BLOCKS, SIDE = 3, 4  # from 4 x 4 to 32 x 32
+
+
+class Coder(nn.Module):
+    """G^S: noise through a dense layer and residual blocks to Γ2.
+
+    Shape: z (B, z_dim), labels (B,) or None -> Γ2 (B, C, H, W), before its projection, and the bypass.
+    """
+
+    def __init__(
+        self, dense: DenseMap, blocks: Sequence[nn.Module], last: UpCode, prior: Callable[[Tensor], Tensor]
+    ):
+        super().__init__()
+        self.dense, self.blocks, self.last, self.prior = dense, nn.ModuleList(blocks), last, prior
+
+    def forward(self, z: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        features = self.dense(self.prior(z))
+        for block in self.blocks:
+            features = block(features, labels)
+        return self.last(features, labels)
+
+
+def normal_prior(z: Tensor) -> Tensor:
+    return z
+
+
+def uniform_prior(z: Tensor) -> Tensor:
+    """What is uniform in [-1, 1] of a z that is normal: 2 Φ(z) - 1. So that z is normal at every door."""
+    return torch.erf(z / 2**0.5)
+
+
+def generator(
+    *,
+    atoms: int,
+    z_dim: int,
+    classes: int,
+    projections: Sequence[nn.Module],
+    init: Init,
+    constrain: Init = lambda network: None,
+    attention: Callable[[int], nn.Module] | None = None,
+    squash: Callable[[], nn.Module] = nn.Tanh,
+    prior: Callable[[Tensor], Tensor] = normal_prior,
+) -> Generator:
+    """Builds a dense layer, three residual blocks, a norm and the output dictionary into a generator.
+
+    With classes, the norms in the blocks are `LabelNorm`s; the last norm is plain.
+
+    Args:
+        constrain: Called after `init`, as `normalize_spectrum`.
+        attention: Made of a number of channels; it sits after the second block, at 16 x 16.
+    """
+    norm: Norm = partial(LabelNorm, classes=classes) if classes else BatchNorm
+    blocks = [UpBlock(atoms, atoms, norm) for _ in range(BLOCKS - 1)]
+    blocks += [attention(atoms)] if attention else []
+    coder = Coder(DenseMap(z_dim, atoms, SIDE), blocks, UpCode(atoms, atoms, norm), prior)
+    second = Stage(nn.Conv2d(atoms, atoms, 3, padding=1), BatchNorm(atoms), nn.ReLU())
+    image = Stage(nn.Conv2d(atoms, 3, 3, padding=1), nn.Identity(), squash())
+    side = SIDE * 2**BLOCKS
+    built = Generator(coder, [image, second], projections, [(atoms, side, side)] * 2, z_dim, classes)
+    init(built)
+    constrain(built)
+    return built
+
+
+def discriminator(
+    *,
+    atoms: int,
+    classes: int,
+    init: Init,
+    constrain: Init = lambda network: None,
+    width: float = 0.5,
+    pool: Callable[[int], nn.Module] = average_pool,
+    attention: Callable[[int], nn.Module] | None = None,
+    turns: int = 0,
+    entry: Entry = alone,
+) -> Discriminator:
+    """Builds four residual blocks, the first two of which halve the side, and a score of their summed features.
+
+    Args:
+        width: Of the blocks, times the atoms.
+        attention: Made of a number of channels; it sits after the first block, at 16 x 16.
+        turns: Classes that a second head, on the features at 8 x 8, tells apart; 0: no such head.
+    """
+    channels = max(1, round(width * atoms))
+    blocks = [
+        DownBlock(3, channels, pool, first=True),
+        DownBlock(channels, channels, pool),
+        DownBlock(channels, channels),
+        DownBlock(channels, channels),
+        nn.ReLU(),
+    ]
+    if attention:
+        blocks.insert(1, attention(channels))
+    second = nn.Sequential(nn.Flatten(), nn.Linear(channels * 8 * 8, turns)) if turns else None
+    built = Discriminator(nn.Sequential(*blocks), Score(channels, classes), entry, second)
+    init(built)
+    constrain(built)
+    return built
+
+
+class Encoder(nn.Module):
+    """From an image to the z that may have made it (Tran et al., 2019).
+
+    Shape: image (B, 3, 32, 32) in [-1, 1] -> z (B, z_dim).
+    """
+
+    def __init__(self, *, atoms: int, z_dim: int, init: Init, entry: Entry = alone):
+        super().__init__()
+        leaky = partial(F.leaky_relu, negative_slope=0.2)
+        self.entry = entry
+        self.conv = nn.Conv2d(3, atoms, 3, padding=1)
+        self.blocks = nn.Sequential(
+            *(DownBlock(atoms, atoms, average_pool, norm=BatchNorm, activation=leaky) for _ in range(BLOCKS))
+        )
+        self.norm, self.linear = BatchNorm(atoms), nn.Linear(atoms * SIDE**2, z_dim)
+        init(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.blocks(self.conv(self.entry(image, None)))
+        return self.linear(F.leaky_relu(self.norm(features), 0.2).flatten(1))

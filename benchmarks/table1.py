@@ -1,12 +1,14 @@
-"""Table 1 at the scale that a CPU affords: a resumable matrix of architecture x regularizer x k x seed.
+"""Tables 1 and 2 at the scale that a CPU affords: a resumable matrix of architecture x regularizer x k x seed.
 
-    python -m benchmarks.table1 --data cifar10.parquet --atoms 32 --steps 4000 --seeds 0,1,2
-    python -m benchmarks.table1 --data cifar10.parquet --columns ml --densities 0.0625,0.125,0.5 --seeds 0
+    python -m benchmarks.table1 --data cifar10.parquet --seeds 0,1,2
+    python -m benchmarks.table1 --data cifar10.parquet --rows dcgan --columns ml --densities 0.0625,0.125,0.5
+    python -m benchmarks.table1 --data cifar10.parquet --rows biggan,diffcr_biggan --shares 0.1,0.2
     python -m benchmarks.table1 --print
 
 A run that has its record is skipped; one that was broken off goes on from its last checkpoint. Each finished
-run appends one line to records/table1.jsonl. The distance is that of the averaged generator after the last
-step (no best checkpoint is picked), between `--count` samples and all images of `--data`.
+run appends one line to sparsegen/records/table1.jsonl. The distance is that of the averaged generator after the
+last step (no best checkpoint is picked), between `--count` samples and all images of `--data`, whatever part of
+them it was trained on. `sparsegen reproduce table1` prints them beside the paper's.
 """
 
 import platform
@@ -24,14 +26,29 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsegen.__main__ import progress
+from sparsegen.tables import RECORDS, read_records
 from sparsegen.training.data import Images, open_images
 from sparsegen.training.evaluation import evaluate, reference_statistics
 from sparsegen.training.features import open_features
-from sparsegen.training.run import Plan, Run, Schedule, append_line, read_lines
+from sparsegen.training.recipes import recipe_of
+from sparsegen.training.run import Plan, Run, Schedule
+from sparsegen.zoo.files import append_line
 from sparsegen.zoo.interrupt import stop_on_interrupt
 from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
 
-RECORDS = Path(__file__).parent / "records" / "table1.jsonl"
+# Width and length of each row: a quarter of the full width, of residual rows an eighth, and about 4,000 updates of the
+# discriminator, whose number in a step is the recipe's.
+SCALES = {
+    "dcgan": (32, 4000),
+    "cgan": (32, 4000),
+    "wgan_gp": (16, 800),
+    "msgan": (32, 4000),
+    "sngan": (16, 4000),
+    "sagan": (32, 800),
+    "ssgan": (32, 1500),
+    "biggan": (32, 1000),
+    "diffcr_biggan": (32, 1000),
+}
 KEY = (
     "architecture",
     "regularizer",
@@ -44,28 +61,30 @@ KEY = (
     "count",
     "metric",
     "fingerprint",
+    "share",
 )
-PROTOCOL = ("architecture", "atoms", "steps", "batch_size", "precision", "count", "metric", "fingerprint")
+PROTOCOL = tuple(name for name in KEY if name not in ("regularizer", "k", "seed"))
 
 
 def main(
     data: Annotated[str, typer.Option(help="The images: a parquet file, a folder or a Hub id.")] = "cifar10",
-    rows: Annotated[str, typer.Option(help="Architectures.")] = "dcgan",
+    rows: Annotated[str, typer.Option(help="Architectures.")] = ",".join(SCALES),
     columns: Annotated[str, typer.Option(help="Regularizers.")] = ",".join(REGULARIZERS),
     densities: Annotated[
         str, typer.Option(help="Budgets k/limit of the projections; the columns' own by default.")
     ] = "",
     seeds: Annotated[str, typer.Option()] = "0,1,2",
-    atoms: Annotated[int, typer.Option(help="Width of both networks.")] = 32,
-    steps: Annotated[int, typer.Option()] = 4000,
-    batch_size: Annotated[int, typer.Option()] = 64,
+    shares: Annotated[str, typer.Option(help="Parts of the images that are trained on.")] = "1",
+    atoms: Annotated[int | None, typer.Option(help="Width of the networks; the row's by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="The row's by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="The recipe's by default.")] = None,
     precision: Annotated[str, typer.Option(help="no or bf16.")] = "bf16",
     count: Annotated[int, typer.Option(help="Samples that are measured.")] = 5000,
     threads: Annotated[int, typer.Option()] = 1,
     runs: Annotated[Path, typer.Option(help="Where unfinished runs keep their checkpoints.")] = Path(
         "runs/table1"
     ),
-    records: Annotated[Path, typer.Option()] = RECORDS,
+    records: Annotated[Path, typer.Option()] = RECORDS / "table1.jsonl",
     only_print: Annotated[bool, typer.Option("--print", help="Print the table of the records.")] = False,
 ) -> None:
     """Trains what is missing of the matrix, then prints Table 1 with mean ± s.d. next to the paper's."""
@@ -79,29 +98,39 @@ def main(
             )
         budgets = [float(text) for text in densities.split(",")] if densities else [None]
         cells = dict.fromkeys(  # two budgets may give one cell, and a list may name one twice
-            (seed, cell(row, column, atoms, budget))
+            (seed, share, cell(row, column, atoms, budget))
             for seed in map(int, seeds.split(","))
+            for share in map(float, shares.split(","))
             for budget in budgets
             for row in rows.split(",")
             for column in columns.split(",")
         )
-        done = {key(record) for record in read_lines(records)}
-        for seed, spec in cells:
-            protocol = {"steps": steps, "batch_size": batch_size, "seed": seed, "precision": precision}
+        for seed, share, spec in cells:
+            protocol = {
+                "steps": steps or SCALES[spec.architecture][1],
+                "batch_size": batch_size or recipe_of(spec, share).batch_size,
+                "seed": seed,
+                "precision": precision,
+                "share": share,
+            }
             measured = {"count": count, "metric": features.metric, "fingerprint": images.fingerprint}
             about = {**asdict(spec), **protocol, **measured}
-            if key(about) in done:
+            if key(about) in map(
+                key, read_records(records)
+            ):  # read anew, since another process may work on others
                 continue
-            folder = runs / f"{spec.name}-k{'_'.join(map(str, spec.k))}-{steps}-{precision}-seed{seed}"
-            record = {**about, **measure(spec, images, reference, features, protocol, count, folder)}
+            part = f"-share{share:g}" if share < 1 else ""
+            k = "_".join(map(str, spec.k))
+            name = f"{spec.name}-k{k}-{protocol['steps']}-{precision}-seed{seed}{part}"
+            record = {**about, **measure(spec, images, reference, features, protocol, count, runs / name)}
             records.parent.mkdir(parents=True, exist_ok=True)
             append_line(records, record)
-    show_table(read_lines(records))
+    show_table(read_records(records))
 
 
-def cell(row: str, column: str, atoms: int, density: float | None) -> ModelSpec:
+def cell(row: str, column: str, atoms: int | None, density: float | None) -> ModelSpec:
     """The cell of Table 1 with its k written out, at the column's own density or at another."""
-    spec = ModelSpec.of(row, column, atoms)
+    spec = ModelSpec.of(row, column, atoms or SCALES[row][0])
     dials = spec.generator().dials
     return replace(
         spec, k=tuple(dial.k if density is None else max(1, round(density * dial.limit)) for dial in dials)
@@ -121,9 +150,15 @@ def measure(
         protocol["seed"],
         protocol["batch_size"],
         protocol["precision"],
+        share=protocol["share"],
     )
     run = Run(
-        folder, plan, images, Schedule(steps, judge_every=steps, save_every=500), resume=True, device="cpu"
+        folder,
+        plan,
+        images.part(plan.share),
+        Schedule(steps, judge_every=steps, save_every=500),
+        resume=True,
+        device="cpu",
     )
     with (
         stop_on_interrupt() as interrupted,
@@ -185,7 +220,8 @@ def show_table(records: list[dict]) -> None:
             )
         console.print(
             f"\n{about['architecture']}, {about['atoms']} of {full} atoms, {about['steps']} steps of "
-            f"{about['batch_size']} ({about['precision']}), {about['count']} samples, data {about['fingerprint']}"
+            f"{about['batch_size']} ({about['precision']}), {about['count']} samples, {about['share']:.0%} of "
+            f"data {about['fingerprint']}"
         )
         console.print(table)
 

@@ -15,12 +15,10 @@ BM3D (--bm3d, for which install `bm3d`) stands beside it as a yardstick.
 import io
 import math
 import platform
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import mean, stdev
 from time import process_time
 from typing import Annotated
 
@@ -29,17 +27,14 @@ import torch
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
-from scipy.stats import t as student
 
 from sparsegen.__main__ import progress
-from sparsegen.training.run import append_line, read_lines
+from sparsegen.tables import RECORDS, show_table3
+from sparsegen.zoo.files import append_line, read_lines
 from sparsegen.zoo.restoration.fit import Fit
 from sparsegen.zoo.restoration.restore import make_fit
 from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Task
 
-RECORDS = Path(__file__).parent / "records" / "table3.jsonl"
-PAPER = {"baseline": (28.74, 29.88), "l0_inf": (29.03, 29.94), "l0": (29.22, 30.21)}  # single, average
 KEY = ("image", "size", "noise", "preset", "settings", "regularizer", "density", "seed", "end", "know_sigma")
 PAST = 200  # iterations that a run without a stop goes beyond its best average
 WATCHED = 1.25  # times the best iteration, and 100 more: how far a run is followed after its blind stop
@@ -178,7 +173,7 @@ def main(
     know_sigma: Annotated[bool, typer.Option(help="Tell the blind stop the noise level of gaussian.")] = True,
     threads: Annotated[int, typer.Option()] = 1,
     bm3d: Annotated[bool, typer.Option(help="Also run BM3D on gaussian noise.")] = False,
-    records: Annotated[Path, typer.Option()] = RECORDS,
+    records: Annotated[Path, typer.Option()] = RECORDS / "table3.jsonl",
     only_print: Annotated[bool, typer.Option("--print", help="Print the tables of the records.")] = False,
 ) -> None:
     """Runs what is missing of the campaign, then prints the tables."""
@@ -204,7 +199,7 @@ def main(
                 record["bm3d"] = bm3d_psnr(clean, noisy, float(strength))
             records.parent.mkdir(parents=True, exist_ok=True)
             append_line(records, record)
-    show_tables(read_lines(records))
+    show_table3(Console(width=130), read_lines(records))
 
 
 def cells(
@@ -246,79 +241,6 @@ def circumstances() -> dict:
 
 def key(record: dict) -> tuple:
     return tuple(record[name] for name in KEY)
-
-
-def paired(differences: list[float]) -> str:
-    """The mean of paired differences, with its 95 % confidence interval (Student's t)."""
-    if len(differences) < 2:
-        return f"{differences[0]:+.2f}" if differences else ""
-    half = student.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
-    return f"{mean(differences):+.3f} ± {half:.3f}"
-
-
-def by_picture(pairs: dict[tuple[str, int], tuple[dict, dict]], what: str) -> list[float]:
-    """For each picture, the mean over its seeds of a difference: the seeds of one picture are not independent."""
-    differences = defaultdict(list)
-    for (image, _), (record, base) in pairs.items():
-        differences[image].append(record[what] - base[what])
-    return [mean(values) for values in differences.values()]
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def show_tables(records: list[dict]) -> None:
-    """Prints, for each preset, size and noise, a line per regularizer and density.
-
-    Means and standard deviations are over the seeds, of the mean over the pictures that every seed has. Differences
-    to the baseline are paired (same picture, noise and seed) and averaged over the seeds of a picture; their interval
-    is over the pictures.
-    """
-    groups = defaultdict(lambda: defaultdict(dict))
-    for record in records:
-        column = record["regularizer"], record["density"]
-        groups[record["preset"], record["settings"], record["size"], record["noise"]][column][
-            record["image"], record["seed"]
-        ] = record
-    console = Console(width=130)
-    for (preset, _, size, noise), columns in groups.items():
-        table = Table(
-            "regularizer", "density", "runs", "single", "average", "average - baseline (95 %)", "single - baseline",
-            "stop loses: mean, worst", "past the peak", "paper: single, average", box=None,
-        )  # fmt: skip
-        base = columns.get(("baseline", None), {})
-        for (regularizer, density), found in columns.items():
-            pairs = {cell: (record, base[cell]) for cell, record in found.items() if cell in base}
-            stopped = [record for record in found.values() if "returned" in record]
-            losses = [record["average"] - record["returned"] for record in stopped]
-            late = [record["stopped_at"] / record["average_iteration"] - 1 for record in stopped]
-            is_base = regularizer == "baseline"
-            table.add_row(
-                regularizer,
-                f"{density:g}" if density else "-",
-                str(len(found)),
-                spread(over_seeds(found, "single")),
-                spread(over_seeds(found, "average")),
-                "" if is_base else paired(by_picture(pairs, "average")),
-                "" if is_base else paired(by_picture(pairs, "single")),
-                f"{mean(losses):.3f}, {max(losses):.3f}" if losses else "",
-                f"{100 * mean(late):+.0f} %" if late else "",
-                "{:.2f}, {:.2f}".format(*PAPER[regularizer]) if noise == "gaussian:25" else "",
-            )
-        console.print(f"\n{preset}, {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over the seeds")
-        console.print(table)
-        if known := [record["bm3d"] for record in base.values() if "bm3d" in record]:
-            console.print(f"BM3D, which knows sigma: {mean(known):.2f} over {len(known)} runs")
-
-
-def over_seeds(found: dict[tuple[str, int], dict], what: str) -> list[float]:
-    """For each seed, the mean over the pictures that every seed has."""
-    seeds = {seed for _, seed in found}
-    whole = [name for name in {name for name, _ in found} if all((name, seed) in found for seed in seeds)]
-    if not whole:
-        return [mean(record[what] for record in found.values())]
-    return [mean(found[name, seed][what] for name in whole) for seed in sorted(seeds)]
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ def campaign(folder: Path) -> list[dict]:
     records = folder / "records.jsonl"
     table1.main(
         "noise",
+        rows="dcgan",
         columns="baseline,l0_inf,baseline",
         densities="0.25,0.26",
         seeds="0",
+        shares="1",
         atoms=8,
         steps=1,
         batch_size=8,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,20 @@ class Images:
     def numpy(self) -> np.ndarray:
         """The pixels as other libraries want them: uint8 (N, H, W, 3), a view."""
         return self.pixels.permute(0, 2, 3, 1).numpy()
+
+    def part(self, share: float) -> "Images":
+        """A share of the images, labeled classes taken in turn, the first of each.
+
+        Raises: ValueError unless the share is above 0 and at most 1.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share is the part of the images, above 0 and at most 1; got {share!r}")
+        if share == 1:
+            return self
+        labels = None if self.labels is None else self.labels.numpy()
+        rows = torch.tensor(_first(max(1, round(share * len(self))), len(self), labels))
+        pixels, labels = self.pixels[rows], None if self.labels is None else self.labels[rows]
+        return replace(self, pixels=pixels, labels=labels, fingerprint=fingerprint(pixels, labels))
 
 
 class Batches:

@@ -10,7 +10,6 @@ best/                 the checkpoint with the smallest Fréchet distance so far,
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from sparsegen.training.loop import Networks, Progress, train
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import images as pictures
 from sparsegen.zoo.bundled import DISCRIMINATOR, WEIGHTS
-from sparsegen.zoo.files import atomic_folder, atomic_write, write_json
+from sparsegen.zoo.files import append_line, atomic_folder, atomic_write, read_lines, write_json
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.pretrained import find_checkpoint, load_weights, read_config, save_pretrained, save_weights
 from sparsegen.zoo.table1 import ModelSpec
@@ -124,27 +123,6 @@ def _check_labels(images: Images, classes: int, model: str) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of the run in a folder, oldest first."""
     return sorted((folder / "checkpoints").glob("[0-9]*"))
-
-
-def read_lines(path: Path) -> list[dict]:
-    """Reads JSON lines; one that a power cut or a full disk left half-written is passed over."""
-    records = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            logger.warning("%s: line %d was not written to its end and is passed over", path, number)
-    return records
-
-
-def append_line(path: Path, record: dict) -> None:
-    """Appends a JSON line, on a line of its own whatever the file ends with, and waits for the disk."""
-    with path.open("a+b") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        start = b"" if file.read() in (b"", b"\n") else b"\n"
-        file.write(start + json.dumps(record).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 Judge = Callable[[Generator], dict]

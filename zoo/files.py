@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import secrets
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -144,3 +147,24 @@ def check_writable(path: str | Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise type(error)(error.errno, f"cannot be written: {os.strerror(error.errno)}", str(path)) from error
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Reads JSON lines; one that a power cut or a full disk left half-written is passed over."""
+    records = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s: line %d was not written to its end and is passed over", path, number)
+    return records
+
+
+def append_line(path: Path, record: dict) -> None:
+    """Appends a JSON line, on a line of its own whatever the file ends with, and waits for the disk."""
+    with path.open("a+b") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        start = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(start + json.dumps(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

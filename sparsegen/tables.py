@@ -1,0 +1,209 @@
+"""The paper's tables 1 to 3 beside what was measured here: printed from the committed records."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich.console import Console
+from rich.table import Table
+
+from sparsegen.zoo.files import read_lines
+from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
+
+RECORDS = Path(__file__).parent / "records"
+PROTOCOL = ("atoms", "steps", "batch_size", "precision", "count", "reference_count", "metric", "share")
+PAPER_LOW_DATA = {  # Table 2: (architecture, share of CIFAR-10) -> FIDs
+    ("biggan", 0.2): {"baseline": 20.25, "l0_inf": 19.78, "l0": 19.96, "ml": 17.72},
+    ("biggan", 0.1): {"baseline": 38.33, "l0_inf": 42.52, "l0": 35.72, "ml": 37.77},
+    ("diffcr_biggan", 0.2): {"baseline": 11.29, "l0_inf": 10.93, "l0": 10.62, "ml": 10.33},
+    ("diffcr_biggan", 0.1): {"baseline": 16.80, "l0_inf": 15.30, "l0": 15.82, "ml": 16.20},
+}
+PAPER_PSNR = {  # Table 3: single, average; of L0,∞ the scan is damaged, 29.03 is read for "2903"
+    "baseline": (28.74, 29.88),
+    "l0_inf": (29.03, 29.94),
+    "l0": (29.22, 30.21),
+}
+MISSING = "-"
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of a campaign, one dict a run; the first of table 1 do not say that they had all of the data."""
+    return [{"share": 1.0, **record} for record in read_lines(path)]
+
+
+def own_k(record: dict) -> bool:
+    """Whether a run had the k of its column, and is none of a sweep."""
+    spec = ModelSpec.of(record["architecture"], record["regularizer"], record["atoms"])
+    return [dial.k for dial in spec.generator().dials] == list(record["k"])
+
+
+def show_table1(console: Console, records: Iterable[dict]) -> None:
+    """Prints table 1: all architectures, on all of the data."""
+    whole = [record for record in records if record["share"] == 1 and own_k(record)]
+    rows = {row: (by_column(whole, row, 1.0), PAPER_FID[row]) for row in ARCHITECTURES}
+    _show(console, "Table 1: CIFAR-10", rows, REGULARIZERS)
+
+
+def show_table2(console: Console, records: Iterable[dict]) -> None:
+    """Prints table 2: BigGAN and DiffCRBigGAN with a part of the data."""
+    part = [record for record in records if record["share"] < 1 and own_k(record)]
+    rows = {
+        f"{row}, {share:.0%} of the data": (by_column(part, row, share), fids)
+        for (row, share), fids in PAPER_LOW_DATA.items()
+    }
+    _show(console, "Table 2: a part of CIFAR-10", rows, ["baseline", "l0_inf", "l0", "ml"])
+
+
+def by_column(records: Iterable[dict], row: str, share: float) -> tuple[dict, dict[str, list[float]]]:
+    """The protocol that most runs of a row had, and their distances by regularizer; both empty if there are none."""
+    protocols = defaultdict(list)
+    for record in records:
+        if record["architecture"] == row and record["share"] == share:
+            protocols[tuple(protocol_of(record).values())].append(record)
+    if not protocols:
+        return {}, {}
+    found = max(protocols.values(), key=len)
+    distances = defaultdict(list)
+    for record in found:
+        distances[record["regularizer"]].append(record["distance"])
+    return protocol_of(found[0]), dict(distances)
+
+
+def protocol_of(record: dict) -> dict:
+    """What runs must have in common for their distances to be compared."""
+    return {name: record[name] for name in PROTOCOL}
+
+
+def _show(
+    console: Console,
+    title: str,
+    rows: dict[str, tuple[tuple[dict, dict[str, list[float]]], dict[str, float]]],
+    columns: Iterable[str],
+) -> None:
+    table = Table("", *columns, title=title, title_justify="left", box=None)
+    notes = []
+    for name, ((protocol, distances), fids) in rows.items():
+        table.add_row(name, *(_ours(distances, column) for column in columns))
+        table.add_row("  paper's FID", *(_paper(fids, column) for column in columns), style="dim")
+        if protocol:
+            notes.append(f"{name}: {_scale(name.split(',')[0], protocol)}")
+    console.print(table)
+    console.print(
+        "Ours: the mean over seeds ± s.d. (number of seeds), and the change from the baseline; lower is better. "
+        "Not the paper's metric, widths and lengths: compare changes, not numbers. - is not measured yet."
+    )
+    for note in notes:
+        console.print(f"  {note}", highlight=False)
+
+
+def _ours(distances: dict[str, list[float]], column: str) -> str:
+    found = distances.get(column)
+    if not found:
+        return MISSING
+    text = f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "") + f" ({len(found)})"
+    base = distances.get("baseline")
+    return (
+        text if column == "baseline" or not base else f"{text} {100 * (mean(found) / mean(base) - 1):+.1f} %"
+    )
+
+
+def _paper(fids: dict[str, float], column: str) -> str:
+    change = "" if column == "baseline" else f" {100 * (fids[column] / fids['baseline'] - 1):+.1f} %"
+    return f"{fids[column]:.2f}{change}"
+
+
+def _scale(row: str, protocol: dict) -> str:
+    full = ARCHITECTURES[row].atoms
+    return (
+        f"{protocol['atoms']} of {full} atoms, {protocol['steps']:,} steps of {protocol['batch_size']} images "
+        f"({protocol['precision']}); {protocol['metric']} of {protocol['count']:,} samples to "
+        f"{protocol['reference_count']:,} images"
+    )
+
+
+# ---- table 3 ----
+
+
+def paired(differences: list[float]) -> str:
+    """The mean of paired differences, with its 95 % confidence interval (Student's t)."""
+    if len(differences) < 2:
+        return f"{differences[0]:+.2f}" if differences else ""
+    from scipy.stats import t as student
+
+    half = student.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    return f"{mean(differences):+.3f} ± {half:.3f}"
+
+
+def by_picture(pairs: dict[tuple[str, int], tuple[dict, dict]], what: str) -> list[float]:
+    """For each picture, the mean over its seeds of a difference: the seeds of one picture are not independent."""
+    differences = defaultdict(list)
+    for (image, _), (record, base) in pairs.items():
+        differences[image].append(record[what] - base[what])
+    return [mean(values) for values in differences.values()]
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def show_table3(console: Console, records: Iterable[dict]) -> None:
+    """Prints table 3: for each preset, size and noise, a line per regularizer and density.
+
+    Means and standard deviations are over the seeds, of the mean over the pictures that every seed has. Differences
+    to the baseline are paired (same picture, noise and seed) and averaged over the seeds of a picture; their interval
+    is over the pictures.
+    """
+    groups = defaultdict(lambda: defaultdict(dict))
+    for record in records:
+        column = record["regularizer"], record["density"]
+        groups[record["preset"], record["settings"], record["size"], record["noise"]][column][
+            record["image"], record["seed"]
+        ] = record
+    for (preset, _, size, noise), columns in groups.items():
+        table = Table(
+            "regularizer", "density", "runs", "single", "average", "average - baseline (95 %)", "single - baseline",
+            "stop loses: mean, worst", "past the peak", "paper: single, average", box=None,
+        )  # fmt: skip
+        base = columns.get(("baseline", None), {})
+        for (regularizer, density), found in columns.items():
+            pairs = {cell: (record, base[cell]) for cell, record in found.items() if cell in base}
+            stopped = [record for record in found.values() if "returned" in record]
+            losses = [record["average"] - record["returned"] for record in stopped]
+            late = [record["stopped_at"] / record["average_iteration"] - 1 for record in stopped]
+            is_base = regularizer == "baseline"
+            table.add_row(
+                regularizer,
+                f"{density:g}" if density else "-",
+                str(len(found)),
+                spread(over_seeds(found, "single")),
+                spread(over_seeds(found, "average")),
+                "" if is_base else paired(by_picture(pairs, "average")),
+                "" if is_base else paired(by_picture(pairs, "single")),
+                f"{mean(losses):.3f}, {max(losses):.3f}" if losses else "",
+                f"{100 * mean(late):+.0f} %" if late else "",
+                "{:.2f}, {:.2f}".format(*PAPER_PSNR[regularizer]) if noise == "gaussian:25" else "",
+            )
+        console.print(f"\n{preset}, {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over the seeds")
+        console.print(table)
+        if known := [record["bm3d"] for record in base.values() if "bm3d" in record]:
+            console.print(f"BM3D, which knows sigma: {mean(known):.2f} over {len(known)} runs")
+
+
+def over_seeds(found: dict[tuple[str, int], dict], what: str) -> list[float]:
+    """For each seed, the mean over the pictures that every seed has."""
+    seeds = {seed for _, seed in found}
+    whole = [name for name in {name for name, _ in found} if all((name, seed) in found for seed in seeds)]
+    if not whole:
+        return [mean(record[what] for record in found.values())]
+    return [mean(found[name, seed][what] for name in whole) for seed in sorted(seeds)]
+
+
+TABLES: dict[
+    str, tuple[str, Callable[[Console, Iterable[dict]], None]]
+] = {  # the records, and what prints them
+    "table1": (RECORDS / "table1.jsonl", show_table1),
+    "table2": (RECORDS / "table1.jsonl", show_table2),
+    "table3": (RECORDS / "table3.jsonl", show_table3),
+}

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from benchmarks import dip, table3
+from sparsegen import tables
 from sparsegen.zoo.restoration import settings
 
 GRAY = np.full((200, 200, 3), 0.5, np.float32)
@@ -41,7 +42,7 @@ def test_jpeg_artefacts_grow_as_the_quality_falls() -> None:
 def test_paired_differences_have_the_interval_of_student() -> None:
     differences = [0.1, 0.3, 0.2, 0.24]
     low, high = stats.t.interval(0.95, 3, np.mean(differences), stats.sem(differences))
-    assert table3.paired(differences) == f"{np.mean(differences):+.3f} ± {(high - low) / 2:.3f}"
+    assert tables.paired(differences) == f"{np.mean(differences):+.3f} ± {(high - low) / 2:.3f}"
 
 
 def test_an_interval_is_over_pictures_not_over_their_seeds() -> None:
@@ -50,7 +51,7 @@ def test_an_interval_is_over_pictures_not_over_their_seeds() -> None:
         ("a", 1): ({"x": 4.0}, {"x": 1.0}),
         ("b", 0): ({"x": 1.0}, {"x": 1.0}),
     }
-    assert table3.by_picture(pairs, "x") == [2.0, 0.0]
+    assert tables.by_picture(pairs, "x") == [2.0, 0.0]
 
 
 def test_a_crop_that_a_picture_does_not_hold_is_refused(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_seeds_are_averaged_over_the_pictures_that_all_of_them_have() -> None:
         ("b", 1): {"x": 4.0},
         ("c", 1): {"x": 99.0},
     }
-    assert table3.over_seeds(found, "x") == [2.0, 3.0]
+    assert tables.over_seeds(found, "x") == [2.0, 3.0]
 
 
 @pytest.fixture

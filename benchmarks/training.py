@@ -1,0 +1,648 @@
+"""How fast our training step is: ratios to the steps of two libraries, rebuilt, and what each regularizer costs.
+
+    python -m benchmarks.training
+    python -m benchmarks.training --settings dcgan --atoms 64 --quick
+
+The rebuilds do, in our words and with the same torch, what kwotsin/mimicry and POSTECH-CVLab/PyTorch-StudioGAN do
+in one step of the generator, on networks that compute the same function as ours: this is checked, outputs and
+gradients, on the same weights. What is compared is therefore
+
+- the memory format (theirs contiguous, ours channels last) and Adam (theirs a loop over the parameters, ours fused);
+- the order of what commutes: theirs double the side before the 1 x 1 convolution of a generator's shortcut, and halve
+  it after that of a discriminator's (but for the first block), ours the other way around;
+- the passes: theirs draw new images for the generator's update, ours goes on with those of the discriminator's last;
+- mimicry lets gradients reach whatever a pass touched: the discriminator's update records a graph of the generator,
+  the generator's update computes gradients of the discriminator's weights, which are then thrown away;
+- StudioGAN freezes the network that stands still, as ours does, and walks all modules to do so, batch norm's too;
+- spectral norm: both use `torch.nn.utils.spectral_norm` (mimicry has one of its own, which is not its default);
+- what belongs to a step: numbers for the log in mimicry; in ours the running average of the generator, noise and
+  batch as functions of (seed, step), the check that losses are finite.
+
+Not as in the originals, so that the function is the same: mimicry doubles by bilinear interpolation, here by
+repetition; their in-place ReLU at the start of a discriminator's block also changes what the shortcut sees, here it
+has a copy; batch norm's epsilon and Adam's are torch's own (1e-4 and 1e-6 in StudioGAN). And for like with like,
+StudioGAN's DCGAN has one update of the discriminator a step, not two; its SNGAN is conditional, here it is not.
+
+Loading is timed on its own and added: theirs is torchvision's transforms, image by image, in the process itself; with
+workers it costs other cores the same. Steps take turns on one thread, in CPU time of that thread, and the medians of
+the ratios of each turn count. Writes records/training.json, but not with --quick.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from itertools import repeat
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from accelerate import Accelerator
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import spectral_norm
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from benchmarks.projection import processor, show, turns, versions
+from sparsegen.training import terms
+from sparsegen.training.data import Batches, Images
+from sparsegen.training.loop import Networks, train
+from sparsegen.training.recipes import PENALTIES, RECIPES, Phase, Recipe, adam, linear_decay
+from sparsegen.zoo import residual
+from sparsegen.zoo.blocks import normalize_spectrum, xavier_init
+from sparsegen.zoo.files import write_json
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.table1 import DCGAN, REGULARIZERS, Architecture
+
+RECORDS = Path(__file__).parent / "records" / "training.json"
+SEED, BATCH, ENDLESS = 0, 64, 1_000_000_000
+
+# ---- Ours ----
+
+SNGAN = Architecture(
+    partial(residual.generator, init=xavier_init),
+    partial(residual.discriminator, init=xavier_init, constrain=normalize_spectrum),
+    atoms=256,
+)
+SNGAN_RECIPE = Recipe(
+    (
+        Phase("discriminator", {"hinge": terms.hinge}, adam(0.0, 0.9), updates=5),
+        Phase("generator", {"negative_score": terms.negative_score}, adam(0.0, 0.9)),
+    ),
+    rate=linear_decay,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What `Networks` takes from a `ModelSpec`: a row, which need not be in Table 1, a column and a width."""
+
+    row: Architecture
+    column: str
+    atoms: int
+
+    def generator(self) -> Generator:
+        column = REGULARIZERS[self.column]
+        projections = [
+            column.projection(1) if level < column.levels else nn.Identity()
+            for level in range(self.row.levels)
+        ]
+        built = self.row.generator(atoms=self.atoms, z_dim=self.row.z_dim, classes=0, projections=projections)
+        if built.dials:
+            built.set_k([max(1, round(column.density * dial.limit)) for dial in built.dials])
+        return built
+
+    def discriminator(self) -> nn.Module:
+        return self.row.discriminator(atoms=self.atoms, classes=0)
+
+    def encoder(self) -> None:
+        return None
+
+
+class Bfloat16(Accelerator):
+    """As `Accelerator(mixed_precision="bf16")`, of which a process has one kind only."""
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Batches that are there already."""
+
+    real: Tensor
+
+    def at(self, step: int) -> tuple[Tensor, None]:
+        return self.real, None
+
+
+# ---- Theirs: networks ----
+
+
+def activation() -> nn.Module:
+    return nn.ReLU(inplace=True)
+
+
+class UpBlock(nn.Module):
+    """The side is doubled before either convolution. Shape: (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.conv_1, self.conv_2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.shortcut, self.activation = nn.Conv2d(channels, channels, 1), activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = self.conv_1(F.interpolate(self.activation(self.norm_1(x)), scale_factor=2, mode="nearest"))
+        main = self.conv_2(self.activation(self.norm_2(main)))
+        return main + self.shortcut(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class ResidualGenerator(nn.Module):
+    def __init__(self, atoms: int, z_dim: int):
+        super().__init__()
+        self.linear = nn.Linear(z_dim, atoms * 16)
+        self.blocks = nn.Sequential(*(UpBlock(atoms) for _ in range(3)))
+        self.norm, self.activation = nn.BatchNorm2d(atoms), activation()
+        self.conv = nn.Conv2d(atoms, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        features = self.blocks(self.linear(z).view(len(z), -1, 4, 4))
+        return torch.tanh(self.conv(self.activation(self.norm(features))))
+
+
+class DownBlock(nn.Module):
+    """The side is halved after the convolutions, the first block's shortcut excepted."""
+
+    def __init__(self, inputs: int, outputs: int, halves: bool, first: bool = False):
+        super().__init__()
+        self.halves, self.first, self.activation = halves, first, activation()
+        self.conv_1 = spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.conv_2 = spectral_norm(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.shortcut = spectral_norm(nn.Conv2d(inputs, outputs, 1)) if halves else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = self.conv_1(x if self.first else F.relu(x))
+        main = self.conv_2(self.activation(main))
+        if not self.halves:
+            return main + x
+        main = F.avg_pool2d(main, 2)
+        if self.first:
+            return main + self.shortcut(F.avg_pool2d(x, 2))
+        return main + F.avg_pool2d(self.shortcut(x), 2)
+
+
+class ResidualDiscriminator(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            DownBlock(3, channels, halves=True, first=True),
+            DownBlock(channels, channels, halves=True),
+            DownBlock(channels, channels, halves=False),
+            DownBlock(channels, channels, halves=False),
+        )
+        self.activation, self.linear = activation(), spectral_norm(nn.Linear(channels, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.linear(torch.sum(self.activation(self.blocks(image)), dim=(2, 3)))
+
+
+class ConvBlock(nn.Module):
+    def __init__(self, conv: nn.Module, channels: int, act: nn.Module, norm: bool = True):
+        super().__init__()
+        self.conv, self.norm = conv, nn.BatchNorm2d(channels) if norm else nn.Identity()
+        self.activation = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x)))
+
+
+class ConvGenerator(nn.Module):
+    def __init__(self, atoms: int, z_dim: int):
+        super().__init__()
+        up = partial(nn.ConvTranspose2d, kernel_size=4, bias=False)
+        self.blocks = nn.Sequential(
+            ConvBlock(up(z_dim, 4 * atoms), 4 * atoms, activation()),
+            ConvBlock(up(4 * atoms, 2 * atoms, stride=2, padding=1), 2 * atoms, activation()),
+            ConvBlock(up(2 * atoms, atoms, stride=2, padding=1), atoms, activation()),
+            ConvBlock(nn.Conv2d(atoms, atoms, 3, padding=1, bias=False), atoms, activation()),
+        )
+        self.conv = nn.ConvTranspose2d(atoms, 3, 4, stride=2, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.conv(self.blocks(z.view(len(z), -1, 1, 1))))
+
+
+class ConvDiscriminator(nn.Module):
+    def __init__(self, atoms: int):
+        super().__init__()
+        leaky = partial(nn.LeakyReLU, 0.2, inplace=True)
+        down = partial(nn.Conv2d, kernel_size=4, stride=2, padding=1)
+        self.blocks = nn.Sequential(
+            ConvBlock(down(3, atoms), atoms, leaky(), norm=False),
+            ConvBlock(down(atoms, 2 * atoms, bias=False), 2 * atoms, leaky()),
+            ConvBlock(down(2 * atoms, 4 * atoms, bias=False), 4 * atoms, leaky()),
+        )
+        self.conv = nn.Conv2d(4 * atoms, 1, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.conv(self.blocks(image)).flatten(1)
+
+
+# From the names of our weights to theirs, replaced in this order.
+SPECTRAL_NAMES = (
+    (".parametrizations.weight.original", ".weight_orig"),
+    (".parametrizations.weight.0._", ".weight_"),
+)
+RESIDUAL_NAMES = (
+    ("coder.dense", "linear"),
+    ("coder.last.", "blocks.2."),
+    ("coder.", ""),
+    (".code.", "."),
+    ("stages.1.conv", "blocks.2.conv_2"),
+    ("stages.1.norm", "norm"),
+    ("stages.0.conv", "conv"),
+)
+RESIDUAL_SCORE_NAMES = (
+    ("stages", "blocks"),
+    ("shortcut.1", "shortcut"),
+    ("head.linear", "linear"),
+    *SPECTRAL_NAMES,
+)
+CONV_NAMES = (("coder.stages", "blocks"), ("stages.1", "blocks.3"), ("stages.0.conv", "conv"))
+CONV_SCORE_NAMES = (("stages", "blocks"), ("head.conv", "conv"))
+
+
+def renamed(tensors: dict[str, Tensor], names: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    result = {}
+    for key, tensor in tensors.items():
+        for ours, theirs in names:
+            key = key.replace(ours, theirs)
+        result[key] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return result
+
+
+# ---- Theirs: losses and steps ----
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
+
+
+def negative_mean(fake: Tensor) -> Tensor:
+    return -fake.mean()
+
+
+def cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
+    """With labels, as mimicry has it."""
+    of_real = F.binary_cross_entropy_with_logits(real, torch.full((len(real), 1), 1.0))
+    return of_real + F.binary_cross_entropy_with_logits(fake, torch.full((len(fake), 1), 0.0))
+
+
+def log_sigmoid(fake: Tensor) -> Tensor:
+    """As mimicry has it."""
+    return -torch.mean(torch.log(torch.sigmoid(fake) + 1e-8))
+
+
+def softplus(real: Tensor, fake: Tensor) -> Tensor:
+    """As StudioGAN has it."""
+    return torch.mean(F.softplus(-real)) + torch.mean(F.softplus(fake))
+
+
+def softplus_generator(fake: Tensor) -> Tensor:
+    """As StudioGAN has it."""
+    return torch.mean(F.softplus(-fake))
+
+
+Losses = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row under its recipe, and how others have it.
+
+    `atoms` is the width that is measured by default; `names` are those of the generator's and of the
+    discriminator's weights.
+    """
+
+    row: Architecture
+    recipe: Recipe
+    atoms: int
+    generator: Callable[[int, int], nn.Module]
+    discriminator: Callable[[int], nn.Module]
+    names: tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]
+    betas: tuple[float, float]
+    updates: int
+    mimicry: Losses
+    studiogan: Losses
+
+
+SETTINGS = {
+    "sngan": Setting(
+        row=SNGAN,
+        recipe=SNGAN_RECIPE,
+        atoms=32,
+        generator=ResidualGenerator,
+        discriminator=lambda atoms: ResidualDiscriminator(round(atoms / 2)),
+        names=(RESIDUAL_NAMES, RESIDUAL_SCORE_NAMES),
+        betas=(0.0, 0.9),
+        updates=5,
+        mimicry=(hinge, negative_mean),
+        studiogan=(hinge, negative_mean),
+    ),
+    "dcgan": Setting(
+        row=DCGAN,
+        recipe=RECIPES["dcgan"],
+        atoms=128,
+        generator=ConvGenerator,
+        discriminator=ConvDiscriminator,
+        names=(CONV_NAMES, CONV_SCORE_NAMES),
+        betas=(0.5, 0.999),
+        updates=1,
+        mimicry=(cross_entropy, log_sigmoid),
+        studiogan=(softplus, softplus_generator),
+    ),
+}
+
+
+class Usual:
+    """A pair of networks, contiguous, on the weights of ours, and two Adams that are not fused."""
+
+    def __init__(self, setting: Setting, ours: Networks, losses: Losses):
+        self.z_dim, self.updates = setting.row.z_dim, setting.updates
+        atoms = ours.generator.code_shapes[0][0]
+        self.generator, self.discriminator = (
+            setting.generator(atoms, self.z_dim),
+            setting.discriminator(atoms),
+        )
+        mine = ours.generator, ours.discriminator
+        for network, source, names in zip(self.networks, mine, setting.names, strict=True):
+            network.load_state_dict(renamed(source.state_dict(), names))
+        self.of_generator, self.of_discriminator = (
+            torch.optim.Adam(network.parameters(), 2e-4, betas=setting.betas) for network in self.networks
+        )
+        self.discriminator_loss, self.generator_loss = losses
+
+    @property
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        return self.generator, self.discriminator
+
+
+class Mimicry(Usual):
+    """What mimicry's trainer does for one step."""
+
+    def step(self, reals: Iterator[Tensor]) -> dict[str, float]:
+        log = {}
+        for _ in range(self.updates):
+            real = next(reals)
+            self.discriminator.zero_grad()
+            real_scores = self.discriminator(real)
+            fake = self.generator(torch.randn(len(real), self.z_dim)).detach()
+            fake_scores = self.discriminator(fake)
+            loss = self.discriminator_loss(real_scores, fake_scores)
+            loss.backward()
+            self.of_discriminator.step()
+            log["D(x)"] = torch.sigmoid(real_scores).mean().item()
+            log["D(G(z))"] = torch.sigmoid(fake_scores).mean().item()
+            log["discriminator"] = loss.item()
+        self.generator.zero_grad()
+        loss = self.generator_loss(self.discriminator(self.generator(torch.randn(len(real), self.z_dim))))
+        loss.backward()
+        self.of_generator.step()
+        log["generator"] = loss.item()
+        for optimizer in (self.of_discriminator, self.of_generator):  # its scheduler
+            optimizer.param_groups[0]["lr"] = 2e-4
+        return log
+
+
+class StudioGan(Usual):
+    """What StudioGAN's worker does for one step; it logs every hundredth only."""
+
+    def step(self, reals: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+        self.prepare(self.generator, self.discriminator)
+        self.generator.apply(partial(count_statistics, counts=False))
+        for _ in range(self.updates):
+            self.of_discriminator.zero_grad()
+            real = next(reals)
+            fake = self.fake(len(real))
+            real_scores, fake_scores = self.discriminator(real), self.discriminator(fake)
+            loss = self.discriminator_loss(real_scores.squeeze(1), fake_scores.squeeze(1))
+            loss.backward()
+            self.of_discriminator.step()
+        self.prepare(self.discriminator, self.generator)
+        self.generator.apply(partial(count_statistics, counts=True))
+        self.of_generator.zero_grad()
+        generator_loss = self.generator_loss(self.discriminator(self.fake(len(real))).squeeze(1))
+        generator_loss.backward()
+        self.of_generator.step()
+        return loss, generator_loss
+
+    def prepare(self, frozen: nn.Module, trained: nn.Module) -> None:
+        for network in self.networks:
+            network.train()
+            network.apply(partial(count_statistics, counts=True))
+        for network in (frozen, trained):
+            for parameter in network.parameters():
+                parameter.requires_grad = network is trained
+
+    def fake(self, count: int) -> Tensor:
+        z = torch.randn(count, self.z_dim)
+        torch.randint(0, 10, (count,), dtype=torch.long)  # labels, of unconditional images too
+        return self.generator(z)
+
+
+def count_statistics(part: nn.Module, counts: bool) -> None:
+    if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        part.track_running_stats = counts
+
+
+# ---- Theirs: loading ----
+
+
+class Pictures(Dataset):
+    """CIFAR-10 as torchvision has it: an array in memory, from which each image goes through PIL."""
+
+    def __init__(self, pixels: np.ndarray, transform: Callable[[Image.Image], Tensor]):
+        self.pixels, self.transform = pixels, transform
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), 0
+
+
+def endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from loader
+
+
+def loading(images: Images, updates: int) -> dict[str, Callable[[], Any]]:
+    """What loads the batches of one step, by whose step it is."""
+    scaled = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+    plain, flipped = (
+        Pictures(images.numpy(), transforms.Compose(steps))
+        for steps in (scaled, [transforms.RandomHorizontalFlip(), *scaled])
+    )
+    singly = endless(DataLoader(plain, BATCH, shuffle=True))
+    basket = endless(DataLoader(flipped, BATCH * updates, shuffle=True, drop_last=True))
+    ours, steps = Batches(images, BATCH, SEED), iter(range(ENDLESS))
+    return {
+        "mimicry": lambda: [next(singly) for _ in range(updates)],
+        "StudioGAN": lambda: next(basket)[0].split(BATCH),
+        "ours": lambda: [ours.at(next(steps)) for _ in range(updates)],
+    }
+
+
+# ---- The measurement ----
+
+
+def check(setting: Setting, ours: Networks, theirs: Usual) -> None:
+    """Raises: AssertionError unless images, scores and the gradients of all weights are the same."""
+    z = torch.from_numpy(np.random.default_rng(SEED).standard_normal((8, setting.row.z_dim), np.float32))
+    results = []
+    for generator, discriminator in ((ours.generator, ours.discriminator), theirs.networks):
+        generator.train()
+        discriminator.eval()  # where one power iteration differs in its order from torch's older one
+        image = generator(z)
+        image = image[0] if isinstance(image, tuple) else image
+        scores = discriminator(image).flatten()
+        scores.square().mean().backward()
+        gradients = [{k: p.grad for k, p in n.named_parameters()} for n in (generator, discriminator)]
+        results.append([{"image": image, "scores": scores}, *gradients])
+        for network in (generator, discriminator):
+            network.zero_grad()
+            network.train()
+    for mine, other, names in zip(*results, ((), *setting.names), strict=True):
+        mine = renamed(mine, names)
+        assert mine.keys() == other.keys()
+        # Of all: a bias before a batch norm has no gradient but the rounding's.
+        largest = max(float(tensor.abs().max()) for tensor in mine.values())
+        for key, tensor in mine.items():
+            difference = float((other[key].detach() - tensor).abs().max())
+            assert difference <= 1e-4 * largest, f"{key} differs by {difference}, of {largest}"
+
+
+def stepper(setting: Setting, column: str, atoms: int, batches: Any, accelerator: Accelerator) -> Callable:
+    """One step of ours at each call."""
+    recipe = setting.recipe.with_terms("generator", PENALTIES.get(column, {}))
+    networks = Networks(Cell(setting.row, column, atoms), recipe, SEED)
+    steps = train(
+        networks, recipe, batches, accelerator, seed=SEED, start=0, steps=ENDLESS, measure_every=ENDLESS
+    )
+    return lambda: next(steps)
+
+
+def candidates(setting: Setting, atoms: int, images: Images) -> dict[str, Callable[[], Any]]:
+    """Steps and loadings by name; the rebuilds are checked against ours."""
+    real = Batches(images, BATCH, SEED).at(0)[0]
+    ours = Networks(Cell(setting.row, "baseline", atoms), setting.recipe, SEED)
+    theirs = {
+        "mimicry": Mimicry(setting, ours, setting.mimicry),
+        "StudioGAN": StudioGan(setting, ours, setting.studiogan),
+    }
+    for usual in theirs.values():
+        check(setting, ours, usual)
+    own = partial(stepper, setting, "baseline", atoms, Given(real))
+    return {
+        **{name: partial(usual.step, repeat(real)) for name, usual in theirs.items()},
+        "ours": own(Accelerator(cpu=True)),
+        "ours, bf16": own(Bfloat16(cpu=True)),
+        **{f"loading, {name}": load for name, load in loading(images, setting.updates).items()},
+    }
+
+
+def columns(setting: Setting, atoms: int, images: Images) -> dict[str, Callable[[], Any]]:
+    """A step of ours in each column."""
+    given, accelerator = Given(Batches(images, BATCH, SEED).at(0)[0]), Accelerator(cpu=True)
+    return {column: stepper(setting, column, atoms, given, accelerator) for column in REGULARIZERS}
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
+    """The median of the ratios of each turn, and their quartiles."""
+    ratios = [n / d for n, d in zip(numerator, denominator, strict=True)]
+    low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+
+
+def summed(first: list[float], second: list[float]) -> list[float]:
+    return [a + b for a, b in zip(first, second, strict=True)]
+
+
+def described(times: list[float]) -> dict[str, Any]:
+    return {
+        "ms": round(1e3 * median(times), 1),
+        "ms from, to": [round(1e3 * min(times), 1), round(1e3 * max(times), 1)],
+    }
+
+
+def measure_steps(name: str, atoms: int, images: Images, repeats: int) -> list[dict[str, Any]]:
+    seconds = turns(candidates(SETTINGS[name], atoms, images), repeats)
+    loaded = summed(seconds["ours"], seconds["loading, ours"])
+    rows = []
+    for step in ("mimicry", "StudioGAN", "ours", "ours, bf16"):
+        load = seconds[f"loading, {step.removesuffix(', bf16')}"]
+        rows.append(
+            {
+                "setting": name,
+                "atoms": atoms,
+                "step": step,
+                **described(seconds[step]),
+                "times ours": ratio(seconds[step], seconds["ours"]),
+                "loading ms": round(1e3 * median(load), 2),
+                "times ours, with loading": ratio(summed(seconds[step], load), loaded),
+            }
+        )
+    return rows
+
+
+def measure_columns(name: str, atoms: int, images: Images, repeats: int) -> list[dict[str, Any]]:
+    seconds = turns(columns(SETTINGS[name], atoms, images), repeats)
+    return [
+        {
+            "setting": name,
+            "atoms": atoms,
+            "column": column,
+            **described(times),
+            "times baseline": ratio(times, seconds["baseline"]),
+        }
+        for column, times in seconds.items()
+    ]
+
+
+def noise_images(count: int = 4096) -> Images:
+    pixels = np.random.default_rng(SEED).integers(0, 256, (count, 3, 32, 32), np.uint8)
+    return Images(torch.from_numpy(pixels), None, "noise", "")
+
+
+def text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return f"{value['median']:.2f} ({text(value['quartiles'])})"
+    return "–".join(f"{number:.4g}" for number in value) if isinstance(value, list) else value
+
+
+def main(
+    settings: Annotated[str, typer.Option(help="What is trained.")] = ",".join(SETTINGS),
+    atoms: Annotated[int, typer.Option(help="Width; 0: 32 for sngan, and 128, its own, for dcgan.")] = 0,
+    repeats: Annotated[int, typer.Option("--turns", help="Steps of each candidate.")] = 9,
+    quick: Annotated[bool, typer.Option("--quick", help="Three turns, and no record.")] = False,
+) -> None:
+    """Times the steps in turns and prints how many times as long as ours each takes."""
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    images, names = noise_images(), settings.split(",")
+    results: dict[str, list[dict[str, Any]]] = {"steps": [], "columns": []}
+    for name in names:
+        width = atoms or SETTINGS[name].atoms
+        for kind, measure in (("steps", measure_steps), ("columns", measure_columns)):
+            rows = measure(name, width, images, 3 if quick else repeats)
+            results[kind] += rows
+            shown = [{key: text(value) for key, value in list(row.items())[2:]} for row in rows]
+            show(Console(width=110), f"{name}, {width} atoms", shown)
+    if not quick:
+        used = {name: found for name, found in versions().items() if not name.startswith("onnx")}
+        head = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "hardware": f"{processor()}, {os.cpu_count()} cores",
+            "threads": 1,
+            "versions": {**used, **{name: version(name) for name in ("torchvision", "accelerate")}},
+            "turns": repeats,
+            "seed": SEED,
+            "batch": BATCH,
+            "data": "uniform noise of the shape of CIFAR-10",
+            "time": "CPU time of the thread; medians, and quartiles of the ratios of each turn",
+            "updates of the discriminator": {name: SETTINGS[name].updates for name in names},
+        }
+        write_json(RECORDS, {**head, **results})
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,45 @@
+"""The rebuilds of other libraries' steps: the same function as ours, and a step that trains."""
+
+from itertools import repeat
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.training import SETTINGS, Cell, Mimicry, StudioGan, Usual, check
+from sparsegen.training.loop import Networks
+
+
+@pytest.fixture(params=SETTINGS)
+def networks(request: pytest.FixtureRequest) -> tuple[str, Networks]:
+    setting = SETTINGS[request.param]
+    return request.param, Networks(Cell(setting.row, "baseline", 8), setting.recipe, seed=0)
+
+
+def weights(usual: Usual) -> list[Tensor]:
+    """Without biases: that of a score has no gradient while the hinge takes all images."""
+    parameters = [parameter for network in usual.networks for parameter in network.parameters()]
+    return [parameter.detach().clone() for parameter in parameters if parameter.ndim > 1]
+
+
+@pytest.mark.parametrize("library", [Mimicry, StudioGan])
+def test_a_rebuild_has_the_images_scores_and_gradients_of_ours_and_all_its_weights_learn(
+    networks: tuple[str, Networks], library: type[Usual]
+) -> None:
+    name, ours = networks
+    setting = SETTINGS[name]
+    usual = library(setting, ours, setting.mimicry if library is Mimicry else setting.studiogan)
+    check(setting, ours, usual)
+    before = weights(usual)
+    usual.step(repeat(torch.rand(4, 3, 32, 32) * 2 - 1))
+    assert not any(torch.equal(old, new) for old, new in zip(before, weights(usual), strict=True))
+
+
+def test_a_rebuild_of_another_function_is_found_out(networks: tuple[str, Networks]) -> None:
+    name, ours = networks
+    setting = SETTINGS[name]
+    usual = Mimicry(setting, ours, setting.mimicry)
+    with torch.no_grad():
+        usual.generator.conv.weight.mul_(1.01)
+    with pytest.raises(AssertionError, match="differs by"):
+        check(setting, ours, usual)

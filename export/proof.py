@@ -83,7 +83,7 @@ def prove(generator: Generator, file: Path, path: Path) -> Proof:
 
 
 def prove_synthesis(generator: Generator, file: Path) -> None:
-    """Compares an exported synthesis graph with torch: images to TOLERANCE, atoms bit for bit.
+    """Compares an exported synthesis graph with torch: images, and atoms in units of the largest, to TOLERANCE.
 
     Raises: RuntimeError if they differ.
     """
@@ -94,10 +94,8 @@ def prove_synthesis(generator: Generator, file: Path) -> None:
     with torch.no_grad():
         wanted = generator.synthesize(torch.from_numpy(code)).numpy()
     _require_close(np.abs(image - wanted).max(), "the synthesis graph")
-    if not np.array_equal(dictionary, generator.dictionary().numpy()):
-        raise RuntimeError(
-            "the synthesis graph has other atoms than torch: the file was wrong and is not kept"
-        )
+    atoms = generator.dictionary()  # under spectral norm a quotient, which rounding may tell apart
+    _require_close(((torch.from_numpy(dictionary) - atoms).abs().max() / _scale(atoms)).item(), "the atoms")
 
 
 def _prove_function(generator: Generator, function: onnx.FunctionProto) -> None:

@@ -81,7 +81,7 @@ class OnnxSampler:
         count: int,
         seed: int = 0,
         k: int | Sequence[int] | None = None,
-        labels: int | Sequence[int] | None = None,
+        labels: int | str | Sequence[int | str] | None = None,
         truncation: float | None = None,
     ) -> np.ndarray:
         """Draws `count` images of a seed; the i-th is the same whatever the count, and nearly torch's.
@@ -91,13 +91,14 @@ class OnnxSampler:
             seed: 0 to 2⁶⁴ - 1.
             k: The sparsity dial for these images: one number for every projected level, or one a level, Γ1
                 first; None for the k of training.
-            labels: Of a conditional generator the class of each image, or one for all; None draws them.
+            labels: Of a conditional generator the class of each image, or one for all, by number or by name; None
+                draws them.
             truncation: Bound of the truncated normal that z is drawn from; None for no bound.
 
         Shape: uint8 (count, H, W, 3).  Raises: TypeError, ValueError on a value out of range.
         """
-        k = resolve(k, self.dials) or None
         labels, parts = noise.labels(count, self.classes, seed, labels, self.class_names), []
+        k = resolve(k, self.dials) or None
         for first, z in noise.batches(count, self.z_dim, seed, truncation):
             chosen = None if labels is None else labels[first : first + len(z)]
             image, _ = self.run(z, k, codes=False, labels=chosen)

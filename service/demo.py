@@ -33,6 +33,7 @@ code into pixels. The entries of the code at one place, one for each atom, are a
 SAMPLE = """## Sample
 Pick a model and a seed; one seed is one set of images. Turn the dial to keep fewer non-zeros, and see what is
 lost."""
+ANY = -1  # the class of each image is drawn from the seed
 XRAY = """## X-ray
 Click an image above to see where its code is dense and which atoms it is made of; then switch some of them
 off."""
@@ -63,7 +64,14 @@ def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model]) -> None:
     gr.Markdown(SAMPLE)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            name = gr.Dropdown(list(models), value=first.name, label="Model", elem_id="model")
+            name = gr.Dropdown(
+                [(title(model), model.name) for model in models.values()],
+                value=first.name,
+                label="Model (type to search)",
+                elem_id="model",
+            )
+            column = gr.Radio(**columns(first, models), label="Regularizer", elem_id="column")
+            label = gr.Dropdown(**class_choice(first), label="Class", elem_id="class")
             with gr.Row():
                 seed = gr.Number(
                     0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER, elem_id="seed"
@@ -96,7 +104,7 @@ def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model]) -> None:
             atoms = gr.HTML(js_on_load=markup.TOGGLE_JS, elem_id="atoms")
             loss = gr.HTML(elem_id="loss")
 
-    chosen = [name, seed, count, k_1, apart, k_2, index]
+    chosen = [name, label, seed, count, k_1, apart, k_2, index]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     draw = {"fn": handlers.draw, "inputs": chosen, "outputs": [gallery, facts, python, curl]}
     look = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
@@ -104,16 +112,18 @@ def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model]) -> None:
     def redraw(event: gr.events.Dependency) -> None:
         event.then(**draw, **quiet).then(**look, **quiet)
 
+    for choice in (name, label):
+        choice.focus(None, js=markup.SELECT_JS, **quiet)
     blocks.load(**draw, show_progress="hidden", api_name="draw").then(
         **look, show_progress="hidden", api_name="look"
     )
-    live = [seed.input, k_1.input, k_2.input, index.input]
+    live = [label.input, seed.input, k_1.input, k_2.input, index.input]
     gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet)
     redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
     redraw(dice.click(handlers.roll, None, seed, **quiet))
-    redraw(
-        name.input(handlers.choose, name, [k_1, apart, k_2, note], show_progress="hidden", api_name="choose")
-    )
+    choose = {"fn": handlers.choose, "outputs": [name, column, label, k_1, apart, k_2, note]}
+    redraw(name.input(**choose, inputs=[name, label], show_progress="hidden", api_name="choose"))
+    redraw(column.input(**choose, inputs=[column, label], **quiet))
     redraw(apart.input(handlers.part, [name, apart, k_1], [k_1, k_2], **quiet))
     redraw(gallery.pick(handlers.pick, None, index, **quiet))
     atoms.toggle(handlers.switch, chosen, loss, trigger_mode="always_last", **quiet)
@@ -121,17 +131,31 @@ def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model]) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the page shows: `count` images of a seed, of which the one at `index` is X-rayed."""
+    """What the page shows: `count` images of a seed, of which the one at `index` is X-rayed.
+
+    `label` is the class of all of them; None: of each its own, drawn from the seed, or the model has none.
+    """
 
     model: Model
     seed: int
     count: int
     k: list[int]
     index: int
+    label: int | None = None
 
     def run(self, first: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         sampler = self.model.sampler
-        return sampler.run(noise.z(count, sampler.z_dim, self.seed, first), self.k or None)
+        z, labels = noise.z(count, sampler.z_dim, self.seed, first), self._labels(first, count)
+        return sampler.run(z, self.k or None, labels=labels)
+
+    def classes(self, first: int, count: int) -> list[str]:
+        """What the class of each image is called; "" where there is none."""
+        labels = self._labels(first, count)
+        return [""] * count if labels is None else [self.model.classes[label] for label in labels]
+
+    def _labels(self, first: int, count: int) -> np.ndarray | None:
+        sampler = self.model.sampler
+        return noise.labels(count, sampler.classes, self.seed, self.label, sampler.class_names, first)
 
 
 class Handlers:
@@ -142,30 +166,31 @@ class Handlers:
 
     # Gradio hands the values of the components over one by one: hence the long signatures.
     @told
-    def draw(self, model, seed, count, k_1, apart, k_2, index, request: gr.Request):
+    def draw(self, model, label, seed, count, k_1, apart, k_2, index, request: gr.Request):
         """Draws the images of a seed, says how sparse they are, and how to get the same pixels elsewhere."""
-        shown = self._choice(model, seed, count, k_1, apart, k_2, index)
+        shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         image, codes = shown.run(0, shown.count)
         return (
-            markup.tiles(images.to_uint8(image), shown.index),
+            markup.tiles(images.to_uint8(image), shown.index, shown.classes(0, shown.count)),
             markup.facts(codes, shown.model.sampler.dials, shown.k),
             python_call(shown),
             curl_call(shown, address(request)),
         )
 
     @told
-    def look(self, model, seed, count, k_1, apart, k_2, index):
+    def look(self, model, label, seed, count, k_1, apart, k_2, index):
         """Takes the X-ray of one image of a seed: where its needles are dense, and its most used atoms."""
-        shown = self._choice(model, seed, count, k_1, apart, k_2, index)
+        shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         image, codes = shown.run(shown.index, 1)
         pixels, codes, sampler = images.to_uint8(image)[0], [code[0] for code in codes], shown.model.sampler
-        figures = markup.inside(pixels, codes, sampler.dials, shown.k)
+        (called,) = shown.classes(shown.index, 1)
+        figures = markup.inside(pixels, codes, sampler.dials, shown.k, called)
         return figures, markup.atoms(codes[0], sampler.dictionary()), markup.HINT
 
     @told
-    def switch(self, model, seed, count, k_1, apart, k_2, index, event: gr.EventData):
+    def switch(self, model, label, seed, count, k_1, apart, k_2, index, event: gr.EventData):
         """Draws one image without the atoms that are switched off."""
-        shown = self._choice(model, seed, count, k_1, apart, k_2, index)
+        shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         sampler = shown.model.sampler
         last = sampler.code_shapes[0][0] - 1
         off = [noise.check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in event.off]
@@ -179,10 +204,13 @@ class Handlers:
         return secrets.randbelow(2**32)
 
     @told
-    def choose(self, model):
-        """Gives the dial the range of another model."""
+    def choose(self, model, label):
+        """Gives the dial the range of another model, and keeps the class where it has one of that number."""
         model = self._model(model)
         return (
+            gr.update(value=model.name),
+            gr.update(**columns(model, self.models)),
+            gr.update(**class_choice(model, label)),
             gr.update(**slider(model, 0)),
             gr.update(value=False, visible=dials(model) > 1),
             gr.update(**slider(model, 1) | {"visible": False}),
@@ -208,17 +236,41 @@ class Handlers:
             raise ValueError(f"no model {name!r}; this server has {', '.join(self.models)}")
         return self.models[name]
 
-    def _choice(self, name, seed, count, k_1, apart, k_2, index) -> "Choice":
+    def _choice(self, name, label, seed, count, k_1, apart, k_2, index) -> "Choice":
         model = self._model(name)
+        label = None if label == ANY else label
         given = [whole(k_1), whole(k_2 if apart else k_1)][: dials(model)]
         count = noise.check_count(whole(count), MAX_COUNT)
         index = noise.check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
         k = resolve(given or None, model.sampler.dials)
-        return Choice(model, noise.check_seed(whole(seed)), count, k, min(index, count - 1))
+        return Choice(model, noise.check_seed(whole(seed)), count, k, min(index, count - 1), label)
 
 
 def dials(model: Model) -> int:
     return len(model.sampler.dials)
+
+
+def title(model: Model) -> str:
+    """A model in the list of all."""
+    return f"{model.name} · {len(model.classes)} classes" if model.classes else model.name
+
+
+def columns(model: Model, models: Mapping[str, Model]) -> dict:
+    """The settings of the choice among the regularizers of one network; hidden where there is but one.
+
+    What they regularize alike is before the last dot of their names.
+    """
+    network = model.name.rpartition(".")[0]
+    alike = [name for name in models if network and name.rpartition(".")[0] == network] or [model.name]
+    choices = [(name.rpartition(".")[2], name) for name in alike]
+    return {"choices": choices, "value": model.name, "visible": len(alike) > 1}
+
+
+def class_choice(model: Model, label: object = ANY) -> dict:
+    """The settings of the choice of a class; hidden where the model has none."""
+    choices = [("any", ANY), *((called, number) for number, called in enumerate(model.classes))]
+    known = label in range(len(model.classes))
+    return {"choices": choices, "value": label if known else ANY, "visible": bool(model.classes)}
 
 
 def slider(model: Model, place: int) -> dict:
@@ -259,16 +311,23 @@ def address(request: gr.Request) -> str:
 
 def python_call(shown: Choice) -> str:
     k = f", k={shown.k}" if shown.k else ""
+    labels = "" if shown.label is None else f", labels={shown.label}"
     return (
         "from sparsegen.export.runtime import open_sampler\n\n"
-        f"pixels = open_sampler({shown.model.source!r}).sample({shown.count}, seed={shown.seed}{k})"
+        f"pixels = open_sampler({shown.model.source!r}).sample({shown.count}, seed={shown.seed}{k}{labels})"
         f"  # uint8 ({shown.count}, 32, 32, 3)"
     )
 
 
 def curl_call(shown: Choice, server: str) -> str:
-    k = {"k": shown.k} if shown.k else {}
-    body = {"model": shown.model.name, "count": shown.count, "seed": shown.seed, **k, "format": "npy"}
+    set_here = {"k": shown.k or None, "labels": shown.label}
+    body = {
+        "model": shown.model.name,
+        "count": shown.count,
+        "seed": shown.seed,
+        **{name: value for name, value in set_here.items() if value is not None},
+        "format": "npy",
+    }
     return (
         f"curl {shlex.quote(server + '/sample')} -H 'Content-Type: application/json' \\\n"
         f"  -d {shlex.quote(json.dumps(body))} -o pixels.npy"

@@ -1,6 +1,6 @@
 """The BentoML service: GET /models, POST /sample, POST /restore and the page at /ui. Needs no torch.
 
-The same model, seed and k give the same pixels bit for bit over HTTP, on the page and from the ONNX file in
+The same model, seed, k and labels give the same pixels bit for bit over HTTP, on the page and from the ONNX file in
 Python, whatever the count and whatever else the server is doing. `Generator.sample` of torch differs from them
 by at most one gray level at a few in a million values; and where two magnitudes at the border of a selection
 are equal up to rounding, a needle may keep another entry.
@@ -29,7 +29,7 @@ from sparsegen.service.job import MAX_COUNT, Job, Refused, read_json, request_sc
 from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
 from sparsegen.service.uploads import UPLOAD, UploadRoom
-from sparsegen.zoo import images, noise
+from sparsegen.zoo import images
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def create_app() -> FastAPI:
 
     @app.get("/models", summary="Lists the models", responses={200: {"content": {"application/json": {}}}})
     async def list_models() -> JSONResponse:
-        """Every model of this server: its regularizer, its dial, how it was trained and evaluated."""
+        """Every model of this server: its regularizer, its dial, its classes, how it was trained and evaluated."""
         return JSONResponse({"models": [model.describe() for model in app.state.models.values()]})
 
     @app.post(
@@ -130,11 +130,10 @@ def create_app() -> FastAPI:
         response_class=Response,
     )
     async def sample(request: Request) -> Response:
-        """Draws `count` images from one model. The same model, seed and k give the same pixels, bit for bit."""
+        """Draws `count` images from one model. The same request gives the same pixels, bit for bit."""
         body = read_json(await request.body(), request.headers.get("content-type", ""))
         job = Job.of(body, app.state.models)
-        z = noise.z(job.count, job.model.sampler.z_dim, job.seed)
-        pixels = await app.state.batcher((job.model.name, job.k), z)
+        pixels = await app.state.batcher((job.model.name, job.k), job.rows())
         return await asyncio.to_thread(encode, pixels, job.format)
 
     app.include_router(restoration.router)
@@ -169,9 +168,11 @@ def create_batcher(models: Mapping[str, Model]) -> Batcher:
     buckets = [1, 2, 4, 8, 16, 32, 64]
     sizes = Histogram("sparsegen_batch_images", "Images of one run of a network", buckets=buckets)
 
-    def run(key: tuple[str, tuple[int, ...]], z: np.ndarray) -> np.ndarray:
+    def run(key: tuple[str, tuple[int, ...]], rows: np.ndarray) -> np.ndarray:
         name, k = key
-        image, _ = models[name].sampler.run(z, list(k) or None, codes=False)
+        sampler = models[name].sampler
+        labels = rows["label"] if sampler.classes else None
+        image, _ = sampler.run(rows["z"], list(k) or None, codes=False, labels=labels)
         return images.to_uint8(image)
 
     return Batcher(run, MAX_COUNT, workers=os.cpu_count() or 1, observe=sizes.observe)

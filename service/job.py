@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from sparsegen.service.models import Model
 from sparsegen.zoo import noise
 from sparsegen.zoo.dial import resolve
@@ -15,7 +17,7 @@ FORMATS = {
     "png": "JSON with one base64 PNG an image",
     "npy": "a NumPy file, uint8 (count, 32, 32, 3)",
 }
-DEFAULTS = {"count": 16, "seed": 0, "k": None, "format": "grid"}
+DEFAULTS = {"count": 16, "seed": 0, "k": None, "labels": None, "format": "grid"}
 
 
 class Refused(ValueError):
@@ -28,12 +30,16 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """A checked request; `k` holds one number for each projected level."""
+    """A checked request; `k` holds one number for each projected level.
+
+    Shape: labels int64 (count,), or None where the model is unconditional.
+    """
 
     model: Model
     count: int
     seed: int
     k: tuple[int, ...]
+    labels: np.ndarray | None
     format: str
 
     @classmethod
@@ -51,16 +57,26 @@ class Job:
         model = _model(given.get("model"), models)
         if not isinstance(given["format"], str) or given["format"] not in FORMATS:
             raise Refused(422, f"format is one of {', '.join(FORMATS)}; got {_short(given['format'])}")
+        sampler = model.sampler
         try:
-            return cls(
-                model,
-                noise.check_count(given["count"], MAX_COUNT),
-                noise.check_seed(given["seed"]),
-                tuple(resolve(given["k"], model.sampler.dials)),
-                given["format"],
-            )
+            count, seed = noise.check_count(given["count"], MAX_COUNT), noise.check_seed(given["seed"])
+            k = tuple(resolve(given["k"], sampler.dials))
+            labels = noise.labels(count, sampler.classes, seed, given["labels"], sampler.class_names)
         except (TypeError, ValueError) as error:
             raise Refused(422, _clip(str(error), 300)) from None
+        return cls(model, count, seed, k, labels, given["format"])
+
+    def rows(self) -> np.ndarray:
+        """What the network takes for each image: one array, so that requests are merged whatever their labels.
+
+        Shape: (count,) of the fields z, float32 (z_dim,), and label, int64, which is 0 where there are none.
+        """
+        z_dim = self.model.sampler.z_dim
+        rows = np.zeros(self.count, [("z", np.float32, z_dim), ("label", np.int64)])
+        rows["z"] = noise.z(self.count, z_dim, self.seed)
+        if self.labels is not None:
+            rows["label"] = self.labels
+        return rows
 
 
 def read_json(body: bytes, content_type: str) -> object:
@@ -85,9 +101,10 @@ def read_json(body: bytes, content_type: str) -> object:
 
 
 def request_schema(models: Mapping[str, Model]) -> dict:
-    """The JSON schema of a request, with the names and the ranges of k of these models."""
+    """The JSON schema of a request, with the names, the ranges of k and the classes of these models."""
     ranges = "; ".join(f"{name}: {_ranges(model)}" for name, model in models.items())
-    k = {"type": "integer", "minimum": 1}
+    classes = "; ".join(f"{name}: {', '.join(model.classes) or 'none'}" for name, model in models.items())
+    k, label = {"type": "integer", "minimum": 1}, {"type": ["integer", "string"], "minimum": 0}
     return {
         "type": "object",
         "required": ["model"],
@@ -113,6 +130,17 @@ def request_schema(models: Mapping[str, Model]) -> dict:
                 "default": DEFAULTS["k"],
                 "description": "The sparsity dial: the non-zeros kept, one number for every projected level "
                 f"or one for each, Γ1 first; null for the k of training. Ranges: {ranges}.",
+            },
+            "labels": {
+                "anyOf": [
+                    {"type": "null"},
+                    label,
+                    {"type": "array", "items": label, "minItems": 1, "maxItems": MAX_COUNT},
+                ],
+                "default": DEFAULTS["labels"],
+                "description": "Of a conditional model the class of all images, or of each in a list of `count`: "
+                "its number from 0 on, or its name; null draws the classes from the seed. "
+                f"Classes: {classes}.",
             },
             "format": {
                 "type": "string",

@@ -114,6 +114,8 @@ TOGGLE_JS = """element.addEventListener('click', event => {
   const pressed = [...element.querySelectorAll('button[aria-pressed=true]')];
   trigger('toggle', {off: pressed.map(other => Number(other.dataset.atom))});
 });"""
+# What is typed into a list takes the place of what is chosen, and searches it.
+SELECT_JS = "() => { document.activeElement.select?.(); }"
 
 STAGE = """<div class="stage"><p class="empty">The picture appears here.</p><div class="compare" hidden>
   <img class="after" alt="Restored"><img class="before" alt="As given">
@@ -165,12 +167,12 @@ def picture(pixels: np.ndarray, alt: str) -> str:
     return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(images.png(pixels)).decode()}">'
 
 
-def tiles(pixels: np.ndarray, chosen: int) -> str:
-    """Images, uint8 (B, H, W, 3), as buttons of which one is pressed."""
+def tiles(pixels: np.ndarray, chosen: int, classes: Sequence[str]) -> str:
+    """Images, uint8 (B, H, W, 3), as buttons of which one is pressed, each with its class where it has one."""
     buttons = [
-        f'<button class="tile" data-index="{index}" aria-pressed="{str(index == chosen).lower()}">'
-        f"{picture(image, f'Image {index}')}</button>"
-        for index, image in enumerate(pixels)
+        f'<button class="tile" data-index="{index}" aria-pressed="{str(index == chosen).lower()}" '
+        f'title="{escape(called)}">{picture(image, escape(f"Image {index} {called}".rstrip()))}</button>'
+        for index, (image, called) in enumerate(zip(pixels, classes, strict=True))
     ]
     return f'<div class="tiles{" few" * (len(pixels) <= 16)}">{"".join(buttons)}</div>'
 
@@ -194,10 +196,16 @@ def facts(codes: Sequence[np.ndarray], dials: Sequence[Dial], k: Sequence[int]) 
     return f'<div class="facts">{"".join(cards)}</div>'
 
 
-def inside(pixels: np.ndarray, codes: Sequence[np.ndarray], dials: Sequence[Dial], k: Sequence[int]) -> str:
-    """One image beside the needle density of its codes.  Shape: uint8 (H, W, 3); each Γ (C, H, W)."""
+def inside(
+    pixels: np.ndarray, codes: Sequence[np.ndarray], dials: Sequence[Dial], k: Sequence[int], called: str
+) -> str:
+    """One image, its class named, beside the needle density of its codes.
+
+    Shape: uint8 (H, W, 3); each Γ (C, H, W).
+    """
     tops = {dial.level: value for dial, value in zip(dials, k, strict=True) if dial.unit == "needle"}
-    figures = [_figure(picture(pixels, "The image"), "<b>The image</b>, 32 × 32 pixels")]
+    caption = ", ".join(filter(None, ["<b>The image</b>", escape(called), "32 × 32 pixels"]))
+    figures = [_figure(picture(pixels, "The image"), caption)]
     for level, code in enumerate(codes, 1):
         needles = xray.counts(code)
         top = tops.get(level) or max(1, int(needles.max()))

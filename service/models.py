@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsegen.export.runtime import OnnxSampler
+from sparsegen.zoo import noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS
 
 ENVIRONMENT = "SPARSEGEN_MODELS"
@@ -25,6 +26,11 @@ class Model:
         folder = self.sampler.path.parent.resolve()
         return self.name if folder == MODELS / self.name else str(folder)
 
+    @property
+    def classes(self) -> list[str]:
+        """What its classes are called, in the order of their labels; empty if it is unconditional."""
+        return noise.titles(self.sampler.classes, self.sampler.class_names)
+
     def describe(self) -> dict:
         """What GET /models says of it."""
         return {
@@ -34,6 +40,7 @@ class Model:
                 {"level": dial.level, "unit": dial.unit, "trained": dial.k, "min": 1, "max": dial.limit}
                 for dial in self.sampler.dials
             ],
+            "classes": self.classes,
             "license": self.sampler.license,
             "steps": self.config.get("training", {}).get("steps"),
             "evaluation": self.config.get("evaluation"),

@@ -23,7 +23,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 import sparsegen
@@ -79,6 +79,12 @@ def progress(what: str, total: int | None, done: int = 0) -> Iterator:
         )
 
 
+def parse_labels(labels: str | None) -> str | list[str] | None:
+    """One class or a list of them, each by its number or its name."""
+    parts = [part.strip() for part in labels.split(",")] if labels is not None else []
+    return parts if len(parts) > 1 else labels
+
+
 def parse_k(k: str | None) -> int | list[int] | None:
     if k is None:
         return None
@@ -90,36 +96,62 @@ def parse_k(k: str | None) -> int | list[int] | None:
 
 
 @app.command(name="list", epilog="Example: sparsegen list 'dcgan*'")
-def list_models(pattern: Annotated[str, typer.Argument(help="Shell pattern.")] = "*") -> None:
-    """Lists the bundled models."""
-    from sparsegen.zoo.bundled import MODELS
-    from sparsegen.zoo.pretrained import read_config
-
+def list_models(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern.")] = "*",
+    plain: Annotated[bool, typer.Option("--plain", help="Bare names, which a pipe gets anyway.")] = False,
+) -> None:
+    """Lists the bundled models: as a table on a terminal, as bare names in a pipe."""
     names = sparsegen.list_models(pattern)
     if not names:
         raise ValueError(
             f"no bundled model matches {pattern!r}; there are {', '.join(sparsegen.list_models()) or 'none'}"
         )
-    table = Table("model", "k", "steps", "Fréchet distance", "metric", box=None)
+    if plain or not out.is_terminal:
+        print(*names, sep="\n")
+        return
+    table = Table(Column("model", no_wrap=True), box=None)
+    for column in ("classes", "atoms", "k", "steps", "distance, lower is better", "density of Γ", "license"):
+        table.add_column(column, overflow="fold")  # a narrow terminal gets it in several lines, and all of it
     for name in names:
-        config = read_config(MODELS / name)
-        verdict = config.get("evaluation", {})
-        table.add_row(
-            name,
-            ", ".join(map(str, config["k"])) or "-",
-            str(config.get("training", {}).get("steps", "-")),
-            f"{verdict['distance']:.1f}" if verdict else "-",
-            verdict.get("metric", "-"),
-        )
+        table.add_row(name, *_summary(name))
     out.print(table)
+
+
+def _summary(name: str) -> list[str]:
+    """A bundled model in the columns of the list."""
+    from sparsegen.zoo.bundled import MODELS
+    from sparsegen.zoo.pretrained import read_config
+    from sparsegen.zoo.table1 import ARCHITECTURES
+
+    config = read_config(MODELS / name)
+    row, verdict = ARCHITECTURES[config["architecture"]], config.get("evaluation", {})
+    steps = config.get("training", {}).get("steps")
+    return [
+        str(row.classes or "-"),
+        f"{config['atoms']} of {row.atoms}",
+        ", ".join(map(str, config["k"])) or "-",
+        f"{steps:,}" if steps else "-",
+        f"{verdict['metric']} {verdict['distance']:.1f}" if verdict else "-",
+        ", ".join(f"{share:.2f}" for share in verdict.get("density", ())) or "-",
+        config["license"],
+    ]
 
 
 @app.command(epilog="Example: sparsegen sample dcgan.ml --count 16 --seed 7 --k 16 --out grid.png")
 def sample(
     model: Model,
-    count: Annotated[int, typer.Option(help="Number of images.")] = 16,
+    count: Annotated[
+        int | None, typer.Option(help="Number of images; by default 16, or as many as --labels lists.")
+    ] = None,
     seed: Seed = 0,
     k: K = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a conditional model the class of all images, or of each: its number or name, as cat or "
+            "3,5,dog; drawn by default. `sparsegen info` lists them."
+        ),
+    ] = None,
     truncation: Annotated[
         float | None, typer.Option(help="Bound of the truncated normal of z; none by default.")
     ] = None,
@@ -134,12 +166,16 @@ def sample(
     from sparsegen.zoo import images, noise
     from sparsegen.zoo.files import atomic_write
 
-    noise.check_count(count)
+    if count is not None:
+        noise.check_count(count)
     noise.check_seed(seed)
     suffix = _target(out_path, ".png", ".npy", folder=True)
     generator = sparsegen.from_pretrained(model)
+    chosen = parse_labels(labels)
+    if count is None:
+        count = len(chosen) if isinstance(chosen, list) else 16
     with progress(model, count) as show:
-        pixels = generator.sample(count, seed=seed, k=parse_k(k), truncation=truncation, progress=show)
+        pixels = generator.sample(count, seed, parse_k(k), chosen, truncation, progress=show)
     if suffix == ".npy":
         with atomic_write(out_path) as file, file.open("wb") as stream:
             np.save(stream, pixels)
@@ -180,6 +216,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     precision: Annotated[Precision, typer.Option(help="float32 (no), or bfloat16 where it may be.")] = "no",
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first images only.")] = None,
+    share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Train on this part of the images, as 0.1, classes taken in turn."),
+    ] = 1.0,
     judge_every: Annotated[int, typer.Option(min=1, help="Steps between Fréchet distances.")] = 2_000,
     judge_count: Annotated[int, typer.Option(help="Images drawn for one, 2 at least; 0 for none.")] = 2_000,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
@@ -203,7 +243,7 @@ def train(
     spec = ModelSpec.parse(model)
     if k is not None:
         spec = replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
-    recipe = recipe_of(spec)
+    recipe = recipe_of(spec, share)
     check_writable(out_folder / "run.json")
     if resume and not checkpoints(out_folder):
         raise ValueError(f"{out_folder} holds no run to go on with: leave --resume out, or give its folder")
@@ -215,14 +255,16 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     images = _open(data, limit=limit)
+    part = images.part(share)
     plan = Plan(
         model=spec.name,
         k=spec.k,
-        data=images.name,
-        fingerprint=images.fingerprint,
+        data=part.name,
+        fingerprint=part.fingerprint,
         seed=seed,
         batch_size=batch_size or recipe.batch_size,
         precision=str(precision),
+        share=share,
         start_from=start_from,
         warm_up=warm_up if start_from else 0,
     )
@@ -230,9 +272,10 @@ def train(
     def judged(done: int, count: int) -> None:
         show(run.step, f"{spec.name}  judged by {done} of {count} images")
 
+    # Against all images, so that distances of models that were trained on shares of them compare.
     judge = _judge(images, judge_count, device, judged) if judge_count else None
     schedule = Schedule(steps=steps or recipe.steps, judge_every=judge_every, save_every=save_every)
-    run = Run(out_folder, plan, images, schedule, judge, resume, device)
+    run = Run(out_folder, plan, part, schedule, judge, resume, device)
     main_process = run.accelerator.is_main_process
     with stop_on_interrupt() as interrupted, progress(spec.name, schedule.steps, run.step) as show:
         losses = ""
@@ -378,16 +421,43 @@ def worker(
     raise typer.Exit(work(jobs, once=once))
 
 
+class TableName(StrEnum):
+    table1 = "table1"
+    table2 = "table2"
+    table3 = "table3"
+
+
+@app.command(epilog="Example: sparsegen reproduce table1")
+def reproduce(table: Annotated[TableName, typer.Argument(help="Of the paper.")]) -> None:
+    """Prints a table of the paper beside what was measured here, at a smaller scale, which it states."""
+    from sparsegen.tables import TABLES, read_records
+
+    records, show = TABLES[table]
+    show(Console(width=max(out.width, 118)), read_records(records))
+
+
 class Picture(StrEnum):
     atoms = "atoms"
     density = "density"
     samples = "samples"
+    tradeoff = "tradeoff"
 
 
 @app.command(epilog="Example: sparsegen plot density dcgan.baseline dcgan.l0_inf --out density.png")
 def plot(
-    what: Annotated[Picture, typer.Argument(help="atoms of D1 and D1 D2, density of Γ1's needles, samples.")],
-    models: Annotated[list[str], typer.Argument(help="Models; density draws several side by side.")],
+    what: Annotated[
+        Picture,
+        typer.Argument(
+            help="atoms of D1 and D1 D2 (fig. 5), density of Γ1's needles (3b), samples; tradeoff: density against "
+            "distance of the runs of table 1 (3a, 6)."
+        ),
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Models, of which density and atoms draw several; of tradeoff architectures, all by default."
+        ),
+    ] = None,
     out_path: Annotated[
         Path | None, typer.Option("--out", help="The .png file; WHAT.png by default.")
     ] = None,
@@ -397,19 +467,30 @@ def plot(
     from sparsegen.zoo import images, plots
     from sparsegen.zoo.files import atomic_write
 
-    out_path = out_path or Path(f"{what}.png")
+    out_path, models = out_path or Path(f"{what}.png"), models or []
     _target(out_path, ".png")
-    if what is not Picture.density and len(models) > 1:
-        raise ValueError(f"{what} are drawn of one model; got {len(models)}: {', '.join(models)}")
-    generators = {model: sparsegen.from_pretrained(model) for model in models}
-    first = next(iter(generators.values()))
-    with atomic_write(out_path) as file:
+    if what is Picture.tradeoff:
+        from sparsegen.figures import tradeoff
+        from sparsegen.tables import TABLES, read_records
+
+        picture = plots.png(tradeoff(read_records(TABLES["table1"][0]), models))
+    else:
+        if not models or (what is Picture.samples and len(models) > 1):
+            raise ValueError(
+                f"{what} wants {'one model' if models else 'a model'}, as dcgan.ml; got {models}"
+            )
+        generators = {model: sparsegen.from_pretrained(model) for model in models}
         if what is Picture.samples:
-            file.write_bytes(images.png(images.grid(first.sample(64, seed=seed)), 2))
+            (generator,) = generators.values()
+            picture = images.png(images.grid(generator.sample(64, seed)), 2)
         else:
-            figure = plots.atoms(first) if what is Picture.atoms else plots.density(generators, seed=seed)
-            figure.savefig(file, format="png")
-    out.print(f"{what} of {', '.join(models)} in {out_path}", highlight=False)
+            figure = (
+                plots.atoms(generators) if what is Picture.atoms else plots.density(generators, seed=seed)
+            )
+            picture = plots.png(figure)
+    with atomic_write(out_path) as file:
+        file.write_bytes(picture)
+    out.print(f"{what}{' of ' * bool(models)}{', '.join(models)} in {out_path}", highlight=False)
 
 
 @app.command(epilog="Example: sparsegen push runs/ml/best me/my-dcgan --private")
@@ -429,8 +510,11 @@ def push(
 
 @app.command(epilog="Example: sparsegen info dcgan.ml")
 def info(model: Model) -> None:
-    """Shows what a model is: its shape, its dial, how it was trained and measured."""
+    """Shows what a model is: its shape, its classes, its dial, how it was trained and measured."""
+    from sparsegen.zoo import noise
+
     generator = sparsegen.from_pretrained(model)
+    classes = enumerate(noise.titles(generator.classes, generator.class_names))
     dictionaries = {
         f"D{level}": " x ".join(map(str, generator.dictionary(level).shape))
         for level in range(1, len(generator.stages) + 1)
@@ -443,6 +527,7 @@ def info(model: Model) -> None:
             "model": generator.spec.name,
             "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
             "z": generator.z_dim,
+            "classes": ", ".join(f"{label} {called}" for label, called in classes) or "none",
             **{f"Γ{level}": " x ".join(map(str, s)) for level, s in enumerate(generator.code_shapes, 1)},
             **dictionaries,
             "D_eff": " x ".join(map(str, generator.effective_dictionary().shape)),

@@ -65,6 +65,10 @@ def tradeoff(records: Iterable[dict], rows: Sequence[str] = ()) -> "Figure":
         for line, text in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=3 if columns == 1 else len(handles), fontsize=9
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=3 if columns == 1 else len(handles),
+        fontsize=9,
     )
     return figure

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsegen.zoo.blocks import LabelNorm
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.table1 import build
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +39,29 @@ def cifar10() -> Path:
 
 
 def warmed(generator: Generator) -> Generator:
-    """A generator whose batch norm has seen data, so that its codes are neither constant nor empty."""
+    """A generator whose batch norm has seen data, so that its codes are neither constant nor empty.
+
+    The classes of a conditional one are told apart by their gains and biases, which start out alike.
+    """
+    labels = [torch.arange(32) % generator.classes] if generator.classes else []
     generator.train()
     with torch.no_grad():
+        for norm in generator.modules():
+            if isinstance(norm, LabelNorm):
+                norm.gain.weight.normal_(1, 0.5)
+                norm.bias.weight.normal_(0, 0.5)
         for _ in range(8):
-            generator(torch.randn(32, generator.z_dim))
+            generator(torch.randn(32, generator.z_dim), *labels)
     return generator.eval().to(memory_format=torch.channels_last)
 
 
 @pytest.fixture
 def tiny_ml() -> Iterator[Generator]:
     yield warmed(build("dcgan", "ml", atoms=8))
+
+
+@pytest.fixture
+def tiny_conditional() -> Iterator[Generator]:
+    generator = warmed(build("biggan", "ml", atoms=8))
+    generator.config = {"class_names": CLASSES}
+    yield generator

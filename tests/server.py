@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import warmed
+from conftest import CLASSES, warmed
 
 from sparsegen.export.onnx_file import bundle
 from sparsegen.zoo.pretrained import save_pretrained
-from sparsegen.zoo.table1 import build
+from sparsegen.zoo.table1 import ModelSpec
 
 # Is imported by Python when it starts: torch cannot be imported, and every attempt is written down.
 NO_TORCH = """
@@ -129,12 +129,15 @@ def start(
 
 
 def make_models(folder: Path) -> Path:
-    """Small untrained models of three columns, their images made to differ."""
-    for regularizer in ("baseline", "l0", "ml"):
+    """Small untrained models, their images made to differ: three columns, and a conditional residual network."""
+    for name in ("dcgan-8.baseline", "dcgan-8.l0", "dcgan-8.ml", "sagan-8.ml"):
         torch.manual_seed(0)
-        generator = warmed(build("dcgan", regularizer, atoms=8))
-        with torch.no_grad():
-            generator.stages[0].conv.weight *= 20
+        generator = warmed(ModelSpec.parse(name).generator())
+        if generator.classes:
+            generator.config = {"class_names": CLASSES}
+        else:
+            with torch.no_grad():
+                generator.stages[0].conv.weight *= 20
         path = save_pretrained(generator, folder / generator.spec.name, training={"steps": 3})
         bundle(path)
     return folder

@@ -177,6 +177,68 @@ def test_a_new_seed_draws_new_images_and_the_dial_follows_the_model(page, server
     assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def pick(page: Page, selector: str, text: str) -> None:
+    """Picks from a list by typing what one wants of it."""
+    field = page.all(f"{selector} input")[0]
+    page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
+    field.click()
+    selected = "return getSelection().toString() === arguments[0].value"
+    assert until(lambda: page.driver.execute_script(selected, field), True)
+    field.send_keys(text)
+    assert until(lambda: [option.text for option in page.all("[role=option]")], [text]) == [text]
+    field.send_keys("\n")
+
+
+def test_a_visitor_asks_for_a_class_and_compares_columns(page, server):
+    def drawn() -> list[np.ndarray]:
+        return [decoded(source) for source in page.pictures("#gallery")]
+
+    def over_http(**request: object) -> np.ndarray:
+        return np.load(io.BytesIO(server.sample(format="npy", **request)))
+
+    def shows(expected: np.ndarray) -> bool:
+        return until(lambda: np.array_equal(drawn(), expected), True)
+
+    def visible(selector: str) -> bool:
+        return any(element.is_displayed() for element in page.all(selector))
+
+    assert visible("#column") and not visible("#class")
+    page.screenshot("unconditional")
+    pick(page, "#model", "sagan-8.ml · 10 classes")
+    assert until(lambda: visible("#class"), True) and not visible("#column")
+    assert shows(over_http(model="sagan-8.ml"))
+
+    pick(page, "#class", "cat")
+    assert shows(over_http(model="sagan-8.ml", labels="cat"))
+    titles = [tile.get_attribute("title") for tile in page.all("#gallery .tile")]
+    assert titles == ["cat"] * 16
+    page.slide("#k1", 8)
+    cats = over_http(model="sagan-8.ml", labels=3, k=8)
+    assert shows(cats)
+    page.click("#gallery .tile", 5)
+    assert until(lambda: np.array_equal(decoded(page.pictures("#inside")[0]), cats[5]), True)
+    assert "The image, cat" in page.text("#inside")
+    page.click("#atoms .atom", 0)
+    assert until(lambda: len(page.pictures("#loss")), 3) == 3
+    page.screenshot("conditional")
+    pick(page, "#class", "any")
+    assert shows(over_http(model="sagan-8.ml", k=8))
+
+    pick(page, "#model", "dcgan-8.ml")
+    assert until(lambda: visible("#column"), True) and not visible("#class")
+    assert shows(over_http(model="dcgan-8.ml"))
+    page.click("#column input", 1)
+    assert shows(over_http(model="dcgan-8.l0"))
+    assert until(lambda: page.all("#model input")[0].get_attribute("value"), "dcgan-8.l0") == "dcgan-8.l0"
+    assert until(lambda: "allows 512 of 2,048" in page.text("#facts"), True)
+    page.click("#column input", 0)
+    assert shows(over_http(model="dcgan-8.baseline"))
+
+    wide = page.driver.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= page.width  # nothing to scroll sideways
+    assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
 def test_the_page_of_the_api_needs_no_other_host(server, tmp_path):
     page = Page(server.url, 1280, tmp_path)
     try:

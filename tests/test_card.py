@@ -1,13 +1,19 @@
 """The model card: what the Hub reads of it, and that it says nothing which the config does not."""
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from conftest import CLASSES
 from huggingface_hub import ModelCard
 
+from sparsegen.export.onnx_file import bundle
 from sparsegen.zoo.card import model_card
-from sparsegen.zoo.table1 import REGULARIZERS, ModelSpec
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.pretrained import read_config, save_pretrained
+from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS, ModelSpec
 
 EVALUATION = {
     "metric": "fd-efficientnet-lite0",
@@ -27,8 +33,8 @@ TRAINING = {
 }
 
 
-def config(regularizer: str, **about: dict) -> dict:
-    spec = ModelSpec.parse(f"dcgan-8.{regularizer}")
+def config(regularizer: str, architecture: str = "dcgan", **about: object) -> dict:
+    spec = ModelSpec.parse(f"{architecture}-8.{regularizer}")
     return {
         "format": 1,
         "model": spec.name,
@@ -72,6 +78,47 @@ def test_the_measured_distance_has_its_name_and_its_protocol() -> None:
     assert "**fid: 12.00**" in model_card(
         config("ml", evaluation={**EVALUATION, "metric": "fid", "distance": 12.0})
     )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_card_speaks_of_labels_where_there_are_any(architecture: str) -> None:
+    classes = ARCHITECTURES[architecture].classes
+    card = model_card(config("ml", architecture, **({"class_names": CLASSES} if classes else {})))
+    data = ModelCard(card).data
+    assert ("class-conditional-image-generation" in data.tags) == bool(classes)
+    assert data.get("pipeline_tag") == (None if classes else "unconditional-image-generation")
+    assert ("0 airplane, 1 automobile" in card) == bool(classes)
+    assert ("labels=0" in card) == ("## Labels" in card) == bool(classes)
+    assert ("has no labels" in card) == (not classes)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "atoms", "effective", "code_1", "code_2"),
+    [  # filters: 4 x 4 of stride 2 after 3 x 3 at half the side; 4 x 4 alone; 3 x 3 after 3 x 3
+        ("dcgan", "4 x 4", "8 x 8", "8 x 16 x 16", "8 x 16 x 16"),
+        ("cgan", "4 x 4", "10 x 10", "8 x 16 x 16", "16 x 8 x 8"),
+        ("sngan", "3 x 3", "6 x 6", "8 x 32 x 32", "16 x 16 x 16"),
+        ("biggan", "3 x 3", "5 x 5", "8 x 32 x 32", "8 x 32 x 32"),
+    ],
+)
+def test_a_card_says_how_large_atoms_and_codes_are(
+    architecture: str, atoms: str, effective: str, code_1: str, code_2: str
+) -> None:
+    card = " ".join(model_card(config("l0", architecture)).split())
+    assert f"whose 8 atoms have {atoms} pixels" in card and f"of D1 D2, of {effective} pixels" in card
+    assert f"Γ1 is {code_1}, Γ2 is {code_2} " in card
+
+
+def test_the_python_in_it_runs(tiny_conditional: Generator, tmp_path: Path) -> None:
+    folder = save_pretrained(tiny_conditional, tmp_path / "model")
+    bundle(folder)
+    blocks = re.findall(r"```python\n(.*?)```", model_card(read_config(folder)), re.DOTALL)
+    assert len(blocks) == 2
+    names: dict = {}
+    for block in blocks:
+        exec(block.replace("biggan-8.ml", str(folder)), names)
+    assert names["images"].shape == names["sparser"].shape == names["alike"].shape == (16, 32, 32, 3)
+    assert np.array_equal(names["alike"], tiny_conditional.sample(16, seed=0, labels=[0] * 16))
 
 
 def test_the_python_in_it_compiles() -> None:

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import CLASSES, ROOT
 from PIL import Image
 
 from sparsegen.__main__ import main
 from sparsegen.export.runtime import open_sampler
 from sparsegen.training.features import FeatureNetwork
+from sparsegen.zoo.bundled import MODELS, list_models
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
 
@@ -53,6 +54,11 @@ def in_a_process(*arguments: object) -> Done:
 @pytest.fixture
 def model(tiny_ml: Generator, tmp_path: Path) -> Path:
     return save_pretrained(tiny_ml, tmp_path / "model")
+
+
+@pytest.fixture
+def conditional(tiny_conditional: Generator, tmp_path: Path) -> Path:
+    return save_pretrained(tiny_conditional, tmp_path / "conditional")
 
 
 @pytest.fixture
@@ -115,17 +121,85 @@ def test_sample_refuses_bad_input_in_one_line(
     assert_refused(sparsegen("sample", model, *arguments), says)
 
 
+@pytest.mark.parametrize(
+    ("labels", "numbers"),
+    [("cat", [3] * 16), ("3", [3] * 16), ("3, 5,dog,truck", [3, 5, 5, 9]), (None, None)],
+)
+def test_sample_takes_labels_by_number_and_by_name(
+    sparsegen: CLI, conditional: Path, tmp_path: Path, labels: str | None, numbers: list[int] | None
+) -> None:
+    asked = [] if labels is None else ["--labels", labels]
+    done = sparsegen("sample", conditional, *asked, "--seed", 7, "--out", tmp_path / "drawn.npy")
+    assert done.returncode == 0, done.stderr
+    expected = from_pretrained(conditional).sample(len(numbers or range(16)), seed=7, labels=numbers)
+    assert np.array_equal(np.load(tmp_path / "drawn.npy"), expected)
+    assert np.ptp(expected.astype(int), axis=0).mean() > 5  # the images differ
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ("10", "9 truck, from 0 to 9; got 10"),
+        ("-1", "9 truck, from 0 to 9; got -1"),
+        ("cats", "no class 'cats': there are airplane, automobile, bird, cat, deer"),
+        ("3,kat", "did you mean 'cat'?"),
+        ("", "no class ''"),
+    ],
+)
+def test_labels_that_there_are_not_are_refused_with_the_classes(
+    sparsegen: CLI, model: Path, conditional: Path, labels: str, says: str
+) -> None:
+    assert_refused(sparsegen("sample", conditional, "--labels", labels), says, "airplane", "truck")
+    assert_refused(sparsegen("sample", model, "--labels", labels), "leave them out")
+
+
+def test_several_labels_are_one_for_each_image(sparsegen: CLI, conditional: Path) -> None:
+    done = sparsegen("sample", conditional, "--labels", "1,2", "--count", 3)
+    assert_refused(done, "one class for all images or one for each of 3; got 2")
+
+
 def test_an_unknown_model_lists_the_near_ones(sparsegen: CLI) -> None:
     assert_refused(sparsegen("sample", "dcgan.mll"), "no model 'dcgan.mll'")
     assert_refused(sparsegen("info", "no/such/folder"), "no model")
 
 
-def test_list_and_info_say_what_there_is(sparsegen: CLI, model: Path) -> None:
-    assert sparsegen("list").returncode == 0
+def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
+    sparsegen: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{name}\n" for name in list_models()]
+    assert sparsegen("list").stdout == "".join(names)
     assert_refused(sparsegen("list", "stylegan*"), "no bundled model matches 'stylegan*'")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    assert sparsegen("list", "--plain").stdout == "".join(names)
+    header, *rows = re.sub(r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout).splitlines()
+    assert (
+        header.split() == "model classes atoms k steps distance, lower is better density of Γ license".split()
+    )
+    assert len(rows) == len(names)
+    for row, name in zip(rows, list_models(), strict=True):
+        config = json.loads((MODELS / name / "config.json").read_text())
+        verdict = config["evaluation"]
+        for text in (
+            f"{name} ",
+            f" {config['atoms']} of ",
+            " " + (", ".join(map(str, config["k"])) or "-"),
+            f" {config['training']['steps']:,} ",
+            f" {verdict['metric']} {verdict['distance']:.1f} ",
+            f" {verdict['density'][0]:.2f}, {verdict['density'][1]:.2f} ",
+            config["license"],
+        ):
+            assert text in row
+
+
+def test_info_says_what_a_model_is(sparsegen: CLI, model: Path, conditional: Path) -> None:
     shown = sparsegen("info", model).stdout
     for text in ("dcgan-8.ml", "8 x 3 x 4 x 4", "8 x 3 x 8 x 8", "2 of 8 in each needle", "apache-2.0"):
         assert text in shown
+    assert re.search(r"classes +none", shown)
+    shown = " ".join(sparsegen("info", conditional).stdout.split())
+    assert ", ".join(f"{label} {called}" for label, called in enumerate(CLASSES)) in shown
+    assert "Γ1 8 x 32 x 32" in shown and "D1 8 x 3 x 3 x 3" in shown and "D_eff 8 x 3 x 5 x 5" in shown
 
 
 @pytest.mark.parametrize(
@@ -162,6 +236,21 @@ def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
     )
     done = sparsegen(*into, "--out", tmp_path / "tuned", "--batch-size", 8, "--steps", 2, "--judge-count", 0)
     assert done.returncode == 0, done.stderr
+
+
+def test_training_on_a_share_of_the_images_says_so(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
+    arguments = ("train", "dcgan-8.ml", "--data", pictures, "--steps", 1, "--judge-count", 0)
+    done = sparsegen(*arguments, "--out", tmp_path / "run", "--batch-size", 10, "--share", 0.25)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["share"] == 0.25
+    trained = from_pretrained(tmp_path / "run" / "checkpoints" / "00000001").config["training"]
+    assert trained["share"] == 0.25
+    assert sparsegen(*arguments, "--out", tmp_path / "all", "--batch-size", 10).returncode == 0
+    of_all = json.loads((tmp_path / "all" / "run.json").read_text())
+    assert of_all["share"] == 1 and of_all["fingerprint"] != trained["fingerprint"]
+    more = sparsegen(*arguments, "--out", tmp_path / "x", "--batch-size", 11, "--share", 0.25)
+    assert_refused(more, "has 10 images, fewer than one batch of 11")  # of 41, one of them is broken
+    assert_refused(sparsegen(*arguments, "--out", tmp_path / "run", "--batch-size", 10, "--resume"), "share")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
@@ -206,6 +295,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         (("dcgan-8.ml", "--device", "tpu"), "got 'tpu'"),
         (("dcgan-8.ml", "--device", "cuda:4096"), "no device cuda:4096"),
         (("dcgan-8.ml", "--judge-count", 1), "--judge-count is 0, or the images drawn, from 2 to"),
+        (("dcgan-8.ml", "--share", 0), "above 0 and at most 1; got 0"),
+        (("dcgan-8.ml", "--share", 1.5), "--share"),
+        (("dcgan-8.ml", "--share", "nan"), "--share"),
         (("dcgan-8.ml", "--resume"), "holds no run to go on with"),
         (("dcgan-8.ml", "--out", "/proc/x/run"), "/proc"),
         (("dcgan-8.ml", "--data", "missing/folder/of/images"), "missing/folder"),

@@ -5,6 +5,7 @@ import logging
 import os
 import struct
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,10 @@ def test_an_epoch_drops_its_incomplete_last_batch_and_no_image_for_good():
 
 def test_pixels_go_from_minus_one_to_one():
     ramp = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16).contiguous()
-    real, labels = Batches(Images(ramp, None, "ramp", ""), 1, seed=0, flip=False).at(0)
+    ramp = ramp.expand(2, -1, -1, -1).contiguous()
+    real, labels = Batches(Images(ramp, None, "ramp", ""), 2, seed=0, flip=False).at(0)
     assert labels is None
-    assert real.dtype == torch.float32 and real.shape == (1, 3, 16, 16)
+    assert real.dtype == torch.float32 and real.shape == (2, 3, 16, 16)
     torch.testing.assert_close(real[0, 1].flatten(), torch.linspace(-1, 1, 256))
     assert real.min() == -1 and real.max() == 1
 
@@ -136,14 +138,15 @@ def test_too_few_images_are_refused_with_the_numbers_and_the_remedy():
     ):
         Batches(tiny(20), 8, seed=0, world_size=3)
     with pytest.raises(ValueError, match="2 images, .*: use more images"):
-        Batches(tiny(2), 1, seed=0, world_size=3)
+        Batches(tiny(2), 2, seed=0, world_size=3)
     Batches(tiny(20), 20, seed=0).at(0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0, "seed": 0}, "batch_size"),
+        ({"batch_size": 0, "seed": 0}, "batch_size .* at least 2.*; got 0"),
+        ({"batch_size": 1, "seed": 0}, "since batch norm takes its statistics over them; got 1"),
         ({"batch_size": 2, "seed": -1}, "seed"),
     ],
 )
@@ -191,6 +194,26 @@ def test_limit_takes_labeled_classes_in_turn_and_unlabeled_rows_in_order(tmp_pat
     assert len(open_images(path, limit=100)) == 9
     with pytest.raises(ValueError, match="limit"):
         open_images(path, limit=0)
+
+
+def test_a_part_takes_that_share_of_every_class_and_is_other_data():
+    labels = torch.tensor([7] * 20 + [8] * 20)
+    whole = replace(tiny(40), labels=labels)
+    part = whole.part(0.1)
+    assert part.labels.tolist() == [7, 7, 8, 8]
+    assert torch.equal(part.pixels, whole.pixels[[0, 1, 20, 21]])
+    assert part.fingerprint == data.fingerprint(part.pixels, part.labels) != whole.fingerprint
+    assert (part.name, part.classes) == (whole.name, whole.classes)
+    unlabeled = tiny(40, labels=False)
+    assert torch.equal(unlabeled.part(0.25).pixels, unlabeled.pixels[:10])
+    assert unlabeled.part(0.25).labels is None
+    assert whole.part(1) is whole and len(whole.part(1e-9)) == 1
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01, float("nan")])
+def test_a_share_that_is_no_part_is_refused(share):
+    with pytest.raises(ValueError, match=f"above 0 and at most 1; got {share}"):
+        tiny().part(share)
 
 
 def test_progress_ends_at_the_number_of_rows(tmp_path, monkeypatch):

@@ -4,19 +4,22 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import CLASSES
 from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
-from sparsegen.service import demo, xray
-from sparsegen.service.models import open_model
+from sparsegen.service import demo, markup, xray
+from sparsegen.service.models import open_model, open_models
 from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.pretrained import from_pretrained
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
+CONDITIONAL, CAT = "sagan-8.ml", 3
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +36,76 @@ def pictures(markup: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in encoded]
 
 
-def ask(client, api_name: str, model=ML, seed=7, count=5, k=2, apart=False, k_2=1, index=0):
-    if model in (ML, L0, BASELINE):
-        client.predict(model, api_name="/choose")  # as on the page, the dial gets the range of the model
-    return client.predict(model, seed, count, k, apart, k_2, index, api_name=api_name)
+def ask(client, api_name: str, model=ML, label=demo.ANY, seed=7, count=5, k=2, apart=False, k_2=1, index=0):
+    if model in (ML, L0, BASELINE, CONDITIONAL):
+        choose(client, model)  # as on the page, the dial gets the range of the model
+    return client.predict(model, label, seed, count, k, apart, k_2, index, api_name=api_name)
+
+
+def choose(client, model: str, label: int = demo.ANY) -> tuple:
+    return client.predict(model, label, api_name="/choose")
 
 
 @pytest.mark.parametrize(
     ("model", "setting", "k"),
-    [(ML, {}, 2), (ML, {"apart": True}, [2, 1]), (L0, {"k": 300}, 300), (BASELINE, {}, None)],
+    [
+        (ML, {}, 2),
+        (ML, {"apart": True}, [2, 1]),
+        (L0, {"k": 300}, 300),
+        (BASELINE, {}, None),
+        (CONDITIONAL, {}, 2),
+        (CONDITIONAL, {"label": CAT}, 2),
+    ],
     ids=str,
 )
 def test_a_seed_has_the_same_pixels_on_the_page_and_over_http(server, client, model, setting, k):
     tiles, *_ = ask(client, "/draw", model, **setting)
-    over_http = server.sample(model=model, count=5, seed=7, k=k, format="npy")
+    label = setting.get("label")
+    over_http = server.sample(model=model, count=5, seed=7, k=k, labels=label, format="npy")
     np.testing.assert_array_equal(pictures(tiles), np.load(io.BytesIO(over_http)))
 
 
-def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path):
-    tiles, _, python, curl = ask(client, "/draw", count=3, k=3, apart=True)
+def test_the_class_of_each_image_is_named(client):
+    tiles = ask(client, "/draw", CONDITIONAL)[0]
+    drawn = noise.labels(5, 10, seed=7)
+    called = [CLASSES[label] for label in drawn]
+    assert re.findall(r'title="(.*?)"', tiles) == called and len(set(called)) > 1
+    assert [f'alt="Image {index} {name}"' in tiles for index, name in enumerate(called)] == [True] * 5
+    assert f"<b>The image</b>, {called[2]}, 32" in ask(client, "/look", CONDITIONAL, index=2)[0]
+    assert "<b>The image</b>, cat, 32" in ask(client, "/look", CONDITIONAL, label=CAT, index=2)[0]
+    assert "<b>The image</b>, 32" in ask(client, "/look")[0]
+
+
+def test_a_name_of_a_class_is_text_on_the_page():
+    tiles = markup.tiles(np.zeros((1, 4, 4, 3), np.uint8), 0, ['<b>"cat"'])
+    assert "<b>" not in tiles and '"cat"' not in tiles
+
+
+def test_the_classes_are_offered_where_there_are_any_and_the_chosen_one_is_kept(client):
+    choose(client, CONDITIONAL)
+    _, _, choice, *_ = choose(client, CONDITIONAL, CAT)
+    assert choice["choices"] == [["any", demo.ANY], *([name, label] for label, name in enumerate(CLASSES))]
+    assert (choice["value"], choice["visible"]) == (CAT, True)
+    _, _, choice, *_ = choose(client, ML, CAT)
+    assert (choice["value"], choice["visible"]) == (demo.ANY, False)
+
+
+def test_the_columns_of_one_network_stand_side_by_side(models):
+    opened, _ = open_models(models)
+    shown = demo.columns(opened[ML], opened)
+    assert shown["choices"] == [("baseline", BASELINE), ("l0", L0), ("ml", ML)]
+    assert (shown["value"], shown["visible"]) == (ML, True)
+    assert demo.columns(opened[CONDITIONAL], opened)["visible"] is False
+    assert (demo.title(opened[ML]), demo.title(opened[CONDITIONAL])) == (ML, "sagan-8.ml · 10 classes")
+    named_by_hand = {name: replace(opened[ML], name=name) for name in ("mine", "yours")}
+    assert demo.columns(named_by_hand["mine"], named_by_hand)["visible"] is False
+
+
+@pytest.mark.parametrize(
+    "setting", [{}, {"model": CONDITIONAL, "label": CAT}, {"model": CONDITIONAL}], ids=str
+)
+def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path, setting):
+    tiles, _, python, curl = ask(client, "/draw", count=3, k=3, apart=True, **setting)
     names: dict = {}
     exec(python, names)
     np.testing.assert_array_equal(names["pixels"], pictures(tiles))
@@ -112,6 +166,8 @@ def test_the_x_ray_maps_the_non_zeros_of_each_needle(server, client):
         ({"k": 9}, "8"),
         ({"k": 1.5}, "integer"),
         ({"index": 64}, "63"),
+        ({"label": 3}, "choices|leave them out"),
+        ({"model": CONDITIONAL, "label": 10}, "choices|from 0 to 9"),
     ],
     ids=str,
 )
@@ -119,6 +175,26 @@ def test_a_bad_value_is_explained_on_the_page(client, setting, words):
     with pytest.raises(Exception, match=words) as told:
         ask(client, "/draw", **setting)
     assert "Traceback" not in str(told.value)
+
+
+def test_the_x_ray_of_a_residual_network_knows_its_small_atoms_and_large_codes(server, client):
+    inside, atoms, _ = ask(client, "/look", CONDITIONAL, label=CAT, index=1)
+    image, density_1, density_2, _ = pictures(inside)
+    np.testing.assert_array_equal(image, pictures(ask(client, "/draw", CONDITIONAL, label=CAT)[0])[1])
+    assert density_1.shape == density_2.shape == (32, 32, 3)
+    assert all(picture.shape == (3, 3, 3) for picture in pictures(atoms))
+    assert inside.count("its 1024 needles") == 2 and "of 8 atoms" in atoms
+
+
+def test_switching_off_the_atoms_of_a_conditional_image_leaves_the_bias_of_d1(models):
+    opened, _ = open_models(models)
+    handlers, event = demo.Handlers(opened), demo.gr.EventData(None, {"off": list(range(8))})
+    shown = handlers.switch(CONDITIONAL, CAT, 7, 5, 2, False, 2, 1, event)
+    before, after, _ = pictures(shown)
+    generator = from_pretrained(models / CONDITIONAL)
+    empty = torch.tanh(generator.stages[0].conv.bias.detach()).numpy()
+    np.testing.assert_allclose(after.reshape(-1, 3), [np.rint((empty + 1) * 127.5)] * 1024, atol=1)
+    assert before.std() > 5
 
 
 def test_an_image_that_is_no_longer_drawn_gives_way_to_the_last(client):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import CLASSES, ROOT
 from PIL import Image
 from server import (  # noqa: F401 (two are fixtures)
     NO_TORCH,
@@ -31,12 +31,15 @@ from server import (  # noqa: F401 (two are fixtures)
 
 from sparsegen.export.runtime import open_sampler
 from sparsegen.service.batching import Batcher
+from sparsegen.service.job import Job
 from sparsegen.service.models import open_models
 from sparsegen.service.serve import serve
+from sparsegen.zoo import noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
 from sparsegen.zoo.pretrained import from_pretrained
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
+CONDITIONAL = "sagan-8.ml"
 BIG = b" " * (50 << 20)
 
 
@@ -63,6 +66,29 @@ def test_an_image_is_bit_for_bit_the_runtimes_over_http_and_within_a_gray_level_
     assert len(np.unique(over_http)) > 20  # not a constant
 
 
+@pytest.mark.parametrize(
+    ("labels", "numbers"),
+    [
+        (None, None),
+        (3, 3),
+        ("cat", 3),
+        ("3", 3),
+        ([9, 0, 0, 5, 3], [9, 0, 0, 5, 3]),
+        (["truck", 0, "airplane", "dog", 3], [9, 0, 0, 5, 3]),
+    ],
+)
+def test_labels_give_bit_for_bit_the_runtimes_pixels(server, labels, numbers):
+    request = {"model": CONDITIONAL, "count": 5, "seed": 11, "k": [4, 2], "labels": labels, "format": "npy"}
+    over_http = pixels_of(server.sample(**request))
+    sampler = open_sampler(server.models / CONDITIONAL)
+    np.testing.assert_array_equal(over_http, sampler.sample(5, seed=11, k=[4, 2], labels=numbers))
+    generator = from_pretrained(server.models / CONDITIONAL)
+    by_torch = generator.sample(5, seed=11, k=[4, 2], labels=numbers).astype(int)
+    assert (np.abs(over_http - by_torch) <= 1).mean() > 0.999
+    other = sampler.sample(5, seed=11, k=[4, 2], labels=1).astype(int)
+    assert np.abs(over_http - other).mean() > 2  # the class makes a difference
+
+
 def test_the_three_formats_hold_the_same_pixels(server):
     request = {"model": ML, "count": 5, "seed": 3}
     pixels = pixels_of(server.sample(**request, format="npy"))
@@ -87,7 +113,8 @@ def test_models_are_listed_with_their_dials(server):
     status, kind, body = server.ask("GET", "/models")
     assert (status, kind) == (200, "application/json")
     listed = {model["name"]: model for model in json.loads(body)["models"]}
-    assert sorted(listed) == [BASELINE, L0, ML]
+    assert sorted(listed) == [BASELINE, L0, ML, CONDITIONAL]
+    assert listed[CONDITIONAL]["classes"] == CLASSES and listed[ML]["classes"] == []
     assert listed[BASELINE]["k"] == [] and listed[BASELINE]["regularizer"] == "baseline"
     assert listed[L0]["k"] == [{"level": 1, "unit": "code", "trained": 512, "min": 1, "max": 8 * 16 * 16}]
     assert [dial["max"] for dial in listed[ML]["k"]] == [8, 8]
@@ -127,7 +154,11 @@ def test_the_openapi_document_carries_the_limits(server):
     count, seed = schema["properties"]["count"], schema["properties"]["seed"]
     assert (count["minimum"], count["maximum"], count["default"]) == (1, 64, 16)
     assert (seed["minimum"], seed["maximum"], seed["default"]) == (0, 2**64 - 1, 0)
-    assert schema["properties"]["model"]["enum"] == [BASELINE, L0, ML]
+    assert schema["properties"]["model"]["enum"] == [BASELINE, L0, ML, CONDITIONAL]
+    labels = schema["properties"]["labels"]
+    assert labels["default"] is None and labels["anyOf"][2]["maxItems"] == 64
+    assert f"{CONDITIONAL}: {', '.join(CLASSES)}" in labels["description"]
+    assert f"{ML}: none" in labels["description"]
     assert f"{L0}: 1 to 2048 for each code of Γ1" in schema["properties"]["k"]["description"]
 
 
@@ -155,6 +186,20 @@ REFUSED = [
     ({"model": "../../etc/passwd"}, 404, ML),
     ({"model": 7}, 422, "model"),
     ({"model": None}, 422, "model is missing"),
+    ({"labels": 0}, 422, "leave them out"),
+    ({"labels": "cat"}, 422, "leave them out"),
+    ({"model": CONDITIONAL, "labels": 10}, 422, "9 truck, from 0 to 9; got 10"),
+    ({"model": CONDITIONAL, "labels": -1}, 422, "9 truck, from 0 to 9; got -1"),
+    ({"model": CONDITIONAL, "labels": 2**70}, 422, "from 0 to 9"),
+    ({"model": CONDITIONAL, "labels": "kat"}, 422, "did you mean 'cat'"),
+    ({"model": CONDITIONAL, "labels": ["cat", "kat"], "count": 2}, 422, "no class 'kat'"),
+    ({"model": CONDITIONAL, "labels": "c" * 100_000}, 422, "no class"),
+    ({"model": CONDITIONAL, "labels": [1, 2]}, 422, "one for each of 16; got 2"),
+    ({"model": CONDITIONAL, "labels": []}, 422, "got 0"),
+    ({"model": CONDITIONAL, "labels": True}, 422, "got True"),
+    ({"model": CONDITIONAL, "labels": 1.5}, 422, "got 1.5"),
+    ({"model": CONDITIONAL, "labels": [[1]], "count": 1}, 422, "got [1]"),
+    ({"model": CONDITIONAL, "labels": {"cat": 1}}, 422, "a label is"),
     ({"format": "gif"}, 422, "grid, png, npy"),
     ({"format": ["grid"]}, 422, "grid, png, npy"),
     ({"steps": 1}, 422, "unknown key 'steps'"),
@@ -274,6 +319,10 @@ def test_requests_that_arrive_together_are_merged_and_get_the_pixels_they_get_al
             (BASELINE, 5, None),
         ]
     ]
+    requests += [
+        {"model": CONDITIONAL, "count": count, "seed": seed, "labels": labels, "format": "npy"}
+        for seed, (count, labels) in enumerate([(3, None), (1, "cat"), (4, 5), (2, ["ship", 0]), (60, None)])
+    ]
     alone = [server.sample(**request) for request in requests]
     images, runs = batches(server)
     gate = threading.Barrier(len(requests))
@@ -288,6 +337,27 @@ def test_requests_that_arrive_together_are_merged_and_get_the_pixels_they_get_al
     images_after, runs_after = batches(server)
     assert images_after - images == sum(request["count"] for request in requests)
     assert runs_after - runs < len(requests)
+
+
+def test_requests_of_other_labels_share_a_batch_and_a_row_keeps_its_label(models):
+    opened, _ = open_models(models)
+    bodies = [{"count": 2, "labels": "cat"}, {"count": 1, "labels": 7}, {"count": 3, "seed": 5}]
+    jobs = [Job.of({"model": CONDITIONAL, **body}, opened) for body in bodies]
+    runs = []
+
+    def run(key: str, rows: np.ndarray) -> np.ndarray:
+        runs.append(len(rows))
+        return rows["label"]
+
+    async def ask() -> list[np.ndarray]:
+        batcher = Batcher(run)
+        return await asyncio.gather(*(batcher("one", job.rows()) for job in jobs))
+
+    labels = asyncio.run(ask())
+    assert runs == [6]
+    assert [list(found) for found in labels[:2]] == [[3, 3], [7]]
+    assert list(labels[2]) == list(noise.labels(3, 10, seed=5))
+    np.testing.assert_array_equal(jobs[2].rows()["z"], noise.z(3, 128, seed=5))
 
 
 def batches(server: Server) -> tuple[int, int]:

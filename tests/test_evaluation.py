@@ -19,17 +19,18 @@ from sparsegen.zoo import noise
 class StandIn(nn.Module):
     """Has the interface of a generator of the zoo: two codes, of which the first keeps one entry in four."""
 
-    z_dim = 6
+    z_dim, classes, device = 6, 0, torch.device("cpu")
 
     def __init__(self):
         super().__init__()
         self.coder = nn.Linear(6, 8 * 4 * 4)
         self.norm = nn.BatchNorm2d(8)
         self.dictionary = nn.ConvTranspose2d(8, 3, 8, stride=8)
-        self.sizes = []
+        self.sizes, self.labels = [], []
 
-    def forward(self, z):
+    def forward(self, z, labels=None):
         self.sizes.append(len(z))
+        self.labels += [] if labels is None else labels.tolist()
         deeper = self.norm(self.coder(z).view(-1, 8, 4, 4))
         code = deeper * (torch.arange(8) % 4 == 0).view(8, 1, 1)
         return torch.tanh(self.dictionary(code)), (code, deeper)
@@ -79,6 +80,12 @@ def test_each_image_takes_one_forward_pass_and_progress_is_told(generator, refer
     evaluate(generator, reference, features, 50, batch=20, progress=lambda *done: told.append(done))
     assert generator.sizes == [20, 20, 10]
     assert told == [(20, 50), (40, 50), (50, 50)]
+
+
+def test_a_conditional_generator_is_asked_for_the_classes_of_its_seed(generator, reference, features):
+    generator.classes = 10
+    evaluate(generator, reference, features, 50, seed=3, batch=20)
+    assert generator.labels == noise.labels(50, 10, seed=3).tolist()
 
 
 def test_the_batch_size_does_not_change_what_is_measured(generator, reference, features):

@@ -8,6 +8,7 @@ import torch
 from conftest import warmed
 from torch.nn import functional as F
 
+from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.table1 import build
 
@@ -122,7 +123,7 @@ def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
         ({"k": [1, 99]}, ValueError, "Γ2, from 1 to 8; got 99"),
         ({"truncation": 0.0}, ValueError, "at least 0.05"),
         ({"truncation": float("nan")}, ValueError, "at least 0.05"),
-        ({"labels": [1]}, ValueError, "no classes"),
+        ({"labels": [1]}, ValueError, "this one has none: leave them out"),
     ],
 )
 def test_bad_input_is_named_with_its_limit(
@@ -130,6 +131,80 @@ def test_bad_input_is_named_with_its_limit(
 ) -> None:
     with pytest.raises(error, match=message):
         tiny_ml.sample(**{"count": 1, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (10, ValueError, "0 airplane, 1 automobile, .*9 truck, from 0 to 9; got 10"),
+        (-1, ValueError, "got -1"),
+        ([1, 2], ValueError, "one for each of 3; got 2"),
+        ([1, 2, 3.0], TypeError, "0 airplane, .*got 3.0"),
+        (True, TypeError, "got True"),
+        ("cat", TypeError, "got 'cat'"),
+    ],
+)
+def test_bad_labels_are_named_with_the_classes_that_there_are(
+    tiny_conditional: Generator, labels: object, error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tiny_conditional.sample(3, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("z", "labels", "message"),
+    [
+        ((2, 127), (2,), r"z has the shape .B, 128.; got .2, 127."),
+        ((128,), (1,), r"z has the shape .B, 128.; got .128,."),
+        ((2, 128), None, "conditional: give labels, 0 airplane"),
+        ((2, 128), (3,), "integers, one for each of the 2 z; got torch.int64 .3,."),
+        ((2, 128), (2, 1), "one for each of the 2 z"),
+    ],
+)
+def test_noise_and_labels_of_another_shape_are_refused(
+    tiny_conditional: Generator, z: tuple[int, ...], labels: tuple[int, ...] | None, message: str
+) -> None:
+    given = None if labels is None else torch.zeros(labels, dtype=torch.int64)
+    with pytest.raises(ValueError, match=message):
+        tiny_conditional(torch.zeros(z), given)
+
+
+def test_labels_of_a_forward_pass_are_integers_of_the_classes_and_of_a_conditional_generator(
+    tiny_conditional: Generator, tiny_ml: Generator
+) -> None:
+    z = torch.zeros(2, 128)
+    with pytest.raises(ValueError, match="integers.*got torch.float32"):
+        tiny_conditional(z, torch.zeros(2))
+    with pytest.raises(ValueError, match="9 truck, from 0 to 9; got 10"):
+        tiny_conditional(z, torch.tensor([0, 10]))
+    with pytest.raises(ValueError, match="this one has none"):
+        tiny_ml(z, torch.tensor([0, 1]))
+
+
+def test_one_label_is_that_of_all_images_and_labels_may_be_an_array(tiny_conditional: Generator) -> None:
+    wanted = tiny_conditional.sample(3, labels=[4, 4, 4])
+    for labels in (4, np.int64(4), np.array([4, 4, 4]), torch.tensor([4, 4, 4]), (4, 4, 4)):
+        assert np.array_equal(tiny_conditional.sample(3, labels=labels), wanted)
+    assert not np.array_equal(tiny_conditional.sample(3, labels=[4, 4, 5]), wanted)
+
+
+def test_an_image_of_a_conditional_generator_keeps_its_class_whatever_the_count(
+    tiny_conditional: Generator,
+) -> None:
+    many, few = tiny_conditional.sample(70, seed=5).astype(int), tiny_conditional.sample(3, seed=5)
+    assert np.abs(many[:3] - few).max() <= 1
+    last = tiny_conditional.sample(70, seed=5, labels=noise.labels(70, 10, seed=5))
+    assert np.array_equal(last, many)  # beyond the first batch too
+
+
+def test_the_response_of_a_normalized_network_leaves_its_singular_vectors(
+    tiny_conditional: Generator,
+) -> None:
+    tiny_conditional.train()
+    before = {key: value.clone() for key, value in tiny_conditional.state_dict().items()}
+    assert torch.equal(tiny_conditional.dictionary(1), tiny_conditional.dictionary(1))
+    tiny_conditional.effective_dictionary(), tiny_conditional.sample(2)
+    assert all(torch.equal(value, before[key]) for key, value in tiny_conditional.state_dict().items())
 
 
 def test_a_generator_without_projections_says_that_it_has_no_dial() -> None:

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from sparsegen.zoo import images, noise
 
@@ -11,6 +13,46 @@ def test_a_row_depends_on_its_seed_and_index_alone(seed: int, first: int, count:
     rows = noise.z(count, 16, seed, first)
     alone = [noise.z(1, 16, seed, first + index)[0] for index in range(count)]
     assert np.array_equal(rows, alone)
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    first=st.integers(0, 10_000),
+    count=st.integers(1, 8),
+    classes=st.integers(1, 1000),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_label_depends_on_its_seed_and_index_alone(seed: int, first: int, count: int, classes: int) -> None:
+    drawn = noise.labels(count, classes, seed, first=first)
+    alone = [noise.labels(1, classes, seed, first=first + index)[0] for index in range(count)]
+    assert drawn.dtype == np.int64 and drawn.tolist() == alone
+    assert 0 <= drawn.min() and drawn.max() < classes
+
+
+def test_labels_are_drawn_uniformly_and_apart_from_the_noise() -> None:
+    drawn = noise.labels(5_000, 10)
+    assert stats.chisquare(np.bincount(drawn, minlength=10)).pvalue > 1e-3
+    pairs = np.bincount(drawn[:-1] * 10 + drawn[1:], minlength=100)
+    assert stats.chisquare(pairs).pvalue > 1e-3
+    by_seed = [noise.labels(1, 10, seed)[0] for seed in range(5_000)]
+    assert stats.chisquare(np.bincount(by_seed, minlength=10)).pvalue > 1e-3
+    assert abs(np.corrcoef(noise.z(5_000, 1)[:, 0], drawn)[0, 1]) < 5 / 5_000**0.5
+
+
+def test_the_labels_of_seed_0_never_change() -> None:
+    # The published images of a seed rest on these numbers.
+    assert noise.labels(8, 10, 0).tolist() == [8, 6, 9, 9, 6, 5, 9, 9]
+
+
+@pytest.mark.parametrize("given", [3, [3, 3], (3, 3), np.array([3, 3]), np.int64(3)])
+def test_labels_that_are_given_are_taken(given: object) -> None:
+    assert noise.labels(2, 10, 0, given).tolist() == [3, 3]
+
+
+def test_an_unconditional_generator_has_no_labels() -> None:
+    assert noise.labels(2, 0) is None
+    with pytest.raises(ValueError, match="this one has none"):
+        noise.labels(2, 0, given=1)
 
 
 def test_the_noise_is_standard_normal() -> None:
@@ -52,3 +94,16 @@ def test_a_grid_shows_every_image_once() -> None:
     sheet = images.grid(pictures, gap=1)
     assert sheet.shape == (11, 16, 3)
     assert [int((sheet[..., 0] == value).sum()) for value in range(5)] == [16] * 5
+
+
+def test_a_class_is_called_by_its_name_and_by_its_number_where_it_has_none() -> None:
+    assert noise.titles(3, ("cat", "dog")) == ["cat", "dog", "2"]
+    assert noise.titles(0, ()) == []
+    assert noise.titles(2, ("cat", "dog", "not learned")) == ["cat", "dog"]
+    called = ["7", "8", "dog"]  # the digits of some folders: a name goes before a number
+    assert noise.labels(4, 3, given=["7", "2", 2, "dog"], names=called).tolist() == [0, 2, 2, 2]
+    assert noise.labels(2, 3, given="dog", names=called).tolist() == [2, 2]
+    with pytest.raises(ValueError, match="no class 'cat': there are 7, 8, dog"):
+        noise.labels(1, 3, given="cat", names=called)
+    with pytest.raises(ValueError, match="this one has none"):
+        noise.labels(1, 0, given="dog")

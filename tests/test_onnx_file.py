@@ -295,6 +295,27 @@ def test_a_graph_that_mixes_up_its_k_is_not_exported(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_synthesis_graph_of_other_atoms_is_not_exported(
+    ml: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Generator.dictionary
+
+    def larger_in_torch(generator: Generator, level: int = 1) -> torch.Tensor:
+        return right(generator, level) * (1 if torch.compiler.is_exporting() else 1.0001)
+
+    monkeypatch.setattr(Generator, "dictionary", larger_in_torch)
+    with pytest.raises(RuntimeError, match="differ by .* in the atoms"):
+        export(ml, tmp_path / "m.onnx", synthesis=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_labels_of_a_conditional_generator_are_an_input_as_long_as_the_batch(tmp_path: Path) -> None:
+    export(warmed(build("cgan", "l0_inf", atoms=8)), tmp_path / "m.onnx")
+    (labels,) = (value for value in onnx.load(tmp_path / "m.onnx").graph.input if value.name == "labels")
+    assert labels.type.tensor_type.elem_type == onnx.TensorProto.INT64
+    assert [dim.dim_param for dim in labels.type.tensor_type.shape.dim] == ["batch"]
+
+
 def test_other_weights_beside_the_graph_are_found_by_the_proof(tmp_path: Path) -> None:
     generator = saved("baseline", tmp_path)
     saved("baseline", tmp_path, torch.bfloat16)

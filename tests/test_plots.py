@@ -16,6 +16,21 @@ def test_needle_density_is_the_share_of_non_zeros_at_each_position(tiny_ml: Gene
     assert found.max() <= 2 / 8 + 1e-6  # k = 2 of 8
 
 
+def test_needle_density_of_a_conditional_generator_is_that_of_the_images_it_samples(
+    tiny_conditional: Generator,
+) -> None:
+    found = plots.needle_density(tiny_conditional, 70, seed=3)
+    z, labels = noise.z(70, 128, seed=3), noise.labels(70, 10, seed=3)
+    with torch.no_grad():
+        code = tiny_conditional(torch.from_numpy(z), torch.from_numpy(labels))[1][0]
+    assert found == pytest.approx((code != 0).float().mean((0, 1)).numpy(), abs=1e-3)
+    assert found.shape == (32, 32)
+    for figure in (plots.density({"one": tiny_conditional}, 4), plots.atoms({"one": tiny_conditional})):
+        assert figure.axes
+    titles = [axes.get_title() for axes in plots.atoms({"one": tiny_conditional}).axes]
+    assert "8 atoms of 3 × 3 × 3" in titles[0] and "8 atoms of 5 × 5 × 3" in titles[1]
+
+
 def test_an_atom_has_a_contrast_of_its_own_around_mid_gray() -> None:
     atoms = np.zeros((3, 3, 1, 2), np.float32)
     atoms[0, :, 0, 0], atoms[1, 0, 0, 1] = 0.01, -7

@@ -25,11 +25,23 @@ from sparsegen.zoo.pretrained import from_pretrained
 COLUMNS = ["baseline", "l0_inf", "l0", "l1", "ml"]
 
 
-def pictures(count: int = 64) -> Images:
+RECIPES = [  # several updates of the discriminator, two copies, draws of augmentations, three networks
+    "wgan_gp-8.l1",
+    "msgan-8.l0",
+    "sagan-8.l0_inf",
+    "ssgan-8.ml",
+    "biggan-8.baseline",
+    "diffcr_biggan-8.ml",
+]
+
+
+def pictures(count: int = 64, labels: int = 10) -> Images:
+    """Noise; `labels` says how many classes there are, 0 that there are no labels."""
     pixels = torch.randint(
         0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    return Images(pixels, None, "noise", "0123456789abcdef", ())
+    given = torch.arange(count) % labels if labels else None
+    return Images(pixels, given, "noise", "0123456789abcdef", (), tuple("abcdefghij"[:labels]))
 
 
 def plan(regularizer: str = "ml", **changes: object) -> Plan:
@@ -54,10 +66,12 @@ def start(
     resume: bool = False,
     save_every: int = 4,
     judge_every: int = 1000,
+    labels: int = 10,
     **changes: object,
 ) -> Run:
     schedule = Schedule(steps, measure_every=2, save_every=save_every, judge_every=judge_every)
-    return Run(folder, plan(regularizer, **changes), pictures(), schedule, judge, resume, device="cpu")
+    images = pictures(labels=labels)
+    return Run(folder, plan(regularizer, **changes), images, schedule, judge, resume, device="cpu")
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
@@ -90,6 +104,24 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path: Path, regula
             break
     resumed = start(tmp_path / "broken", 9, regularizer=regularizer, resume=True)
     assert resumed.step == 4
+    for _ in resumed:
+        pass
+    assert_equal(state(tmp_path / "broken"), state(tmp_path / "unbroken"))
+    assert records(tmp_path / "broken") == records(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(
+    ("model", "share"), [*((model, 1.0) for model in RECIPES), ("diffcr_biggan-8.l0", 0.1)]
+)
+def test_every_kind_of_recipe_is_resumed_bit_for_bit(tmp_path: Path, model: str, share: float) -> None:
+    options = {"model": model, "share": share, "batch_size": 4, "save_every": 2}
+    for _ in start(tmp_path / "unbroken", 4, **options):
+        pass
+    for progress in start(tmp_path / "broken", 4, **options):
+        if progress.step == 3:
+            break
+    resumed = start(tmp_path / "broken", 4, resume=True, **options)
+    assert resumed.step == 2
     for _ in resumed:
         pass
     assert_equal(state(tmp_path / "broken"), state(tmp_path / "unbroken"))
@@ -229,6 +261,38 @@ def test_any_checkpoint_can_be_fine_tuned_into_any_regularizer(tmp_path: Path, r
     assert str(tmp_path) not in json.dumps(told)
 
 
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            "wgan_gp-8.l0",
+            "wgan_gp-8.l0 cannot start from a dcgan-8.ml: .*generator.safetensors holds another network",
+        ),
+        (
+            "dcgan-16.ml",
+            "dcgan-16.ml cannot start from a dcgan-8.ml: .* another width: coder.* is .*, expected",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_or_width_is_refused_by_name(
+    tmp_path: Path, model: str, says: str
+) -> None:
+    for _ in start(tmp_path / "first", 1):
+        pass
+    with pytest.raises(ValueError, match=says):
+        start(tmp_path / "second", 4, model=model, start_from=str(tmp_path / "first/checkpoints/00000001"))
+    assert not (tmp_path / "second").exists()
+
+
+def test_what_is_published_of_a_conditional_run_knows_the_names_of_its_classes(tmp_path: Path) -> None:
+    for _ in start(tmp_path / "run", 1, model="cgan-8.ml"):
+        pass
+    opened = from_pretrained(tmp_path / "run" / "checkpoints" / "00000001")
+    assert opened.class_names == tuple("abcdefghij")
+    with pytest.raises(ValueError, match="0 a, 1 b, .* 9 j.* got 10"):
+        opened.sample(1, labels=10)
+
+
 def a_generator_alone(folder: Path) -> Path:
     """A checkpoint without a discriminator, after 2 steps."""
     for _ in start(folder, 2, save_every=2):
@@ -269,7 +333,7 @@ def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_
             not torch.equal(first[key], value) for key, value in run.networks.generator.named_parameters()
         )
         assert moved == (step > 3)
-    assert not torch.equal(judge["head.weight"], run.networks.discriminator.head.weight)
+    assert not torch.equal(judge["head.conv.weight"], run.networks.discriminator.head.conv.weight)
 
 
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:
@@ -344,7 +408,7 @@ def test_two_processes_hold_one_state_see_different_images_and_stop_and_go_on_to
     alone = start(tmp_path / "alone", 6)
     for _ in alone:
         pass
-    weight = "discriminator.head.weight"
+    weight = "discriminator.head.conv.weight"
     assert not torch.equal(first[weight], alone.networks.state()[weight])
 
 
@@ -363,7 +427,16 @@ def test_a_folder_of_before_the_source_was_kept_goes_on(tmp_path: Path) -> None:
 def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for wrong, says in [
-        ({"batch_size": 65}, "fewer than one batch"),
+        ({"batch_size": 65}, "fewer than one batch of 65: use --batch-size 64 or smaller"),
+        ({"batch_size": 1}, "at least 2, since batch norm takes its statistics over them; got 1"),
+        (
+            {"model": "cgan-8.ml", "labels": 0},
+            "cgan-8.ml is conditional and noise has no labels: give data with",
+        ),
+        (
+            {"model": "biggan-8.ml", "labels": 11},
+            "has 10 classes, and noise has labels up to 10: give data of 10",
+        ),
         ({"start_from": "nobody.ml"}, "no model"),
         ({"start_from": "dcgan.ml"}, "another width"),
     ]:
@@ -433,16 +506,32 @@ def test_the_best_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("judge_every", [1000, 6])
-def test_a_run_that_diverges_stops_before_it_gives_up_its_last_good_checkpoint(
+def test_weights_that_diverge_stop_a_run_before_it_gives_up_its_last_good_checkpoint(
     tmp_path: Path, judge_every: int
 ) -> None:
     run = start(tmp_path / "run", 20, judge_every=judge_every)
     with pytest.raises(RuntimeError, match="diverged: by step [68] .* start again from .*/00000004 .--from"):
         for step, _ in run:
             if step == 5:
-                next(run.networks.generator.parameters()).data[0] = torch.nan
+                next(run.networks.averaged.parameters()).data[0] = torch.nan
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000004"]
     assert not (tmp_path / "run" / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "losses"),
+    [("generator", "cross_entropy is nan"), ("discriminator", "cross_entropy is nan")],
+)
+def test_a_loss_that_is_not_finite_stops_a_run_at_once_and_names_the_step(
+    tmp_path: Path, network: str, losses: str
+) -> None:
+    run = start(tmp_path / "run", 20)
+    with pytest.raises(FloatingPointError, match=f"diverged: in step 6 {losses}"):
+        for step, _ in run:
+            if step == 5:
+                next(run.networks.trained[network].parameters()).data[0] = torch.nan
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000004"]
+    assert start(tmp_path / "run", 8, resume=True).step == 4
 
 
 @pytest.mark.parametrize(

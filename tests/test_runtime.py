@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT, warmed
+from conftest import CLASSES, ROOT, warmed
 
 from sparsegen.export import runtime
 from sparsegen.export.onnx_file import bundle, export
@@ -175,6 +175,55 @@ def test_bad_values_are_refused_as_the_generator_refuses_them(
     with pytest.raises(theirs.type) as ours:
         sampler.sample(**{"count": 1, **bad})
     assert str(ours.value) == str(theirs.value)
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    generator = warmed(build("biggan", "l0_inf", atoms=8))
+    generator.config = {"class_names": CLASSES}
+    folder = save_pretrained(generator, tmp_path_factory.mktemp("bundles") / "biggan-8.l0_inf")
+    bundle(folder)
+    return folder
+
+
+def test_a_conditional_sampler_draws_what_torch_draws_of_each_class(conditional: Path) -> None:
+    sampler, generator = open_sampler(conditional), from_pretrained(conditional)
+    assert (sampler.classes, sampler.class_names) == (10, tuple(CLASSES))
+    images = []
+    for labels in (None, 3, list(range(10)) * 7):
+        ours, theirs = (source.sample(70, seed=5, k=8, labels=labels) for source in (sampler, generator))
+        difference = np.abs(ours.astype(int) - theirs)
+        assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+        images.append(ours)
+    assert not np.array_equal(images[0], images[1])
+    drawn = noise.labels(70, 10, seed=5)
+    assert np.array_equal(images[0], sampler.sample(70, seed=5, k=8, labels=drawn))
+    assert np.array_equal(images[0][:3], sampler.sample(3, seed=5, k=8))
+    image, _ = sampler.run(noise.z(70, 128, seed=5), 8, labels=drawn)
+    assert np.array_equal(sampler.run(noise.z(1, 128, seed=5), 8, labels=drawn[:1])[0], image[:1])
+
+
+@pytest.mark.parametrize("labels", [10, -1, [1, 2], [1, 2.0, 3], "cat", True, []], ids=str)
+def test_bad_labels_are_refused_as_the_generator_refuses_them(conditional: Path, labels: object) -> None:
+    with pytest.raises((TypeError, ValueError)) as theirs:
+        from_pretrained(conditional).sample(3, labels=labels)
+    with pytest.raises(theirs.type) as ours:
+        open_sampler(conditional).sample(3, labels=labels)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_noise_wants_labels_where_and_only_where_a_sampler_is_conditional(
+    conditional: Path, sampler: OnnxSampler
+) -> None:
+    with pytest.raises(ValueError, match="conditional: give labels, 0 airplane"):
+        open_sampler(conditional).run(noise.z(2, 128))
+    with pytest.raises(ValueError, match="one for each of 2; got 3"):
+        open_sampler(conditional).run(noise.z(2, 128), labels=[1, 2, 3])
+    with pytest.raises(ValueError, match="this one has none"):
+        sampler.run(noise.z(2, 128), labels=[1, 2])
+    with pytest.raises(ValueError, match="this one has none"):
+        sampler.sample(1, labels=1)
 
 
 def test_a_k_without_a_projection_is_refused(unprojected: Path) -> None:

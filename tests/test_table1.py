@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec, build
 
 cells = pytest.mark.parametrize(
@@ -8,10 +9,15 @@ cells = pytest.mark.parametrize(
 )
 
 
+def noise(generator: Generator, count: int) -> tuple[torch.Tensor, ...]:
+    """z, and labels where the generator wants them."""
+    return torch.randn(count, generator.z_dim), *[torch.arange(count)][: generator.classes]
+
+
 @cells
 def test_every_cell_of_table_1_draws_images_from_projected_codes(architecture: str, regularizer: str) -> None:
     generator = build(architecture, regularizer, atoms=8)
-    image, codes = generator(torch.randn(2, generator.z_dim))
+    image, codes = generator(*noise(generator, 2))
     assert image.shape == (2, 3, 32, 32)
     assert image.abs().max() <= 1
     assert [code.shape[1:] for code in codes] == list(generator.code_shapes)
@@ -22,7 +28,7 @@ def test_every_cell_of_table_1_draws_images_from_projected_codes(architecture: s
 @cells
 def test_a_projected_code_holds_at_most_k_non_zeros_a_unit(architecture: str, regularizer: str) -> None:
     generator = build(architecture, regularizer, atoms=8)
-    _, codes = generator(torch.randn(4, generator.z_dim))
+    _, codes = generator(*noise(generator, 4))
     for dial in generator.dials:
         support = codes[dial.level - 1] != 0
         per_unit = support.sum(1) if dial.unit == "needle" else support.flatten(1).sum(1)
@@ -30,25 +36,63 @@ def test_a_projected_code_holds_at_most_k_non_zeros_a_unit(architecture: str, re
         assert dial.k == dial.limit // 4
 
 
-@cells
-def test_the_discriminator_scores_each_image_once(architecture: str, regularizer: str) -> None:
-    spec = ModelSpec.of(architecture, regularizer, 8)
-    assert spec.discriminator()(torch.zeros(3, 3, 32, 32)).shape == (3,)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_discriminator_scores_each_image_with_its_label(architecture: str) -> None:
+    discriminator = ModelSpec.of(architecture, "ml", 8).discriminator().eval()
+    labels = [torch.tensor([1, 2, 1])] if ARCHITECTURES[architecture].classes else []
+    image = torch.randn(1, 3, 32, 32)
+    scores = discriminator(image.expand(3, -1, -1, -1), *labels)
+    assert scores.shape == (3,)
+    torch.testing.assert_close(scores[0], scores[2])
+    assert torch.allclose(scores[0], scores[1], rtol=1e-6) == (not labels)
+    torch.testing.assert_close(discriminator(image, *[some[1:2] for some in labels])[0], scores[1])
 
 
-def test_the_full_width_networks_have_the_parameters_of_the_tables() -> None:
-    spec = ModelSpec.parse("dcgan.ml")
-    counts = [
-        sum(p.numel() for p in network.parameters()) for network in (spec.generator(), spec.discriminator())
-    ]
-    assert counts == [
-        3_825_667,
-        2_637_441,
-    ]  # design A with z of 128, counted on paper: layers, norms, one bias
+COUNTS = {  # of generator, discriminator and encoder: architectures.md, section 4.10
+    "dcgan": (3_825_667, 2_637_441),
+    "cgan": (3_531_395, 2_658_689),
+    "wgan_gp": (3_813_379, 5_860_865),
+    "msgan": (3_531_395, 2_658_689),
+    "sngan": (3_813_379, 5_860_865),
+    "sagan": (4_386_308, 1_075_586),
+    "ssgan": (4_276_739, 1_144_338, 4_273_024),
+    "biggan": (4_304_387, 4_207_361),
+    "diffcr_biggan": (4_304_387, 4_207_361),
+}
 
 
-def test_all_columns_share_their_weights() -> None:
-    states = [build("dcgan", column, atoms=8).state_dict() for column in REGULARIZERS]
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_full_width_networks_have_the_parameters_of_the_tables(architecture: str) -> None:
+    spec = ModelSpec.of(architecture, "ml")
+    with torch.device("meta"):
+        networks = spec.generator(), spec.discriminator(), spec.encoder()
+    counts = [sum(p.numel() for p in network.parameters()) for network in networks if network]
+    assert tuple(counts) == COUNTS[architecture]
+
+
+CODES = {  # of Γ1 and Γ2, and the size of an atom of D1, D2 and D_eff: architectures.md, section 3
+    "dcgan": ((128, 16, 16), (128, 16, 16), 4, 3, 8),
+    "cgan": ((128, 16, 16), (256, 8, 8), 4, 4, 10),
+    "msgan": ((128, 16, 16), (256, 8, 8), 4, 4, 10),
+    "wgan_gp": ((64, 32, 32), (128, 16, 16), 3, 4, 6),
+    "sngan": ((64, 32, 32), (128, 16, 16), 3, 4, 6),
+    **dict.fromkeys(("sagan", "ssgan", "biggan", "diffcr_biggan"), ((256, 32, 32), (256, 32, 32), 3, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_codes_and_dictionaries_have_the_sizes_of_the_tables(architecture: str) -> None:
+    gamma_1, gamma_2, d1, d2, d_eff = CODES[architecture]
+    generator = build(architecture, "ml")
+    assert generator.code_shapes == (gamma_1, gamma_2)
+    assert generator.dictionary(1).shape == (gamma_1[0], 3, d1, d1)
+    assert generator.dictionary(2).shape == (gamma_2[0], gamma_1[0], d2, d2)
+    assert generator.effective_dictionary().shape == (gamma_2[0], 3, d_eff, d_eff)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_columns_share_their_weights(architecture: str) -> None:
+    states = [build(architecture, column, atoms=8).state_dict() for column in REGULARIZERS]
     for state in states[1:]:
         assert {key: value.shape for key, value in state.items()} == {
             key: value.shape for key, value in states[0].items()

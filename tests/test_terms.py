@@ -1,47 +1,430 @@
-import math
+"""Every loss against its formula, computed in numpy, float64 or by finite differences."""
 
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sparsegen.training.recipes import RECIPES, recipe_of
-from sparsegen.training.terms import CodeL1, Draw, Forward, cross_entropy, non_saturating
+from sparsegen.training import augment, terms
+from sparsegen.training.augment import Augment, nothing
+from sparsegen.training.recipes import LOW_DATA, PENALTIES, RECIPES, recipe_of
+from sparsegen.training.terms import Draw, Forward
+from sparsegen.zoo.residual import uniform_prior
 from sparsegen.zoo.table1 import REGULARIZERS, ModelSpec
 
-
-def forward(real: float, fake: float, trains_generator: bool = True) -> Forward:
-    """A pair of images whose pixel is their score, and a generator of constant codes."""
-    codes = (torch.tensor([[[[-2.0, 0.0], [1.0, 3.0]]]]), torch.full((1, 1, 2, 2), 100.0))
-    fakes = torch.full((1, 1, 1, 1), float(fake), requires_grad=True)
-    draw = Draw(lambda z: (fakes, codes), torch.full((1, 1, 1, 1), float(real)), torch.zeros(1, 1))
-    return Forward(draw, nn.Flatten(0), trains_generator)
+scores = st.lists(st.floats(-90, 90), min_size=1, max_size=5)
 
 
-@pytest.mark.parametrize(("real", "fake"), [(0, 0), (2, -1), (-3, 4), (60, -60), (-90, 90)])
-def test_the_losses_are_the_cross_entropies_of_their_definition(real: float, fake: float) -> None:
-    def log_sigmoid(score: float) -> float:
-        return -math.log1p(math.exp(-score)) if score > 0 else score - math.log1p(math.exp(score))
+class Made(nn.Module):
+    """A generator of given images and codes."""
 
-    found = forward(real, fake)
-    assert cross_entropy(found).item() == pytest.approx(-log_sigmoid(real) - log_sigmoid(-fake), rel=1e-5)
-    assert non_saturating(found).item() == pytest.approx(-log_sigmoid(fake), rel=1e-5)
+    def __init__(self, images: Tensor, codes: tuple[Tensor, ...] = ()):
+        super().__init__()
+        self.images, self.codes = nn.Parameter(images), codes
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.images * 1, self.codes
+
+
+class Scorer(nn.Module):
+    """A discriminator of a function of images; it remembers what it was shown."""
+
+    def __init__(self, score: Callable[[Tensor], Tensor] = lambda images: images.flatten(1).sum(1)):
+        super().__init__()
+        self.score, self.shown = score, []
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.shown.append((images, labels))
+        return self.score(images)
+
+
+def forward(
+    real: Tensor,
+    fake: Tensor,
+    trains: str = "generator",
+    *,
+    discriminator: nn.Module | None = None,
+    codes: tuple[Tensor, ...] = (),
+    augmented: Augment = nothing,
+    **options: object,
+) -> Forward:
+    networks = {"generator": Made(fake, codes), "discriminator": discriminator or Scorer()}
+    draw = {"labels": None, "z": torch.zeros(len(fake), 1), "random": torch.Generator().manual_seed(0)}
+    more = {"encoder": options.pop("encoder")} if "encoder" in options else {}
+    return Forward(Draw({**networks, **more}, real, **{**draw, **options}), trains, augmented)
+
+
+def pixels(values: list[float]) -> Tensor:
+    """Images whose one pixel is their score."""
+    return torch.tensor(values).view(-1, 1, 1, 1)
+
+
+def log_sigmoid(score: float) -> float:
+    return -math.log1p(math.exp(-score)) if score > 0 else score - math.log1p(math.exp(score))
+
+
+def sigmoid(score: float) -> float:
+    return math.exp(log_sigmoid(score))
+
+
+LOSSES = {
+    terms.cross_entropy: lambda real, fake: (
+        np.mean([-log_sigmoid(x) for x in real]) + np.mean([-log_sigmoid(-x) for x in fake])
+    ),
+    terms.non_saturating: lambda real, fake: np.mean([-log_sigmoid(x) for x in fake]),
+    terms.hinge: lambda real, fake: (
+        np.mean([max(0, 1 - x) for x in real]) + np.mean([max(0, 1 + x) for x in fake])
+    ),
+    terms.wasserstein: lambda real, fake: np.mean(fake) - np.mean(real),
+    terms.negative_score: lambda real, fake: -np.mean(fake),
+    terms.score_matching: lambda real, fake: abs(
+        np.mean([sigmoid(x) for x in real]) - np.mean([sigmoid(x) for x in fake])
+    ),
+}
+
+
+@pytest.mark.parametrize("term", LOSSES, ids=lambda term: term.__name__)
+@given(real=scores, fake=scores)
+@settings(max_examples=40, deadline=None)
+def test_a_loss_of_scores_is_its_formula(term: terms.Term, real: list[float], fake: list[float]) -> None:
+    found = term(forward(pixels(real), pixels(fake))).item()
+    assert found == pytest.approx(LOSSES[term](real, fake), rel=1e-4, abs=1e-5)
+
+
+def test_a_weight_multiplies_its_term() -> None:
+    assert terms.Weighted(3, terms.negative_score)(forward(pixels([1.0]), pixels([2.0]))).item() == -6
 
 
 def test_the_l1_penalty_is_the_mean_magnitude_of_gamma_1() -> None:
-    assert CodeL1(2.0)(forward(0, 0)).item() == 2 * (2 + 0 + 1 + 3) / 4
+    codes = (torch.tensor([[[[-2.0, 0.0], [1.0, 3.0]]]]), torch.full((1, 1, 2, 2), 100.0))
+    assert (
+        terms.CodeL1(2.0)(forward(pixels([0.0]), pixels([0.0]), codes=codes)).item()
+        == 2 * (2 + 0 + 1 + 3) / 4
+    )
 
 
-def test_only_the_generators_phase_sends_a_gradient_into_the_fakes() -> None:
-    assert non_saturating(forward(0, 0, trains_generator=True)).requires_grad
-    assert not cross_entropy(forward(0, 0, trains_generator=False)).requires_grad
+# ---- what one update sees ----
+
+
+@pytest.mark.parametrize("trains", ["generator", "discriminator", "encoder"])
+def test_only_the_generators_phase_sends_a_gradient_into_the_fakes(trains: str) -> None:
+    found = forward(pixels([0.0]), pixels([0.0]), trains)
+    assert found.fake.requires_grad == found.fake_scores.requires_grad == (trains == "generator")
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_a_draw_makes_its_images_once_and_with_a_graph_only_where_it_is_asked_for(
+    differentiable: bool,
+) -> None:
+    found = forward(pixels([0.0]), pixels([0.0]), differentiable=differentiable)
+    generator = found.draw.networks["generator"].requires_grad_(False)  # it stands still in this phase
+    image, _ = found.draw.generated
+    assert image.requires_grad == differentiable and not generator.images.requires_grad
+    generator.requires_grad_(True)  # and learns in the next one, from the same images
+    fake = Forward(found.draw, "generator").fake
+    assert fake is image
+    if differentiable:
+        fake.sum().backward()
+        assert generator.images.grad.item() == 1
+
+
+def test_the_discriminator_sees_each_image_augmented_with_its_label() -> None:
+    labels = torch.tensor([3, 1])
+    real, fake = torch.rand(2, 3, 8, 8), torch.rand(4, 3, 8, 8)
+    scorer = Scorer()
+    found = forward(
+        real, fake, discriminator=scorer, labels=labels, augmented=lambda images, random: images.flip(3)
+    )
+    assert found.real_scores.shape == (2,) and found.fake_scores.shape == (4,)
+    (seen_real, real_labels), (seen_fake, fake_labels) = scorer.shown
+    assert torch.equal(seen_real, real.flip(3)) and torch.equal(seen_fake, fake.flip(3))
+    assert real_labels.tolist() == [3, 1] and fake_labels.tolist() == [3, 1, 3, 1]
+
+
+# ---- gradient penalty ----
+
+
+@given(w=st.lists(st.floats(-3, 3), min_size=12, max_size=12), norm=st.floats(0.5, 5))
+@settings(max_examples=40, deadline=None)
+def test_the_penalty_of_a_linear_discriminator_is_that_of_the_length_of_its_weights(
+    w: list[float], norm: float
+) -> None:
+    if np.linalg.norm(w) < 1e-2:
+        return
+    weight = nn.Parameter(torch.tensor(w))
+    linear = Scorer(lambda images: images.flatten(1) @ weight)
+    found = forward(torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2), "discriminator", discriminator=linear)
+    penalty = terms.GradientPenalty(10, norm)(found)
+    length = np.linalg.norm(w)
+    assert penalty.item() == pytest.approx(10 * (length / norm - 1) ** 2, rel=1e-4, abs=1e-5)
+    penalty.backward()
+    wanted = 20 * (length / norm - 1) / norm * np.array(w) / length
+    np.testing.assert_allclose(weight.grad.numpy(), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_penalty_is_taken_at_one_place_of_its_own_between_each_pair() -> None:
+    real, fake, scorer = torch.rand(50, 3, 4, 4), torch.rand(100, 3, 4, 4) + 2, Scorer()
+    terms.GradientPenalty(1)(forward(real, fake, "discriminator", discriminator=scorer))
+    (between, _) = scorer.shown[-1]
+    shares = (between.detach() - real) / (fake[:50] - real)
+    assert (shares.flatten(1).std(1) < 1e-5).all()
+    shares = shares.flatten(1).mean(1)
+    assert ((shares >= 0) & (shares <= 1)).all() and shares.unique().numel() == 50
+    assert shares.min() < 0.2 and shares.max() > 0.8
+
+
+def test_the_penalty_and_its_gradient_are_those_of_finite_differences() -> None:
+    torch.manual_seed(3)
+    conv, head = nn.Conv2d(2, 5, 3, padding=1), nn.Linear(5 * 9, 1)
+
+    def score(images: Tensor) -> Tensor:
+        return head(torch.tanh(conv(images)).flatten(1))[:, 0]
+
+    scorer = Scorer(score)
+    found = forward(torch.randn(3, 2, 3, 3), torch.randn(3, 2, 3, 3), "discriminator", discriminator=scorer)
+    penalty = terms.GradientPenalty(10, 0.7)(found)
+    penalty.backward()
+    slopes = conv.weight.grad[:2, 0].double(), head.weight.grad[0, :4].double()
+    x = scorer.shown[-1][0].detach().double()
+    conv.double(), head.double()
+
+    @torch.no_grad()
+    def naive(h: float = 1e-5) -> float:
+        steps = h * torch.eye(18, dtype=torch.float64).view(18, 1, 2, 3, 3)
+        ahead, behind = ((score((x + sign * steps).flatten(0, 1))).view(18, 3) for sign in (1, -1))
+        return 10 * (((ahead - behind) / (2 * h)).norm(dim=0) / 0.7 - 1).square().mean().item()
+
+    assert penalty.item() == pytest.approx(naive(), rel=1e-5)
+    for values, slope in ((conv.weight.data[:2, 0], slopes[0]), (head.weight.data[0, :4], slopes[1])):
+        for index in np.ndindex(*values.shape):
+            kept, sides = values[index].item(), []
+            for sign in (1, -1):
+                values[index] = kept + sign * 1e-4
+                sides.append(naive())
+            values[index] = kept
+            assert slope[index].item() == pytest.approx((sides[0] - sides[1]) / 2e-4, rel=1e-3, abs=1e-4)
+
+
+# ---- mode seeking, consistency ----
+
+
+def test_mode_seeking_is_the_distance_in_z_over_that_in_pixels_between_the_copies() -> None:
+    fake, z = torch.randn(6, 3, 4, 4), torch.randn(6, 5)
+    found = terms.ModeSeeking(2.0)(forward(torch.zeros(3, 3, 4, 4), fake, z=z))
+    images, noise = fake.double().numpy(), z.double().numpy()
+    ratio = np.mean([np.abs(images[i + 3] - images[i]) for i in range(3)]) / np.mean(
+        [np.abs(noise[i + 3] - noise[i]) for i in range(3)]
+    )
+    assert found.item() == pytest.approx(2 / (ratio + 1e-5), rel=1e-5)
+    alike = forward(torch.zeros(1, 1, 1, 1), torch.zeros(2, 1, 1, 1), z=torch.tensor([[0.0], [1.0]]))
+    assert terms.ModeSeeking(1)(alike).item() == pytest.approx(1e5)
+
+
+def test_consistency_is_the_mean_square_of_what_the_scores_differ_by() -> None:
+    real = torch.randn(5, 3, 4, 4)
+    found = forward(real, real, "discriminator", augmented=lambda images, random: images * 3)
+    sums = real.flatten(1).sum(1).double().numpy()
+    assert terms.Consistency(10, terms.untouched)(found).item() == pytest.approx(
+        10 * np.mean((3 * sums - sums) ** 2), rel=1e-4
+    )
+    other = terms.Consistency(2, lambda found: found.real + 1)
+    assert other(found).item() == pytest.approx(2 * 48**2, rel=1e-4)
+
+
+def test_what_is_moved_is_what_the_discriminator_sees_flipped_or_not_and_shifted_by_an_eighth_at_most() -> (
+    None
+):
+    found = forward(torch.rand(12, 1, 16, 16) + 1, torch.zeros(1, 1, 16, 16), augmented=augment.cutout)
+    seen = set()
+    for image, moved in zip(found.real, terms.moved(found), strict=True):
+        padded = F.pad(torch.stack([image, image.flip(2)]), (2, 2, 2, 2))
+        matches = [
+            (flipped, row, column)
+            for flipped in range(2)
+            for row in range(5)
+            for column in range(5)
+            if torch.equal(padded[flipped, :, row : row + 16, column : column + 16], moved)
+        ]
+        assert len(matches) == 1
+        seen.update(matches)
+    assert {flipped for flipped, *_ in seen} == {0, 1} and len(seen) > 5
+
+
+# ---- turns ----
+
+
+class Turner(Scorer):
+    """A discriminator whose features are the pixels, and whose second head is a matrix."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.turns = nn.Linear(size, 5)
+
+    def features(self, images: Tensor) -> Tensor:
+        self.shown.append((images, None))
+        return images.flatten(1)
+
+
+def cross_entropies(turner: Turner, images: Tensor, classes: list[int]) -> float:
+    logits = (images.flatten(1) @ turner.turns.weight.T + turner.turns.bias).detach().double().numpy()
+    return float(np.mean(np.log(np.exp(logits).sum(1)) - logits[range(len(classes)), classes]))
+
+
+def turn_of(image: Tensor, original: Tensor) -> int:
+    turns = [t for t in range(4) if np.array_equal(np.rot90(original.numpy(), t, (1, 2)), image.numpy())]
+    assert len(turns) == 1
+    return turns[0]
+
+
+def test_turned_images_are_numpys_quarter_turns() -> None:
+    images, turns = torch.randn(8, 2, 5, 5), torch.tensor([0, 1, 2, 3, 3, 1, 0, 2])
+    for image, turn, made in zip(images, turns.tolist(), terms.turned(images, turns), strict=True):
+        assert np.array_equal(made.numpy(), np.rot90(image.numpy(), turn, (1, 2)))
+
+
+def test_turn_classes_are_the_four_turns_of_real_images_and_generated_ones_as_they_are() -> None:
+    real, fake, turner = torch.randn(200, 1, 3, 3), torch.randn(200, 1, 3, 3), Turner(9)
+    loss = terms.TurnClasses(0.5)(forward(real, fake, "discriminator", discriminator=turner))
+    shown, _ = turner.shown[-1]
+    classes = [
+        4 if torch.equal(shown[i], fake[i]) else turn_of(shown[i].detach(), real[i]) for i in range(200)
+    ]
+    assert min(np.bincount(classes, minlength=5)) > 20  # of 40; 20 are more than 3 deviations away
+    assert loss.item() == pytest.approx(0.5 * cross_entropies(turner, shown, classes), rel=1e-5)
+
+
+def test_turn_matching_is_what_the_cross_entropies_of_real_and_generated_images_differ_by() -> None:
+    real, fake, turner = torch.randn(100, 1, 3, 3), torch.randn(100, 1, 3, 3) * 2, Turner(9)
+    loss = terms.TurnMatching(0.1)(forward(real, fake, discriminator=turner))
+    (shown_fake, _), (shown_real, _) = turner.shown
+    turns = [turn_of(shown_real[i], real[i]) for i in range(100)]
+    assert turns == [turn_of(shown_fake[i].detach(), fake[i]) for i in range(100)]
+    assert min(np.bincount(turns, minlength=4)) > 10
+    wanted = cross_entropies(turner, shown_fake, turns) - cross_entropies(turner, shown_real, turns)
+    assert loss.item() == pytest.approx(0.1 * abs(wanted), rel=1e-4)
+
+
+# ---- what is made again of what was encoded ----
+
+
+class Doubling(nn.Module):
+    """A generator of images that are twice the noise; an encoder that gives the image as noise, times a weight."""
+
+    def __init__(self, encodes: bool = False):
+        super().__init__()
+        self.encodes, self.weight = encodes, nn.Parameter(torch.tensor(0.5 if encodes else 2.0))
+
+    def forward(self, given: Tensor, labels: Tensor | None = None) -> object:
+        made = self.weight * given
+        return made.flatten(1) if self.encodes else (made[:, :, None, None], ())
+
+
+def encoded(real: Tensor, z: Tensor, trains: str, fraction: float = 0.0) -> Forward:
+    scorer = Scorer(lambda images: images.flatten(1).sum(1))
+    scorer.features = lambda images: images**2
+    networks = {"generator": Doubling(), "discriminator": scorer, "encoder": Doubling(encodes=True)}
+    return Forward(Draw(networks, real, None, z, torch.Generator(), fraction), trains)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "weight"), [(0, 0.95), (0.5, 0.95), (0.625, 0.975), (0.75, 1), (0.99, 1)]
+)
+def test_the_hinge_with_reconstructions_leaves_them_out_by_and_by(fraction: float, weight: float) -> None:
+    real, z = torch.tensor([0.3, -0.7, 2.0]).view(3, 1, 1, 1), torch.tensor([[0.1], [-0.4], [1.5]])
+    found = encoded(real, z, "discriminator", fraction)
+    found.draw.networks["generator"].weight.data.fill_(3.0)  # so that 1.5 x is made again
+    wanted = (
+        weight * np.mean([1 - sigmoid(x) for x in (0.3, -0.7, 2.0)])
+        + (1 - weight) * np.mean([1 - sigmoid(1.5 * x) for x in (0.3, -0.7, 2.0)])
+        + np.mean([1 + sigmoid(3 * x) for x in (0.1, -0.4, 1.5)])
+    )
+    assert terms.reconstruction_hinge(found).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_encoders_loss_is_of_features_made_again_and_of_distances_as_in_the_noise() -> None:
+    real, z = torch.randn(4, 3, 1, 1), torch.randn(4, 3)
+    found = encoded(real, z, "encoder")
+    found.draw.networks["encoder"].weight.data.fill_(0.4)
+    x, noise = real.double().flatten(1).numpy(), z.double().numpy()
+    again, made = (0.8 * x) ** 2, (2 * noise) ** 2
+    uniform = np.vectorize(lambda value: 2 * NormalDist().cdf(value) - 1)
+    in_noise = (uniform(0.4 * x) - uniform(noise)).mean()
+    scale = math.sqrt(3 / 3)
+    wanted = ((x**2 - again) ** 2).mean() + 0.7 * ((again - made).mean() - scale * in_noise) ** 2
+    loss = terms.Encoding(0.7, uniform_prior)(found)
+    assert loss.item() == pytest.approx(wanted, rel=1e-4)
+    loss.backward()
+    assert found.draw.networks["encoder"].weight.grad is not None
+
+
+def test_the_distance_in_noise_counts_less_the_more_features_there_are() -> None:
+    real, z = torch.zeros(2, 3, 1, 1), torch.ones(2, 3)
+    found = encoded(real, z, "encoder")
+    found.discriminator.features = lambda images: images.repeat(1, 4, 1, 1)  # 12 features of 3 noises
+    # Apart by -2 in features and -(2 Φ(1) - 1) in noise.
+    wanted = (-2 + math.sqrt(3 / 12) * (2 * NormalDist().cdf(1) - 1)) ** 2
+    assert terms.Encoding(1, uniform_prior)(found).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("trains", ["encoder", "discriminator"])
+def test_what_is_made_again_teaches_the_encoder_alone(trains: str) -> None:
+    found = encoded(torch.randn(3, 2, 1, 1), torch.randn(3, 2), trains)
+    torch.testing.assert_close(found.reconstructed, found.draw.real)
+    assert found.reconstructed.requires_grad == (trains == "encoder")
+
+
+def test_what_is_made_again_leaves_the_running_statistics_of_the_generator_alone() -> None:
+    spec = ModelSpec.parse("ssgan-8.ml")
+    networks = {
+        "generator": spec.generator(),
+        "discriminator": spec.discriminator(),
+        "encoder": spec.encoder(),
+    }
+    draw = Draw(networks, torch.rand(4, 3, 32, 32), None, torch.randn(4, 128), torch.Generator())
+    generator = networks["generator"]
+
+    def statistics() -> list[Tensor]:
+        return [value.clone() for key, value in generator.named_buffers() if "running" in key]
+
+    before = statistics()
+    _ = Forward(draw, "discriminator").reconstructed
+    assert all(torch.equal(a, b) for a, b in zip(before, statistics(), strict=True))
+    _ = draw.generated
+    assert not any(torch.equal(a, b) for a, b in zip(before, statistics(), strict=True))
+
+
+# ---- recipes ----
 
 
 @pytest.mark.parametrize("architecture", RECIPES)
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
 def test_a_column_adds_its_penalty_to_the_generator_alone(architecture: str, regularizer: str) -> None:
-    own = {phase.network: set(phase.terms) for phase in RECIPES[architecture].phases}
-    got = {
-        phase.network: set(phase.terms) for phase in recipe_of(ModelSpec.of(architecture, regularizer)).phases
-    }
-    assert got["discriminator"] == own["discriminator"]
-    assert got["generator"] - own["generator"] == ({"code_l1"} if regularizer == "l1" else set())
+    own = {phase.network: phase.terms for phase in RECIPES[architecture].phases}
+    got = {phase.network: phase.terms for phase in recipe_of(ModelSpec.of(architecture, regularizer)).phases}
+    more = PENALTIES["l1"] if regularizer == "l1" else {}
+    assert got == {**own, "generator": {**own["generator"], **more}}
+
+
+def test_with_a_part_of_the_data_diffcr_biggan_shifts_too_and_is_consistent_with_the_plain_image() -> None:
+    spec = ModelSpec.parse("diffcr_biggan.baseline")
+    assert recipe_of(spec, 0.1) is not recipe_of(spec)
+    images = torch.ones(64, 1, 16, 16)
+    for share, columns in ((1.0, 64), (0.1, 40)):
+        recipe = recipe_of(spec, share)
+        made = recipe.augment(images, torch.Generator().manual_seed(0))
+        whole = (
+            (made != 0).any(2).all(2).flatten()
+        )  # no shift brings in an empty column, and no hole is as high
+        assert whole.sum() == 64 if columns == 64 else whole.sum() < columns
+        (consistency,) = (phase.terms["consistency"] for phase in recipe.phases if phase.network[0] == "d")
+        assert consistency.weight == 10
+        assert consistency.other is (terms.moved if share == 1 else terms.untouched)
+    assert recipe_of(ModelSpec.parse("biggan.baseline"), 0.1) == RECIPES["biggan"]
+    assert set(LOW_DATA) <= set(RECIPES)

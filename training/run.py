@@ -285,10 +285,13 @@ class Run:
         self.step, self.best = record["step"], record["best"]
 
     def _start_from(self, checkpoint: Path) -> None:
-        load_weights(self.networks.generator, checkpoint / WEIGHTS)
+        try:
+            load_weights(self.networks.generator, checkpoint / WEIGHTS)
+            if self.source.discriminator:
+                load_weights(self.networks.discriminator, checkpoint / DISCRIMINATOR)
+        except ValueError as error:
+            raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None
         self.networks.start_average()
-        if self.source.discriminator:
-            load_weights(self.networks.discriminator, checkpoint / DISCRIMINATOR)
 
     def _judge(self) -> None:
         if not self.accelerator.is_main_process:

@@ -319,9 +319,11 @@ def _learning(network: nn.Module) -> Iterator[None]:
     frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
-    yield
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager
@@ -330,6 +332,8 @@ def _statistics_kept(network: nn.Module) -> Iterator[None]:
     norms = [(part, part.momentum) for part in network.modules() if isinstance(part, BatchNorm)]
     for norm, _ in norms:
         norm.momentum = 0.0
-    yield
-    for norm, momentum in norms:
-        norm.momentum = momentum
+    try:
+        yield
+    finally:
+        for norm, momentum in norms:
+            norm.momentum = momentum

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsegen.zoo.dial import Dial
+from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.table1 import ModelSpec
 
 CONSTRAINTS = {
@@ -23,6 +24,7 @@ must not be compared with one, those of the paper included.""",
 }
 FACTS = {
     "data": "images",
+    "share": "share of these images that was trained on",
     "steps": "steps",
     "batch_size": "batch size",
     "seed": "seed",
@@ -32,11 +34,12 @@ FACTS = {
 }
 LIMITS = """## Limits
 
-- It draws 32 x 32 images of the kind that it was trained on, and has no labels: what an image shows cannot be
-  asked for.
+- It draws 32 x 32 images of the kind that it was trained on, and {labels}.
 - The paper's FIDs are not its own: only what this card lists was measured on these weights.
 - A code tells which atoms an image is made of; nothing makes an atom mean something to a person.
 - It repeats the biases of its training images. Do not take its images for photographs."""
+LABELED = "what an image shows can be asked\n  for by its class only"
+UNLABELED = "has no labels: what an image shows\n  cannot be asked for"
 PAPER = """## Paper
 
 Roy Ganz and Michael Elad, *Improved Image Generation via Sparsity* (arXiv 2104.00464). This model is an
@@ -61,7 +64,7 @@ def model_card(config: dict) -> str:
     Raises: ValueError if there is no such model.
     """
     spec = ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"], config["k"])
-    dials = spec.generator().dials
+    generator = spec.generator()
     training, evaluation = config.get("training", {}), config.get("evaluation", {})
     front = {
         "license": config["license"],
@@ -70,39 +73,53 @@ def model_card(config: dict) -> str:
         "tags": ["sparse-coding", "gan", "onnx", spec.architecture, spec.regularizer],
         "datasets": ["cifar10"],
     }
+    if generator.classes:  # for which the Hub has no pipeline
+        del front["pipeline_tag"]
+        front["tags"].append("class-conditional-image-generation")
     if "cifar10" not in str(training.get("data", "cifar10")):
         del front["datasets"]
     sections = [
         "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()) + "\n---",
         f"# {spec.name}",
-        _what(spec),
-        _use(spec, dials),
-        _k(dials),
+        _what(spec, generator),
+        _use(spec, generator.dials, generator.classes),
+        _labels(generator.classes, config.get("class_names", ())),
+        _k(generator.dials),
         _training(training),
         _distance(evaluation),
-        LIMITS,
+        LIMITS.format(labels=LABELED if generator.classes else UNLABELED),
         PAPER,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _what(spec: ModelSpec) -> str:
-    return f"""A GAN generator of 32 x 32 images whose inner representation is a sparse code: the architecture
+def _what(spec: ModelSpec, generator: Generator) -> str:
+    (atoms, _, *first), effective = generator.dictionary().shape, generator.effective_dictionary().shape[2:]
+    code_1, code_2 = map(_by, generator.code_shapes)
+    kind = "class-conditional GAN generator" if generator.classes else "GAN generator"
+    return f"""A {kind} of 32 x 32 images whose inner representation is a sparse code: the architecture
 {spec.architecture} and the regularizer {spec.regularizer} of the paper's Table 1, with {spec.atoms} atoms.
 {CONSTRAINTS[spec.regularizer]}
-The image is that code times a convolutional dictionary."""
+The image is the code Γ1 times a convolutional dictionary D1, whose {atoms} atoms have {_by(first)} pixels; norms
+and ReLUs aside, an entry of Γ2 adds an atom of D1 D2, of {_by(effective)} pixels. Γ1 is {code_1}, Γ2 is {code_2}
+(channels, height, width)."""
 
 
-def _use(spec: ModelSpec, dials: Sequence[Dial]) -> str:
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _use(spec: ModelSpec, dials: Sequence[Dial], classes: int) -> str:
     k = f", k={max(1, dials[0].k // 2)}" if dials else ""
     sparser = f"\nsparser = generator.sample(16, seed=0{k})" if dials else ""
+    alike = "\nalike = generator.sample(16, seed=0, labels=0)  # all of class 0" if classes else ""
     return f"""## Use
 
 ```python
 import sparsegen
 
 generator = sparsegen.from_pretrained("{spec.name}")  # or a checkpoint's folder, or owner/name on the Hub
-images = generator.sample(16, seed=0)  # uint8 (16, 32, 32, 3){sparser}
+images = generator.sample(16, seed=0)  # uint8 (16, 32, 32, 3){sparser}{alike}
 ```
 
 From the ONNX file, with onnxruntime in place of torch:
@@ -112,6 +129,16 @@ from sparsegen.export.runtime import open_sampler
 
 images = open_sampler("{spec.name}").sample(16, seed=0)
 ```"""
+
+
+def _labels(classes: int, names: Sequence[str]) -> str:
+    if not classes:
+        return ""
+    named = ", ".join(f"{label} {name}" for label, name in enumerate(names))
+    return f"""## Labels
+
+A label is a class, from 0 to {classes - 1}: `labels` takes one for all images, or one for each; without it they are
+drawn from the seed. {f"The classes: {named}." if named else "What the classes are called is not recorded."}"""
 
 
 def _k(dials: Sequence[Dial]) -> str:

@@ -121,7 +121,8 @@ class Generator(nn.Module):
             raise ValueError(
                 f"labels are integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
             )
-        if not torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
+        traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+        if labels.device.type == "cpu" and not traced:  # elsewhere looking at them would wait for the device
             noise.check_labels(labels.tolist(), count, self.classes, self.class_names)
 
     def synthesize(self, codes: Tensor | Sequence[Tensor | None], bypass: Tensor | None = None) -> Tensor:
@@ -154,7 +155,7 @@ class Generator(nn.Module):
         count: int,
         seed: int = 0,
         k: int | Sequence[int] | None = None,
-        labels: int | Sequence[int] | None = None,
+        labels: int | str | Sequence[int | str] | None = None,
         truncation: float | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
@@ -167,8 +168,8 @@ class Generator(nn.Module):
             seed: 0 to 2⁶⁴ - 1.
             k: The sparsity dial for these images: one number for every projected level, or one a level, Γ1
                 first; None for the k of training.
-            labels: Of a conditional generator the class of each image, or one for all; None draws them from the
-                seed.
+            labels: Of a conditional generator the class of each image, or one for all, by number or by name; None
+                draws them from the seed.
             truncation: Bound of the truncated normal that z is drawn from; None for no bound.
             progress: Called with the images done, after each batch of 64.
 

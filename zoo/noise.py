@@ -1,9 +1,12 @@
 """Noise from a seed, in numpy alone: one seed is one draw in Python, ONNX, HTTP and the page."""
 
+import re
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 
 import numpy as np
+
+from sparsegen.zoo.names import known_names
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 100_000
@@ -55,7 +58,7 @@ def labels(
     count: int,
     classes: int,
     seed: int = 0,
-    given: int | Sequence[int] | None = None,
+    given: int | str | Sequence[int | str] | None = None,
     names: Sequence[str] = (),
     first: int = 0,
 ) -> np.ndarray | None:
@@ -63,8 +66,8 @@ def labels(
 
     Args:
         classes: How many there are; 0 for an unconditional generator, which has no labels.
-        given: One class for all images, or one for each of them; None draws them.
-        names: Of the classes, for messages.
+        given: One class for all images, or one for each of them, by number or by name; None draws them.
+        names: Of the classes 0, 1, …, as far as they are known.
         first: As in `z`.
 
     Shape: int64 (count,), or None.  Raises: TypeError, ValueError on labels that do not fit.
@@ -80,9 +83,31 @@ def labels(
         return np.array(draws, np.int64)
     given = given.tolist() if hasattr(given, "tolist") else given
     several = isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray)
+    given = list(given) if several else [given] * count
+    called = titles(classes, names)
     return np.array(
-        check_labels(list(given) if several else [given] * count, count, classes, names), np.int64
+        check_labels([_number(label, called) for label in given], count, classes, names), np.int64
     )
+
+
+def titles(classes: int, names: Sequence[str]) -> list[str]:
+    """What each class is called: by its name, or by its number where it has none."""
+    return [names[label] if label < len(names) else str(label) for label in range(classes)]
+
+
+def _number(label: object, called: Sequence[str]) -> object:
+    """The label of a class that may be called by its name; a string is a name or, if no class has it, a number.
+
+    Raises: ValueError listing the classes if none is called so.
+    """
+    if not isinstance(label, str):
+        return label
+    if label in called:
+        return called.index(label)
+    if re.fullmatch(r"-?[0-9]{1,9}", label):
+        return int(label)
+    label = label[:100]  # whatever was sent
+    raise ValueError(f"no class {label!r}: there are {known_names(label, called)}")
 
 
 def check_conditional(labeled: bool, classes: int, names: Sequence[str] = ()) -> None:
@@ -105,9 +130,7 @@ def check_labels(labels: Sequence[object], count: int, classes: int, names: Sequ
 
 
 def _classes(classes: int, names: Sequence[str]) -> str:
-    return (
-        ", ".join(f"{label} {name}" for label, name in enumerate(names)) or f"a class from 0 to {classes - 1}"
-    )
+    return ", ".join(f"{n} {name}" for n, name in enumerate(names)) or f"a class from 0 to {classes - 1}"
 
 
 def batches(

@@ -1,5 +1,6 @@
 """Pictures of what a generator has learned: its atoms (fig. 5) and where its codes are dense (fig. 3b)."""
 
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -22,15 +23,18 @@ def atoms_sheet(dictionary: Tensor, columns: int = 16) -> np.ndarray:
     return images.grid(images.atom_pictures(dictionary.float().cpu().numpy()), columns, gap=1)
 
 
-def atoms(generator: Generator) -> "Figure":
-    """Draws the atoms of D1 and of D_eff = D1 D2 (fig. 5)."""
-    pairs = {"$D_1$": generator.dictionary(1), "$D_{eff} = D_1 D_2$": generator.effective_dictionary()}
-    figure = _figure(5.2 * len(pairs), 3.2)
-    for axes, (name, dictionary) in zip(figure.subplots(1, len(pairs)), pairs.items(), strict=True):
-        axes.imshow(atoms_sheet(dictionary), interpolation="nearest")
-        count, _, height, width = dictionary.shape
-        axes.set_title(f"{name}: {count} atoms of {height} × {width} × 3", fontsize=10)
-        axes.set_axis_off()
+def atoms(generators: Mapping[str, Generator]) -> "Figure":
+    """Draws the atoms of D1 and of D_eff = D1 D2 of each generator, a row each (fig. 5)."""
+    figure = _figure(10.4, 3.4 * len(generators))
+    for row, (name, generator) in zip(
+        figure.subplots(len(generators), 2, squeeze=False), generators.items(), strict=True
+    ):
+        pairs = {"$D_1$": generator.dictionary(1), "$D_{eff} = D_1 D_2$": generator.effective_dictionary()}
+        for axes, (which, dictionary) in zip(row, pairs.items(), strict=True):
+            axes.imshow(atoms_sheet(dictionary), interpolation="nearest")
+            count, _, height, width = dictionary.shape
+            axes.set_title(f"{name}, {which}: {count} atoms of {height} × {width} × 3", fontsize=10)
+            axes.set_axis_off()
     return figure
 
 
@@ -41,8 +45,10 @@ def needle_density(generator: Generator, count: int = 256, seed: int = 0, level:
     Shape: (H, W), in [0, 1].
     """
     network, total = generator.view(), 0
-    for _, z in noise.batches(count, generator.z_dim, seed):
-        _, codes = network(torch.from_numpy(z).to(network.device))
+    labels = noise.labels(count, generator.classes, seed)
+    for first, z in noise.batches(count, generator.z_dim, seed):
+        given = [z] if labels is None else [z, labels[first : first + len(z)]]
+        _, codes = network(*(torch.from_numpy(array).to(network.device) for array in given))
         total = total + (codes[level - 1] != 0).float().mean(1).sum(0)
     return (total / count).cpu().numpy()
 
@@ -79,6 +85,12 @@ def stop_curve(history: np.ndarray, best_iteration: int) -> "Figure":
     axes.set(xlabel="iteration", ylabel="stop statistic" if watched else "loss")
     axes.legend(fontsize=9)
     return figure
+
+
+def png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -1,0 +1,100 @@
+"""The paper's tables beside ours, from records that are made up here and from those that are committed."""
+
+from statistics import mean, stdev
+
+import pytest
+from rich.console import Console
+
+from sparsegen.figures import tradeoff
+from sparsegen.tables import PAPER_LOW_DATA, TABLES, by_column, read_records, show_table1, show_table2
+from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
+
+
+def record(row: str, column: str, distance: float, seed: int = 0, **more: object) -> dict:
+    spec = ModelSpec.of(row, column, 8)
+    about = {
+        "steps": 10,
+        "batch_size": 4,
+        "precision": "no",
+        "count": 5,
+        "reference_count": 9,
+        "metric": "fd-x",
+    }
+    k = [dial.k for dial in spec.generator().dials]
+    share = {"share": 1.0, "density": [0.25, 0.5]}
+    return {
+        "architecture": row,
+        "regularizer": column,
+        "atoms": 8,
+        "k": k,
+        "seed": seed,
+        "distance": distance,
+    } | (about | share | more)
+
+
+def printed(show, records: list[dict]) -> dict[str, str]:
+    """The first line of each first word."""
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    with console.file:
+        show(console, records)
+    lines = [line for line in console.export_text().splitlines() if line.strip()]
+    return {line.split()[0]: line for line in reversed(lines)}
+
+
+def test_table_1_has_the_mean_over_seeds_its_spread_and_the_change_from_the_baseline() -> None:
+    records = [record("sngan", "baseline", distance, seed) for seed, distance in enumerate((100.0, 110.0))]
+    records += [record("sngan", "ml", distance, seed) for seed, distance in enumerate((84.0, 84.0))]
+    records += [
+        record("sngan", "l0", 1.0, k=[3]),
+        record("sngan", "l0", 2.0, share=0.1),
+    ]  # of a sweep; of table 2
+    line = printed(show_table1, records)["sngan"]
+    assert f"{mean((100, 110)):.1f} ± {stdev((100, 110)):.1f} (2)" in line
+    assert "84.0 ± 0.0 (2) -20.0 %" in line
+    assert line.split().count("-") == 3  # l0_inf, l0 and l1 are missing, and shown as missing
+
+
+def test_every_row_stands_beside_the_papers_figures() -> None:
+    lines = printed(show_table1, [])
+    assert set(ARCHITECTURES) <= set(lines)
+    text = " ".join(f"{fid:.2f}" for fids in PAPER_FID.values() for fid in fids.values())
+    assert len(text.split()) == 45
+    assert PAPER_FID["dcgan"]["ml"] == 22.30 and PAPER_FID["diffcr_biggan"]["l1"] == 6.31
+
+
+def test_table_2_is_of_the_runs_with_a_part_of_the_data() -> None:
+    records = [record("biggan", "baseline", 50.0, share=0.2), record("biggan", "l0", 40.0, share=0.2)]
+    lines = printed(show_table2, [*records, record("biggan", "ml", 7.0)])
+    assert (
+        "50.0 (1)" in lines["biggan,"]
+        and "40.0 (1) -20.0 %" in lines["biggan,"]
+        and "7.0" not in lines["biggan,"]
+    )
+    assert len(PAPER_LOW_DATA) == 4
+
+
+def test_runs_of_another_protocol_are_not_mixed_in() -> None:
+    most = [record("cgan", "l0", 5.0, seed) for seed in range(3)]
+    protocol, distances = by_column([record("cgan", "l0", 9.0, steps=99), *most], "cgan", 1.0)
+    assert protocol["steps"] == 10 and distances == {"l0": [5.0, 5.0, 5.0]}
+    assert by_column([], "cgan", 1.0) == ({}, {})
+
+
+def test_the_tradeoff_has_a_panel_a_row_and_a_mark_at_each_mean() -> None:
+    records = [record("cgan", "l0", 5.0, 0), record("cgan", "l0", 7.0, 1), record("dcgan", "ml", 3.0)]
+    figure = tradeoff(records)
+    cgan = next(axes for axes in figure.axes if axes.get_title().startswith("cgan"))
+    assert [0.25, 6.0] in [[*line.get_xdata(), *line.get_ydata()] for line in cgan.lines]
+    assert len([axes for axes in figure.axes if axes.get_title()]) == 2
+    assert len([axes for axes in tradeoff(records, ["dcgan"]).axes if axes.get_title()]) == 1
+    with pytest.raises(ValueError, match="no records of 'sagan': there are those of dcgan, cgan"):
+        tradeoff(records, ["sagan"])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_committed_records_print(table: str) -> None:
+    path, show = TABLES[table]
+    records = read_records(path)
+    assert records and printed(show, records)
+    if table != "table3":
+        assert {record["regularizer"] for record in records} <= set(REGULARIZERS)

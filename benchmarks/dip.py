@@ -26,8 +26,7 @@ from rich.table import Table
 
 from benchmarks.table3 import PAST, WATCHED, circumstances, crop, follow, observe, psnr, tensor
 from sparsegen.__main__ import progress
-from sparsegen.training.run import append_line, read_lines
-from sparsegen.zoo.files import atomic_write
+from sparsegen.zoo.files import append_line, atomic_write, read_lines
 from sparsegen.zoo.restoration.restore import make_fit
 from sparsegen.zoo.restoration.settings import PRESETS, Task
 

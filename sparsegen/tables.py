@@ -163,11 +163,11 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
         ] = record
     for (preset, _, size, noise), columns in groups.items():
         table = Table(
-            "regularizer", "density", "runs", "single", "average", "average - baseline (95 %)", "single - baseline",
-            "stop loses: mean, worst", "past the peak", "paper: single, average", box=None,
+            "regularizer", "density", "runs", "single", "change (95 %)", "average", "change (95 %)",
+            "stop loses: mean, worst", "past the peak", box=None,
         )  # fmt: skip
         base = columns.get(("baseline", None), {})
-        for (regularizer, density), found in columns.items():
+        for (regularizer, density), found in sorted(columns.items(), key=_place):
             pairs = {cell: (record, base[cell]) for cell, record in found.items() if cell in base}
             stopped = [record for record in found.values() if "returned" in record]
             losses = [record["average"] - record["returned"] for record in stopped]
@@ -178,17 +178,29 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
                 f"{density:g}" if density else "-",
                 str(len(found)),
                 spread(over_seeds(found, "single")),
+                "" if is_base else paired(by_picture(pairs, "single")),
                 spread(over_seeds(found, "average")),
                 "" if is_base else paired(by_picture(pairs, "average")),
-                "" if is_base else paired(by_picture(pairs, "single")),
                 f"{mean(losses):.3f}, {max(losses):.3f}" if losses else "",
                 f"{100 * mean(late):+.0f} %" if late else "",
-                "{:.2f}, {:.2f}".format(*PAPER_PSNR[regularizer]) if noise == "gaussian:25" else "",
             )
+            if noise == "gaussian:25" and regularizer in PAPER_PSNR:
+                table.add_row("  paper's", "", "", *_paper_psnr(regularizer), style="dim")
         console.print(f"\n{preset}, {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over the seeds")
         console.print(table)
         if known := [record["bm3d"] for record in base.values() if "bm3d" in record]:
             console.print(f"BM3D, which knows sigma: {mean(known):.2f} over {len(known)} runs")
+
+
+def _place(item: tuple[tuple[str, float | None], dict]) -> tuple[int, float]:
+    (regularizer, density), _ = item
+    return list(REGULARIZERS).index(regularizer), density or 0
+
+
+def _paper_psnr(regularizer: str) -> Iterable[str]:
+    for own, base in zip(PAPER_PSNR[regularizer], PAPER_PSNR["baseline"], strict=True):
+        yield f"{own:.2f}"
+        yield "" if regularizer == "baseline" else f"{own - base:+.2f}"
 
 
 def over_seeds(found: dict[tuple[str, int], dict], what: str) -> list[float]:
@@ -200,9 +212,8 @@ def over_seeds(found: dict[tuple[str, int], dict], what: str) -> list[float]:
     return [mean(found[name, seed][what] for name in whole) for seed in sorted(seeds)]
 
 
-TABLES: dict[
-    str, tuple[str, Callable[[Console, Iterable[dict]], None]]
-] = {  # the records, and what prints them
+Show = Callable[[Console, Iterable[dict]], None]
+TABLES: dict[str, tuple[Path, Show]] = {  # the records, and what prints them
     "table1": (RECORDS / "table1.jsonl", show_table1),
     "table2": (RECORDS / "table1.jsonl", show_table2),
     "table3": (RECORDS / "table3.jsonl", show_table3),

@@ -85,7 +85,7 @@ class Server:
         return self.process.wait(30)
 
 
-def until(ask: Callable[[], object], wanted: object, seconds: float = 20) -> object:
+def until(ask: Callable[[], object], wanted: object, seconds: float = 60) -> object:
     """Asks until the answer is what is wanted, or the time is over, and returns the last answer."""
     end = time.monotonic() + seconds
     while (got := ask()) != wanted and time.monotonic() < end:

@@ -56,15 +56,16 @@ class Page:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
 
+    def each(self, selector: str, what: str) -> list:
+        """A property of every such element, read at once: one by one, the page may replace them in between."""
+        script = "return [...document.querySelectorAll(arguments[0])].map(element => element[arguments[1]])"
+        return self.driver.execute_script(script, selector, what)
+
     def pictures(self, selector: str) -> list[str]:
-        script = "return [...document.querySelectorAll(arguments[0])].map(image => image.src)"
-        return self.driver.execute_script(script, f"{selector} img")
+        return self.each(f"{selector} img", "src")
 
     def text(self, selector: str) -> str:
-        script = (
-            "return [...document.querySelectorAll(arguments[0])].map(element => element.innerText).join()"
-        )
-        return self.driver.execute_script(script, selector)
+        return ",".join(self.each(selector, "innerText"))
 
     def slide(self, selector: str, value: int) -> None:
         """Drags a slider, as the browser tells of it."""
@@ -185,7 +186,7 @@ def pick(page: Page, selector: str, text: str) -> None:
     selected = "return getSelection().toString() === arguments[0].value"
     assert until(lambda: page.driver.execute_script(selected, field), True)
     field.send_keys(text)
-    assert until(lambda: [option.text for option in page.all("[role=option]")], [text]) == [text]
+    assert until(lambda: page.each("[role=option]", "innerText"), [text]) == [text]
     field.send_keys("\n")
 
 
@@ -200,7 +201,7 @@ def test_a_visitor_asks_for_a_class_and_compares_columns(page, server):
         return until(lambda: np.array_equal(drawn(), expected), True)
 
     def visible(selector: str) -> bool:
-        return any(element.is_displayed() for element in page.all(selector))
+        return any(page.each(selector, "offsetHeight"))
 
     assert visible("#column") and not visible("#class")
     page.screenshot("unconditional")
@@ -210,8 +211,7 @@ def test_a_visitor_asks_for_a_class_and_compares_columns(page, server):
 
     pick(page, "#class", "cat")
     assert shows(over_http(model="sagan-8.ml", labels="cat"))
-    titles = [tile.get_attribute("title") for tile in page.all("#gallery .tile")]
-    assert titles == ["cat"] * 16
+    assert page.each("#gallery .tile", "title") == ["cat"] * 16
     page.slide("#k1", 8)
     cats = over_http(model="sagan-8.ml", labels=3, k=8)
     assert shows(cats)
@@ -229,7 +229,7 @@ def test_a_visitor_asks_for_a_class_and_compares_columns(page, server):
     assert shows(over_http(model="dcgan-8.ml"))
     page.click("#column input", 1)
     assert shows(over_http(model="dcgan-8.l0"))
-    assert until(lambda: page.all("#model input")[0].get_attribute("value"), "dcgan-8.l0") == "dcgan-8.l0"
+    assert until(lambda: page.each("#model input", "value")[:1], ["dcgan-8.l0"]) == ["dcgan-8.l0"]
     assert until(lambda: "allows 512 of 2,048" in page.text("#facts"), True)
     page.click("#column input", 0)
     assert shows(over_http(model="dcgan-8.baseline"))

@@ -141,7 +141,7 @@ def test_bad_input_is_named_with_its_limit(
         ([1, 2], ValueError, "one for each of 3; got 2"),
         ([1, 2, 3.0], TypeError, "0 airplane, .*got 3.0"),
         (True, TypeError, "got True"),
-        ("cat", TypeError, "got 'cat'"),
+        ("cow", ValueError, "no class 'cow'.*airplane"),
     ],
 )
 def test_bad_labels_are_named_with_the_classes_that_there_are(

@@ -204,7 +204,7 @@ def test_a_conditional_sampler_draws_what_torch_draws_of_each_class(conditional:
     assert np.array_equal(sampler.run(noise.z(1, 128, seed=5), 8, labels=drawn[:1])[0], image[:1])
 
 
-@pytest.mark.parametrize("labels", [10, -1, [1, 2], [1, 2.0, 3], "cat", True, []], ids=str)
+@pytest.mark.parametrize("labels", [10, -1, [1, 2], [1, 2.0, 3], "cow", True, []], ids=str)
 def test_bad_labels_are_refused_as_the_generator_refuses_them(conditional: Path, labels: object) -> None:
     with pytest.raises((TypeError, ValueError)) as theirs:
         from_pretrained(conditional).sample(3, labels=labels)

@@ -231,6 +231,7 @@ def train(
     """Trains a model, or fine-tunes one (--from); Ctrl-C saves, and --resume goes on."""
     import torch
 
+    from sparsegen.training.data import check_share
     from sparsegen.training.recipes import recipe_of
     from sparsegen.training.run import Plan, Run, Schedule, checkpoints, find_device
     from sparsegen.zoo import noise
@@ -243,7 +244,7 @@ def train(
     spec = ModelSpec.parse(model)
     if k is not None:
         spec = replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
-    recipe = recipe_of(spec, share)
+    recipe = recipe_of(spec, check_share(share))
     check_writable(out_folder / "run.json")
     if resume and not checkpoints(out_folder):
         raise ValueError(f"{out_folder} holds no run to go on with: leave --resume out, or give its folder")

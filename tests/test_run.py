@@ -344,6 +344,10 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds another run .seed: 0 there, 1 asked"):
         start(tmp_path / "run", 8, seed=1, resume=True)
     assert start(tmp_path / "run", 8, resume=True).step == 4  # a longer schedule is the same run
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    del about["share"]  # as before there was such a choice
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    assert start(tmp_path / "run", 8, resume=True).step == 4
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(

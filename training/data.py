@@ -56,14 +56,19 @@ class Images:
 
         Raises: ValueError unless the share is above 0 and at most 1.
         """
-        if not 0 < share <= 1:
-            raise ValueError(f"share is the part of the images, above 0 and at most 1; got {share!r}")
-        if share == 1:
+        if check_share(share) == 1:
             return self
         labels = None if self.labels is None else self.labels.numpy()
         rows = torch.tensor(_first(max(1, round(share * len(self))), len(self), labels))
         pixels, labels = self.pixels[rows], None if self.labels is None else self.labels[rows]
         return replace(self, pixels=pixels, labels=labels, fingerprint=fingerprint(pixels, labels))
+
+
+def check_share(share: float) -> float:
+    """Raises: ValueError unless it is above 0 and at most 1."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share is the part of the images, above 0 and at most 1; got {share!r}")
+    return share
 
 
 class Batches:

@@ -13,7 +13,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -346,7 +346,11 @@ class Run:
 
 
 def _identity(plan: dict) -> dict:
-    """What two plans of one run have in common: the data's fingerprint, however data and source are spelled."""
+    """What two plans of one run have in common: the data's fingerprint, however data and source are spelled.
+
+    What an older plan does not say was as it is by default.
+    """
     source = plan.get("start_from")
-    same = {key: value for key, value in plan.items() if key != "data"}
+    defaults = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
+    same = {key: value for key, value in (defaults | plan).items() if key != "data"}
     return same | {"start_from": source and Path(source).name}

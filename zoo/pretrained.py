@@ -16,7 +16,7 @@ from sparsegen.zoo.bundled import CONFIG, DISCRIMINATOR, GRAPH, MODELS, SYNTHESI
 from sparsegen.zoo.files import atomic_write, write_json
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.names import known_names
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.table1 import ARCHITECTURES, ModelSpec
 
 FORMAT, LICENSE = 1, "apache-2.0"
 ENTRIES = {  # of a config, besides its format
@@ -117,6 +117,11 @@ def read_config(folder: Path) -> dict:
             _check_entries(config["evaluation"], VERDICT, within="evaluation.")
         if not all(type(k) is int for k in config["k"]):
             raise TypeError(f"k is a list of integers, one a projected level; got {config['k']!r}")
+        names, classes = config.get("class_names", []), ARCHITECTURES[_spec(config).architecture].classes
+        if not all(isinstance(name, str) for name in names) or len(names) > classes:
+            raise ValueError(
+                f"class_names are names of the {classes} classes, or of the first of them; got {names!r}"
+            )
         if config["model"] != (name := _spec(config).name):
             raise ValueError(f"model is {config['model']!r}, and the other entries make it {name!r}")
     except (TypeError, ValueError) as error:

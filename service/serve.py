@@ -18,6 +18,7 @@ import psutil
 from sparsegen.service.jobs import ENVIRONMENT as JOBS
 from sparsegen.service.models import models_folder, open_models
 from sparsegen.service.worker import stop_signals
+from sparsegen.zoo.restoration.settings import fair_threads
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,7 @@ class Crew:
     """The worker processes beside a server. Each reads a pipe that closes when this process ends, however it does."""
 
     def __init__(self, count: int, variables: dict[str, str]) -> None:
-        threads = max(1, (os.cpu_count() or 1) // max(count, 1))  # torch takes all cores in each of them
-        self._variables = {"OMP_NUM_THREADS": str(threads), **variables}
+        self._variables = {"OMP_NUM_THREADS": str(fair_threads(count)), **variables}
         self._workers: list[subprocess.Popen | None] = [None] * count
         self._started, self._pause = [-math.inf] * count, [RESTART_AFTER] * count
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from sparsegen.service.jobs import BEAT_EVERY, Claim, Store, StoreError, open_store
 from sparsegen.zoo.restoration.pictures import Picture, read_picture
-from sparsegen.zoo.restoration.settings import Task
+from sparsegen.zoo.restoration.settings import Task, fair_threads
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +261,7 @@ def _restore(
     kernel: Picture | None,
     callback: Callable[[Progress], bool | None] | None,
 ) -> Outcome:
+    os.environ.setdefault("OMP_NUM_THREADS", str(fair_threads()))  # which torch reads when it is loaded
     from sparsegen.zoo.restoration.restore import run  # torch: seconds and memory, for the first job to spend
 
     return run(task, picture, mask, kernel, callback)

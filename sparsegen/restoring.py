@@ -37,7 +37,7 @@ from sparsegen.zoo.restoration.pictures import (
     check_suffix,
     read_picture,
 )
-from sparsegen.zoo.restoration.settings import PRESETS, Task
+from sparsegen.zoo.restoration.settings import PRESETS, Task, fair_threads
 
 if TYPE_CHECKING:
     from sparsegen.reporting import AnyProgress
@@ -80,7 +80,7 @@ class Options:
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads of torch, of each worker; by default its own choice."),
+        typer.Option(min=1, help="CPU threads of torch, half of the cores by default; of each worker, one."),
     ] = None
     tile: Annotated[
         int | None,
@@ -427,8 +427,8 @@ def _load_torch(threads: int | None) -> None:
     """Takes seconds, so it is done before signals are caught: until then Ctrl-C ends all at once."""
     import torch
 
-    if threads:
-        torch.set_num_threads(threads)
+    if threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or fair_threads())
 
 
 def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:

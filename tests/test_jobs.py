@@ -759,3 +759,17 @@ def test_workers_are_replaced_and_do_not_outlive_the_server_even_if_it_is_killed
     dead = min(first.values())
     assert until(lambda: set(alive().values()), {dead}) == {dead}  # the others have taken leave
     store.close()
+
+
+def test_fits_side_by_side_share_half_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, fits, threads in (
+        (None, 1, 1),
+        (1, 1, 1),
+        (2, 1, 1),
+        (8, 1, 4),
+        (8, 3, 1),
+        (16, 2, 4),
+        (4, 0, 2),
+    ):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert fair_threads(fits) == threads

@@ -1,6 +1,7 @@
 """What can be asked of a restoration, as data: presets, sparsities, tasks. Needs no torch, since services check it."""
 
 import math
+import os
 from dataclasses import dataclass, fields
 from numbers import Real
 
@@ -193,6 +194,15 @@ def kernel_sigma(kernel: str) -> float | None:
             f"a kernel is gaussian:SIGMA, SIGMA above 0 and up to {MAX_BLUR} pixels, or a file; got {kernel!r}"
         )
     return sigma
+
+
+def fair_threads(fits: int = 1) -> int:
+    """The threads of torch for each of some fits side by side on this machine: half of its cores, shared.
+
+    Choice: a fit is thousands of short steps, each of which waits for its slowest thread. Where another program wanted
+    one of two cores, two threads did 1 iteration a second at 128 x 128, and one thread 20.
+    """
+    return max(1, (os.cpu_count() or 1) // 2 // max(1, fits))
 
 
 def _check_real(name: str, value: object, low: float, high: float, meaning: str) -> None:

@@ -161,7 +161,7 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
         groups[record["preset"], record["settings"], record["size"], record["noise"]][column][
             record["image"], record["seed"]
         ] = record
-    for (preset, _, size, noise), columns in groups.items():
+    for (preset, settings, size, noise), columns in groups.items():
         table = Table(
             "regularizer", "density", "runs", "single", "change (95 %)", "average", "change (95 %)",
             "stop loses: mean, worst", "past the peak", box=None,
@@ -186,7 +186,10 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
             )
             if noise == "gaussian:25" and regularizer in PAPER_PSNR:
                 table.add_row("  paper's", "", "", *_paper_psnr(regularizer), style="dim")
-        console.print(f"\n{preset}, {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over the seeds")
+        precision = "bfloat16" if "swift=True" in settings else "float32"
+        console.print(
+            f"\n{preset} ({precision}), {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over the seeds"
+        )
         console.print(table)
         if known := [record["bm3d"] for record in base.values() if "bm3d" in record]:
             console.print(f"BM3D, which knows sigma: {mean(known):.2f} over {len(known)} runs")

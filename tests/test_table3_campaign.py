@@ -91,7 +91,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def campaign(pictures: Path, records: Path, regularizers: str) -> list[dict]:
     table3.main(
         images=pictures, only="", size=64, noises="gaussian:25", preset="fast", regularizers=regularizers,
-        densities="", seeds="0", iterations=150, know_sigma=True, threads=1, bm3d=False, records=records,
+        densities="", seeds="0", iterations=150, know_sigma=True, threads=1, bf16=False, bm3d=False, records=records,
         only_print=False,
     )  # fmt: skip
     return [json.loads(line) for line in records.read_text().splitlines()]

@@ -200,7 +200,7 @@ def fair_threads(fits: int = 1) -> int:
     """The threads of torch for each of some fits side by side on this machine: half of its cores, shared.
 
     Choice: a fit is thousands of short steps, each of which waits for its slowest thread. Where another program wanted
-    one of two cores, two threads did 1 iteration a second at 128 x 128, and one thread 20.
+    one of two cores, two threads did 1 iteration a second at 128 x 128, and one thread 17.
     """
     return max(1, (os.cpu_count() or 1) // 2 // max(1, fits))
 

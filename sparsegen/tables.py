@@ -130,7 +130,10 @@ def paired(differences: list[float]) -> str:
     """The mean of paired differences, with its 95 % confidence interval (Student's t)."""
     if len(differences) < 2:
         return f"{differences[0]:+.2f}" if differences else ""
-    from scipy.stats import t as student
+    try:
+        from scipy.stats import t as student
+    except ImportError as error:
+        raise ImportError("the intervals of table 3 need scipy: pip install 'sparsegen[train]'") from error
 
     half = student.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
     return f"{mean(differences):+.3f} ± {half:.3f}"

@@ -230,10 +230,6 @@ def _turns(images: Tensor, random: torch.Generator, upto: int = 4) -> Tensor:
     return torch.randint(upto, (len(images),), generator=random).to(images.device)
 
 
-def _sigmoid(scores: Tensor) -> Tensor:
-    return scores.sigmoid()
-
-
 def reconstruction_hinge(forward: Forward) -> Tensor:
     """The discriminator's loss: a hinge on sigmoids, where what was encoded and generated again counts as real.
 
@@ -244,15 +240,15 @@ def reconstruction_hinge(forward: Forward) -> Tensor:
     real = 0.95 + 0.05 * min(1.0, max(0.0, (forward.draw.fraction - 0.5) / 0.25))
     again = forward.score(forward.reconstructed)
     return (
-        real * F.relu(1 - _sigmoid(forward.real_scores)).mean()
-        + (1 - real) * F.relu(1 - _sigmoid(again)).mean()
-        + F.relu(1 + _sigmoid(forward.fake_scores)).mean()
+        real * F.relu(1 - forward.real_scores.sigmoid()).mean()
+        + (1 - real) * F.relu(1 - again.sigmoid()).mean()
+        + F.relu(1 + forward.fake_scores.sigmoid()).mean()
     )
 
 
 def score_matching(forward: Forward) -> Tensor:
     """The generator's loss: |E[s(x)] - E[s(G(z))]|."""
-    return (_sigmoid(forward.real_scores).mean() - _sigmoid(forward.fake_scores).mean()).abs()
+    return (forward.real_scores.sigmoid().mean() - forward.fake_scores.sigmoid().mean()).abs()
 
 
 @dataclass(frozen=True)

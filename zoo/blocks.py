@@ -75,7 +75,7 @@ class BatchNorm(nn.BatchNorm2d):
 class LabelNorm(nn.Module):
     """Batch norm whose gain and bias are those of a label (de Vries et al., 2017; Dumoulin et al., 2017).
 
-    The embeddings are never spectrally normalized: that cripples training (architectures of BigGAN).
+    The embeddings are never spectrally normalized: that cripples training, as the code of Brock et al. (2019) notes.
 
     Shape: features (B, C, H, W), labels (B,) -> features.
     """

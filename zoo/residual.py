@@ -1,6 +1,6 @@
 """The residual body: a generator, a discriminator and an encoder.
 
-Where the codes are (architectures of the paper's residual rows are not given; Choice): Γ1 is the input of the last
+Choice: the paper does not say where the codes of a residual generator are. Here Γ1 is the input of the last
 convolution, after the last norm and ReLU. Γ2 is the input of the second convolution of the last block, after its
 norm and ReLU, so that this convolution is D2; what the block's shortcut adds goes around Γ2, the bypass.
 

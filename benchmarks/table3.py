@@ -122,15 +122,13 @@ def measure(
 ) -> dict:
     """One cell: the oracle's best, and what the blind stop gave back.
 
-    A run that stops by itself is followed beyond its stop, to see what would have come. `preset` is that of the task,
-    or the same in another precision.
+    A run that stops by itself is followed beyond its stop, to see what would have come. `preset` is in place of the
+    task's.
     """
     truth, observation = tensor(clean), tensor(noisy)
-    fit = make_fit(task, observation)
+    fit = make_fit(task, observation, preset=preset)
     watched = fit.watch is not None
-    fit.preset = replace(fit.preset, stops=False, swift=preset.swift)
-    if preset.swift:
-        fit.network.to(memory_format=torch.channels_last)
+    fit.preset = replace(preset, stops=False)
     single, average, given = (-math.inf, 0), (-math.inf, 0), {}
     for trace in follow(fit, truth):
         single = max(single, (trace.single, -trace.iteration))
@@ -180,6 +178,7 @@ def main(
     bf16: Annotated[
         bool, typer.Option(help="Compute the preset paper in bfloat16, too, in half of the time.")
     ] = False,
+    members: Annotated[int | None, typer.Option(help="Hourglasses, in place of the preset's number.")] = None,
     bm3d: Annotated[bool, typer.Option(help="Also run BM3D on gaussian noise.")] = False,
     records: Annotated[Path, typer.Option()] = RECORDS / "table3.jsonl",
     only_print: Annotated[bool, typer.Option("--print", help="Print the tables of the records.")] = False,
@@ -188,8 +187,9 @@ def main(
     if not only_print:
         torch.set_num_threads(threads)
         done = {key(record) for record in read_lines(records)}
-        own = replace(PRESETS[preset], swift=PRESETS[preset].swift or bf16)
-        about = {"settings": repr(own), "end": iterations, "know_sigma": know_sigma}
+        own = PRESETS[preset]
+        own = replace(own, swift=own.swift or bf16, members=members or own.members)
+        about = {"settings": repr(own), "members": own.members, "end": iterations, "know_sigma": know_sigma}
         for cell in cells(images, only, size, noises, preset, regularizers, densities, seeds):
             cell |= about
             if key(cell) in done:
@@ -200,10 +200,11 @@ def main(
             task = Task.of(
                 preset=preset, regularizer=cell["regularizer"], density=cell["density"], seed=cell["seed"],
                 sigma=float(strength) if kind == "gaussian" and know_sigma else None,
-                loss="l1" if kind == "salt-and-pepper" else "mse", iterations=iterations,
+                loss="l1" if kind == "salt-and-pepper" else "mse",
             )  # fmt: skip
             with progress(f"{cell['image']} {cell['noise']} {cell['regularizer']}", iterations) as show:
-                record = {**cell, **measure(task, clean, noisy, own, show), **circumstances()}
+                last = replace(own, iterations=iterations)
+                record = {**cell, **measure(task, clean, noisy, last, show), **circumstances()}
             if bm3d and kind == "gaussian" and cell["regularizer"] == "baseline":
                 record["bm3d"] = bm3d_psnr(clean, noisy, float(strength))
             records.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from sparsegen.service.jobs import FILES, Busy, NoWorker, Store, StoreError, Sto
 from sparsegen.zoo.noise import MAX_SEED
 from sparsegen.zoo.restoration.damage import check_damage
 from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, TooLarge, read_picture
-from sparsegen.zoo.restoration.settings import KINDS, LOSSES, PRESETS, SPARSITIES, Task
+from sparsegen.zoo.restoration.settings import KINDS, LOSSES, MAX_MEMBERS, PRESETS, SPARSITIES, Task
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ MAX_UPLOAD = 32 << 20
 MAX_PIXELS = 1_000_000  # of the picture that is computed: some minutes of a processor
 STORED_PIXELS = 2**31  # results are our own
 SCALARS = [field.name for field in fields(Task)]
-NUMBERS = {"density": float, "sigma": float, "seed": int, "iterations": int, "by": int}
+NUMBERS = {"density": float, "sigma": float, "seed": int, "iterations": int, "members": int, "by": int}
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "tiff": "image/tiff", "webp": "image/webp"}
 REFRESH_EVERY, SWEEP_EVERY = 5, 60
 
@@ -77,6 +77,7 @@ FORM = {
         "loss": {"type": "string", "enum": list(LOSSES), "default": "mse"},
         "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": 0},
         "iterations": {"type": "integer", "minimum": 1, "maximum": 100_000},
+        "members": {"type": "integer", "minimum": 1, "maximum": MAX_MEMBERS},
         "by": {"type": "integer", "enum": [2, 4]},
     },
 }

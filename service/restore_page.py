@@ -20,7 +20,7 @@ from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
 from sparsegen.service.jobs import Store, StoreError
 from sparsegen.service.restoration import MAX_PIXELS
 from sparsegen.zoo.restoration.pictures import Picture, read_picture
-from sparsegen.zoo.restoration.settings import LOSSES, PRESETS, SPARSITIES
+from sparsegen.zoo.restoration.settings import LOSSES, MAX_MEMBERS, PRESETS, SPARSITIES
 
 EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_examples.py
 KEEP_UPLOADS = 900  # seconds that a dropped file lies on the server, for a second start with other settings
@@ -159,13 +159,19 @@ SHOW_JS = "() => document.querySelector('#stage').scrollIntoView({behavior: 'smo
 
 
 def settings() -> list[gr.components.Component]:
-    """The accordion of what few will turn: preset, regularizer, σ, seed and loss."""
+    """The accordion of what few will turn: preset, regularizer, members, σ, seed and loss."""
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         preset = gr.Dropdown(
             [(PRESETS_SAID.get(name, name), name) for name in PRESETS], value="fast", label="Preset"
         )
         regularizer = gr.Dropdown(
             list(SPARSITIES), value="l0_inf", label="Regularizer", info="What is asked of the codes."
+        )
+        members = gr.Dropdown(
+            [("the preset's", 0), *range(1, MAX_MEMBERS + 1)],
+            value=0,
+            label="Hourglasses",
+            info="Their mean is the result: each takes its time, and the more, the less it errs.",
         )
         sigma = gr.Number(
             0, label="Noise σ", info="In gray levels of 255; 0: estimate it.", minimum=0, maximum=255
@@ -174,7 +180,7 @@ def settings() -> list[gr.components.Component]:
         loss = gr.Dropdown(
             [(f"{name}: {meaning}", name) for name, meaning in LOSSES.items()], value="mse", label="Loss"
         )
-    return [preset, regularizer, sigma, seed, loss]
+    return [preset, regularizer, members, sigma, seed, loss]
 
 
 class Handlers:
@@ -204,7 +210,7 @@ class Handlers:
 
     # Gradio hands the values of the components over one by one: hence the long signature.
     @told
-    def start(self, image, mask, kind, by, blur, preset, regularizer, sigma, seed, loss):
+    def start(self, image, mask, kind, by, blur, preset, regularizer, members, sigma, seed, loss):
         """Submits a job, and returns its id and the picture as it was given."""
         if image is None:
             raise ValueError("there is no picture yet: drop one, or pick an example")
@@ -219,6 +225,7 @@ class Handlers:
             "seed": whole(seed),
             "loss": loss,
         }
+        asked |= {"members": members} if members else {}
         asked |= {"sigma": sigma} if sigma and kind == "denoise" else {}
         asked |= {"by": by} if kind == "upscale" else {}
         asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}

@@ -17,8 +17,7 @@ import psutil
 
 from sparsegen.service.jobs import ENVIRONMENT as JOBS
 from sparsegen.service.models import models_folder, open_models
-from sparsegen.service.worker import stop_signals
-from sparsegen.zoo.restoration.settings import fair_threads
+from sparsegen.service.worker import WORKERS, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Crew:
     """The worker processes beside a server. Each reads a pipe that closes when this process ends, however it does."""
 
     def __init__(self, count: int, variables: dict[str, str]) -> None:
-        self._variables = {"OMP_NUM_THREADS": str(fair_threads(count)), **variables}
+        self._variables = {**variables, WORKERS: str(count)}
         self._workers: list[subprocess.Popen | None] = [None] * count
         self._started, self._pause = [-math.inf] * count, [RESTART_AFTER] * count
 

@@ -19,6 +19,7 @@ from sparsegen.zoo.restoration.settings import Task, fair_threads
 
 logger = logging.getLogger(__name__)
 
+WORKERS = "SPARSEGEN_WORKERS"  # the environment variable that says how many workers share this machine
 POLL_EVERY = 0.5
 REPORT_EVERY = 0.5
 SHOW_EVERY = 2.0
@@ -261,9 +262,12 @@ def _restore(
     kernel: Picture | None,
     callback: Callable[[Progress], bool | None] | None,
 ) -> Outcome:
-    os.environ.setdefault("OMP_NUM_THREADS", str(fair_threads()))  # which torch reads when it is loaded
-    from sparsegen.zoo.restoration.restore import run  # torch: seconds and memory, for the first job to spend
+    import torch  # seconds and memory, for the first job to spend
 
+    from sparsegen.zoo.restoration.restore import run
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(fair_threads(task.settings.members, int(os.environ.get(WORKERS, 1))))
     return run(task, picture, mask, kernel, callback)
 
 

@@ -37,7 +37,7 @@ from sparsegen.zoo.restoration.pictures import (
     check_suffix,
     read_picture,
 )
-from sparsegen.zoo.restoration.settings import PRESETS, Task, fair_threads
+from sparsegen.zoo.restoration.settings import PRESETS, Task, fair_threads, processors
 
 if TYPE_CHECKING:
     from sparsegen.reporting import AnyProgress
@@ -77,6 +77,12 @@ class Options:
     seed: Annotated[int, typer.Option(help="Fixes all that is random: 0 to 2^64 - 1.")] = 0
     iterations: Annotated[
         int | None, typer.Option(help="The end, unless it stops before; the preset's by default.")
+    ] = None
+    members: Annotated[
+        int | None,
+        typer.Option(
+            help="Hourglasses whose mean is the result; each takes its time. The preset's by default."
+        ),
     ] = None
     threads: Annotated[
         int | None,
@@ -119,7 +125,7 @@ class Options:
 
     def task(self) -> dict[str, object]:
         """The settings of `Task.of` among them."""
-        names = ("preset", "regularizer", "density", "loss", "seed", "iterations")
+        names = ("preset", "regularizer", "density", "loss", "seed", "iterations", "members")
         return {name: getattr(self, name) for name in names}
 
 
@@ -271,7 +277,7 @@ def restore_all(inputs: Sequence[Path], work: Work) -> None:
         with told(job):
             ready.append(check(job, work, keep=len(inputs) == 1 or not job.source.is_file()))
     if ready:
-        _load_torch(options.threads)
+        _load_torch(options.threads, work.task.settings.members)
     with stop_on_interrupt() as interrupted:
         for done, job in enumerate(ready, 1):
             with told(job):
@@ -423,12 +429,12 @@ def _read_kernel(path: Path) -> Picture:
     return Picture(kernel.astype(np.float32)[..., None])
 
 
-def _load_torch(threads: int | None) -> None:
+def _load_torch(threads: int | None, members: int) -> None:
     """Takes seconds, so it is done before signals are caught: until then Ctrl-C ends all at once."""
     import torch
 
     if threads or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or fair_threads())
+        torch.set_num_threads(threads or fair_threads(members))
 
 
 def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
@@ -466,7 +472,7 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
 
 def fit_one(job: Job, work: Work, picture: Picture, interrupted: Callable[[], bool]) -> "Outcome":
     """Does the work, and shows how far it is."""
-    total = work.task.iterations or PRESETS[work.task.preset].iterations
+    total = work.task.settings.iterations
     preview = Preview(job.preview) if job.preview else None
     try:
         with shown(job.source.name, total) as show:
@@ -493,7 +499,7 @@ def run(work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]")
 
     options = work.options
     threads = options.threads or 1
-    workers = options.workers or max(1, min(4, (os.cpu_count() or 1) // threads))
+    workers = options.workers or max(1, min(4, processors() // threads))
     overlap = min(OVERLAP, (options.tile or TILE) // 3)
     about = {"tile": options.tile, "overlap": overlap, "threads": threads}
     if is_tiled(work.task, picture, options.tile):

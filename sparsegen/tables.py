@@ -161,10 +161,10 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
     groups = defaultdict(lambda: defaultdict(dict))
     for record in records:
         column = record["regularizer"], record["density"]
-        groups[record["preset"], record["settings"], record["size"], record["noise"]][column][
-            record["image"], record["seed"]
-        ] = record
-    for (preset, settings, size, noise), columns in groups.items():
+        groups[record["preset"], record["settings"], record["members"], record["size"], record["noise"]][
+            column
+        ][record["image"], record["seed"]] = record
+    for (preset, settings, members, size, noise), columns in groups.items():
         table = Table(
             "regularizer", "density", "runs", "single", "change (95 %)", "average", "change (95 %)",
             "stop loses: mean, worst", "past the peak", box=None,
@@ -190,8 +190,10 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
             if noise == "gaussian:25" and regularizer in PAPER_PSNR:
                 table.add_row("  paper's", "", "", *_paper_psnr(regularizer), style="dim")
         precision = "bfloat16" if "swift=True" in settings else "float32"
+        hourglasses = "1 hourglass" if members == 1 else f"mean of {members} hourglasses"
         console.print(
-            f"\n{preset} ({precision}), {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over the seeds"
+            f"\n{preset} ({precision}, {hourglasses}), {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over "
+            f"the seeds"
         )
         console.print(table)
         if known := [record["bm3d"] for record in base.values() if "bm3d" in record]:

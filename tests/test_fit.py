@@ -11,7 +11,16 @@ from sparsegen.zoo.restoration.fit import Fit, LastGood, Progress
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask
 from sparsegen.zoo.restoration.pictures import from_array, read_picture
 from sparsegen.zoo.restoration.restore import run
-from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Preset, Sparsity, Task, Widths
+from sparsegen.zoo.restoration.settings import (
+    PRESETS,
+    SPARSITIES,
+    Exponential,
+    Polynomial,
+    Preset,
+    Sparsity,
+    Task,
+    Widths,
+)
 
 TINY = Preset(
     Widths((8, 16, 16), (8, 16, 16), (4, 4, 4), "zeros"), inputs=8, betas=(0.9, 0.9), iterations=400
@@ -107,7 +116,7 @@ def test_the_penalty_makes_codes_smaller() -> None:
         for progress in hourglass:
             if progress.iteration == 30:
                 break
-        _, codes = hourglass.network(hourglass.z)
+        _, codes = hourglass.members[0].network(hourglass.members[0].z)
         return sum(float(code.detach().abs().mean()) for code in codes)
 
     assert magnitude(1.0) < 0.8 * magnitude(0.0)
@@ -176,19 +185,59 @@ def test_a_callback_stops_it_within_one_iteration_and_keeps_the_best() -> None:
     assert 0 < seen[5].fraction < seen[20].fraction < 1 and seen[5].seconds_left > 0
 
 
-def test_averages_with_and_without_the_bias_undone() -> None:
-    """Against the definition: the original starts from the first output, ours weighs all outputs by age."""
-    for undone in (False, True):
+def test_averages_weigh_outputs_as_they_are_defined_to() -> None:
+    """The original's starts from the first output, and then weighs by age; ours by a polynomial in the iteration."""
+    t = np.arange(1, 7)
+    for averaging, weights in (
+        (Exponential(0.8), 0.8 ** (6 - t) * np.where(t == 1, 1, 0.2)),
+        (Polynomial(0), np.ones(6)),
+        (Polynomial(2), t * (t + 1)),
+    ):
         outputs = []
-        for progress in fit(replace(TINY, bias_corrected=undone, averaging=0.8, iterations=6)):
+        for progress in fit(replace(TINY, averaging=averaging, iterations=6)):
             outputs.append(progress.output)
-        weights = np.array([0.8**age for age in reversed(range(6))])
-        if undone:
-            weights /= weights.sum()
-        else:
-            weights[1:] *= 0.2
+        weights = weights / weights.sum()
         expected = sum(float(weight) * output for weight, output in zip(weights, outputs, strict=True))
         assert torch.allclose(progress.average, expected, atol=1e-6)
+
+
+def test_members_are_fits_of_their_own_whose_mean_is_the_output() -> None:
+    """Against fits of one member each; for several members take two threads side by side to the same bits."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(1)
+        alone = [fit(replace(TINY, iterations=12)) for _ in range(3)]
+        together = fit(replace(TINY, members=3, iterations=12))
+        for single, member in zip(alone, together.members, strict=True):
+            single.members = [member]
+        outputs = [[progress.output for progress in single] for single in alone]
+        expected = [sum(three) / 3 for three in zip(*outputs, strict=True)]
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            seen = [progress.output for progress in fit(replace(TINY, members=3, iterations=12))]
+            assert torch.get_num_threads() == count
+            for output, mean in zip(seen, expected, strict=True):
+                assert torch.allclose(output, mean, atol=1e-6)
+            results.append(torch.stack(seen))
+        assert torch.equal(*results)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_one_member_is_the_first_of_several_and_a_mean_errs_less() -> None:
+    clean = tensor(clean_picture())
+    preset = replace(TINY, iterations=60)
+    several = fit(replace(preset, members=4))
+    error = [float((progress.output - clean).square().mean()) for progress in several][-1]
+    first = [progress.output for progress in fit(replace(preset, iterations=3))]
+    again = fit(replace(preset, members=4, iterations=3))
+    again.members = again.members[:1]
+    assert torch.equal(torch.stack(first), torch.stack([progress.output for progress in again]))
+    errors = []
+    for start in range(4):
+        single = fit(preset, seed=start)
+        errors.append([float((progress.output - clean).square().mean()) for progress in single][-1])
+    assert error < 0.9 * min(errors)
 
 
 def test_after_a_fall_weights_and_moments_are_those_of_the_last_good_state() -> None:
@@ -196,11 +245,14 @@ def test_after_a_fall_weights_and_moments_are_those_of_the_last_good_state() -> 
     states = []
     for progress in hourglass:
         states.append(
-            (progress.loss, {name: p.detach().clone() for name, p in hourglass.network.named_parameters()})
+            (
+                progress.loss,
+                {name: p.detach().clone() for name, p in hourglass.members[0].network.named_parameters()},
+            )
         )
         if progress.iteration == 30:
             with torch.no_grad():  # a step that went wrong
-                for parameter in hourglass.network.parameters():
+                for parameter in hourglass.members[0].network.parameters():
                     parameter.add_(torch.randn(parameter.shape) * 3)
         if progress.iteration == 31:
             break
@@ -254,6 +306,8 @@ def test_an_absolute_loss_is_not_taken_in_by_salt_and_pepper() -> None:
         ({"density": 0}, "above 0"),
         ({"density": 0.5, "regularizer": "baseline"}, "has no density"),
         ({"iterations": 0}, "from 1 to 100000"),
+        ({"members": 0}, "from 1 to 8"),
+        ({"members": 9}, "from 1 to 8"),
         ({"seed": -1}, "seed"),
         ({"loss": "huber"}, "loss is one of"),
         ({"operator": Mask(np.eye(32, dtype=bool))}, "the mask has 32 x 32 pixels and the image 64 x 64"),
@@ -361,8 +415,9 @@ def test_the_physics_of_deepinv_work_as_they_are(noise: str | None) -> None:
 
 def test_the_paper_s_preset_is_the_original_s() -> None:
     paper = PRESETS["paper"]
-    assert (paper.inputs, paper.jitter, paper.learning_rate, paper.averaging) == (32, 1 / 30, 0.01, 0.99)
-    assert paper.iterations == 3000 and not paper.stops and not paper.bias_corrected and not paper.swift
+    assert (paper.inputs, paper.jitter, paper.learning_rate) == (32, 1 / 30, 0.01)
+    assert paper.averaging == Exponential(0.99) and paper.members == 1
+    assert paper.iterations == 3000 and not paper.stops and not paper.swift
     result = sparsegen.restore(noisy_picture(), preset="paper", iterations=3)
     assert result.history["density"].shape == (2, 5) and np.isnan(result.history["statistic"]).all()
     assert result.stopped_because == "all 3 iterations are done"

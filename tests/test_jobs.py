@@ -763,14 +763,18 @@ def test_workers_are_replaced_and_do_not_outlive_the_server_even_if_it_is_killed
 
 
 def test_fits_side_by_side_share_half_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, fits, threads in (
-        (None, 1, 1),
-        (1, 1, 1),
-        (2, 1, 1),
-        (8, 1, 4),
-        (8, 3, 1),
-        (16, 2, 4),
-        (4, 0, 2),
+    for cores, members, fits, threads in (
+        (1, 1, 1, 1),
+        (1, 2, 1, 1),
+        (2, 1, 1, 1),
+        (2, 2, 1, 2),
+        (2, 2, 2, 1),
+        (8, 1, 1, 4),
+        (8, 2, 1, 4),
+        (8, 6, 1, 6),
+        (8, 2, 3, 1),
+        (16, 2, 2, 4),
+        (4, 2, 0, 2),
     ):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert fair_threads(fits) == threads
+        monkeypatch.setattr("sparsegen.zoo.restoration.settings.processors", lambda cores=cores: cores)
+        assert fair_threads(members, fits) == threads

@@ -268,6 +268,8 @@ REFUSALS = [
     ([IMAGE, ("seed", "9" * 5000)], 400, ""),
     ([IMAGE, ("iterations", "0")], 422, "1 to 100000"),
     ([IMAGE, ("iterations", "100001")], 422, "1 to 100000"),
+    ([IMAGE, ("members", "9")], 422, "1 to 8"),
+    ([IMAGE, ("members", "two")], 422, "an integer"),
     ([IMAGE, ("kind", "upscale")], 422, "by is 2 or 4"),
     ([IMAGE, ("kind", "upscale"), ("by", "3")], 422, "by is 2 or 4"),
     ([IMAGE, ("by", "2")], 422, "left out elsewhere"),

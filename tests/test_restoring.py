@@ -176,6 +176,7 @@ BAD = [
     (("denoise", "noisy.png", "--density", 0.5, "--regularizer", "l1"), "leave density out"),
     (("denoise", "noisy.png", "--seed", -1), "got -1"),
     (("denoise", "noisy.png", "--iterations", 0), "got 0"),
+    (("denoise", "noisy.png", "--members", 9), "got 9"),
     (("denoise", "noisy.png", "--threads", 0), "--threads"),
     (("denoise", "noisy.png", "--by", 2), "--by"),
     (("denoise", "noisy.png", "--tile", 8), "--tile"),

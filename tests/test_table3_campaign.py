@@ -91,8 +91,8 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def campaign(pictures: Path, records: Path, regularizers: str) -> list[dict]:
     table3.main(
         images=pictures, only="", size=64, noises="gaussian:25", preset="fast", regularizers=regularizers,
-        densities="", seeds="0", iterations=150, know_sigma=True, threads=1, bf16=False, bm3d=False, records=records,
-        only_print=False,
+        densities="", seeds="0", iterations=150, know_sigma=True, threads=1, bf16=False, members=None, bm3d=False,
+        records=records, only_print=False,
     )  # fmt: skip
     return [json.loads(line) for line in records.read_text().splitlines()]
 
@@ -110,7 +110,7 @@ def test_a_campaign_goes_on_where_it_was_broken_off(pictures: Path, tmp_path: Pa
     assert re.search(r"paper's +29.03 +\+0.29 +29.94 +\+0.06", capsys.readouterr().out)
 
 
-def test_both_presets_are_timed_on_one_crop(pictures: Path, tmp_path: Path, capsys) -> None:
+def test_both_presets_are_timed_on_one_crop(pictures: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     about = {"images": pictures, "only": "", "size": 64, "seeds": "0", "only_print": False}
     records, curves = tmp_path / "dip.jsonl", tmp_path / "curves"
     dip.main(**about, records=records, curves=curves)
@@ -125,6 +125,16 @@ def test_both_presets_are_timed_on_one_crop(pictures: Path, tmp_path: Path, caps
     )
     theirs = record["original"]
     assert theirs["best"] == pytest.approx(max(point[1] for point in theirs["curve"]), abs=0.2)
+    iterations = [point[0] for point in theirs["curve"]]
+    assert iterations == list(range(10, iterations[-1] + 1, 10))
+    assert iterations[-1] >= theirs["best_iteration"] - 10
     with Image.open(curves / "waves-64-0.png") as picture:
         assert picture.size[0] > 400
     assert "as it is used" in capsys.readouterr().out
+    monkeypatch.setattr(dip, "original", None)  # another setting of `fast` takes the goal from the records
+    monkeypatch.setitem(settings.PRESETS, "fast", replace(settings.PRESETS["fast"], members=1))
+    dip.main(**about, records=records, curves=None)
+    _, other = [json.loads(line) for line in records.read_text().splitlines()]
+    same = ("best", "best_iteration", "curve")
+    assert [other["original"][name] for name in same] == [theirs[name] for name in same]
+    assert other["original"]["iteration_cpu"] != theirs["iteration_cpu"]

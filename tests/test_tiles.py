@@ -237,7 +237,7 @@ def test_time_left_goes_by_what_finished_tiles_took(workers: int) -> None:
 
 def test_the_estimate_counts_tiles_workers_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "_seconds_per_iteration", lambda job: 0.1)
-    monkeypatch.setattr(tiles, "_processors", lambda: 4)
+    monkeypatch.setattr(tiles, "processors", lambda: 4)
     task, picture = Task.of(sigma=25), Picture(np.zeros((4000, 3000, 3), np.float32))
     one, four, eight = (estimate(task, picture, workers) for workers in (1, 4, 8))
     assert one.tiles == four.tiles == 18 * 14
@@ -246,6 +246,10 @@ def test_the_estimate_counts_tiles_workers_and_memory(monkeypatch: pytest.Monkey
     assert four.seconds == eight.seconds  # there are four processors
     assert 1e9 < one.memory_bytes < four.memory_bytes < eight.memory_bytes < 1e10
     assert estimate(replace(task, iterations=60), picture).seconds == pytest.approx(one.seconds / 10)
+    pairs, fours = (estimate(replace(task, members=n), picture, threads=4).memory_bytes for n in (2, 4))
+    # members side by side hold their activations together
+    assert fours - one.memory_bytes == 3 * (pairs - one.memory_bytes) > 0
+    assert estimate(replace(task, members=4), picture).memory_bytes == one.memory_bytes
 
 
 def test_an_estimate_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from sparsegen.zoo.restoration.operators import (
     image_shape,
 )
 from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, from_array, to_array
-from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Task
+from sparsegen.zoo.restoration.settings import SPARSITIES, Preset, Task
 from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
 
 LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # of what `settings.LOSSES` describes
@@ -77,6 +77,7 @@ def restore(
     density: float | None = None,
     loss: str = "mse",
     iterations: int | None = None,
+    members: int | None = None,
     shape: tuple[int, int, int] | None = None,
     stops: bool | None = None,
     device: str | torch.device | None = None,
@@ -95,6 +96,7 @@ def restore(
         density: Non-zeros over entries of a code, in place of the regularizer's own.
         loss: "mse", or "l1" for outliers such as salt and pepper.
         iterations: The end, if it does not stop before.
+        members: Hourglasses whose mean is the result, in place of the preset's number: each takes its time.
         shape: Of the image, (C, H, W), where the operator changes it and has no `image_shape`.
         device: Where to compute; None: where the tensor is, the CPU for arrays.
         stops: Whether to stop without the clean image, and take the best; None: as the preset does.
@@ -103,11 +105,12 @@ def restore(
     """
     task = Task.of(
         preset=preset, regularizer=regularizer, density=density, sigma=sigma, loss=loss, seed=seed,
-        iterations=iterations,
+        iterations=iterations, members=members,
     )  # fmt: skip
     picture = None if isinstance(image, Tensor) else from_array(image)
     observation = _check_tensor(image, operator) if picture is None else to_tensor(picture)
-    fit = make_fit(task, observation.to(device or observation.device), operator, shape, stops)
+    settings = task.settings if stops is None else replace(task.settings, stops=stops)
+    fit = make_fit(task, observation.to(device or observation.device), operator, shape, settings)
     history, last = follow(fit, callback)
     if picture is None:
         restored = fit.image.to(image)
@@ -169,12 +172,10 @@ def make_fit(
     observation: Tensor,
     operator: Operator | None = None,
     shape: tuple[int, int, int] | None = None,
-    stops: bool | None = None,
+    preset: Preset | None = None,
 ) -> Fit:
-    """The fit that a task asks for, not yet begun."""
-    preset, sparsity = PRESETS[task.preset], SPARSITIES[task.regularizer]
-    if task.iterations is not None:
-        preset = replace(preset, iterations=task.iterations)
+    """The fit that a task asks for, not yet begun; `preset` in place of the task's settings."""
+    preset, sparsity = preset or task.settings, SPARSITIES[task.regularizer]
     if task.density is not None:
         sparsity = replace(sparsity, density=task.density)
     loss, operator = LOSS_FUNCTIONS[task.loss], operator or Identity()
@@ -182,8 +183,6 @@ def make_fit(
     if shape is None and size is not None and len(size) == 3:
         shape = tuple(size)
     operator = getattr(operator, "A", operator)  # deepinv's physics without the noise that calling it adds
-    if stops is not None:
-        preset = replace(preset, stops=stops)
     watch = None
     shape = tuple(shape or image_shape(operator, observation.shape)[1:])
     check_operator(operator, shape, observation)  # here, since a watch may not bear what it would refuse

@@ -2,8 +2,9 @@
 
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Real
+from typing import Protocol
 
 from sparsegen.zoo.names import known_names
 from sparsegen.zoo.noise import check_integer, check_seed
@@ -39,6 +40,39 @@ class Widths:
         return 2 ** len(self.down)
 
 
+class Averaging(Protocol):
+    """How much of output t goes into the average of all outputs so far, from 0 to 1."""
+
+    def share(self, iteration: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """The same share always, whence the outputs of the last 1 / (1 - decay) iterations count most.
+
+    The average starts as the first output, as the original has it, and is rid of that only by and by.
+    """
+
+    decay: float
+
+    def share(self, iteration: int) -> float:
+        return 1.0 if iteration == 1 else 1 - self.decay
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """A share of (1 + power) / (t + power): the last 1 / (1 + power) of all outputs so far count most.
+
+    The polynomial-decay averaging of Shamir & Zhang (2013). The window grows with the number of iterations that a
+    picture takes, which an exponential average would have to be told.
+    """
+
+    power: float
+
+    def share(self, iteration: int) -> float:
+        return (1 + self.power) / (iteration + self.power)
+
+
 @dataclass(frozen=True)
 class Preset:
     """How a hourglass is fitted to an observation.
@@ -46,11 +80,11 @@ class Preset:
     Attributes:
         inputs: Channels of z, which is uniform in [0, 0.1].
         jitter: Standard deviation of the noise that is added to z anew in each iteration.
-        averaging: The image is an exponential average of the outputs, with this decay; `bias_corrected` while
-            there are few outputs, as the original's is not.
+        averaging: How the outputs of all iterations become an image.
         iterations: The end, unless it is stopped before.
         fall: Decibels; if the fit to the observation falls by more, the last good state is taken up again.
         snapshot_every: Iterations from one such state to the next.
+        members: Hourglasses, each fitted by itself from its own start; the result is their mean.
         swift: Compute in bfloat16 where the processor has it, channels last.
         stops: Whether it stops by itself, and returns the best it saw in place of the last.
     """
@@ -60,22 +94,22 @@ class Preset:
     jitter: float = 1 / 30
     learning_rate: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
-    averaging: float = 0.99
-    bias_corrected: bool = True
+    averaging: Averaging = Polynomial(2)
     iterations: int = 3000
     fall: float = 5.0
     snapshot_every: int = 10
+    members: int = 1
     swift: bool = True
     stops: bool = True
 
 
 PRESETS = {
     "fast": Preset(
-        Widths((64, 128, 128, 128), (8, 16, 32, 64), (4,) * 4, "zeros"), inputs=8, betas=(0.9, 0.9)
+        Widths((64, 128, 128, 128), (8, 16, 32, 64), (4,) * 4, "zeros"), inputs=8, betas=(0.9, 0.9), members=2
     ),
     "paper": Preset(
         Widths((128,) * 5, (128,) * 5, (4,) * 5),
-        bias_corrected=False,
+        averaging=Exponential(0.99),
         snapshot_every=1,
         swift=False,
         stops=False,
@@ -110,6 +144,7 @@ KINDS = {
     "upscale": "enlarges by 2 or 4",
     "deblur": "undoes a known blur",
 }
+MAX_MEMBERS = 8
 MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
 LOSSES = {"mse": "squared, for noise of all sorts", "l1": "absolute, for outliers such as salt and pepper"}
 
@@ -131,6 +166,7 @@ class Task:
     loss: str = "mse"
     seed: int = 0
     iterations: int | None = None
+    members: int | None = None
     by: int | None = None
     kernel: str | None = None
 
@@ -164,6 +200,8 @@ class Task:
                 raise ValueError("density is above 0: a code without non-zeros holds no picture; got 0")
         if task.iterations is not None:
             check_integer("iterations", task.iterations, 1, 100_000, "the end, unless it stops before")
+        if task.members is not None:
+            check_integer("members", task.members, 1, MAX_MEMBERS, "the hourglasses whose mean is the result")
         if (task.by is not None) != (task.kind == "upscale") or task.by not in (None, 2, 4):
             raise ValueError(
                 f"by is 2 or 4 in upscale, and left out elsewhere; got {task.by!r} in {task.kind}"
@@ -175,6 +213,14 @@ class Task:
         if task.kernel is not None:
             kernel_sigma(task.kernel)
         return task
+
+    @property
+    def settings(self) -> Preset:
+        """Those of the preset, with what the task says in place of them."""
+        own = {name: getattr(self, name) for name in ("iterations", "members")}
+        return replace(
+            PRESETS[self.preset], **{name: value for name, value in own.items() if value is not None}
+        )
 
 
 def kernel_sigma(kernel: str) -> float | None:
@@ -196,13 +242,20 @@ def kernel_sigma(kernel: str) -> float | None:
     return sigma
 
 
-def fair_threads(fits: int = 1) -> int:
-    """The threads of torch for each of some fits side by side on this machine: half of its cores, shared.
+def fair_threads(members: int, fits: int = 1) -> int:
+    """The threads of torch for each of some fits side by side on this machine, which have so many members.
 
-    Choice: a fit is thousands of short steps, each of which waits for its slowest thread. Where another program wanted
-    one of two cores, two threads did 1 iteration a second at 128 x 128, and one thread 17.
+    Choice: half of the cores, or all if it takes them to give each member one. For a hourglass does thousands of short
+    steps, each of which waits for its slowest thread: where another program wanted one of two cores, two threads did 1
+    iteration a second at 128 x 128, and one thread 17. Members do not wait for each other within an iteration.
     """
-    return max(1, (os.cpu_count() or 1) // 2 // max(1, fits))
+    cores = processors()
+    return max(1, max(cores // 2, min(members, cores)) // max(1, fits))
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_real(name: str, value: object, low: float, high: float, meaning: str) -> None:

@@ -37,7 +37,7 @@ from sparsegen.zoo.restoration.restore import (
     to_pixels,
     to_tensor,
 )
-from sparsegen.zoo.restoration.settings import PRESETS, Task
+from sparsegen.zoo.restoration.settings import Task, processors
 
 WHOLE = 512 * 512  # pixels of the result up to which a picture is fitted as a whole
 TILE, OVERLAP = 256, 32  # pixels of the result along a side
@@ -49,7 +49,7 @@ LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the 
 # Measured on an AMD EPYC with bfloat16, by the peak resident memory of a process.
 WORKER_BYTES = 850e6  # torch, its kernels and the just-in-time compiler
 MANAGER_BYTES = 50e6
-# Activations and gradients per pixel of a fit; that of "paper" is reckoned from its channels, not measured.
+# Activations and gradients per pixel of a hourglass; that of "paper" is reckoned from its channels, not measured.
 PIXEL_BYTES = {"fast": 1400, "paper": 12_000}
 TYPICAL_ITERATIONS = 600  # Choice: until a fit of the fast preset stops by itself, at noise of 25 gray levels
 
@@ -294,9 +294,9 @@ def estimate(
         threads = torch.get_num_threads()  # `run` takes what this process has
     with _thread(threads) as executor:
         seconds = executor.submit(_seconds_per_iteration, largest).result() / largest.pixels
-    abreast = min(workers, len(jobs), max(1, _processors() // threads))
+    abreast = min(workers, len(jobs), max(1, processors() // threads))
     seconds *= sum(job.pixels for job in jobs) * _typical_iterations(task) / abreast
-    fit = PIXEL_BYTES[task.preset] * largest.pixels
+    fit = PIXEL_BYTES[task.preset] * largest.pixels * min(task.settings.members, threads)
     # the picture, the sum of the tiles, their composition and its clipped copy
     memory = WORKER_BYTES + picture.pixels.nbytes * (1 + 3 * largest.by**2)
     workers = min(workers, len(jobs))
@@ -611,9 +611,8 @@ def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
 
 
 def _typical_iterations(task: Task) -> int:
-    preset = PRESETS[task.preset]
-    last = task.iterations or preset.iterations
-    return min(last, TYPICAL_ITERATIONS) if preset.stops else last
+    settings = task.settings
+    return min(settings.iterations, TYPICAL_ITERATIONS) if settings.stops else settings.iterations
 
 
 def _seconds_per_iteration(job: _Job) -> float:
@@ -626,11 +625,6 @@ def _seconds_per_iteration(job: _Job) -> float:
 
     run(replace(job.task, iterations=6), job.picture, job.mask, job.kernel, told)
     return float(np.median(np.diff(times)[-3:]))
-
-
-def _processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_workers(workers: int, threads: int) -> None:

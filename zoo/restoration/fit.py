@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean as mean
 from time import perf_counter
 
@@ -37,7 +38,7 @@ Loss = Callable[[Tensor], Tensor]  # of residuals, entry by entry
 class Progress:
     """Where a fit is after an iteration.
 
-    `output` is what the network says, `average` the exponential average of that, both (1, C, H, W) in [0, 1];
+    `output` is what the network says, `average` the average of that so far, both (1, C, H, W) in [0, 1];
     `average` goes on changing in place. `looked` says whether the watch looked at it in this iteration.
     `statistic` is the watch's last verdict on the average, smaller is better, `best_iteration` where it was
     smallest; `image` the result so far; `density` the share of non-zeros in Γ1…ΓK at the last look;
@@ -113,8 +114,8 @@ class Fit:
         last = self.preset.iterations
         self.stopped_because = f"all {last} iterations are done"
         for iteration in range(1, last + 1):
-            steps = each(lambda member: member.step(iteration, self._misfit), self.members)  # noqa: B023
-            losses, outputs, codes = zip(*steps, strict=True)
+            step = partial(Member.step, iteration=iteration, misfit=self._misfit)
+            losses, outputs, codes = zip(*each(step, self.members), strict=True)
             output, share = torch.stack(outputs).mean(0), self.preset.averaging.share(iteration)
             average = output.clone() if average is None else average.lerp_(output, share)
             looked = iteration % LOOK_EVERY == 0 or iteration in (1, last)

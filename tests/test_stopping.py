@@ -33,25 +33,32 @@ def filtered(target: torch.Tensor, width: float) -> torch.Tensor:
 WIDTHS = [0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0]
 
 
+def fitted(watch: FittedNoise, width: float) -> torch.Tensor:
+    """What members make of their targets."""
+    return torch.cat([filtered(target, width) for target in watch.targets])
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_the_risk_finds_the_best_of_a_family_of_estimators(seed: int) -> None:
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_risk_finds_the_best_of_a_family_of_estimators(seed: int, members: int) -> None:
     """Gaussian filters of what is to be fitted: the best width by the risk is next to the truly best one."""
     clean, noisy = noisy_picture(seed)
-    watch = FittedNoise(noisy, SIGMA, generator(seed))
-    estimates = [filtered(watch.target, width) for width in WIDTHS]
-    errors = [float((estimate - clean).square().mean()) for estimate in estimates]
+    watch = FittedNoise(noisy, SIGMA, generator(seed), members)
+    estimates = [fitted(watch, width) for width in WIDTHS]
+    errors = [float((estimate.mean(0) - clean).square().mean()) for estimate in estimates]
     chosen = int(np.argmin([watch(estimate) for estimate in estimates]))
     assert errors[chosen] <= 1.2 * min(errors)
 
 
-def test_the_risk_is_the_error_up_to_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("members", [1, 4])
+def test_the_risk_is_the_error_up_to_a_constant(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stein's estimate, as long as the known noise is white."""
     monkeypatch.setattr(FittedNoise, "unseen", 1)
     monkeypatch.setattr(stopping, "_orthogonal", lambda noise, versions: noise)
     clean, noisy = noisy_picture()
-    watch = FittedNoise(noisy, SIGMA, generator())
-    estimates = [filtered(watch.target, width) for width in WIDTHS[2:]]
-    errors = np.array([float((estimate - clean).square().mean()) for estimate in estimates])
+    watch = FittedNoise(noisy, SIGMA, generator(), members)
+    estimates = [fitted(watch, width) for width in WIDTHS[2:]]
+    errors = np.array([float((estimate.mean(0) - clean).square().mean()) for estimate in estimates])
     offsets = np.array([watch(estimate) for estimate in estimates]) - errors
     assert np.ptp(offsets) < 0.1 * np.ptp(errors)
 
@@ -59,7 +66,7 @@ def test_the_risk_is_the_error_up_to_a_constant(monkeypatch: pytest.MonkeyPatch)
 def test_the_known_noise_is_weak_and_has_nothing_of_the_picture() -> None:
     _, noisy = noisy_picture()
     watch = FittedNoise(noisy, SIGMA, generator())
-    added = watch.target - noisy
+    added = watch.targets[0] - noisy
     assert math.isclose(added.square().mean(), (watch.strength * SIGMA) ** 2, rel_tol=1e-3)
     assert watch.weight is None
     for version in (torch.ones_like(noisy), filtered(noisy, 1.5), noisy.mean(1, keepdim=True)):
@@ -71,12 +78,20 @@ def test_the_known_noise_is_weak_and_has_nothing_of_the_picture() -> None:
             assert abs((added * version)[block].mean(dim=(2, 3))).max() < 0.02 * scale
 
 
+def test_members_have_known_noise_of_their_own() -> None:
+    _, noisy = noisy_picture()
+    first, second, third = FittedNoise(noisy, SIGMA, generator(), 3).noise
+    assert torch.equal(first[None], FittedNoise(noisy, SIGMA, generator()).noise)
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert abs((one * other).mean()) < 0.03 * first.square().mean()
+
+
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (40, 9)])
 def test_pictures_of_any_size_are_watched(size: tuple[int, int]) -> None:
     noisy = torch.rand(1, 3, *size)
     watch = FittedNoise(noisy, SIGMA, generator())
-    assert watch.target.shape == noisy.shape and watch.target.isfinite().all()
-    assert watch(noisy) < watch(watch.target)  # which has taken all of the noise over
+    assert watch.targets[0].shape == noisy.shape and watch.targets[0].isfinite().all()
+    assert watch(noisy) < watch(watch.targets[0])  # which has taken all of the noise over
 
 
 @pytest.mark.parametrize("loss", [torch.square, torch.abs])
@@ -86,7 +101,7 @@ def test_held_out_pixels_are_not_fitted_and_judge_alone(loss) -> None:
     kept_back = watch.weight == 0
     share = kept_back.float().mean()
     assert 0.01 < share < 0.03 and torch.equal(kept_back[:, 0], kept_back[:, 2])  # whole pixels
-    assert torch.equal(watch.target, noisy)
+    assert torch.equal(watch.targets[0], noisy)
     elsewhere = torch.where(kept_back, noisy, 0)
     assert watch(elsewhere) == 0
     guess = torch.rand(noisy.shape, generator=generator(1))

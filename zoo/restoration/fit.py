@@ -38,11 +38,11 @@ Loss = Callable[[Tensor], Tensor]  # of residuals, entry by entry
 class Progress:
     """Where a fit is after an iteration.
 
-    `output` is what the network says, `average` the average of that so far, both (1, C, H, W) in [0, 1];
-    `average` goes on changing in place. `looked` says whether the watch looked at it in this iteration.
-    `statistic` is the watch's last verdict on the average, smaller is better, `best_iteration` where it was
-    smallest; `image` the result so far; `density` the share of non-zeros in Γ1…ΓK at the last look;
-    `seconds_left` an estimate. Of several members, `loss`, `output` and `density` are means.
+    `output` is what the network says, `average` the average of that so far, both (1, C, H, W) in [0, 1].
+    `looked` says whether the watch looked at it in this iteration. `statistic` is the watch's last verdict on
+    the average, smaller is better, `best_iteration` where it was smallest; `image` the result so far; `density`
+    the share of non-zeros in Γ1…ΓK at the last look; `seconds_left` an estimate. Of several members, `loss`,
+    `output`, `average` and `density` are means.
     """
 
     iteration: int
@@ -110,19 +110,21 @@ class Fit:
 
     def _iterate(self, each: type[map]) -> Iterator[Progress]:
         watch, started = self.watch, perf_counter()
-        best, average, density, statistic = self.best, None, (), None
+        best, averages, density, statistic = self.best, None, (), None
+        targets = watch.targets if watch else [self.observation] * len(self.members)
         last = self.preset.iterations
         self.stopped_because = f"all {last} iterations are done"
         for iteration in range(1, last + 1):
-            step = partial(Member.step, iteration=iteration, misfit=self._misfit)
-            losses, outputs, codes = zip(*each(step, self.members), strict=True)
-            output, share = torch.stack(outputs).mean(0), self.preset.averaging.share(iteration)
-            average = output.clone() if average is None else average.lerp_(output, share)
+            steps = each(partial(self._step, iteration), self.members, targets)
+            losses, outputs, codes = zip(*steps, strict=True)
+            outputs, share = torch.cat(outputs), self.preset.averaging.share(iteration)
+            averages = outputs.clone() if averages is None else averages.lerp_(outputs, share)
+            average = averages.mean(0, keepdim=True)
             looked = iteration % LOOK_EVERY == 0 or iteration in (1, last)
             if looked:
                 density = tuple(mean(map(_density, level)) for level in zip(*codes, strict=True))
                 if watch:
-                    statistic = self._look(average)
+                    statistic = self._look(averages)
                     best.take(statistic, iteration, average)
             self.image = best.image if watch else average
             ends = min(last, best.patience_ends) if watch and self.preset.stops else last
@@ -130,7 +132,7 @@ class Fit:
             yield Progress(
                 iteration,
                 mean(losses),
-                output,
+                outputs.mean(0, keepdim=True),
                 average,
                 self.image,
                 statistic,
@@ -144,15 +146,18 @@ class Fit:
                 self.stopped_because = f"the stop statistic was best at iteration {best.iteration}"
                 return
 
-    def _misfit(self, output: Tensor) -> Tensor:
-        """How far an output is from what was observed."""
-        target, weight = (self.watch.target, self.watch.weight) if self.watch else (self.observation, None)
-        losses = self.loss(self.operator(output) - target)
-        return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+    def _step(self, iteration: int, member: "Member", target: Tensor) -> tuple[float, Tensor, list[Tensor]]:
+        weight = self.watch.weight if self.watch else None
+
+        def misfit(output: Tensor) -> Tensor:
+            losses = self.loss(self.operator(output) - target)
+            return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+
+        return member.step(iteration, misfit)
 
     @torch.no_grad()
-    def _look(self, average: Tensor) -> float:
-        return self.watch(self.operator(average))
+    def _look(self, averages: Tensor) -> float:
+        return self.watch(torch.cat([self.operator(average) for average in averages.split(1)]))
 
 
 class Member:
@@ -252,7 +257,7 @@ class Best:
 
     def take(self, statistic: float, iteration: int, image: Tensor) -> None:
         if self.image is None or statistic < self.statistic:
-            self.statistic, self.iteration, self.image = statistic, iteration, image.clone()
+            self.statistic, self.iteration, self.image = statistic, iteration, image
 
     @property
     def patience_ends(self) -> int:

@@ -188,19 +188,21 @@ def make_fit(
     check_operator(operator, shape, observation)  # here, since a watch may not bear what it would refuse
     if preset.stops:
         random = torch.Generator(observation.device).manual_seed(seeds(task.seed, 3)[2])
-        watch = make_watch(observation, operator, task, random)
+        watch = make_watch(observation, operator, task, random, preset.members)
     return Fit(observation, preset, sparsity, loss, operator, watch, task.seed, shape)
 
 
-def make_watch(observation: Tensor, operator: Operator, task: Task, random: torch.Generator) -> Watch:
+def make_watch(
+    observation: Tensor, operator: Operator, task: Task, random: torch.Generator, members: int
+) -> Watch:
     """Chooses who decides when to stop: by fitted noise where there is nothing but noise, else by foretelling."""
     if isinstance(operator, Identity) and task.loss == "mse":
         sigma = estimate_sigma(observation)
         if task.sigma is not None:  # an upper bound: clipping takes noise away, and texture looks like noise
             sigma = sigma.clamp_max(task.sigma / 255)
-        return FittedNoise(observation, sigma.clamp_min(LEAST_SIGMA), random)
+        return FittedNoise(observation, sigma.clamp_min(LEAST_SIGMA), random, members)
     known = operator.known if isinstance(operator, Mask) else None
-    return HeldOut(observation, LOSS_FUNCTIONS[task.loss], random, known)
+    return HeldOut(observation, LOSS_FUNCTIONS[task.loss], random, known, members)
 
 
 def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tuple[np.ndarray, Progress]:

@@ -94,7 +94,7 @@ class Preset:
     jitter: float = 1 / 30
     learning_rate: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
-    averaging: Averaging = Polynomial(2)
+    averaging: Averaging = Polynomial(3)
     iterations: int = 3000
     fall: float = 5.0
     snapshot_every: int = 10

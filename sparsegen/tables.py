@@ -13,7 +13,9 @@ from sparsegen.zoo.files import read_lines
 from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
 
 RECORDS = Path(__file__).parent / "records"
-PROTOCOL = ("atoms", "steps", "batch_size", "precision", "count", "reference_count", "metric", "share")
+PROTOCOL = (
+    "atoms", "steps", "batch_size", "precision", "count", "reference_count", "metric", "share", "fingerprint",
+)  # fmt: skip
 PAPER_LOW_DATA = {  # Table 2: (architecture, share of CIFAR-10) -> FIDs
     ("biggan", 0.2): {"baseline": 20.25, "l0_inf": 19.78, "l0": 19.96, "ml": 17.72},
     ("biggan", 0.1): {"baseline": 38.33, "l0_inf": 42.52, "l0": 35.72, "ml": 37.77},

@@ -18,6 +18,7 @@ def record(row: str, column: str, distance: float, seed: int = 0, **more: object
         "precision": "no",
         "count": 5,
         "reference_count": 9,
+        "fingerprint": "f",
         "metric": "fd-x",
     }
     k = [dial.k for dial in spec.generator().dials]
@@ -75,8 +76,9 @@ def test_table_2_is_of_the_runs_with_a_part_of_the_data() -> None:
 
 def test_runs_of_another_protocol_are_not_mixed_in() -> None:
     most = [record("cgan", "l0", 5.0, seed) for seed in range(3)]
-    protocol, distances = by_column([record("cgan", "l0", 9.0, steps=99), *most], "cgan", 1.0)
-    assert protocol["steps"] == 10 and distances == {"l0": [5.0, 5.0, 5.0]}
+    for other in ({"steps": 99}, {"fingerprint": "of other images"}):
+        protocol, distances = by_column([record("cgan", "l0", 9.0, **other), *most], "cgan", 1.0)
+        assert protocol["steps"] == 10 and distances == {"l0": [5.0, 5.0, 5.0]}
     assert by_column([], "cgan", 1.0) == ({}, {})
 
 

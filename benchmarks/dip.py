@@ -3,17 +3,19 @@
     python -m benchmarks.dip --images ../shared/data/set9 --only lena,house --size 128
     python -m benchmarks.dip --print
 
-Both fit the same noisy crop, one after the other in one process. The original is the preset `paper` without
-sparsity: the network, the optimizer and the padding of Ulyanov et al. (2018), in float32. Its best averaged PSNR is
-the goal, found with the clean picture; it is followed `PAST` iterations beyond it. That takes up to an hour and its
-outcome does not depend on the time it takes, so it is done once a crop: later settings of `fast` take the goal and
-its iteration from the records. What an iteration takes is measured anew each time. Three ratios:
+Both fit the same noisy crop. The original is the preset `paper` without sparsity: the network, the optimizer and the
+padding of Ulyanov et al. (2018), in float32. Its best averaged PSNR is the goal, found with the clean picture; it is
+followed `PAST` iterations beyond it. That takes up to an hour, and what comes out does not depend on how fast the
+machine is, so it is done once a crop: later settings of `fast` take the goal and its iteration from the records. What
+an iteration of the original takes is measured anew each time, in the process that then measures `fast`, and its CPU
+seconds are that many iterations of those. Three ratios:
 
     to the goal     CPU seconds of the original to its best average / of `fast` until its average is as good
     as it is used   CPU seconds of 3,000 iterations of the original / of `fast` until it stops by itself
     an iteration    CPU seconds of an iteration of the original / of `fast`, with all of its members
 
-A crop that has its record is skipped. Draws the curves of each crop into --curves.
+A crop that has its record is skipped. Prints the records of the present settings, and draws the curves of each crop
+into --curves.
 """
 
 from dataclasses import replace
@@ -36,7 +38,8 @@ from sparsegen.zoo.restoration.settings import PRESETS, Task
 RECORDS = Path(__file__).parent / "records" / "dip.jsonl"
 SIGMA = 25
 AS_USED = PRESETS["paper"].iterations
-KEY = ("image", "size", "seed", "settings")
+GOAL = ("image", "size", "noise", "seed", "original_settings")
+KEY = (*GOAL, "settings")
 EVERY = 10  # iterations from one point of a curve to the next
 WARM_UP, TIMED = 3, 30  # iterations
 
@@ -111,18 +114,23 @@ def main(
     """Times what is missing, then prints the ratios."""
     torch.set_num_threads(1)
     names = only.split(",") if only else sorted(path.stem for path in images.glob("*.png"))
+    present = {
+        "noise": f"gaussian:{SIGMA}",
+        "original_settings": repr(PRESETS["paper"]),
+        "settings": repr(PRESETS["fast"]),
+    }
     known = read_lines(records)
-    done = {tuple(record[name] for name in KEY) for record in known}
-    goals = {(record["image"], record["size"], record["seed"]): record["original"] for record in known}
+    done = {_key(record, KEY) for record in known}
+    goals = {_key(record, GOAL): record["original"] for record in known}
     for seed in [] if only_print else map(int, seeds.split(",")):
         for name in names:
-            cell = {"image": name, "size": size, "seed": seed, "settings": repr(PRESETS["fast"])}
-            if tuple(cell[field] for field in KEY) in done:
+            cell = {"image": name, "size": size, "seed": seed, **present}
+            if _key(cell, KEY) in done:
                 continue
             picture = crop(images / f"{name}.png", size)
-            clean, noisy = tensor(picture), tensor(observe(picture, f"gaussian:{SIGMA}", seed))
+            clean, noisy = tensor(picture), tensor(observe(picture, cell["noise"], seed))
             label = f"{name} {size}"
-            theirs = goals.get((name, size, seed)) or original(clean, noisy, seed, label)
+            theirs = goals.get(_key(cell, GOAL)) or original(clean, noisy, seed, label)
             theirs |= {"iteration_cpu": seconds_per_iteration(clean, noisy, seed)}
             mine = ours(clean, noisy, seed, theirs["best"], label)
             records.parent.mkdir(parents=True, exist_ok=True)
@@ -130,10 +138,14 @@ def main(
                 records,
                 {**cell, "original": theirs, "fast": mine, **circumstances()},
             )
-    found = read_lines(records)
+    found = [record for record in read_lines(records) if present.items() <= record.items()]
     show_table(found)
     for record in found if curves else ():
         draw(record, curves / f"{record['image']}-{record['size']}-{record['seed']}.png")
+
+
+def _key(record: dict, names: tuple[str, ...]) -> tuple:
+    return tuple(record[name] for name in names)
 
 
 def ratios(record: dict) -> tuple[float | None, float, float]:

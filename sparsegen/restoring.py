@@ -86,7 +86,10 @@ class Options:
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads of torch, half of the cores by default; of each worker, one."),
+        typer.Option(
+            min=1,
+            help="CPU threads of torch: half of the cores by default, or one a hourglass; of a worker, one.",
+        ),
     ] = None
     tile: Annotated[
         int | None,

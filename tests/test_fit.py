@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 import sparsegen
 from sparsegen.zoo.restoration import settings
-from sparsegen.zoo.restoration.fit import Fit, LastGood, Progress
+from sparsegen.zoo.restoration.fit import Fit, LastGood, Progress, seeds
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask
 from sparsegen.zoo.restoration.pictures import from_array, read_picture
 from sparsegen.zoo.restoration.restore import run
@@ -21,6 +23,7 @@ from sparsegen.zoo.restoration.settings import (
     Task,
     Widths,
 )
+from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut
 
 TINY = Preset(
     Widths((8, 16, 16), (8, 16, 16), (4, 4, 4), "zeros"), inputs=8, betas=(0.9, 0.9), iterations=400
@@ -220,6 +223,55 @@ def test_members_are_fits_of_their_own_whose_mean_is_the_output() -> None:
                 assert torch.allclose(output, mean, atol=1e-6)
             results.append(torch.stack(seen))
         assert torch.equal(*results)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_watch_judges_what_is_returned_whatever_the_operator() -> None:
+    """Of an operator whose value of a mean is not the mean of its values."""
+
+    def fold(image: torch.Tensor) -> torch.Tensor:
+        return (2 * image - 1).square()
+
+    observation = fold(tensor(clean_picture()))
+    watch = HeldOut(observation, torch.square, torch.Generator().manual_seed(0), members=3)
+    several = fit(replace(TINY, members=3, iterations=40), watch=watch, operator=fold)
+    for progress in several:
+        if progress.looked:
+            expected = (fold(progress.average) - observation).square()[watch.kept_back == 1].mean()
+            assert progress.statistic == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_everything_random_has_a_seed_of_its_own() -> None:
+    watch, members = seeds(7, 8)
+    assert len({watch, *(number for pair in members for number in pair)}) == 17
+    assert seeds(7, 3) == (watch, members[:3])
+
+
+def test_a_watch_of_another_number_of_members_is_refused() -> None:
+    watch = FittedNoise(tensor(noisy_picture()), 0.1, torch.Generator(), members=2)
+    with pytest.raises(ValueError, match="got 2 for 3 members"):
+        fit(replace(TINY, members=3), watch=watch)
+
+
+@pytest.mark.parametrize("ending", ["left", "broken"])
+def test_threads_are_as_before_however_a_fit_ends(ending: str) -> None:
+    threads = torch.get_num_threads()
+
+    def seen_by_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as executor:
+            return executor.submit(torch.get_num_threads).result()
+
+    def break_it(progress: Progress) -> bool:
+        if ending == "broken":
+            raise KeyError
+        return True
+
+    try:
+        torch.set_num_threads(2)
+        with suppress(KeyError):
+            sparsegen.restore(noisy_picture(), members=2, iterations=5, callback=break_it)
+        assert torch.get_num_threads() == seen_by_a_new_thread() == 2
     finally:
         torch.set_num_threads(threads)
 

@@ -24,7 +24,7 @@ from pictures import encoded
 from PIL import Image
 from server import free_port, until
 
-from sparsegen.service import jobs
+from sparsegen.service import jobs, worker
 from sparsegen.service.jobs import (
     KEEP,
     LEASE,
@@ -38,9 +38,10 @@ from sparsegen.service.jobs import (
     StoreFull,
     open_store,
 )
+from sparsegen.service.serve import Crew
 from sparsegen.service.worker import CURVE, Curve, work
 from sparsegen.zoo.restoration.pictures import read_picture
-from sparsegen.zoo.restoration.settings import fair_threads
+from sparsegen.zoo.restoration.settings import Task, fair_threads
 
 FACTS = {"seconds": 2.0, "iteration": 5, "history": [[1, 0.5]], "stopped_because": "it is good"}
 
@@ -762,7 +763,9 @@ def test_workers_are_replaced_and_do_not_outlive_the_server_even_if_it_is_killed
     store.close()
 
 
-def test_fits_side_by_side_share_half_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_side_by_side_share_half_of_the_cores_or_what_members_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for cores, members, fits, threads in (
         (1, 1, 1, 1),
         (1, 2, 1, 1),
@@ -772,9 +775,41 @@ def test_fits_side_by_side_share_half_of_the_cores(monkeypatch: pytest.MonkeyPat
         (8, 1, 1, 4),
         (8, 2, 1, 4),
         (8, 6, 1, 6),
-        (8, 2, 3, 1),
+        (8, 2, 3, 2),
+        (4, 2, 2, 2),
+        (8, 4, 2, 4),
         (16, 2, 2, 4),
         (4, 2, 0, 2),
     ):
         monkeypatch.setattr("sparsegen.zoo.restoration.settings.processors", lambda cores=cores: cores)
         assert fair_threads(members, fits) == threads
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [({}, 4), ({"SPARSEGEN_WORKERS": "4"}, 2), ({"OMP_NUM_THREADS": "1"}, None)],
+    ids=str,
+)
+def test_a_worker_gives_each_hourglass_its_threads(
+    variables: dict, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With eight processors and four hourglasses, alone or beside three others, or as its environment says."""
+    for name in ("SPARSEGEN_WORKERS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sparsegen.zoo.restoration.settings.processors", lambda: 8)
+    monkeypatch.setattr("sparsegen.zoo.restoration.restore.run", lambda *given: given)
+    told = []
+    monkeypatch.setattr("torch.set_num_threads", told.append)
+    task = Task.of(members=4)
+    assert worker._restore(task, "picture", None, None, None)[0] is task
+    assert told == ([] if threads is None else [threads])
+
+
+def test_a_crew_tells_its_workers_how_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr("subprocess.Popen", lambda command, **about: started.append(about["env"]))
+    crew = Crew(3, {"A": "b"})
+    crew.tend()
+    assert [env[worker.WORKERS] for env in started] == ["3"] * 3 and started[0]["A"] == "b"

@@ -46,7 +46,7 @@ def test_the_risk_finds_the_best_of_a_family_of_estimators(seed: int, members: i
     watch = FittedNoise(noisy, SIGMA, generator(seed), members)
     estimates = [fitted(watch, width) for width in WIDTHS]
     errors = [float((estimate.mean(0) - clean).square().mean()) for estimate in estimates]
-    chosen = int(np.argmin([watch(estimate) for estimate in estimates]))
+    chosen = int(np.argmin([watch(estimate, estimate.mean(0, keepdim=True)) for estimate in estimates]))
     assert errors[chosen] <= 1.2 * min(errors)
 
 
@@ -59,7 +59,7 @@ def test_the_risk_is_the_error_up_to_a_constant(members: int, monkeypatch: pytes
     watch = FittedNoise(noisy, SIGMA, generator(), members)
     estimates = [fitted(watch, width) for width in WIDTHS[2:]]
     errors = np.array([float((estimate.mean(0) - clean).square().mean()) for estimate in estimates])
-    offsets = np.array([watch(estimate) for estimate in estimates]) - errors
+    offsets = np.array([watch(e, e.mean(0, keepdim=True)) for e in estimates]) - errors
     assert np.ptp(offsets) < 0.1 * np.ptp(errors)
 
 
@@ -91,7 +91,9 @@ def test_pictures_of_any_size_are_watched(size: tuple[int, int]) -> None:
     noisy = torch.rand(1, 3, *size)
     watch = FittedNoise(noisy, SIGMA, generator())
     assert watch.targets[0].shape == noisy.shape and watch.targets[0].isfinite().all()
-    assert watch(noisy) < watch(watch.targets[0])  # which has taken all of the noise over
+    assert watch(noisy, noisy) < watch(
+        watch.targets[0], watch.targets[0]
+    )  # which has taken all of the noise over
 
 
 @pytest.mark.parametrize("loss", [torch.square, torch.abs])
@@ -103,9 +105,9 @@ def test_held_out_pixels_are_not_fitted_and_judge_alone(loss) -> None:
     assert 0.01 < share < 0.03 and torch.equal(kept_back[:, 0], kept_back[:, 2])  # whole pixels
     assert torch.equal(watch.targets[0], noisy)
     elsewhere = torch.where(kept_back, noisy, 0)
-    assert watch(elsewhere) == 0
+    assert watch(noisy, elsewhere) == 0
     guess = torch.rand(noisy.shape, generator=generator(1))
-    assert math.isclose(watch(guess), loss(guess - noisy)[kept_back].mean(), rel_tol=1e-4)
+    assert math.isclose(watch(noisy, guess), loss(guess - noisy)[kept_back].mean(), rel_tol=1e-4)
 
 
 def test_nothing_unknown_is_held_out() -> None:

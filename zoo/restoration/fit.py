@@ -95,11 +95,12 @@ class Fit:
         self.operator, self.watch = operator or Identity(), watch
         shape = tuple(shape or image_shape(self.operator, observation.shape)[1:])
         check_operator(self.operator, shape, observation)
-        starts = seeds(seed, 2 * preset.members)
-        self.members = [
-            Member(preset, sparsity, shape, observation.device, *pair)
-            for pair in zip(starts[::2], starts[1::2], strict=True)
-        ]
+        if watch and len(watch.targets) != preset.members:
+            raise ValueError(
+                f"a watch has a target for each member: got {len(watch.targets)} for {preset.members} members"
+            )
+        _, starts = seeds(seed, preset.members)
+        self.members = [Member(preset, sparsity, shape, observation.device, *start) for start in starts]
         self.best = Best(watch.wait if watch else 0)
         self.image: Tensor | None = None
         self.stopped_because = ""
@@ -108,23 +109,23 @@ class Fit:
         with side_by_side(len(self.members)) as each:
             yield from self._iterate(each)
 
-    def _iterate(self, each: type[map]) -> Iterator[Progress]:
+    def _iterate(self, each: Callable[..., Iterator]) -> Iterator[Progress]:
         watch, started = self.watch, perf_counter()
         best, averages, density, statistic = self.best, None, (), None
         targets = watch.targets if watch else [self.observation] * len(self.members)
         last = self.preset.iterations
         self.stopped_because = f"all {last} iterations are done"
         for iteration in range(1, last + 1):
-            steps = each(partial(self._step, iteration), self.members, targets)
-            losses, outputs, codes = zip(*steps, strict=True)
-            outputs, share = torch.cat(outputs), self.preset.averaging.share(iteration)
-            averages = outputs.clone() if averages is None else averages.lerp_(outputs, share)
-            average = averages.mean(0, keepdim=True)
             looked = iteration % LOOK_EVERY == 0 or iteration in (1, last)
+            steps = each(partial(self._step, iteration, looked), self.members, targets)
+            losses, outputs, densities = zip(*steps, strict=True)
+            outputs, share = torch.cat(outputs), self.preset.averaging.share(iteration)
+            averages = outputs if averages is None else averages.lerp_(outputs, share)
+            average = averages.mean(0, keepdim=True)
             if looked:
-                density = tuple(mean(map(_density, level)) for level in zip(*codes, strict=True))
+                density = tuple(map(mean, zip(*densities, strict=True)))
                 if watch:
-                    statistic = self._look(averages)
+                    statistic = self._look(averages, average)
                     best.take(statistic, iteration, average)
             self.image = best.image if watch else average
             ends = min(last, best.patience_ends) if watch and self.preset.stops else last
@@ -146,18 +147,22 @@ class Fit:
                 self.stopped_because = f"the stop statistic was best at iteration {best.iteration}"
                 return
 
-    def _step(self, iteration: int, member: "Member", target: Tensor) -> tuple[float, Tensor, list[Tensor]]:
+    def _step(
+        self, iteration: int, looked: bool, member: "Member", target: Tensor
+    ) -> tuple[float, Tensor, tuple[float, ...]]:
+        """Has a member take a step; the densities of its codes are counted where somebody looks."""
         weight = self.watch.weight if self.watch else None
 
         def misfit(output: Tensor) -> Tensor:
             losses = self.loss(self.operator(output) - target)
             return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
 
-        return member.step(iteration, misfit)
+        fit, output, codes = member.step(iteration, misfit)
+        return fit, output, tuple(map(_density, codes)) if looked else ()
 
     @torch.no_grad()
-    def _look(self, averages: Tensor) -> float:
-        return self.watch(torch.cat([self.operator(average) for average in averages.split(1)]))
+    def _look(self, averages: Tensor, average: Tensor) -> float:
+        return self.watch(averages, self.operator(average))
 
 
 class Member:
@@ -289,8 +294,10 @@ class LastGood:
 
 
 @contextmanager
-def side_by_side(count: int) -> Iterator[type[map]]:
+def side_by_side(count: int) -> Iterator[Callable[..., Iterator]]:
     """Yields a `map` that has up to `count` things done at once: torch's threads are shared out among them.
+
+    Until it is left, torch gives threads that are started meanwhile as few as each of these has.
 
     Choice: each member has threads of its own before any has several. Measured on two cores at 128 x 128, two threads
     make one hourglass 1.14 times as fast, and two hourglasses with one each 1.75 times.
@@ -314,12 +321,14 @@ def has_bfloat16(device: str) -> bool:
     return device == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
-def seeds(seed: int, count: int) -> list[int]:
-    """Independent seeds for the parts of a fit that draw random numbers."""
-    return [
-        int(number)
-        for number in np.random.SeedSequence(seed).generate_state(count, np.uint64) >> np.uint64(1)
-    ]
+def seeds(seed: int, members: int) -> tuple[int, list[tuple[int, int]]]:
+    """Independent seeds: of the watch, and of the weights and the jitter of each member.
+
+    The first members have the same ones, however many there are.
+    """
+    numbers = np.random.SeedSequence(seed).generate_state(1 + 2 * members, np.uint64) >> np.uint64(1)
+    weights, jitter, watch, *more = map(int, numbers)
+    return watch, [(weights, jitter), *zip(more[::2], more[1::2], strict=True)]
 
 
 def _density(code: Tensor) -> float:

@@ -87,7 +87,9 @@ def restore(
     Args:
         image: What was observed. An array (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), of integers
             or of floats in [0, 1]; or a float tensor (1, C, H, W), with your own operator of any shape.
-        operator: From the image to the observation, differentiable; None: nothing but noise.
+        operator: From the image to the observation, differentiable; None: nothing but noise. Several members
+            call it in several threads, and the mean of what they find is returned: where several images explain
+            the observation, take members=1.
         preset: "fast"; or "paper", the original's hyperparameters, which does not stop by itself.
         regularizer: "l0_inf", "l0", "l1" or "baseline", of the codes Γ1…ΓK.
         sigma: Standard deviation of the noise in gray levels of 255, which it nowhere exceeds; None: as strong
@@ -187,7 +189,7 @@ def make_fit(
     shape = tuple(shape or image_shape(operator, observation.shape)[1:])
     check_operator(operator, shape, observation)  # here, since a watch may not bear what it would refuse
     if preset.stops:
-        random = torch.Generator(observation.device).manual_seed(seeds(task.seed, 3)[2])
+        random = torch.Generator(observation.device).manual_seed(seeds(task.seed, preset.members)[0])
         watch = make_watch(observation, operator, task, random, preset.members)
     return Fit(observation, preset, sparsity, loss, operator, watch, task.seed, shape)
 

@@ -41,7 +41,7 @@ class Widths:
 
 
 class Averaging(Protocol):
-    """How much of output t goes into the average of all outputs so far, from 0 to 1."""
+    """How much of output t, from the second on, goes into the average of all outputs so far: 0 to 1."""
 
     def share(self, iteration: int) -> float: ...
 
@@ -56,7 +56,7 @@ class Exponential:
     decay: float
 
     def share(self, iteration: int) -> float:
-        return 1.0 if iteration == 1 else 1 - self.decay
+        return 1 - self.decay
 
 
 @dataclass(frozen=True)
@@ -247,10 +247,11 @@ def fair_threads(members: int, fits: int = 1) -> int:
 
     Choice: half of the cores, or all if it takes them to give each member one. For a hourglass does thousands of short
     steps, each of which waits for its slowest thread: where another program wanted one of two cores, two threads did 1
-    iteration a second at 128 x 128, and one thread 17. Members do not wait for each other within an iteration.
+    iteration a second at 128 x 128, and one thread 17. Members wait for each other but once an iteration, so they may
+    have all cores, and share them with a server.
     """
-    cores = processors()
-    return max(1, max(cores // 2, min(members, cores)) // max(1, fits))
+    cores, fits = processors(), max(1, fits)
+    return max(1, max(cores // 2, min(members * fits, cores)) // fits)
 
 
 def processors() -> int:

@@ -171,7 +171,7 @@ def settings() -> list[gr.components.Component]:
             [("the preset's", 0), *range(1, MAX_MEMBERS + 1)],
             value=0,
             label="Hourglasses",
-            info="Their mean is the result: each takes its time, and the more, the less it errs.",
+            info="Their mean is the result: the more, the less it errs, and the longer it takes.",
         )
         sigma = gr.Number(
             0, label="Noise σ", info="In gray levels of 255; 0: estimate it.", minimum=0, maximum=255

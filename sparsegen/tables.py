@@ -87,7 +87,7 @@ def _show(
     table = Table("", *columns, title=title, title_justify="left", box=None)
     notes = []
     for name, ((protocol, distances), fids) in rows.items():
-        table.add_row(name, *(_ours(distances, column) for column in columns))
+        table.add_row(name, *(show_distance(distances, column) for column in columns))
         table.add_row("  paper's FID", *(_paper(fids, column) for column in columns), style="dim")
         if protocol:
             notes.append(f"{name}: {_scale(name.split(',')[0], protocol)}")
@@ -100,7 +100,8 @@ def _show(
         console.print(f"  {note}", highlight=False)
 
 
-def _ours(distances: dict[str, list[float]], column: str) -> str:
+def show_distance(distances: dict[str, list[float]], column: str) -> str:
+    """A cell: the mean ± s.d. of a column's distances, their number, and the change from the baseline."""
     found = distances.get(column)
     if not found:
         return MISSING

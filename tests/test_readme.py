@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 import sparsegen
+from benchmarks.readme import fill
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
@@ -55,3 +56,7 @@ def test_every_picture_and_file_that_it_names_is_there() -> None:
 def test_it_names_the_bundled_models() -> None:
     for name in sparsegen.list_models():
         assert f"`{name}`" in README
+
+
+def test_its_tables_are_those_of_the_records() -> None:
+    assert fill(README) == README, "write them anew with python -m benchmarks.readme"

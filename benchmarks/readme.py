@@ -1,0 +1,233 @@
+"""Writes the README's tables anew from the committed records and the bundled models.
+
+    python -m benchmarks.readme
+
+Each table stands between `<!-- name -->` and `<!-- /name -->`; what is between them is replaced, the rest is kept.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean
+
+import typer
+
+import sparsegen
+from benchmarks import dip
+from sparsegen.tables import (
+    MISSING,
+    PAPER_LOW_DATA,
+    PAPER_PSNR,
+    TABLES,
+    by_column,
+    by_picture,
+    own_k,
+    paired,
+    read_records,
+    show_distance,
+)
+from sparsegen.zoo.bundled import MODELS
+from sparsegen.zoo.files import atomic_write, read_lines
+from sparsegen.zoo.pretrained import read_config
+from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES
+from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS
+
+ROOT = Path(__file__).parent.parent
+NOISES = {
+    "gaussian": "Gaussian, {} (told)",
+    "poisson": "Poisson, {} photons in white",
+    "salt-and-pepper": "salt and pepper on {:.0%}, L1 loss",
+    "jpeg": "JPEG of quality {}",
+}
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def speed() -> str:
+    rows = []
+    for record in read_lines(ROOT / "benchmarks/records/dip.jsonl"):
+        theirs, mine = record["original"], record["fast"]
+        to_goal, used, _ = dip.ratios(record)
+        rows.append((
+            f"{record['image']}, {record['size']}",
+            f"{theirs['best']:.2f} dB, {dip.best_cpu(theirs):.0f} s",
+            f"{mine['reached_cpu']:.0f} s, **{to_goal:.1f} times sooner**" if to_goal else "never",
+            f"{mine['returned']:.2f} dB, {mine['stop_cpu']:.0f} s",
+            f"{used:.0f} times",
+        ))  # fmt: skip
+    head = (
+        "crop", "the original's best", "`fast` is as good after", "stops by itself with",
+        "against the original's 3,000 iterations",
+    )  # fmt: skip
+    return markdown(head, rows)
+
+
+def restorations(preset: str) -> list[dict]:
+    """The records of table 3 of a preset as it is now: its members, and the density of its regularizer."""
+    return [
+        record
+        for record in read_lines(TABLES["table3"][0])
+        if (record["preset"], record["members"]) == (preset, PRESETS[preset].members)
+        and record["density"] in (None, SPARSITIES[record["regularizer"]].density)
+    ]
+
+
+def stop() -> str:
+    cells: dict[tuple[str, int], list[dict]] = {}
+    for record in restorations("fast"):
+        if record["regularizer"] == "l0_inf" and "returned" in record:
+            cells.setdefault((record["noise"], record["size"]), []).append(record)
+    rows = []
+    for (noise, size), found in sorted(cells.items(), key=lambda cell: (-len(cell[1]), cell[0])):
+        kind, _, strength = noise.partition(":")
+        losses = [record["average"] - record["returned"] for record in found]
+        late = mean(record["stopped_at"] / record["average_iteration"] - 1 for record in found)
+        rows.append((
+            NOISES[kind].format(float(strength) if "%" in NOISES[kind] else strength),
+            str(size),
+            str(len(found)),
+            *(f"{mean(record[what] for record in found):.2f}" for what in ("noisy", "average", "returned")),
+            f"{mean(losses):.2f}, {max(losses):.2f}",
+            f"{100 * late:+.0f} %",
+        ))  # fmt: skip
+    head = (
+        "noise",
+        "crop",
+        "runs",
+        "noisy",
+        "best",
+        "returned",
+        "lost: mean, worst",
+        "stopped past the best",
+    )
+    return markdown(head, rows)
+
+
+def sparsity() -> str:
+    rows = []
+    for preset, name in (("paper", "the original network"), ("fast", "`fast`")):
+        records = [record for record in restorations(preset) if record["noise"] == "gaussian:25"]
+        for size in sorted({record["size"] for record in records}):
+            cells = {
+                regularizer: {
+                    (record["image"], record["seed"]): record
+                    for record in records
+                    if (record["size"], record["regularizer"]) == (size, regularizer)
+                }
+                for regularizer in PAPER_PSNR
+            }
+            changes = []
+            for regularizer in ("l0_inf", "l0"):
+                pairs = {
+                    cell: (record, cells["baseline"][cell])
+                    for cell, record in cells[regularizer].items()
+                    if cell in cells["baseline"]
+                }
+                for what in ("single", "average"):
+                    changes.append(f"{paired(by_picture(pairs, what)) or MISSING} ({len(pairs)})")
+            rows.append((f"{name}, {size} x {size}", *changes))
+    base = PAPER_PSNR["baseline"]
+    paper = [
+        f"{own - of_base:+.2f}"
+        for column in ("l0_inf", "l0")
+        for own, of_base in zip(PAPER_PSNR[column], base, strict=True)
+    ]
+    rows.append(("the paper, up to 768 x 512", *paper))
+    return markdown(("", "L0,∞: single", "averaged", "L0: single", "averaged"), rows)
+
+
+def yardstick() -> str:
+    """BM3D and ours on the same noisy crops, those of the baseline, whose records have it."""
+    known = [record for record in read_lines(TABLES["table3"][0]) if "bm3d" in record]
+    bm3d = {
+        (record["image"], record["size"], record["noise"], record["seed"]): record["bm3d"] for record in known
+    }
+    ours = {
+        cell: record
+        for record in restorations("fast")
+        if record["regularizer"] == "l0_inf"
+        and (cell := (record["image"], record["size"], record["noise"], record["seed"])) in bm3d
+    }
+    rows = []
+    for size in sorted({cell[1] for cell in ours}):
+        cells = [cell for cell in ours if cell[1] == size]
+        values = (
+            mean(ours[cell]["returned"] for cell in cells),
+            mean(ours[cell]["average"] for cell in cells),
+            mean(bm3d[cell] for cell in cells),
+        )
+        rows.append((f"{size} x {size}, {len(cells)} crops", *(f"{value:.2f} dB" for value in values)))
+    return markdown(("σ 25", "`fast` returns", "at best", "BM3D, which knows σ"), rows)
+
+
+def distances(lines: dict[tuple[str, float], dict[str, float]], columns: Iterable[str]) -> str:
+    """A table of our distances: a line per architecture and share of the data, with the paper's change."""
+    records = [record for record in read_records(TABLES["table1"][0]) if own_k(record)]
+    rows, columns = [], list(columns)
+    for (row, share), fids in lines.items():
+        protocol, found = by_column(records, row, share)
+        if not found:
+            continue
+        part = f", {share:.0%} of the data" if share < 1 else ""
+        name = f"`{row}`, {protocol['atoms']} of {ARCHITECTURES[row].atoms} atoms{part}"
+        cells = [show_distance(found, "baseline")]
+        for column in columns[1:]:
+            change = 100 * (fids[column] / fids["baseline"] - 1)
+            cells.append(f"{show_distance(found, column)} (paper {change:+.1f} %)")
+        rows.append((name, *cells))
+    return markdown(("", *(f"`{column}`" for column in columns)), rows)
+
+
+def table1() -> str:
+    return distances({(row, 1.0): fids for row, fids in PAPER_FID.items()}, REGULARIZERS)
+
+
+def table2() -> str:
+    return distances(PAPER_LOW_DATA, ("baseline", "l0_inf", "l0", "ml"))
+
+
+def bundled() -> str:
+    rows = []
+    for name in sparsegen.list_models():
+        config = read_config(MODELS / name)
+        training, verdict = config["training"], config["evaluation"]
+        start = f", from {training['start_from']}" if training["start_from"] else ""
+        rows.append((
+            f"`{name}`",
+            ", ".join(map(str, config["k"])) or "–",
+            f"{training['steps']:,} of {training['batch_size']}{start}",
+            f"{verdict['distance']:.0f}",
+            ", ".join(f"{share:.2f}" for share in verdict["density"]),
+        ))  # fmt: skip
+    return markdown(("bundled model", "k", "steps", "distance", "density of Γ1, Γ2"), rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    block.__name__: block for block in (speed, stop, sparsity, yardstick, table1, table2, bundled)
+}
+
+
+def fill(text: str) -> str:
+    """Replaces each block of a text that has all of them."""
+    for name, block in BLOCKS.items():
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        text, found = re.subn(
+            pattern, lambda match, block=block: match[1] + block() + match[2], text, flags=re.S
+        )
+        if found != 1:
+            raise ValueError(f"the text has {found} blocks <!-- {name} --> … <!-- /{name} -->; it needs one")
+    return text
+
+
+def main() -> None:
+    """Writes the README's tables anew."""
+    path = ROOT / "README.md"
+    with atomic_write(path) as file:
+        file.write_text(fill(path.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -425,16 +425,18 @@ def test_a_task_does_what_restore_does() -> None:
     assert np.array_equal(outcome.history, expected.history)
 
 
-def test_a_mask_is_white_in_the_holes() -> None:
+def test_a_mask_is_white_in_the_holes_and_gray_at_their_rims() -> None:
     clean = clean_picture()
-    holes = np.zeros(clean.shape[:2], np.float32)
-    holes[20:30, 20:40] = 1
-    damaged = np.where(holes[..., None] > 0, 0, clean).astype(np.float32)
-    outcome = run(Task.of(kind="inpaint", iterations=150), from_array(damaged), mask=from_array(holes))
+    mask = np.full(clean.shape[:2], 0.03, np.float32)  # JPEG's black
+    mask[20:30, 20:40] = 0.1
+    mask[22:28, 22:38] = 1
+    known = mask < 0.05
+    damaged = np.where(known[..., None], clean, 0).astype(np.float32)
+    outcome = run(Task.of(kind="inpaint", iterations=150), from_array(damaged), mask=from_array(mask))
     assert psnr(outcome.picture.pixels[20:30, 20:40], clean[20:30, 20:40]) > 20
-    assert np.array_equal(outcome.picture.pixels[holes == 0], damaged[holes == 0])  # what is known stays
-    noisy = run(Task.of(kind="inpaint", sigma=5, iterations=2), from_array(damaged), mask=from_array(holes))
-    assert not np.array_equal(noisy.picture.pixels[holes == 0], damaged[holes == 0])
+    assert np.array_equal(outcome.picture.pixels[known], damaged[known])  # what is known stays
+    noisy = run(Task.of(kind="inpaint", sigma=5, iterations=2), from_array(damaged), mask=from_array(mask))
+    assert not np.array_equal(noisy.picture.pixels[known], damaged[known])
 
 
 def test_pictures_of_16_bits_come_back_with_them() -> None:

@@ -8,6 +8,8 @@ import numpy as np
 from sparsegen.zoo.restoration.pictures import Picture
 from sparsegen.zoo.restoration.settings import MAX_BLUR, Task, kernel_sigma
 
+HOLE = 1 / 16  # of white: what is brighter is a hole; below it is what JPEG makes of black
+
 
 def check_damage(
     task: Task, mask: Picture | None, kernel: Picture | None, size: Sequence[int] | None = None
@@ -27,15 +29,16 @@ def check_damage(
 
 
 def known_pixels(mask: Picture | None) -> np.ndarray:
-    """Where a picture of a mask is black: bool (H, W).
+    """Where a picture of a mask is black, up to `HOLE`: bool (H, W).
 
-    Choice: white in the holes, as image editors and OpenCV have it.
+    Choice: white in the holes, as image editors and OpenCV have it. The gray rim of a soft brush or of letters lies
+    on pixels that are damaged in part; taken for known, they would come through as an outline.
 
     Raises: ValueError if it is missing, or as `check_mask`.
     """
     if mask is None:
         raise ValueError("inpainting needs a mask, a picture that is white in the holes and black elsewhere")
-    known = mask.pixels.mean(2) < 0.5
+    known = mask.pixels.mean(2) <= HOLE
     check_mask(known)
     return known
 

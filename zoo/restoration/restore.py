@@ -133,7 +133,7 @@ def run(
     Choice: inpainting leaves the known pixels as they are, unless there is noise to remove (sigma above 0).
 
     Args:
-        mask: Of inpaint: white in the holes.
+        mask: Of inpaint: white in the holes, gray at their rims, black elsewhere.
         kernel: Of deblur with a kernel from a file.
 
     Raises: ValueError before any work.

@@ -64,7 +64,7 @@ FORM = {
     "additionalProperties": False,
     "properties": {
         "image": BINARY | {"description": f"An image file of up to {MAX_PIXELS:,} pixels."},
-        "mask": BINARY | {"description": "Of inpaint: an image of the same size, white in the holes and black elsewhere; gray counts as hole."},
+        "mask": BINARY | {"description": "Of inpaint: an image of the same size, black outside the holes."},
         "kernel": {
             "description": "Of deblur: gaussian:SIGMA as text, or an image file of the kernel.",
             "anyOf": [{"type": "string", "pattern": "^gaussian:[0-9.]+$"}, BINARY],

@@ -174,7 +174,9 @@ def denoise(
 def inpaint(
     inputs: Inputs,
     options: Options,
-    mask: Annotated[Path, typer.Option(help="A picture of the same size, black outside the holes to be filled.")],
+    mask: Annotated[
+        Path, typer.Option(help="A picture of the same size, black outside the holes to be filled.")
+    ],
 ) -> None:
     """Fills holes in pictures, which a mask shows.
 

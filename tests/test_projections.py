@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import subprocess
 import sys
 import warnings
@@ -195,6 +196,14 @@ def test_the_gradient_is_that_of_the_selection_at_kept_zeros_too(kind: type[Proj
     budget = 2 * 9 if kind is NeedleProjection else 2
     assert gradient.flatten(1).sum(1).tolist() == [budget, budget]
     assert gradient[:, :2, 0, 0].flatten(1).all(1).tolist() == [kind is NeedleProjection] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_dropped_entries_have_no_gradient_even_from_one_that_is_not_finite(dtype: torch.dtype) -> None:
+    code = torch.randn(2, 6, 3, 3).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    projected = NeedleProjection(2)(code)
+    infinite = torch.full((2, 6, 3, 3), math.inf, dtype=dtype)
+    assert torch.equal(torch.autograd.grad(projected, code, infinite)[0], torch.where(projected != 0, infinite, 0))
 
 
 @pytest.mark.parametrize("kind", KINDS)

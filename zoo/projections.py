@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 _NAN = 0x7F800001  # one above infinity as float32 bits, which order as the magnitudes do
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # what the compiled loops take
 
 
 class Projection(nn.Module):
@@ -138,13 +139,14 @@ def _project(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
     if kernels is None:
         mask = _by_keys(code, k, whole)
         return torch.where(mask, code, 0), mask
-    x = code.float()  # exact for the narrower types
+    x = code if code.dtype in _BITS else code.float()  # exact for float16
     last = code.ndim > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
     if not last:
         x = x.contiguous()
     y, mask = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
     if x.numel():
-        as_integers = x.view(torch.int32), y.view(torch.int32), mask.view(torch.uint8)
+        bits = _BITS[x.dtype]
+        as_integers = x.view(bits), y.view(bits), mask.view(torch.uint8)
         arrays = [_competing(tensor, whole, last).numpy() for tensor in as_integers]
         kernels.project(*arrays, k, channels=code.shape[1] if whole and last else 1)
     if x is code:
@@ -187,7 +189,26 @@ class _Projected(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None, None]:
-        return torch.where(ctx.saved_tensors[0], gradient, 0), None, None
+        return _Kept.apply(gradient, *ctx.saved_tensors), None, None
+
+
+class _Kept(torch.autograd.Function):
+    """`torch.where(mask, x, 0)` by a bitwise and, 4 to 15 times as fast: on a CPU `where` is not vectorized."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, mask: Tensor) -> Tensor:
+        bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.itemsize]
+        return (x.view(bits) & -mask.view(torch.int8).to(bits)).view(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Kept.apply(gradient, *ctx.saved_tensors), None
 
 
 class Sparsified(Mapping[str, Projection]):

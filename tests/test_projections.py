@@ -203,7 +203,9 @@ def test_dropped_entries_have_no_gradient_even_from_one_that_is_not_finite(dtype
     code = torch.randn(2, 6, 3, 3).to(dtype, memory_format=torch.channels_last).requires_grad_()
     projected = NeedleProjection(2)(code)
     infinite = torch.full((2, 6, 3, 3), math.inf, dtype=dtype)
-    assert torch.equal(torch.autograd.grad(projected, code, infinite)[0], torch.where(projected != 0, infinite, 0))
+    assert torch.equal(
+        torch.autograd.grad(projected, code, infinite)[0], torch.where(projected != 0, infinite, 0)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

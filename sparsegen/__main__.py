@@ -455,9 +455,7 @@ def plot(
     ],
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Models, of which density and atoms draw several; of tradeoff architectures, all by default."
-        ),
+        typer.Argument(help="Models, one or several; of tradeoff architectures, all by default."),
     ] = None,
     out_path: Annotated[
         Path | None, typer.Option("--out", help="The .png file; WHAT.png by default.")
@@ -476,19 +474,17 @@ def plot(
 
         picture = plots.png(tradeoff(read_records(TABLES["table1"][0]), models))
     else:
-        if not models or (what is Picture.samples and len(models) > 1):
-            raise ValueError(
-                f"{what} wants {'one model' if models else 'a model'}, as dcgan.ml; got {models}"
-            )
+        if not models:
+            raise ValueError(f"{what} wants a model, as dcgan.ml")
         generators = {model: sparsegen.from_pretrained(model) for model in models}
-        if what is Picture.samples:
-            (generator,) = generators.values()
-            picture = images.png(images.grid(generator.sample(64, seed)), 2)
+        if what is Picture.samples and len(models) == 1:  # as pixels, without a frame
+            picture = images.png(images.grid(generators[models[0]].sample(64, seed)), 2)
+        elif what is Picture.samples:
+            picture = plots.png(plots.samples(generators, seed=seed))
+        elif what is Picture.atoms:
+            picture = plots.png(plots.atoms(generators))
         else:
-            figure = (
-                plots.atoms(generators) if what is Picture.atoms else plots.density(generators, seed=seed)
-            )
-            picture = plots.png(figure)
+            picture = plots.png(plots.density(generators, seed=seed))
     with atomic_write(out_path) as file:
         file.write_bytes(picture)
     out.print(f"{what}{' of ' * bool(models)}{', '.join(models)} in {out_path}", highlight=False)

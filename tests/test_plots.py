@@ -4,7 +4,7 @@ import torch
 
 from sparsegen.zoo import noise, plots
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.images import atom_pictures
+from sparsegen.zoo.images import atom_pictures, grid
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -38,3 +38,18 @@ def test_an_atom_has_a_contrast_of_its_own_around_mid_gray() -> None:
     assert pictures[0].tolist() == [[[255] * 3, [128] * 3]]
     assert pictures[1, 0, 1].tolist() == [0, 128, 128]
     assert (pictures[2] == 128).all()
+
+
+def test_samples_of_several_generators_are_a_row_each_with_the_classes_one_after_the_other(
+    tiny_ml: Generator, tiny_conditional: Generator
+) -> None:
+    figure = plots.samples({"one": tiny_ml, "two": tiny_conditional}, count=12, seed=5)
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    assert np.array_equal(shown[0], grid(tiny_ml.sample(12, seed=5), 12))
+    classes = [*range(10), 0, 1]
+    assert np.array_equal(shown[1], grid(tiny_conditional.sample(12, seed=5, labels=classes), 12))
+
+
+def test_many_density_maps_wrap(tiny_ml: Generator) -> None:
+    figure = plots.density({f"model {index}": tiny_ml for index in range(7)}, 2)
+    assert [len(axes.images) for axes in figure.axes[:10]] == [1] * 7 + [0] * 3

@@ -57,13 +57,28 @@ def density(generators: Mapping[str, Generator], count: int = 256, seed: int = 0
     """Draws the needle-density map of Γ1 of each generator on one scale (fig. 3b)."""
     maps = {name: needle_density(generator, count, seed) for name, generator in generators.items()}
     top = max(values.max() for values in maps.values())
-    figure = _figure(2.6 * len(maps) + 0.6, 2.8)
-    rows = figure.subplots(1, len(maps), squeeze=False)[0]
-    for axes, (name, values) in zip(rows, maps.items(), strict=True):
+    columns = min(5, len(maps))
+    rows = -(-len(maps) // columns)
+    figure = _figure(2.6 * columns + 0.6, 2.8 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (name, values) in zip(panels, maps.items(), strict=False):
         shown = axes.imshow(values, vmin=0, vmax=top, cmap="viridis", interpolation="nearest")
         axes.set_title(f"{name}\nmean {values.mean():.1%}", fontsize=9)
+    figure.colorbar(shown, ax=panels, label="share of non-zeros in a needle of $Γ_1$", shrink=0.85)
+    return figure
+
+
+def samples(generators: Mapping[str, Generator], count: int = 20, seed: int = 0) -> "Figure":
+    """Draws the first images of a seed, a row each generator; of a conditional one class after class."""
+    figure = _figure(0.5 * count, 0.72 * len(generators))
+    rows = figure.subplots(len(generators), 1, squeeze=False)[:, 0]
+    for axes, (name, generator) in zip(rows, generators.items(), strict=True):
+        labels = [index % generator.classes for index in range(count)] if generator.classes else None
+        axes.imshow(images.grid(generator.sample(count, seed, labels=labels), count), interpolation="nearest")
+        axes.set_title(name, fontsize=8, loc="left", pad=2)
         axes.set_axis_off()
-    figure.colorbar(shown, ax=list(rows), label="share of non-zeros in a needle of $Γ_1$", shrink=0.85)
     return figure
 
 

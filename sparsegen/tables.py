@@ -58,8 +58,11 @@ def show_table2(console: Console, records: Iterable[dict]) -> None:
     _show(console, "Table 2: a part of CIFAR-10", rows, ["baseline", "l0_inf", "l0", "ml"])
 
 
-def by_column(records: Iterable[dict], row: str, share: float) -> tuple[dict, dict[str, list[float]]]:
-    """The protocol that most runs of a row had, and their distances by regularizer; both empty if there are none."""
+Distances = dict[str, dict[int, float]]  # of a row: by regularizer and seed
+
+
+def by_column(records: Iterable[dict], row: str, share: float) -> tuple[dict, Distances]:
+    """The protocol that most runs of a row had, and their distances; both empty if there are none."""
     protocols = defaultdict(list)
     for record in records:
         if record["architecture"] == row and record["share"] == share:
@@ -67,9 +70,9 @@ def by_column(records: Iterable[dict], row: str, share: float) -> tuple[dict, di
     if not protocols:
         return {}, {}
     found = max(protocols.values(), key=len)
-    distances = defaultdict(list)
+    distances = defaultdict(dict)
     for record in found:
-        distances[record["regularizer"]].append(record["distance"])
+        distances[record["regularizer"]][record["seed"]] = record["distance"]
     return protocol_of(found[0]), dict(distances)
 
 
@@ -81,7 +84,7 @@ def protocol_of(record: dict) -> dict:
 def _show(
     console: Console,
     title: str,
-    rows: dict[str, tuple[tuple[dict, dict[str, list[float]]], dict[str, float]]],
+    rows: dict[str, tuple[tuple[dict, Distances], dict[str, float]]],
     columns: Iterable[str],
 ) -> None:
     table = Table("", *columns, title=title, title_justify="left", box=None)
@@ -93,23 +96,28 @@ def _show(
             notes.append(f"{name}: {_scale(name.split(',')[0], protocol)}")
     console.print(table)
     console.print(
-        "Ours: the mean over seeds ± s.d. (number of seeds), and the change from the baseline; lower is better. "
+        "Ours: the mean over seeds ± s.d. (number of seeds), and the change from the baseline of the same seeds; "
+        "lower is better. "
         "Not the paper's metric, widths and lengths: compare changes, not numbers. - is not measured yet."
     )
     for note in notes:
         console.print(f"  {note}", highlight=False)
 
 
-def show_distance(distances: dict[str, list[float]], column: str) -> str:
-    """A cell: the mean ± s.d. of a column's distances, their number, and the change from the baseline."""
+def show_distance(distances: Distances, column: str) -> str:
+    """A cell: the mean ± s.d. of a column's distances, their number, and the change from the same seeds' baseline."""
     found = distances.get(column)
     if not found:
         return MISSING
-    text = f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "") + f" ({len(found)})"
-    base = distances.get("baseline")
-    return (
-        text if column == "baseline" or not base else f"{text} {100 * (mean(found) / mean(base) - 1):+.1f} %"
+    values = list(found.values())
+    text = (
+        f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "") + f" ({len(values)})"
     )
+    base = distances.get("baseline", {})
+    seeds = found.keys() & base.keys()
+    if column == "baseline" or not seeds:
+        return text
+    return f"{text} {100 * (mean(found[seed] for seed in seeds) / mean(base[seed] for seed in seeds) - 1):+.1f} %"
 
 
 def _paper(fids: dict[str, float], column: str) -> str:

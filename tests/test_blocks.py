@@ -230,12 +230,12 @@ def test_the_normal_init_has_the_deviation_and_means_of_radford() -> None:
         assert not part.bias.any()
 
 
-def test_the_xavier_init_has_variance_two_over_the_fans_and_twice_that_in_three_by_three() -> None:
+def test_the_xavier_init_has_variance_two_over_the_fans() -> None:
     drawn = network()
     blocks.xavier_init(drawn)
-    for part, fans, gain in zip(drawn, (90 * 9, 70 * 16, 100, 110), (2, 1, 1, 1), strict=False):
-        assert part.weight.var().item() == pytest.approx(gain * 2 / fans, rel=0.1)
-        assert part.weight.abs().max().item() <= math.sqrt(gain * 6 / fans)
+    for part, fans in zip(drawn, (90 * 9, 70 * 16, 100, 110), strict=False):
+        assert part.weight.var().item() == pytest.approx(2 / fans, rel=0.1)
+        assert part.weight.abs().max().item() <= math.sqrt(6 / fans)
         assert not part.bias.any()
     assert (drawn[-1].weight == 1).all() and not drawn[-1].bias.any()
 

@@ -19,7 +19,7 @@ from sparsegen.zoo import noise
 class StandIn(nn.Module):
     """Has the interface of a generator of the zoo: two codes, of which the first keeps one entry in four."""
 
-    z_dim, classes, device = 6, 0, torch.device("cpu")
+    z_dim, classes, class_names, device = 6, 0, (), torch.device("cpu")
 
     def __init__(self):
         super().__init__()

@@ -97,7 +97,8 @@ def test_a_grid_shows_every_image_once() -> None:
 
 
 def test_a_class_is_called_by_its_name_and_by_its_number_where_it_has_none() -> None:
-    assert noise.titles(3, ("cat", "dog")) == ["cat", "dog", "2"]
+    assert noise.titles(2, ("cat", "dog")) == ["cat", "dog"]
+    assert noise.titles(2, ()) == ["0", "1"]
     assert noise.titles(0, ()) == []
     assert noise.titles(2, ("cat", "dog", "not learned")) == ["cat", "dog"]
     called = ["7", "8", "dog"]  # the digits of some folders: a name goes before a number
@@ -107,3 +108,13 @@ def test_a_class_is_called_by_its_name_and_by_its_number_where_it_has_none() -> 
         noise.labels(1, 3, given="cat", names=called)
     with pytest.raises(ValueError, match="this one has none"):
         noise.labels(1, 0, given="dog")
+
+
+def test_where_the_data_had_fewer_classes_than_the_networks_no_other_is_drawn_or_taken() -> None:
+    names = ("red", "green", "blue")
+    assert set(noise.labels(200, 10, names=names).tolist()) == {0, 1, 2}
+    assert noise.labels(2, 10, given=["blue", 0], names=names).tolist() == [2, 0]
+    with pytest.raises(ValueError, match=r"a label is 0 red, 1 green, 2 blue, from 0 to 2; got 3"):
+        noise.labels(2, 10, given=3, names=names)
+    with pytest.raises(ValueError, match=r"a label is a class, from 0 to 9; got 10"):
+        noise.labels(2, 10, given=10)

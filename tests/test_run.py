@@ -530,12 +530,22 @@ def test_a_loss_that_is_not_finite_stops_a_run_at_once_and_names_the_step(
     tmp_path: Path, network: str, losses: str
 ) -> None:
     run = start(tmp_path / "run", 20)
-    with pytest.raises(FloatingPointError, match=f"diverged: in step 6 {losses}"):
+    with pytest.raises(
+        FloatingPointError, match=f"diverged: in step 6 {losses}.* again from .*/00000004 .--from"
+    ):
         for step, _ in run:
             if step == 5:
                 next(run.networks.trained[network].parameters()).data[0] = torch.nan
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000004"]
     assert start(tmp_path / "run", 8, resume=True).step == 4
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_does_not_send_anyone_to_one(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", 20)
+    with pytest.raises(FloatingPointError, match="diverged: in step 3 .*: start again, with another --seed"):
+        for step, _ in run:
+            if step == 2:
+                next(run.networks.generator.parameters()).data[0] = torch.nan
 
 
 @pytest.mark.parametrize(

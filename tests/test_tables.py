@@ -45,6 +45,7 @@ def printed(show, records: list[dict]) -> dict[str, str]:
 def test_table_1_has_the_mean_over_seeds_its_spread_and_the_change_from_the_baseline() -> None:
     records = [record("sngan", "baseline", distance, seed) for seed, distance in enumerate((100.0, 110.0))]
     records += [record("sngan", "ml", distance, seed) for seed, distance in enumerate((84.0, 84.0))]
+    records += [record("sngan", "l1", 50.0, seed=1), record("sngan", "l0_inf", 9.0, seed=7)]
     records += [
         record("sngan", "l0", 1.0, k=[3]),
         record("sngan", "l0", 2.0, share=0.1),
@@ -52,7 +53,9 @@ def test_table_1_has_the_mean_over_seeds_its_spread_and_the_change_from_the_base
     line = printed(show_table1, records)["sngan"]
     assert f"{mean((100, 110)):.1f} ± {stdev((100, 110)):.1f} (2)" in line
     assert "84.0 ± 0.0 (2) -20.0 %" in line
-    assert line.split().count("-") == 3  # l0_inf, l0 and l1 are missing, and shown as missing
+    assert "50.0 (1) -54.5 %" in line  # of the baseline of the same seed, 110
+    assert "9.0 (1)  " in line  # no baseline has this seed
+    assert line.split().count("-") == 1  # l0 is missing, and shown as missing
 
 
 def test_every_row_stands_beside_the_papers_figures() -> None:
@@ -78,7 +81,7 @@ def test_runs_of_another_protocol_are_not_mixed_in() -> None:
     most = [record("cgan", "l0", 5.0, seed) for seed in range(3)]
     for other in ({"steps": 99}, {"fingerprint": "of other images"}):
         protocol, distances = by_column([record("cgan", "l0", 9.0, **other), *most], "cgan", 1.0)
-        assert protocol["steps"] == 10 and distances == {"l0": [5.0, 5.0, 5.0]}
+        assert protocol["steps"] == 10 and distances == {"l0": {0: 5.0, 1: 5.0, 2: 5.0}}
     assert by_column([], "cgan", 1.0) == ({}, {})
 
 

@@ -403,6 +403,60 @@ def test_what_is_made_again_leaves_the_running_statistics_of_the_generator_alone
 # ---- recipes ----
 
 
+ADVERSARIAL = {  # what the discriminator and the generator minimize, by the name of the loss
+    "cross-entropy": ({"cross_entropy": terms.cross_entropy}, {"non_saturating": terms.non_saturating}),
+    "hinge": ({"hinge": terms.hinge}, {"negative_score": terms.negative_score}),
+    "wasserstein": (
+        {"wasserstein": terms.wasserstein, "gradient_penalty": terms.GradientPenalty(10, 1.0)},
+        {"negative_score": terms.negative_score},
+    ),
+    "both copies": (  # Mao et al. (2019)
+        {"cross_entropy": terms.Weighted(2, terms.cross_entropy)},
+        {"non_saturating": terms.Weighted(2, terms.non_saturating), "mode_seeking": terms.ModeSeeking(1)},
+    ),
+    "multi-class": (  # Tran et al. (2019); 55.43 is √3072, of images in [0, 1]
+        {
+            "reconstruction_hinge": terms.reconstruction_hinge,
+            "turn_classes": terms.TurnClasses(0.5),
+            "gradient_penalty": terms.GradientPenalty(-0.5, pytest.approx(55.43 / 2, abs=0.01)),
+        },
+        {"score_matching": terms.score_matching, "turn_matching": terms.TurnMatching(0.1)},
+    ),
+    "consistent hinge": (  # Zhao et al. (2020)
+        {"hinge": terms.hinge, "consistency": terms.Consistency(10, terms.moved)},
+        {"negative_score": terms.negative_score},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "loss", "copies", "ema"),
+    [
+        ("dcgan", "cross-entropy", 1, 0.999),
+        ("cgan", "cross-entropy", 1, 0.999),
+        ("wgan_gp", "wasserstein", 1, 0.999),
+        ("msgan", "both copies", 2, 0.999),
+        ("sngan", "hinge", 1, 0.999),
+        ("sagan", "hinge", 1, 0.999),
+        ("ssgan", "multi-class", 1, 0.999),
+        ("biggan", "hinge", 1, 0.9999),
+        ("diffcr_biggan", "consistent hinge", 1, 0.9999),
+    ],
+)
+def test_each_row_minimizes_the_losses_of_its_paper(
+    architecture: str, loss: str, copies: int, ema: float
+) -> None:
+    recipe = RECIPES[architecture]
+    found = {phase.network: phase.terms for phase in recipe.phases}
+    encoding = {"encoder": {"encoding": terms.Encoding(1, uniform_prior)}} if architecture == "ssgan" else {}
+    discriminator, generator = ADVERSARIAL[loss]
+    assert found == {**encoding, "discriminator": discriminator, "generator": generator}
+    assert list(found) == [*encoding, "discriminator", "generator"]  # in this order
+    assert (recipe.copies, recipe.ema) == (copies, ema)
+    augmented = "cutout" if architecture == "diffcr_biggan" else "nothing"
+    assert recipe.augment is getattr(augment, augmented)
+
+
 @pytest.mark.parametrize("architecture", RECIPES)
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
 def test_a_column_adds_its_penalty_to_the_generator_alone(architecture: str, regularizer: str) -> None:
@@ -414,7 +468,7 @@ def test_a_column_adds_its_penalty_to_the_generator_alone(architecture: str, reg
 
 def test_with_a_part_of_the_data_diffcr_biggan_shifts_too_and_is_consistent_with_the_plain_image() -> None:
     spec = ModelSpec.parse("diffcr_biggan.baseline")
-    assert recipe_of(spec, 0.1) is not recipe_of(spec)
+    assert recipe_of(spec, 0.1) != recipe_of(spec)
     images = torch.ones(64, 1, 16, 16)
     for share, columns in ((1.0, 64), (0.1, 40)):
         recipe = recipe_of(spec, share)

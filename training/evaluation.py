@@ -90,7 +90,7 @@ def evaluate(
     with _eval_mode(generator):
         for first, z in noise.batches(count, generator.z_dim, seed, batch=batch):
             size = len(z)
-            labels = noise.labels(size, generator.classes, seed, first=first)
+            labels = noise.labels(size, generator.classes, seed, names=generator.class_names, first=first)
             drawn, codes, seconds = _draw(generator, z, labels)
             found[first : first + size] = features(drawn)
             densities = densities + np.array([density(code) for code in codes]) * size

@@ -209,10 +209,7 @@ def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
     broken = {name: float(loss) for name, loss in losses.items() if not loss.isfinite()}
     if broken:
         what = ", ".join(f"{name} is {value}" for name, value in broken.items())
-        raise FloatingPointError(
-            f"training has diverged: in step {step + 1} {what}. The last checkpoint is whole: start from it (--from) "
-            f"in another folder, with another --seed or with --precision no"
-        )
+        raise FloatingPointError(f"training has diverged: in step {step + 1} {what}")
 
 
 @torch.no_grad()

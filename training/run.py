@@ -187,18 +187,7 @@ class Run:
 
     def __iter__(self) -> Iterator[Progress]:
         """Trains; saves, measures and judges as it goes. Closing the iterator leaves the last saved state."""
-        steps = train(
-            self.networks,
-            self.recipe,
-            self.batches,
-            self.accelerator,
-            seed=self.plan.seed,
-            start=self.step,
-            steps=self.schedule.steps,
-            warm_up=self.warm_up,
-            measure_every=self.schedule.measure_every,
-        )
-        for progress in steps:
+        for progress in self._steps():
             self.step = progress.step
             if progress.metrics:
                 self._log({"step": self.step, **progress.metrics})
@@ -208,6 +197,22 @@ class Run:
             if self.step % self.schedule.save_every == 0 or last:
                 self.save()
             yield progress
+
+    def _steps(self) -> Iterator[Progress]:
+        try:
+            yield from train(
+                self.networks,
+                self.recipe,
+                self.batches,
+                self.accelerator,
+                seed=self.plan.seed,
+                start=self.step,
+                steps=self.schedule.steps,
+                warm_up=self.warm_up,
+                measure_every=self.schedule.measure_every,
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}: {self._remedy()}") from error
 
     def save(self) -> None:
         """Writes a checkpoint as one whole: a kill or a full disk while writing leaves the one before it.
@@ -316,13 +321,17 @@ class Run:
         state = self.networks.state()
         broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
         if broken:
-            last = checkpoints(self.folder)
-            remedy = f"start again from {last[-1]} (--from) in another folder" if last else "start again"
             raise RuntimeError(
                 f"training has diverged: by step {self.step} {len(broken)} of {len(state)} tensors hold NaN or "
-                f"infinity ({broken[0]} first): {remedy}, with another --seed or with --precision no"
+                f"infinity ({broken[0]} first): {self._remedy()}"
             )
         return state
+
+    def _remedy(self) -> str:
+        """What to do about a run that has diverged."""
+        last = checkpoints(self.folder)
+        again = f"start again from {last[-1]} (--from) in another folder" if last else "start again"
+        return f"{again}, with another --seed or with --precision no"
 
     def _draw_samples(self) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"

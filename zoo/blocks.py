@@ -1,6 +1,5 @@
 """The blocks that every architecture is assembled from."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -287,13 +286,13 @@ def normal_init(network: nn.Module, deviation: float = 0.02) -> None:
 
 
 def xavier_init(network: nn.Module) -> None:
-    """Draws weights after Glorot & Bengio (2010), with gain √2 in 3 x 3 convolutions and 1 elsewhere, biases 0."""
+    """Draws weights after Glorot & Bengio (2010), norm gains 1, biases 0.
+
+    Without the gain of √2 that others have in 3 x 3 convolutions: a discriminator without norm would multiply it up.
+    """
     for part in _parts(network):
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.ones_(part.weight)
-        else:
-            three = part.weight.ndim == 4 and part.weight.shape[-1] == 3
-            nn.init.xavier_uniform_(part.weight, math.sqrt(2) if three else 1.0)
+        init = nn.init.ones_ if isinstance(part, nn.BatchNorm2d) else nn.init.xavier_uniform_
+        init(part.weight)
         _zero_bias(part)
 
 

@@ -67,7 +67,7 @@ def labels(
     Args:
         classes: How many there are; 0 for an unconditional generator, which has no labels.
         given: One class for all images, or one for each of them, by number or by name; None draws them.
-        names: Of the classes 0, 1, …, as far as they are known.
+        names: Of the classes 0, 1, …; where they are known, there are no others, since none was trained.
         first: As in `z`.
 
     Shape: int64 (count,), or None.  Raises: TypeError, ValueError on labels that do not fit.
@@ -77,8 +77,9 @@ def labels(
     if not classes:
         return None
     if given is None:
+        known = len(titles(classes, names))
         draws = [
-            np.random.default_rng([seed, index, 1]).integers(classes) for index in range(first, first + count)
+            np.random.default_rng([seed, index, 1]).integers(known) for index in range(first, first + count)
         ]
         return np.array(draws, np.int64)
     given = given.tolist() if hasattr(given, "tolist") else given
@@ -91,8 +92,8 @@ def labels(
 
 
 def titles(classes: int, names: Sequence[str]) -> list[str]:
-    """What each class is called: by its name, or by its number where it has none."""
-    return [names[label] if label < len(names) else str(label) for label in range(classes)]
+    """What each class is called: by its name, or by its number where names are not known."""
+    return list(names[:classes]) or [str(label) for label in range(classes)]
 
 
 def _number(label: object, called: Sequence[str]) -> object:
@@ -118,19 +119,20 @@ def check_conditional(labeled: bool, classes: int, names: Sequence[str] = ()) ->
         )
     if classes and not labeled:
         raise ValueError(
-            f"this generator is conditional: give labels, {_classes(classes, names)}, one for each z"
+            f"this generator is conditional: give labels, {_named(names) or f'0 to {classes - 1}'}, one for each z"
         )
 
 
 def check_labels(labels: Sequence[object], count: int, classes: int, names: Sequence[str] = ()) -> list[int]:
-    """Raises: TypeError, ValueError naming the classes, unless there are `count` integers from 0 on below `classes`."""
+    """Raises: TypeError, ValueError naming the classes, unless there are `count` integers, each a known class."""
     if len(labels) != count:
         raise ValueError(f"labels are one class for all images or one for each of {count}; got {len(labels)}")
-    return [check_integer("a label", label, 0, classes - 1, _classes(classes, names)) for label in labels]
+    highest, meaning = len(titles(classes, names)) - 1, _named(names) or "a class"
+    return [check_integer("a label", label, 0, highest, meaning) for label in labels]
 
 
-def _classes(classes: int, names: Sequence[str]) -> str:
-    return ", ".join(f"{n} {name}" for n, name in enumerate(names)) or f"a class from 0 to {classes - 1}"
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(f"{label} {name}" for label, name in enumerate(names))
 
 
 def batches(

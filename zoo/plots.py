@@ -45,7 +45,7 @@ def needle_density(generator: Generator, count: int = 256, seed: int = 0, level:
     Shape: (H, W), in [0, 1].
     """
     network, total = generator.view(), 0
-    labels = noise.labels(count, generator.classes, seed)
+    labels = noise.labels(count, generator.classes, seed, names=generator.class_names)
     for first, z in noise.batches(count, generator.z_dim, seed):
         given = [z] if labels is None else [z, labels[first : first + len(z)]]
         _, codes = network(*(torch.from_numpy(array).to(network.device) for array in given))
@@ -75,7 +75,8 @@ def samples(generators: Mapping[str, Generator], count: int = 20, seed: int = 0)
     figure = _figure(0.5 * count, 0.72 * len(generators))
     rows = figure.subplots(len(generators), 1, squeeze=False)[:, 0]
     for axes, (name, generator) in zip(rows, generators.items(), strict=True):
-        labels = [index % generator.classes for index in range(count)] if generator.classes else None
+        classes = len(noise.titles(generator.classes, generator.class_names))
+        labels = [index % classes for index in range(count)] if classes else None
         axes.imshow(images.grid(generator.sample(count, seed, labels=labels), count), interpolation="nearest")
         axes.set_title(name, fontsize=8, loc="left", pad=2)
         axes.set_axis_off()

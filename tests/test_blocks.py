@@ -100,10 +100,20 @@ def test_the_first_block_sees_the_image_itself() -> None:
     torch.testing.assert_close(block(x), main + F.avg_pool2d(block.shortcut[1](x), 2))
 
 
-def test_a_strided_convolution_halves_the_side_by_leaving_out_places() -> None:
-    conv, x = blocks.strided_conv(5), torch.randn(2, 5, 8, 8)
-    wanted = torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], x[:, :, ::2, ::2])
-    torch.testing.assert_close(conv(x), wanted + conv.bias[:, None, None])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_strided_convolution_halves_the_side_by_leaving_out_places(layout: torch.memory_format) -> None:
+    conv = blocks.StridedConv(3).to(memory_format=layout)
+    x = torch.randn(64, 3, 32, 32).contiguous(memory_format=layout).requires_grad_()
+    made, slope = conv(x), torch.randn(64, 3, 16, 16).contiguous(memory_format=layout)
+    wanted = (
+        torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], x[:, :, ::2, ::2]) + conv.bias[:, None, None]
+    )
+    torch.testing.assert_close(made, wanted)
+    of = (x, conv.weight, conv.bias)
+    for found, true in zip(
+        torch.autograd.grad(made, of, slope), torch.autograd.grad(wanted, of, slope), strict=True
+    ):
+        torch.testing.assert_close(found, true, rtol=1e-4, atol=1e-3)
 
 
 def test_a_score_is_dense_in_the_summed_features_and_projects_them_on_the_label() -> None:

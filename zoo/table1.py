@@ -14,11 +14,11 @@ from sparsegen.zoo.blocks import (
     Dense,
     Down,
     SelfAttention,
+    StridedConv,
     Up,
     normal_init,
     normalize_spectrum,
     orthogonal_init,
-    strided_conv,
     xavier_init,
 )
 from sparsegen.zoo.discriminator import in_unit_range
@@ -102,7 +102,7 @@ SAGAN = Architecture(
 # are in [-1, 1] and z is normal at every door.
 SSGAN = Architecture(
     partial(residual.generator, init=xavier_init, squash=CenteredSigmoid, prior=residual.uniform_prior),
-    partial(residual.discriminator, init=xavier_init, pool=strided_conv, turns=5, entry=in_unit_range),
+    partial(residual.discriminator, init=xavier_init, pool=StridedConv, turns=5, entry=in_unit_range),
     atoms=256,
     encoder=partial(residual.Encoder, init=xavier_init, entry=in_unit_range),
 )

@@ -356,7 +356,7 @@ def export(
     ],
     synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to its image.")] = False,
     discriminator: Annotated[
-        bool, typer.Option(help="Also put the discriminator into the folder, for fine-tuning.")
+        bool, typer.Option(help="Also put the discriminator (and encoder) into the folder, for fine-tuning.")
     ] = False,
 ) -> None:
     """Writes a model as ONNX with k as an input, and proves that it does what torch does.
@@ -368,7 +368,7 @@ def export(
     from sparsegen.export.onnx_file import STEPS, bundle, export
     from sparsegen.zoo.bundled import GRAPH
     from sparsegen.zoo.files import atomic_folder
-    from sparsegen.zoo.pretrained import check_bundle, find_checkpoint, save_discriminator
+    from sparsegen.zoo.pretrained import check_bundle, find_checkpoint, save_companions
 
     suffix, source = _target(out_path, ".onnx", folder=True), find_checkpoint(model)
     if not suffix:
@@ -385,7 +385,7 @@ def export(
             with atomic_folder(out_path) as folder:
                 generator.save_pretrained(folder, dtype=torch.float16)
                 if discriminator:
-                    save_discriminator(source, folder, generator.spec, torch.float16)
+                    save_companions(source, folder, generator.spec, torch.float16)
                 proof = replace(bundle(folder, progress=report), path=out_path / GRAPH)
     _show(asdict(proof))
 

@@ -14,7 +14,7 @@ from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSp
 
 RECORDS = Path(__file__).parent / "records"
 PROTOCOL = (
-    "atoms", "steps", "batch_size", "precision", "count", "reference_count", "metric", "share", "fingerprint",
+    "atoms", "steps", "batch_size", "count", "reference_count", "metric", "share", "fingerprint",
 )  # fmt: skip
 PAPER_LOW_DATA = {  # Table 2: (architecture, share of CIFAR-10) -> FIDs
     ("biggan", 0.2): {"baseline": 20.25, "l0_inf": 19.78, "l0": 19.96, "ml": 17.72},
@@ -58,7 +58,7 @@ def show_table2(console: Console, records: Iterable[dict]) -> None:
     _show(console, "Table 2: a part of CIFAR-10", rows, ["baseline", "l0_inf", "l0", "ml"])
 
 
-Distances = dict[str, dict[int, float]]  # of a row: by regularizer and seed
+Distances = dict[str, dict[tuple[int, str], float]]  # of a row: by regularizer, and by seed and precision
 
 
 def by_column(records: Iterable[dict], row: str, share: float) -> tuple[dict, Distances]:
@@ -72,7 +72,7 @@ def by_column(records: Iterable[dict], row: str, share: float) -> tuple[dict, Di
     found = max(protocols.values(), key=len)
     distances = defaultdict(dict)
     for record in found:
-        distances[record["regularizer"]][record["seed"]] = record["distance"]
+        distances[record["regularizer"]][record["seed"], record["precision"]] = record["distance"]
     return protocol_of(found[0]), dict(distances)
 
 
@@ -105,7 +105,9 @@ def _show(
 
 
 def show_distance(distances: Distances, column: str) -> str:
-    """A cell: the mean ± s.d. of a column's distances, their number, and the change from the same seeds' baseline."""
+    """A cell: the mean ± s.d. of a column's distances, their number, and the change from the baseline of the same seeds
+    in the same precision.
+    """
     found = distances.get(column)
     if not found:
         return MISSING
@@ -114,10 +116,10 @@ def show_distance(distances: Distances, column: str) -> str:
         f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "") + f" ({len(values)})"
     )
     base = distances.get("baseline", {})
-    seeds = found.keys() & base.keys()
-    if column == "baseline" or not seeds:
+    both = found.keys() & base.keys()
+    if column == "baseline" or not both:
         return text
-    return f"{text} {100 * (mean(found[seed] for seed in seeds) / mean(base[seed] for seed in seeds) - 1):+.1f} %"
+    return f"{text} {100 * (mean(found[run] for run in both) / mean(base[run] for run in both) - 1):+.1f} %"
 
 
 def _paper(fids: dict[str, float], column: str) -> str:
@@ -129,7 +131,7 @@ def _scale(row: str, protocol: dict) -> str:
     full = ARCHITECTURES[row].atoms
     return (
         f"{protocol['atoms']} of {full} atoms, {protocol['steps']:,} steps of {protocol['batch_size']} images "
-        f"({protocol['precision']}); {protocol['metric']} of {protocol['count']:,} samples to "
+        f"in bfloat16 or float32; {protocol['metric']} of {protocol['count']:,} samples to "
         f"{protocol['reference_count']:,} images"
     )
 

@@ -210,7 +210,8 @@ def test_looking_at_a_normalized_weight_leaves_its_singular_vectors_as_they_were
 
 @pytest.mark.parametrize("name", ["sagan-8.ml", "biggan-8.ml"])
 def test_a_normalized_generator_keeps_the_embeddings_of_its_labels_as_they_are(name: str) -> None:
-    generator, discriminator = ModelSpec.parse(name).generator(), ModelSpec.parse(name).discriminator()
+    spec = ModelSpec.parse(name)
+    generator, discriminator = spec.generator(), spec.companions()["discriminator"]
     norms = [part for part in generator.modules() if isinstance(part, LabelNorm)]
     assert len(norms) == 6
     kept = {id(embedding) for norm in norms for embedding in (norm.gain, norm.bias)}

@@ -75,6 +75,30 @@ def test_synthesis_names_the_shape_that_it_wants(tiny_ml: Generator, codes: obje
         tiny_ml.synthesize(codes)
 
 
+def test_a_bypass_is_refused_where_none_goes_around_the_code() -> None:
+    generator = build("biggan", "ml", atoms=8).eval()
+    z, labels = torch.randn(2, 128), torch.tensor([1, 2])
+    _, codes = generator(z, labels)
+    bypass = generator.bypass(z, labels)
+    with pytest.raises(ValueError, match="goes around Γ2: leave it out where Γ1 is given"):
+        generator.synthesize(codes, bypass)
+    with pytest.raises(ValueError, match=r"shape \(2, 8, 32, 32\); got \(1, 8, 32, 32\)"):
+        generator.synthesize((None, codes[1]), bypass[:1])
+
+
+def test_labels_may_be_of_any_integer_type() -> None:
+    generator, z = build("cgan", atoms=8).eval(), torch.randn(2, 100)
+    wanted, _ = generator(z, torch.tensor([3, 9]))
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert torch.equal(generator(z, torch.tensor([3, 9], dtype=dtype))[0], wanted)
+    with pytest.raises(ValueError, match="labels are integers"):
+        generator(z, torch.tensor([True, False]))
+    with pytest.raises(TypeError, match="labels are a tensor of integers .* got list"):
+        generator(z, [3, 9])
+    with pytest.raises(TypeError, match="torch.from_numpy.* got ndarray"):
+        generator(z.numpy(), torch.tensor([3, 9]))
+
+
 def test_an_image_depends_on_its_seed_and_index_alone(tiny_ml: Generator) -> None:
     many = tiny_ml.sample(70, seed=5)
     assert many.shape == (70, 32, 32, 3)

@@ -238,12 +238,13 @@ def test_a_hub_id_offline_is_a_clear_error() -> None:
 
 def test_a_discriminator_can_be_carried_over(tiny_ml: Generator, tmp_path: Path) -> None:
     source = save_pretrained(tiny_ml, tmp_path / "source")
-    judge = tiny_ml.spec.discriminator()
-    pretrained.save_weights(judge, source / pretrained.DISCRIMINATOR, torch.float32)
+    judge = tiny_ml.spec.companions()["discriminator"]
+    file = pretrained.COMPANIONS["discriminator"]
+    pretrained.save_weights(judge, source / file, torch.float32)
     target = save_pretrained(tiny_ml, tmp_path / "target")
-    pretrained.save_discriminator(source, target, tiny_ml.spec, torch.float16)
-    copy = tiny_ml.spec.discriminator()
-    pretrained.load_weights(copy, target / pretrained.DISCRIMINATOR)
+    pretrained.save_companions(source, target, tiny_ml.spec, torch.float16)
+    copy = tiny_ml.spec.companions()["discriminator"]
+    pretrained.load_weights(copy, target / file)
     for key, tensor in copy.state_dict().items():
         expected = judge.state_dict()[key]
         assert torch.equal(tensor, expected.half().float() if expected.is_floating_point() else expected)

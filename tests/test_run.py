@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import ROOT
 from safetensors.torch import load_file
 
 from sparsegen.training import run as run_module
 from sparsegen.training.data import Images
 from sparsegen.training.run import STATE, Plan, Run, Schedule, append_line, find_device, read_lines
-from sparsegen.zoo.bundled import CONFIG, DISCRIMINATOR, WEIGHTS
+from sparsegen.zoo.bundled import COMPANIONS, CONFIG, WEIGHTS
 from sparsegen.zoo.pretrained import from_pretrained
 
 COLUMNS = ["baseline", "l0_inf", "l0", "l1", "ml"]
@@ -79,7 +80,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return {
         **load_file(last / STATE),
         **{f"published.{key}": value for key, value in load_file(last / WEIGHTS).items()},
-        **{f"judge.{key}": value for key, value in load_file(last / DISCRIMINATOR).items()},
+        **{f"judge.{key}": value for key, value in load_file(last / COMPANIONS["discriminator"]).items()},
     }
 
 
@@ -226,9 +227,8 @@ def test_the_best_generator_is_kept(tmp_path: Path) -> None:
     assert_equal(best.state_dict(), weights[4])
     tuned = start(tmp_path / "tuned", 1, start_from=str(tmp_path / "run" / "best"), warm_up=500)
     assert tuned.warm_up == 0
-    assert_equal(
-        tuned.networks.discriminator.state_dict(), load_file(tmp_path / "run" / "best" / DISCRIMINATOR)
-    )
+    judge = load_file(tmp_path / "run" / "best" / COMPANIONS["discriminator"])
+    assert_equal(tuned.networks.companions["discriminator"].state_dict(), judge)
     assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
         f"{step:08d}.png" for step in (2, 4, 6)
     ]
@@ -253,12 +253,37 @@ def test_any_checkpoint_can_be_fine_tuned_into_any_regularizer(tmp_path: Path, r
     source = tmp_path / "first" / "checkpoints" / "00000002"
     run = start(tmp_path / "second", 1, regularizer=regularizer, start_from=str(source))
     assert_equal(run.networks.generator.state_dict(), load_file(source / WEIGHTS))
-    assert_equal(run.networks.discriminator.state_dict(), load_file(source / DISCRIMINATOR))
+    assert_equal(
+        run.networks.companions["discriminator"].state_dict(), load_file(source / COMPANIONS["discriminator"])
+    )
     for _ in run:
         pass
     told = from_pretrained(tmp_path / "second" / "checkpoints" / "00000001").config["training"]
     assert told["start_from"] == "dcgan-8.baseline after 2 steps"
     assert str(tmp_path) not in json.dumps(told)
+
+
+def test_fine_tuning_goes_on_with_all_networks_of_the_training(tmp_path: Path) -> None:
+    for _ in start(tmp_path / "first", 1, model="ssgan-8.ml", save_every=1):
+        pass
+    source = tmp_path / "first" / "checkpoints" / "00000001"
+    tuned = start(tmp_path / "second", 1, model="ssgan-8.l0", start_from=str(source))
+    assert tuned.networks.companions.keys() == {"discriminator", "encoder"}
+    for name, network in tuned.networks.companions.items():
+        assert_equal(network.state_dict(), load_file(source / f"{name}.safetensors"))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_machine_without_bfloat16_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, there: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": there})
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    try:
+        start(tmp_path / "run", 1, precision="bf16")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert ("leave --precision bf16 out" in caplog.text) == (not there)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +322,7 @@ def a_generator_alone(folder: Path) -> Path:
     """A checkpoint without a discriminator, after 2 steps."""
     for _ in start(folder, 2, save_every=2):
         pass
-    (folder / "checkpoints" / "00000002" / DISCRIMINATOR).unlink()
+    (folder / "checkpoints" / "00000002" / COMPANIONS["discriminator"]).unlink()
     return (folder / "checkpoints" / "00000002").rename(folder / "published")
 
 
@@ -326,14 +351,16 @@ def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_
     run = start(tmp_path / "second", 4, start_from=str(source), warm_up=3)
     first, judge = (
         {key: value.detach().clone() for key, value in network.named_parameters()}
-        for network in (run.networks.generator, run.networks.discriminator)
+        for network in (run.networks.generator, run.networks.companions["discriminator"])
     )
     for step, _ in run:
         moved = any(
             not torch.equal(first[key], value) for key, value in run.networks.generator.named_parameters()
         )
         assert moved == (step > 3)
-    assert not torch.equal(judge["head.conv.weight"], run.networks.discriminator.head.conv.weight)
+    assert not torch.equal(
+        judge["head.conv.weight"], run.networks.companions["discriminator"].head.conv.weight
+    )
 
 
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:
@@ -375,7 +402,7 @@ from test_run import start
 
 folder = Path({folder!r})
 run = start(folder / "gradless", 1)
-run.networks.discriminator.unused = torch.nn.Parameter(torch.zeros(1))
+run.networks.companions["discriminator"].unused = torch.nn.Parameter(torch.zeros(1))
 for _ in run: pass
 
 run = start(folder / "unbroken", 6)
@@ -497,7 +524,7 @@ def test_the_best_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch:
     steps = iter(run)
     next(steps), next(steps)
     before = {path.name: path.read_bytes() for path in best.iterdir()}
-    assert before.keys() == {CONFIG, WEIGHTS, DISCRIMINATOR}
+    assert before.keys() == {CONFIG, WEIGHTS, COMPANIONS["discriminator"]}
 
     def killed(*_: object) -> None:
         raise OSError("killed")

@@ -38,7 +38,7 @@ def test_a_projected_code_holds_at_most_k_non_zeros_a_unit(architecture: str, re
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_discriminator_scores_each_image_with_its_label(architecture: str) -> None:
-    discriminator = ModelSpec.of(architecture, "ml", 8).discriminator().eval()
+    discriminator = ModelSpec.of(architecture, "ml", 8).companions()["discriminator"].eval()
     labels = [torch.tensor([1, 2, 1])] if ARCHITECTURES[architecture].classes else []
     image = torch.randn(1, 3, 32, 32)
     scores = discriminator(image.expand(3, -1, -1, -1), *labels)
@@ -46,6 +46,9 @@ def test_the_discriminator_scores_each_image_with_its_label(architecture: str) -
     torch.testing.assert_close(scores[0], scores[2])
     assert torch.allclose(scores[0], scores[1], rtol=1e-6) == (not labels)
     torch.testing.assert_close(discriminator(image, *[some[1:2] for some in labels])[0], scores[1])
+    if labels:
+        with pytest.raises(ValueError, match="give labels, one an image"):
+            discriminator(image)
 
 
 COUNTS = {  # of generator, discriminator and encoder: architectures.md, section 4.10
@@ -65,8 +68,8 @@ COUNTS = {  # of generator, discriminator and encoder: architectures.md, section
 def test_the_full_width_networks_have_the_parameters_of_the_tables(architecture: str) -> None:
     spec = ModelSpec.of(architecture, "ml")
     with torch.device("meta"):
-        networks = spec.generator(), spec.discriminator(), spec.encoder()
-    counts = [sum(p.numel() for p in network.parameters()) for network in networks if network]
+        networks = spec.generator(), *spec.companions().values()
+    counts = [sum(p.numel() for p in network.parameters()) for network in networks]
     assert tuple(counts) == COUNTS[architecture]
 
 

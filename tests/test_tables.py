@@ -81,7 +81,7 @@ def test_runs_of_another_protocol_are_not_mixed_in() -> None:
     most = [record("cgan", "l0", 5.0, seed) for seed in range(3)]
     for other in ({"steps": 99}, {"fingerprint": "of other images"}):
         protocol, distances = by_column([record("cgan", "l0", 9.0, **other), *most], "cgan", 1.0)
-        assert protocol["steps"] == 10 and distances == {"l0": {0: 5.0, 1: 5.0, 2: 5.0}}
+        assert protocol["steps"] == 10 and distances == {"l0": {(seed, "no"): 5.0 for seed in range(3)}}
     assert by_column([], "cgan", 1.0) == ({}, {})
 
 

@@ -382,11 +382,7 @@ def test_what_is_made_again_teaches_the_encoder_alone(trains: str) -> None:
 
 def test_what_is_made_again_leaves_the_running_statistics_of_the_generator_alone() -> None:
     spec = ModelSpec.parse("ssgan-8.ml")
-    networks = {
-        "generator": spec.generator(),
-        "discriminator": spec.discriminator(),
-        "encoder": spec.encoder(),
-    }
+    networks = {"generator": spec.generator(), **spec.companions()}
     draw = Draw(networks, torch.rand(4, 3, 32, 32), None, torch.randn(4, 128), torch.Generator())
     generator = networks["generator"]
 

@@ -32,20 +32,18 @@ class Networks:
 
     Attributes:
         trained: The networks by the names that phases have for them.
+        companions: Those that the generator is trained with.
     """
 
     def __init__(self, spec: ModelSpec, recipe: Recipe, seed: int, device: torch.device | str = "cpu"):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.generator, self.discriminator = spec.generator(), spec.discriminator()
-            self.averaged, encoder = spec.generator(), spec.encoder()
+            self.generator, companions = spec.generator(), spec.companions()
+            self.averaged = spec.generator()
         self.device = torch.device(device)
         self.averaged.eval().requires_grad_(False)
-        self.trained: dict[str, nn.Module] = {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            **({"encoder": encoder} if encoder else {}),
-        }
+        self.companions = companions
+        self.trained: dict[str, nn.Module] = {"generator": self.generator, **companions}
         for network in self._all.values():
             network.to(device, memory_format=torch.channels_last)
         self.start_average()
@@ -131,6 +129,9 @@ def train(
     """Trains from step `start` to `steps`, and yields after each step.
 
     In the first `warm_up` steps the generator stands still, while a new discriminator catches up with it.
+
+    Choice: the generator learns from the images that the discriminator saw in its last update, as in the code of Mao et
+    al. (2019); the other recipes draw new ones, which costs one more pass of the generator a step.
 
     Everything random is a function of (seed, step), so that a run taken up from a saved state does what an
     unbroken run does, bit for bit.

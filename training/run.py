@@ -3,8 +3,8 @@
 run.json              what the run is, and what it started from; a resumed run must be the same
 metrics.jsonl         one line a measurement
 samples/STEP.png      images of fixed noise
-checkpoints/STEP/     config.json, generator.safetensors (the average), discriminator.safetensors and
-                      state.safetensors, which is all that resuming needs
+checkpoints/STEP/     config.json, generator.safetensors (the average), discriminator.safetensors (and
+                      encoder.safetensors) and state.safetensors, which is all that resuming needs
 best/                 the checkpoint with the smallest Fréchet distance so far, without state.safetensors
 """
 
@@ -25,9 +25,10 @@ from sparsegen.training.data import Batches, Images
 from sparsegen.training.loop import Networks, Progress, train
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import images as pictures
-from sparsegen.zoo.bundled import DISCRIMINATOR, WEIGHTS
+from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
 from sparsegen.zoo.files import append_line, atomic_folder, atomic_write, read_lines, write_json
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.hardware import has_bfloat16
 from sparsegen.zoo.pretrained import find_checkpoint, load_weights, read_config, save_pretrained, save_weights
 from sparsegen.zoo.table1 import ModelSpec
 
@@ -46,7 +47,7 @@ class Plan:
     fingerprint: str
     seed: int = 0
     batch_size: int = 64
-    precision: str = "no"  # or "bf16": about 1.8x faster on a CPU that has it
+    precision: str = "no"  # or "bf16": about 1.8x faster where `has_bfloat16`
     flip: bool = True
     share: float = 1.0  # of the images of `data` that are trained on
     start_from: str | None = None
@@ -69,7 +70,7 @@ class Source:
     def of(cls, checkpoint: Path) -> Self:
         config = read_config(checkpoint)
         steps = config.get("training", {}).get("steps")
-        return cls(config["model"], steps, (checkpoint / DISCRIMINATOR).is_file())
+        return cls(config["model"], steps, (checkpoint / COMPANIONS["discriminator"]).is_file())
 
     def __str__(self) -> str:
         return self.model + (f" after {self.steps} steps" if self.steps else "")
@@ -163,6 +164,12 @@ class Run:
                 f"{schedule.steps}, before the generator moves: give more --steps or a smaller --warm-up"
             )
         device = find_device(device)
+        if plan.precision == "bf16" and not has_bfloat16(device.type):
+            logger.warning(
+                "this %s has no instructions for bfloat16, which makes it far slower than float32: "
+                "leave --precision bf16 out",
+                device.type,
+            )
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
         self.recipe = recipe_of(plan.spec, plan.share)
         self.batches = Batches(
@@ -293,7 +300,8 @@ class Run:
         try:
             load_weights(self.networks.generator, checkpoint / WEIGHTS)
             if self.source.discriminator:
-                load_weights(self.networks.discriminator, checkpoint / DISCRIMINATOR)
+                for name, network in self.networks.companions.items():
+                    load_weights(network, checkpoint / COMPANIONS[name])
         except ValueError as error:
             raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None
         self.networks.start_average()
@@ -313,9 +321,10 @@ class Run:
                 self._publish(folder, evaluation=verdict)
 
     def _publish(self, folder: Path, **about: object) -> None:
-        """Writes what others need of this state: the config, the average, the discriminator to tune it with."""
+        """Writes what others need of this state: the config, the average, and the networks to tune it with."""
         save_pretrained(self.networks.averaged, folder, training=self._about(), **about)
-        save_weights(self.networks.discriminator, folder / DISCRIMINATOR, torch.float32)
+        for name, network in self.networks.companions.items():
+            save_weights(network, folder / COMPANIONS[name], torch.float32)
 
     def _finite_state(self) -> dict[str, torch.Tensor]:
         state = self.networks.state()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsegen.training.augment import Augment, chain, flip, nothing, translate
-from sparsegen.zoo.blocks import BatchNorm
 
 
 class Draw:
@@ -325,7 +324,7 @@ def _learning(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
     """Keeps batch norm from counting images that are not made of noise into its running statistics."""
-    norms = [(part, part.momentum) for part in network.modules() if isinstance(part, BatchNorm)]
+    norms = [(part, part.momentum) for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm, _ in norms:
         norm.momentum = 0.0
     try:

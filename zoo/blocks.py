@@ -241,6 +241,7 @@ class Score(nn.Module):
     the projection <e(y), h> (Miyato & Koyama, 2018).
 
     Shape: features (B, C, H, W), labels (B,) -> scores (B,).
+    Raises: ValueError if there are classes and no labels.
     """
 
     def __init__(self, channels: int, classes: int = 0):
@@ -251,7 +252,18 @@ class Score(nn.Module):
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         summed = features.sum((2, 3))
         scores = self.linear(summed).flatten()
-        return scores if self.embedding is None else scores + (self.embedding(labels) * summed).sum(1)
+        if self.embedding is None:
+            return scores
+        return scores + (self.embedding(needed(labels)) * summed).sum(1)
+
+
+def needed(labels: Tensor | None) -> Tensor:
+    """Raises: ValueError if there are none."""
+    if labels is None:
+        raise ValueError(
+            "this discriminator scores how well an image fits its label: give labels, one an image"
+        )
+    return labels
 
 
 class ConvScore(nn.Module):

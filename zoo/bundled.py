@@ -5,7 +5,8 @@ from pathlib import Path
 
 MODELS = Path(__file__).resolve().parent / "models"
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
-DISCRIMINATOR = "discriminator.safetensors"  # where a checkpoint brings it, for fine-tuning
+# What a checkpoint may bring along for fine-tuning, by the names that the training has for the networks.
+COMPANIONS = {"discriminator": "discriminator.safetensors", "encoder": "encoder.safetensors"}
 GRAPH, SYNTHESIS = "generator.onnx", "synthesis.onnx"
 
 

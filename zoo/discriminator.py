@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sparsegen.zoo.blocks import one_hot
+from sparsegen.zoo.blocks import needed, one_hot
 
 Entry = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -47,8 +47,10 @@ def in_unit_range(image: Tensor, labels: Tensor | None) -> Tensor:
 def with_label_maps(classes: int) -> Entry:
     """The image, and for each class a map that is 1 everywhere if it is the label's (Mirza & Osindero, 2014)."""
 
-    def entry(image: Tensor, labels: Tensor) -> Tensor:
-        maps = one_hot(labels, classes, image.dtype)[:, :, None, None].expand(-1, -1, *image.shape[2:])
+    def entry(image: Tensor, labels: Tensor | None) -> Tensor:
+        maps = one_hot(needed(labels), classes, image.dtype)[:, :, None, None].expand(
+            -1, -1, *image.shape[2:]
+        )
         return torch.cat([image, maps], 1)
 
     return entry

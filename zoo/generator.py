@@ -87,7 +87,8 @@ class Generator(nn.Module):
         """Makes images and returns them with their codes, Γ1 first, in the dtype of the weights.
 
         Shape: z (B, z_dim), labels int (B,) -> image (B, 3, H, W) in [-1, 1]; codes[i] (B, C, H', W').
-        Raises: ValueError on another shape, and if labels are missing, out of range, or not asked for.
+        Raises: TypeError if z or labels are no tensors; ValueError on another shape, and if labels are missing, out
+            of range, or not asked for.
         """
         code, bypass = self.begin(z, labels)
         codes = []
@@ -106,18 +107,22 @@ class Generator(nn.Module):
     def begin(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Makes Γ_L before its projection, and the bypass.
 
-        Raises: ValueError, as `forward` does.
+        Raises: TypeError, ValueError, as `forward` does.
         """
+        if not isinstance(z, Tensor):
+            raise TypeError(f"z is a tensor, as torch.from_numpy(z) makes one; got {type(z).__name__}")
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"z has the shape (B, {self.z_dim}); got {tuple(z.shape)}")
         self._check_labels(labels, z.shape[0])
-        return self.coder(z.to(self.dtype), labels)
+        return self.coder(z.to(self.dtype), None if labels is None else labels.long())
 
     def _check_labels(self, labels: Tensor | None, count: int) -> None:
         noise.check_conditional(labels is not None, self.classes, self.class_names)
         if labels is None:
             return
-        if labels.shape != (count,) or labels.is_floating_point():
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels are a tensor of integers ({count},); got {type(labels).__name__}")
+        if labels.shape != (count,) or labels.dtype == torch.bool or labels.dtype.is_floating_point:
             raise ValueError(
                 f"labels are integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
             )
@@ -131,10 +136,10 @@ class Generator(nn.Module):
         Args:
             codes: Γ1; or (Γ1, Γ2, …), of which the one nearest the image decides it: to start from an edited
                 Γ2, pass (None, Γ2). The codes made on the way down are projected as in `forward`.
-            bypass: Of a residual generator that starts from Γ_L, see `bypass`; None adds nothing.
+            bypass: Of a residual generator, when its Γ_L is given, see `bypass`; None adds nothing.
 
         Shape: Γ1 (B, C, H', W') -> image (B, 3, H, W) in [-1, 1].
-        Raises: ValueError if there is no code, or one of another shape.
+        Raises: ValueError if there is no code, or one of another shape, or a bypass where none goes around the code.
         """
         codes = [codes] if isinstance(codes, Tensor) else list(codes)
         level = next((level for level, code in enumerate(codes, 1) if code is not None), None)
@@ -144,7 +149,17 @@ class Generator(nn.Module):
         if code.ndim != 4 or tuple(code.shape[1:]) != self.code_shapes[level - 1]:
             expected = ", ".join(map(str, self.code_shapes[level - 1]))
             raise ValueError(f"Γ{level} has the shape (B, {expected}); got {tuple(code.shape)}")
-        code = self.stages[level - 1](code, bypass if level == len(self.stages) else None)
+        if bypass is not None:
+            if level < len(self.stages):
+                raise ValueError(
+                    f"the bypass goes around Γ{len(self.stages)}: leave it out where Γ{level} is given"
+                )
+            around = (len(code), *self.code_shapes[level - 2])
+            if tuple(bypass.shape) != around:
+                raise ValueError(
+                    f"the bypass of this Γ{level} has the shape {around}; got {tuple(bypass.shape)}"
+                )
+        code = self.stages[level - 1](code, bypass)
         for index in range(level - 2, -1, -1):
             code = self.stages[index](self.projections[index](code))
         return code

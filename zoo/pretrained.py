@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from sparsegen.zoo.bundled import CONFIG, DISCRIMINATOR, GRAPH, MODELS, SYNTHESIS, WEIGHTS, list_models
+from sparsegen.zoo.bundled import COMPANIONS, CONFIG, GRAPH, MODELS, SYNTHESIS, WEIGHTS, list_models
 from sparsegen.zoo.files import atomic_write, write_json
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.names import known_names
@@ -32,7 +32,7 @@ ENTRIES = {  # of a config, besides its format
 }
 OPTIONAL = ("license", "class_names", "training", "evaluation")
 VERDICT = {"metric": str, "distance": Real}  # what an evaluation tells at least, if it tells anything
-FILES = [CONFIG, WEIGHTS, DISCRIMINATOR, GRAPH, SYNTHESIS, "README.md"]  # of a model on the Hub
+FILES = [CONFIG, WEIGHTS, *COMPANIONS.values(), GRAPH, SYNTHESIS, "README.md"]  # of a model on the Hub
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
@@ -201,11 +201,15 @@ def save_pretrained(
     return folder
 
 
-def save_discriminator(source: Path, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Copies the discriminator of one checkpoint's folder to another's, as `dtype`."""
-    network = spec.discriminator()
-    load_weights(network, source / DISCRIMINATOR)
-    save_weights(network, folder / DISCRIMINATOR, dtype)
+def save_companions(source: Path, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:
+    """Copies what the generator was trained with, the discriminator and the encoder where there is one, from one
+    checkpoint's folder to another's, as `dtype`.
+
+    Raises: FileNotFoundError if the checkpoint does not bring them.
+    """
+    for name, network in spec.companions().items():
+        load_weights(network, source / COMPANIONS[name])
+        save_weights(network, folder / COMPANIONS[name], dtype)
 
 
 def save_weights(network: nn.Module, path: Path, dtype: torch.dtype) -> None:

@@ -207,14 +207,15 @@ class ModelSpec:
         built.spec = self
         return built
 
-    def discriminator(self) -> nn.Module:
+    def companions(self) -> dict[str, nn.Module]:
+        """What the generator is trained with: its "discriminator", and an "encoder" from an image to z where the
+        training has one.
+        """
         row = ARCHITECTURES[self.architecture]
-        return row.discriminator(atoms=self.atoms, classes=row.classes)
-
-    def encoder(self) -> nn.Module | None:
-        """The third network, from an image to z, where the training has one."""
-        row = ARCHITECTURES[self.architecture]
-        return row.encoder and row.encoder(atoms=self.atoms, z_dim=row.z_dim)
+        built = {"discriminator": row.discriminator(atoms=self.atoms, classes=row.classes)}
+        if row.encoder:
+            built["encoder"] = row.encoder(atoms=self.atoms, z_dim=row.z_dim)
+        return built
 
 
 def build(architecture: str, regularizer: str = "baseline", atoms: int | None = None) -> Generator:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsegen.zoo.hardware import has_bfloat16
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
 from sparsegen.zoo.restoration.hourglass import Hourglass
 from sparsegen.zoo.restoration.operators import Identity, Operator, image_shape
@@ -312,13 +313,6 @@ def side_by_side(count: int) -> Iterator[Callable[..., Iterator]]:
             yield pool.map
     finally:
         torch.set_num_threads(threads)  # of all threads to come, for which the pool has changed it, too
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether a device multiplies bfloat16 faster than float32."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def seeds(seed: int, members: int) -> tuple[int, list[tuple[int, int]]]:

@@ -220,6 +220,10 @@ def train(
         float,
         typer.Option(min=0, max=1, help="Train on this part of the images, as 0.1, classes taken in turn."),
     ] = 1.0,
+    rate: Annotated[
+        float,
+        typer.Option(help="Learning rates, as a multiple of the recipe's: less to fine-tune gently."),
+    ] = 1.0,
     judge_every: Annotated[int, typer.Option(min=1, help="Steps between Fréchet distances.")] = 2_000,
     judge_count: Annotated[int, typer.Option(help="Images drawn for one, 2 at least; 0 for none.")] = 2_000,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
@@ -244,7 +248,7 @@ def train(
     spec = ModelSpec.parse(model)
     if k is not None:
         spec = replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
-    recipe = recipe_of(spec, check_share(share))
+    recipe = recipe_of(spec, check_share(share)).faster(rate)
     check_writable(out_folder / "run.json")
     if resume and not checkpoints(out_folder):
         raise ValueError(f"{out_folder} holds no run to go on with: leave --resume out, or give its folder")
@@ -266,6 +270,7 @@ def train(
         batch_size=batch_size or recipe.batch_size,
         precision=str(precision),
         share=share,
+        rate=rate,
         start_from=start_from,
         warm_up=warm_up if start_from else 0,
     )

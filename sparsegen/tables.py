@@ -14,7 +14,7 @@ from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSp
 
 RECORDS = Path(__file__).parent / "records"
 PROTOCOL = (
-    "atoms", "steps", "batch_size", "count", "reference_count", "metric", "share", "fingerprint",
+    "atoms", "steps", "batch_size", "count", "reference_count", "metric", "share", "rate", "fingerprint",
 )  # fmt: skip
 PAPER_LOW_DATA = {  # Table 2: (architecture, share of CIFAR-10) -> FIDs
     ("biggan", 0.2): {"baseline": 20.25, "l0_inf": 19.78, "l0": 19.96, "ml": 17.72},
@@ -31,8 +31,10 @@ MISSING = "-"
 
 
 def read_records(path: Path) -> list[dict]:
-    """The records of a campaign, one dict a run; the first of table 1 do not say that they had all of the data."""
-    return [{"share": 1.0, **record} for record in read_lines(path)]
+    """The records of a campaign, one dict a run; the first of table 1 do not say that they had all of the data, and
+    the recipe's learning rates.
+    """
+    return [{"share": 1.0, "rate": 1.0, **record} for record in read_lines(path)]
 
 
 def own_k(record: dict) -> bool:
@@ -128,10 +130,11 @@ def _paper(fids: dict[str, float], column: str) -> str:
 
 
 def _scale(row: str, protocol: dict) -> str:
-    full = ARCHITECTURES[row].atoms
+    full, rate = ARCHITECTURES[row].atoms, protocol["rate"]
+    faster = "" if rate == 1 else f", {rate:g} times the learning rate"
     return (
         f"{protocol['atoms']} of {full} atoms, {protocol['steps']:,} steps of {protocol['batch_size']} images "
-        f"in bfloat16 or float32; {protocol['metric']} of {protocol['count']:,} samples to "
+        f"in bfloat16 or float32{faster}; {protocol['metric']} of {protocol['count']:,} samples to "
         f"{protocol['reference_count']:,} images"
     )
 

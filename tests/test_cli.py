@@ -240,17 +240,19 @@ def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
 
 def test_training_on_a_share_of_the_images_says_so(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
     arguments = ("train", "dcgan-8.ml", "--data", pictures, "--steps", 1, "--judge-count", 0)
-    done = sparsegen(*arguments, "--out", tmp_path / "run", "--batch-size", 10, "--share", 0.25)
+    more = ("--batch-size", 10, "--share", 0.25)
+    done = sparsegen(*arguments, "--out", tmp_path / "run", *more, "--rate", 0.5)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["share"] == 0.25
     trained = from_pretrained(tmp_path / "run" / "checkpoints" / "00000001").config["training"]
-    assert trained["share"] == 0.25
+    assert trained["share"] == 0.25 and trained["rate"] == 0.5
     assert sparsegen(*arguments, "--out", tmp_path / "all", "--batch-size", 10).returncode == 0
     of_all = json.loads((tmp_path / "all" / "run.json").read_text())
     assert of_all["share"] == 1 and of_all["fingerprint"] != trained["fingerprint"]
     more = sparsegen(*arguments, "--out", tmp_path / "x", "--batch-size", 11, "--share", 0.25)
     assert_refused(more, "has 10 images, fewer than one batch of 11")  # of 41, one of them is broken
-    assert_refused(sparsegen(*arguments, "--out", tmp_path / "run", "--batch-size", 10, "--resume"), "share")
+    again = sparsegen(*arguments, "--out", tmp_path / "run", "--batch-size", 10, "--resume")
+    assert_refused(again, "share: 0.25 there, 1.0 asked; rate: 0.5 there, 1.0 asked")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
@@ -298,6 +300,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         (("dcgan-8.ml", "--share", 0), "above 0 and at most 1; got 0"),
         (("dcgan-8.ml", "--share", 1.5), "--share"),
         (("dcgan-8.ml", "--share", "nan"), "--share"),
+        (("dcgan-8.ml", "--rate", 0), "a rate is a factor of the recipe's learning rates, above 0"),
+        (("dcgan-8.ml", "--rate", "nan"), "above 0, as 0.1 or 4; got nan"),
         (("dcgan-8.ml", "--resume"), "holds no run to go on with"),
         (("dcgan-8.ml", "--out", "/proc/x/run"), "/proc"),
         (("dcgan-8.ml", "--data", "missing/folder/of/images"), "missing/folder"),

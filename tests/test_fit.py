@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 import sparsegen
 from sparsegen.zoo.restoration import settings
-from sparsegen.zoo.restoration.fit import Fit, LastGood, Progress, seeds
+from sparsegen.zoo.restoration.fit import Best, Fit, LastGood, Progress, seeds
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask
 from sparsegen.zoo.restoration.pictures import from_array, read_picture
 from sparsegen.zoo.restoration.restore import run
@@ -186,6 +186,17 @@ def test_a_callback_stops_it_within_one_iteration_and_keeps_the_best() -> None:
     assert result.iterations == 25 == len(seen) and result.stopped_because == "it was asked to"
     assert torch.equal(seen[-1].image, tensor(result.image))
     assert 0 < seen[5].fraction < seen[20].fraction < 1 and seen[5].seconds_left > 0
+
+
+def test_time_left_is_what_is_typical_until_it_waits_and_then_that_of_patience() -> None:
+    best = Best(wait=0.05)
+    best.take(1.0, 100, torch.zeros(1))  # patience ends at 160
+    assert best.expected_end(100, typical=600) == 600
+    assert best.expected_end(130, typical=600) == (160 + 600) / 2
+    assert best.expected_end(160, typical=600) == best.expected_end(130, typical=90) == 160
+    best.take(0.5, 1000, torch.zeros(1))  # later than is typical
+    assert best.expected_end(1000, typical=600) == 1200
+    assert best.expected_end(1060, typical=600) == best.patience_ends == 1060
 
 
 def test_averages_weigh_outputs_as_they_are_defined_to() -> None:

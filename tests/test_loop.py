@@ -1,5 +1,6 @@
 """The loop: which network learns when, on what draw, at which rate; and the average beside it."""
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -153,6 +154,14 @@ def test_the_rate_of_each_step_reaches_every_optimizer(rate: object, factors: li
         pass
     for rates in used.values():
         assert rates == pytest.approx([2e-4 * factor for factor in factors])
+
+
+def test_a_faster_recipe_has_all_rates_times_a_factor() -> None:
+    recipe = replace(RECIPES["dcgan"], rate=linear_decay).faster(4).faster(0.5)
+    assert [recipe.rate(fraction) for fraction in (0, 0.25, 0.75)] == [2, 1.5, 0.5]
+    for factor in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"above 0, as 0.1 or 4; got {factor}"):
+            recipe.faster(factor)
 
 
 TABLE = {  # betas, updates of the discriminator, batch size, steps: architectures.md, section 4.10

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from sparsegen.tables import RECORDS, read_records
 from sparsegen.zoo.restoration import stopping
 from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, estimate_sigma
 
@@ -157,3 +158,24 @@ def test_the_noise_level_grows_with_the_brightness_where_the_noise_does() -> Non
 @pytest.mark.parametrize("size", [(16, 16), (17, 40)])
 def test_the_noise_level_of_small_pictures_is_a_number(size: tuple[int, int]) -> None:
     assert estimate_sigma(torch.rand(1, 1, *size)).isfinite().all()
+
+
+def test_what_is_typical_is_what_the_runs_of_table_3_took() -> None:
+    ratios = []
+    for run in read_records(RECORDS / "table3.jsonl"):
+        kind, _, level = run["noise"].partition(":")
+        if kind == "gaussian" and run["preset"] == "fast" and run["stopped_at"]:
+            ratios.append(
+                run["stopped_at"] / stopping.typical_iterations(float(level) / 255, run["size"] ** 2)
+            )
+    assert len(ratios) >= 66
+    assert 0.9 < np.median(ratios) < 1.1
+    assert np.mean([0.5 <= ratio <= 1.7 for ratio in ratios]) > 0.95
+
+
+def test_a_watch_of_noise_knows_what_is_typical_of_it_and_of_the_size() -> None:
+    torch.manual_seed(0)
+    typical = FittedNoise(torch.rand(1, 3, 128, 128), 25 / 255, generator()).typical
+    assert typical == pytest.approx(stopping.typical_iterations(25 / 255, 128 * 128))
+    assert FittedNoise(torch.rand(1, 3, 64, 128), 25 / 255, generator()).typical < typical
+    assert FittedNoise(torch.rand(1, 3, 128, 128), 15 / 255, generator()).typical > typical

@@ -140,3 +140,12 @@ def test_the_paper_has_a_figure_for_each_cell() -> None:
     assert {row: set(figures) for row, figures in PAPER_FID.items()} == {
         row: set(REGULARIZERS) for row in ARCHITECTURES
     }
+
+
+def test_the_scores_of_ssgan_start_undecided_and_the_others_do_not() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.rand(4, 3, 32, 32) * 2 - 1, torch.arange(4)
+    for row in ARCHITECTURES:
+        spec = ModelSpec.of(row, "baseline", 8)
+        scores = spec.companions()["discriminator"](images, labels)
+        assert (scores == 0).all() if row == "ssgan" else (scores != 0).all()

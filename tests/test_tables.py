@@ -22,7 +22,7 @@ def record(row: str, column: str, distance: float, seed: int = 0, **more: object
         "metric": "fd-x",
     }
     k = [dial.k for dial in spec.generator().dials]
-    share = {"share": 1.0, "density": [0.25, 0.5]}
+    share = {"share": 1.0, "rate": 1.0, "density": [0.25, 0.5]}
     return {
         "architecture": row,
         "regularizer": column,
@@ -79,7 +79,7 @@ def test_table_2_is_of_the_runs_with_a_part_of_the_data() -> None:
 
 def test_runs_of_another_protocol_are_not_mixed_in() -> None:
     most = [record("cgan", "l0", 5.0, seed) for seed in range(3)]
-    for other in ({"steps": 99}, {"fingerprint": "of other images"}):
+    for other in ({"steps": 99}, {"fingerprint": "of other images"}, {"rate": 4.0}):
         protocol, distances = by_column([record("cgan", "l0", 9.0, **other), *most], "cgan", 1.0)
         assert protocol["steps"] == 10 and distances == {"l0": {(seed, "no"): 5.0 for seed in range(3)}}
     assert by_column([], "cgan", 1.0) == ({}, {})

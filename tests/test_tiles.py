@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -227,7 +226,7 @@ def test_time_left_goes_by_what_finished_tiles_took(workers: int) -> None:
     tally = tiles._Tally(task, picture, jobs, workers)
     under_way = tiles._Report(1, jobs[1].observed(), 50, 60, 5.0, 0.3)
     tally.hear(under_way)
-    assert tally.progress().seconds_left == pytest.approx(0.1 * (550 + 3 * 600) / workers)
+    assert tally.progress().seconds_left == pytest.approx(0.1 * (60 + 3 * 110) / workers)
     tally.hear(tiles._Report(0, jobs[0].observed(), 200, 0, 20.0, 0.1, HISTORY, 180, True))
     progress = tally.progress()
     assert progress.seconds_left == pytest.approx(0.1 * (150 + 2 * 200) / workers)
@@ -236,34 +235,50 @@ def test_time_left_goes_by_what_finished_tiles_took(workers: int) -> None:
 
 
 def test_the_estimate_counts_tiles_workers_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_seconds_per_iteration", lambda job: 0.1)
+    monkeypatch.setattr(tiles, "_expected_seconds", lambda job: 60.0)
     monkeypatch.setattr(tiles, "processors", lambda: 4)
     task, picture = Task.of(sigma=25), Picture(np.zeros((4000, 3000, 3), np.float32))
     one, four, eight = (estimate(task, picture, workers) for workers in (1, 4, 8))
     assert one.tiles == four.tiles == 18 * 14
-    assert one.seconds == pytest.approx(0.1 * 600 * one.tiles)
+    assert one.seconds == pytest.approx(60 * one.tiles)
     assert one.seconds == pytest.approx(4 * four.seconds)
     assert four.seconds == eight.seconds  # there are four processors
     assert 1e9 < one.memory_bytes < four.memory_bytes < eight.memory_bytes < 1e10
-    assert estimate(replace(task, iterations=60), picture).seconds == pytest.approx(one.seconds / 10)
     pairs, fours = (estimate(replace(task, members=n), picture, threads=4).memory_bytes for n in (2, 4))
     # members side by side hold their activations together
     assert fours - one.memory_bytes == 3 * (pairs - one.memory_bytes) > 0
     assert estimate(replace(task, members=4), picture).memory_bytes == one.memory_bytes
 
 
-def test_an_estimate_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (
+            Task.of(sigma=25),
+            lambda found: 200 < found < 600,
+        ),  # a tile of 64 x 64 takes less than one of 128 x 128
+        (Task.of(sigma=25, iterations=60), lambda found: found == 60),
+        (Task.of(preset="paper"), lambda found: found == Task.of(preset="paper").settings.iterations),
+    ],
+    ids=["stops", "few", "paper"],
+)
+def test_an_estimate_is_measured(task, expected, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def slow(*given_: object) -> None:
-        for _ in range(6):
-            time.sleep(0.02)
-            asked.append(given_[-1](None))
+    def paced(*given_: object) -> None:
+        """A real fit, of which only the time is ours."""
 
-    monkeypatch.setattr(tiles, "run", slow)
-    found = estimate(Task.of(), smooth(64, 112, noise=0.1), tile=64, overlap=16)
+        def told(progress: object) -> bool:
+            monkeypatch.setattr(tiles, "perf_counter", lambda: 7.0 * progress.iteration)
+            asked.append(given_[-1](progress))
+            return asked[-1]
+
+        run(*given_[:-1], told)
+
+    monkeypatch.setattr(tiles, "run", paced)
+    found = estimate(task, smooth(64, 112, noise=0.1), tile=64, overlap=16)
     assert asked == [False] * 5 + [True]
-    assert found.tiles == 2 and found.seconds >= 2 * 600 * 0.02
+    assert found.tiles == 2 and expected(round(found.seconds / 7 / 2))
 
 
 def test_workers_give_the_bytes_that_one_thread_gives_and_no_seams() -> None:

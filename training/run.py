@@ -50,6 +50,7 @@ class Plan:
     precision: str = "no"  # or "bf16": about 1.8x faster where `has_bfloat16`
     flip: bool = True
     share: float = 1.0  # of the images of `data` that are trained on
+    rate: float = 1.0  # of learning, as a multiple of the recipe's
     start_from: str | None = None
     warm_up: int = 0  # steps of the discriminator alone; none where `start_from` brings its own
 
@@ -171,7 +172,7 @@ class Run:
                 device.type,
             )
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
-        self.recipe = recipe_of(plan.spec, plan.share)
+        self.recipe = recipe_of(plan.spec, plan.share).faster(plan.rate)
         self.batches = Batches(
             images,
             plan.batch_size,

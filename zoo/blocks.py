@@ -318,6 +318,21 @@ def xavier_init(network: nn.Module) -> None:
         _zero_bias(part)
 
 
+def undecided(init: Init) -> Init:
+    """As `init`, but scores start at 0, so that a sigmoid of them starts where its slope is largest.
+
+    Choice: a sum over 8 x 8 places is else some tens at the start, where the sigmoid has no slope.
+    """
+
+    def undecided_init(network: nn.Module) -> None:
+        init(network)
+        for part in network.modules():
+            if isinstance(part, Score):
+                nn.init.zeros_(part.linear.weight)
+
+    return undecided_init
+
+
 def orthogonal_init(network: nn.Module) -> None:
     """Draws weights as parts of orthogonal matrices (Saxe et al., 2014), norm gains 1, biases 0."""
     for part in _parts(network):

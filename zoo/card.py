@@ -27,6 +27,7 @@ FACTS = {
     "share": "share of these images that was trained on",
     "steps": "steps",
     "batch_size": "batch size",
+    "rate": "learning rates, as a multiple of the recipe's",
     "seed": "seed",
     "precision": "mixed precision",
     "flip": "random horizontal flips",

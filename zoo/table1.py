@@ -19,6 +19,7 @@ from sparsegen.zoo.blocks import (
     normal_init,
     normalize_spectrum,
     orthogonal_init,
+    undecided,
     xavier_init,
 )
 from sparsegen.zoo.discriminator import in_unit_range
@@ -102,7 +103,9 @@ SAGAN = Architecture(
 # are in [-1, 1] and z is normal at every door.
 SSGAN = Architecture(
     partial(residual.generator, init=xavier_init, squash=CenteredSigmoid, prior=residual.uniform_prior),
-    partial(residual.discriminator, init=xavier_init, pool=StridedConv, turns=5, entry=in_unit_range),
+    partial(
+        residual.discriminator, init=undecided(xavier_init), pool=StridedConv, turns=5, entry=in_unit_range
+    ),
     atoms=256,
     encoder=partial(residual.Encoder, init=xavier_init, entry=in_unit_range),
 )

@@ -129,7 +129,9 @@ class Fit:
                     statistic = self._look(averages, average)
                     best.take(statistic, iteration, average)
             self.image = best.image if watch else average
-            ends = min(last, best.patience_ends) if watch and self.preset.stops else last
+            stops = watch and self.preset.stops
+            ends = min(last, best.patience_ends) if stops else last
+            expected = min(last, best.expected_end(iteration, watch.typical)) if stops else last
             seconds = perf_counter() - started
             yield Progress(
                 iteration,
@@ -141,7 +143,7 @@ class Fit:
                 best.iteration,
                 density,
                 seconds,
-                seconds / iteration * (ends - iteration),
+                seconds / iteration * (expected - iteration),
                 looked,
             )
             if ends <= iteration < last:
@@ -269,6 +271,15 @@ class Best:
     def patience_ends(self) -> int:
         """The iteration at which waiting is over, if nothing better comes before."""
         return self.iteration + max(self.least, math.ceil(self.wait * self.iteration))
+
+    def expected_end(self, iteration: int, typical: float) -> float:
+        """The typical end as long as it gets better; the longer it waits, the nearer that of patience.
+
+        Choice: whoever is later than is typical, and still gets better, takes a fifth longer than now.
+        """
+        waited = (iteration - self.iteration) / (self.patience_ends - self.iteration)
+        later = max(typical, 1.2 * self.iteration) - self.patience_ends
+        return self.patience_ends + max(0.0, 1 - waited) * max(0.0, later)
 
 
 class LastGood:

@@ -17,11 +17,15 @@ from sparsegen.zoo.restoration.operators import Blur
 
 
 class Watch(Protocol):
-    """`wait` is for how long a better average is waited for, in iterations up to the best so far."""
+    """`wait` is for how long a better average is waited for, in iterations up to the best so far.
+
+    `typical` is after how many iterations it stops as a rule, which only tells for how long one may have to wait.
+    """
 
     targets: Sequence[Tensor]
     weight: Tensor | None
     wait: float
+    typical: float
 
     def __call__(self, averages: Tensor, observed: Tensor) -> float: ...
 
@@ -68,6 +72,7 @@ class FittedNoise:
             noises.append(noise * (power / noise.square().mean()).sqrt())
         self.noise, self.observation, self.weight = torch.cat(noises), observation, None
         self.targets = (observation + self.strength * self.noise).split(1)
+        self.typical = typical_iterations(float(power.sqrt()), observation.shape[2] * observation.shape[3])
 
     def __call__(self, averages: Tensor, observed: Tensor) -> float:
         taken_over = (self.noise * (averages - self.observation)).mean() / self.strength
@@ -89,6 +94,7 @@ class HeldOut:
 
     share, least = 0.02, 10
     wait = 0.3  # Choice: the few pixels are a noisier judge than fitted noise is
+    typical = math.inf  # it has seldom stopped before the last iteration
 
     def __init__(
         self,
@@ -120,6 +126,18 @@ class HeldOut:
     def __call__(self, averages: Tensor, observed: Tensor) -> float:
         losses = self.loss(observed - self.observation)
         return float((losses * self.kept_back).sum() / self.kept_back.sum())
+
+
+def typical_iterations(sigma: float, pixels: int) -> float:
+    """After how many iterations the fast preset stops as a rule: more of them for weaker noise, and for larger images.
+
+    Fitted to the 66 runs of table 3 on crops of 128 x 128 and 256 x 256 with noise of 15, 25 and 50 gray levels, which
+    took 0.5 to 1.7 times as many. Beyond their sizes it is a guess.
+
+    Args:
+        sigma: Root mean square of the noise's standard deviation, in units of the image in [0, 1].
+    """
+    return 600 * (25 / 255 / sigma) * (pixels / 128**2) ** 0.64
 
 
 def estimate_sigma(observation: Tensor, groups: int = 8) -> Tensor:

@@ -51,7 +51,6 @@ WORKER_BYTES = 850e6  # torch, its kernels and the just-in-time compiler
 MANAGER_BYTES = 50e6
 # Activations and gradients per pixel of a hourglass; that of "paper" is reckoned from its channels, not measured.
 PIXEL_BYTES = {"fast": 1400, "paper": 12_000}
-TYPICAL_ITERATIONS = 600  # Choice: until a fit of the fast preset stops by itself, at noise of 25 gray levels
 
 
 @dataclass(frozen=True)
@@ -284,8 +283,9 @@ def estimate(
 ) -> Estimate:
     """Measures how long an iteration takes, here and now, and says what `run_tiled` will take; same arguments.
 
-    The time is that of a typical number of iterations: a fit that stops by itself may take half of it, or
-    twice. It takes workers to be as fast side by side as one alone, if there are processors for all of them.
+    The time is that of the iterations that the fit of the largest tile expects: one that stops by itself may take
+    half of them, or twice as many. It takes workers to be as fast side by side as one alone, if there are processors
+    for all of them.
     """
     _check_workers(workers, threads)
     jobs = [job for job in _jobs(task, picture, mask, kernel, tile, overlap) if not job.idle]
@@ -293,9 +293,9 @@ def estimate(
     if len(jobs) == 1:
         threads = torch.get_num_threads()  # `run` takes what this process has
     with _thread(threads) as executor:
-        seconds = executor.submit(_seconds_per_iteration, largest).result() / largest.pixels
+        seconds = executor.submit(_expected_seconds, largest).result() / largest.pixels
     abreast = min(workers, len(jobs), max(1, processors() // threads))
-    seconds *= sum(job.pixels for job in jobs) * _typical_iterations(task) / abreast
+    seconds *= sum(job.pixels for job in jobs) / abreast
     fit = PIXEL_BYTES[task.preset] * largest.pixels * min(task.settings.members, threads)
     # the picture, the sum of the tiles, their composition and its clipped copy
     memory = WORKER_BYTES + picture.pixels.nbytes * (1 + 3 * largest.by**2)
@@ -311,7 +311,7 @@ class _Tally:
     """
 
     def __init__(self, task: Task, picture: Picture, jobs: list[_Job], workers: int) -> None:
-        self.picture, self.jobs, self.typical = picture, jobs, _typical_iterations(task)
+        self.picture, self.jobs = picture, jobs
         self.fitted = sum(not job.idle for job in jobs)
         self.workers = min(workers, self.fitted)
         last = jobs[-1].tile
@@ -336,7 +336,7 @@ class _Tally:
     def progress(self) -> TiledProgress:
         reports = list(self.reports.values())
         ended = [report.iteration for report in reports if report.complete]
-        expected = np.mean(ended) if ended else self.typical
+        expected = np.mean(ended or [report.iteration + report.iterations_left for report in reports])
         left = expected * (self.fitted - len(reports))
         left += sum(max(expected - r.iteration, r.iterations_left) for r in reports if not r.complete)
         done = sum(report.iteration for report in reports)
@@ -610,21 +610,19 @@ def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
     return mean
 
 
-def _typical_iterations(task: Task) -> int:
-    settings = task.settings
-    return min(settings.iterations, TYPICAL_ITERATIONS) if settings.stops else settings.iterations
+def _expected_seconds(job: _Job) -> float:
+    """How long a fit takes: the iterations it expects, by the median of three of them, after three to warm up."""
+    times, expected = [], 0.0
 
-
-def _seconds_per_iteration(job: _Job) -> float:
-    """The median of three iterations, after three to warm up."""
-    times = []
-
-    def told(_: TaskProgress) -> bool:
+    def told(progress: TaskProgress) -> bool:
+        nonlocal expected
         times.append(perf_counter())
+        expected = progress.iteration * (1 + progress.seconds_left / progress.seconds)
         return len(times) == 6
 
-    run(replace(job.task, iterations=6), job.picture, job.mask, job.kernel, told)
-    return float(np.median(np.diff(times)[-3:]))
+    task = replace(job.task, iterations=max(6, job.task.settings.iterations))
+    run(task, job.picture, job.mask, job.kernel, told)
+    return expected * float(np.median(np.diff(times)[-3:]))
 
 
 def _check_workers(workers: int, threads: int) -> None:

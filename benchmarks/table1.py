@@ -47,12 +47,12 @@ class Scale(NamedTuple):
 
 
 # A quarter of the full width, of residual rows an eighth, and 4,000 updates of the discriminator, whose number in a
-# step is the recipe's. Where nothing normalizes the discriminator, a narrow one learns the slower: there at a higher
-# rate, and wgan_gp, whose distances were still in the thousands then, for longer.
+# step is the recipe's. Where nothing normalizes the discriminator, a narrow one hardly learns in so short a time at
+# the recipe's rate.
 SCALES = {
     "dcgan": Scale(32, 4000),
     "cgan": Scale(32, 4000),
-    "wgan_gp": Scale(16, 2000, 4.0),
+    "wgan_gp": Scale(16, 800, 4.0),
     "msgan": Scale(32, 4000),
     "sngan": Scale(16, 4000),
     "sagan": Scale(32, 800),

@@ -1,13 +1,17 @@
-"""Each cell of Table 1, from its first training steps to its exported file, at width 8."""
+"""Each cell of Table 1, from its first training steps to its exported file and over HTTP, at width 8."""
 
-from collections.abc import Iterator
+import io
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import CLASSES
+from server import Server, start
 from torch import Tensor, nn
 
 from sparsegen.export.onnx_file import bundle
@@ -15,6 +19,7 @@ from sparsegen.export.runtime import open_sampler
 from sparsegen.training.data import Images
 from sparsegen.training.run import Plan, Run, Schedule
 from sparsegen.zoo import noise
+from sparsegen.zoo.bundled import GRAPH
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.pretrained import from_pretrained
 from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS
@@ -42,20 +47,30 @@ class Cell:
         return (z,) if labels is None else (z, torch.from_numpy(labels))
 
 
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Cell]:
+    """Makes a cell, once."""
+    return cache(lambda name: make_cell(tmp_path_factory.mktemp("cell") / "run", name))
+
+
 @pytest.fixture(scope="module", params=CELLS)
-def cell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
+def cell(request: pytest.FixtureRequest, cells: Callable[[str], Cell]) -> Cell:
+    return cells(request.param)
+
+
+def make_cell(folder: Path, name: str) -> Cell:
     random = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=random)
     images = Images(pixels, torch.arange(32) % 10, "noise", "0" * 16, (), tuple(CLASSES))
-    plan = Plan(request.param, None, "noise", "0" * 16, batch_size=4)
-    run = Run(tmp_path_factory.mktemp("cell") / "run", plan, images, Schedule(2, 1, 2), device="cpu")
+    plan = Plan(name, None, "noise", "0" * 16, batch_size=4)
+    run = Run(folder, plan, images, Schedule(2, 1, 2), device="cpu")
     before = {
         f"{name}.{key}": parameter.detach().clone()
         for name, network in run.networks.trained.items()
         for key, parameter in network.named_parameters()
     }
     losses = [progress.metrics["losses"] for progress in run]
-    yield Cell(run, before, from_pretrained(run.folder / "checkpoints" / "00000002"), losses)
+    return Cell(run, before, from_pretrained(run.folder / "checkpoints" / "00000002"), losses)
 
 
 def test_two_steps_of_training_have_finite_losses_and_move_every_weight(cell: Cell) -> None:
@@ -160,3 +175,31 @@ def test_the_exported_file_gives_what_torch_gives_at_the_k_and_labels_of_its_inp
     if generator.classes:
         other = sampler.run(z, most, labels=(labels + 1) % 10)[0]
         assert np.abs(other - image).max() > 1e-5
+
+
+@pytest.fixture(scope="module")
+def served(cells: Callable[[str], Cell], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of all cells, as they were exported."""
+    models = tmp_path_factory.mktemp("cells") / "models"
+    models.mkdir()
+    for name in CELLS:
+        folder = cells(name).folder
+        if not (folder / GRAPH).is_file():
+            bundle(folder)
+        (models / name).symlink_to(folder)
+    server = start(models.parent / "run", models)
+    yield server.wait_until_ready()
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_is_served_with_its_dial_and_its_classes(name: str, served: Server) -> None:
+    sampler = open_sampler(served.models / name)
+    listed = {model["name"]: model for model in json.loads(served.ask("GET", "/models")[2])["models"]}
+    assert sorted(listed) == sorted(CELLS)
+    k = [1 + dial.limit // 2 for dial in sampler.dials] or None
+    labels = [9, 0, 4] if sampler.classes else None
+    over_http = np.load(
+        io.BytesIO(served.sample(model=name, count=3, seed=7, k=k, labels=labels, format="npy"))
+    )
+    np.testing.assert_array_equal(over_http, sampler.sample(3, 7, k, labels))

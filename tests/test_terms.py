@@ -414,7 +414,7 @@ ADVERSARIAL = {  # what the discriminator and the generator minimize, by the nam
         {
             "reconstruction_hinge": terms.reconstruction_hinge,
             "turn_classes": terms.TurnClasses(0.5),
-            "gradient_penalty": terms.GradientPenalty(0.5, pytest.approx(55.43 / 2, abs=0.01)),
+            "gradient_penalty": terms.GradientPenalty(-0.5, pytest.approx(55.43 / 2, abs=0.01)),
         },
         {"score_matching": terms.score_matching, "turn_matching": terms.TurnMatching(0.1)},
     ),

@@ -291,6 +291,9 @@ class Encoding:
         E[(f(x) - f(G(E(x))))²] + weight (E[f(G(E(x))) - f(G(z))] - √(dim z / dim f) E[p(E(x)) - p(z)])²
 
     `prior` is p, from a normal z to the noise that the network is meant for.
+
+    Choice: what the encoder says goes through p, too, so that it is a z as at every door. The original's is the noise
+    itself, unbounded, where here it stays in its range.
     """
 
     weight: float

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 from gradio.data_classes import FileData  # noqa: TID253
@@ -126,7 +126,7 @@ def tab(blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store]) -> None:
         "concurrency_limit": None,
     }
     look = {"fn": handlers.look, "inputs": job, "outputs": seen, **quiet}
-    examples.pick(handlers.pick, None, [image, mask, kind, by, advanced[2]], **quiet)
+    examples.pick(handlers.pick, None, [image, mask, kind, by, advanced.sigma], **quiet)
     kind.change(handlers.choose, kind, [holes, by, blur], **quiet)
     image.change(handlers.take, [image, job], [job, panel, stage], **quiet).then(
         None, job, None, js=ADDRESS_JS
@@ -158,8 +158,19 @@ ADDRESS_JS = """job => {
 SHOW_JS = "() => document.querySelector('#stage').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
-def settings() -> list[gr.components.Component]:
-    """The accordion of what few will turn: preset, regularizer, members, σ, seed and loss."""
+class Settings(NamedTuple):
+    """What few will turn."""
+
+    preset: gr.Dropdown
+    regularizer: gr.Dropdown
+    members: gr.Dropdown
+    sigma: gr.Number
+    seed: gr.Number
+    loss: gr.Dropdown
+
+
+def settings() -> Settings:
+    """Lays out the accordion of them."""
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         preset = gr.Dropdown(
             [(PRESETS_SAID.get(name, name), name) for name in PRESETS], value="fast", label="Preset"
@@ -172,15 +183,21 @@ def settings() -> list[gr.components.Component]:
             value=0,
             label="Hourglasses",
             info="Their mean is the result: the more, the less it errs, and the longer it takes.",
+            elem_id="members",
         )
         sigma = gr.Number(
-            0, label="Noise σ", info="In gray levels of 255; 0: estimate it.", minimum=0, maximum=255
+            0,
+            label="Noise σ",
+            info="In gray levels of 255; 0: estimate it.",
+            minimum=0,
+            maximum=255,
+            elem_id="sigma",
         )
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER)
         loss = gr.Dropdown(
             [(f"{name}: {meaning}", name) for name, meaning in LOSSES.items()], value="mse", label="Loss"
         )
-    return [preset, regularizer, members, sigma, seed, loss]
+    return Settings(preset, regularizer, members, sigma, seed, loss)
 
 
 class Handlers:

@@ -334,6 +334,21 @@ def test_a_visitor_restores_an_example_to_the_end(restore_page, restoring):
     assert page.hosts() == {f"127.0.0.1:{restoring.port}"}
 
 
+@pytest.mark.parametrize("restore_page", [1200], indirect=True)
+def test_every_example_starts_with_its_settings(restore_page, restoring):
+    page = restore_page
+    for place, sigma in enumerate(("25", "0", "0", "0")):
+        page.driver.get(f"{restoring.url}/ui/?{place}#restore")
+        page.click("#advanced button")
+        page.click("#examples .tile", place)
+        assert until(lambda: page.each("#sigma input", "value"), [sigma]) == [sigma]
+        assert page.each("#members input", "value") == ["the preset's"]
+        assert until(lambda: image(page, "before") is not None, True)
+        page.click("#start")
+        assert until(lambda: page.text("#panel").startswith("Done"), True), page.text(".toast-body")
+    assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
 def test_a_visitor_sees_the_picture_change_cancels_and_goes_back_to_sampling(restore_page, restoring):
     page = restore_page
     page.click("#start")

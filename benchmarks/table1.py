@@ -56,7 +56,7 @@ SCALES = {
     "msgan": Scale(32, 4000),
     "sngan": Scale(16, 4000),
     "sagan": Scale(32, 800),
-    "ssgan": Scale(16, 4000, 4.0),
+    "ssgan": Scale(16, 2000, 4.0),
     "biggan": Scale(32, 1000),
     "diffcr_biggan": Scale(32, 1000),
 }

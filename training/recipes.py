@@ -133,10 +133,10 @@ RECIPES = {
     ),
     "sngan": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.0, 0.9)), rate=linear_decay),
     "sagan": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.5, 0.999), updates=5)),
-    # Choice: the gradient's length for images in [0, 1] is compared with 1, as in WGAN-GP. The authors' code compares its
-    # root mean square, which asks for 55 times as much, and in the hinge branch with the sign turned, which pulls it to
-    # 0: of 16 atoms, at four times the rate, scores told nothing after 1,800 steps (hinge 2.000). With the usual sign it
-    # grew until all sigmoids were 0: 600 steps.
+    # Choice: the gradient's length for images in [0, 1] is compared with 1, as in WGAN-GP. The authors' code compares
+    # its root mean square, which asks for 55 times as much, and in the hinge branch with the sign turned, which pulls
+    # it to 0: of 16 atoms, at four times the rate, scores told nothing after 1,800 steps (hinge 2.000). With the usual
+    # sign it grew until all sigmoids were 0: 600 steps.
     # Choice: batch norm's momentum is torch's own, not 0.001, which takes more steps than most of our runs have.
     "ssgan": Recipe(
         (

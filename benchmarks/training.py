@@ -100,11 +100,8 @@ class Cell:
             built.set_k([max(1, round(column.density * dial.limit)) for dial in built.dials])
         return built
 
-    def discriminator(self) -> nn.Module:
-        return self.row.discriminator(atoms=self.atoms, classes=0)
-
-    def encoder(self) -> None:
-        return None
+    def companions(self) -> dict[str, nn.Module]:
+        return {"discriminator": self.row.discriminator(atoms=self.atoms, classes=0)}
 
 
 class Bfloat16(Accelerator):
@@ -363,7 +360,7 @@ class Usual:
             setting.generator(atoms, self.z_dim),
             setting.discriminator(atoms),
         )
-        mine = ours.generator, ours.discriminator
+        mine = ours.generator, ours.companions["discriminator"]
         for network, source, names in zip(self.networks, mine, setting.names, strict=True):
             network.load_state_dict(renamed(source.state_dict(), names))
         self.of_generator, self.of_discriminator = (
@@ -489,7 +486,7 @@ def check(setting: Setting, ours: Networks, theirs: Usual) -> None:
     """Raises: AssertionError unless images, scores and the gradients of all weights are the same."""
     z = torch.from_numpy(np.random.default_rng(SEED).standard_normal((8, setting.row.z_dim), np.float32))
     results = []
-    for generator, discriminator in ((ours.generator, ours.discriminator), theirs.networks):
+    for generator, discriminator in (ours.trained.values(), theirs.networks):
         generator.train()
         discriminator.eval()  # where one power iteration differs in its order from torch's older one
         image = generator(z)

@@ -64,14 +64,14 @@ Distances = dict[str, dict[tuple[int, str], float]]  # of a row: by regularizer,
 
 
 def by_column(records: Iterable[dict], row: str, share: float) -> tuple[dict, Distances]:
-    """The protocol that most runs of a row had, and their distances; both empty if there are none."""
+    """The protocol that most runs of a row had, the newest of several, and their distances; empty if there are none."""
     protocols = defaultdict(list)
     for record in records:
         if record["architecture"] == row and record["share"] == share:
             protocols[tuple(protocol_of(record).values())].append(record)
     if not protocols:
         return {}, {}
-    found = max(protocols.values(), key=len)
+    found = max(reversed(protocols.values()), key=len)
     distances = defaultdict(dict)
     for record in found:
         distances[record["regularizer"]][record["seed"], record["precision"]] = record["distance"]

@@ -77,6 +77,11 @@ def test_table_2_is_of_the_runs_with_a_part_of_the_data() -> None:
     assert len(PAPER_LOW_DATA) == 4
 
 
+def test_of_two_protocols_with_as_many_runs_the_newer_one_is_shown() -> None:
+    records = [record("cgan", "l0", 9.0), record("cgan", "l0", 5.0, rate=4.0)]
+    assert [by_column(given, "cgan", 1.0)[0]["rate"] for given in (records, records[::-1])] == [4.0, 1.0]
+
+
 def test_runs_of_another_protocol_are_not_mixed_in() -> None:
     most = [record("cgan", "l0", 5.0, seed) for seed in range(3)]
     for other in ({"steps": 99}, {"fingerprint": "of other images"}, {"rate": 4.0}):

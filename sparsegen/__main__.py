@@ -109,21 +109,25 @@ def list_models(
     if plain or not out.is_terminal:
         print(*names, sep="\n")
         return
-    table = Table(Column("model", no_wrap=True), box=None)
-    for column in ("classes", "atoms", "k", "steps", "distance, lower is better", "density of Γ", "license"):
-        table.add_column(column, overflow="fold")  # a narrow terminal gets it in several lines, and all of it
-    for name in names:
-        table.add_row(name, *_summary(name))
-    out.print(table)
-
-
-def _summary(name: str) -> list[str]:
-    """A bundled model in the columns of the list."""
     from sparsegen.zoo.bundled import MODELS
     from sparsegen.zoo.pretrained import read_config
+
+    configs = {name: read_config(MODELS / name) for name in names}
+    metrics = {config["evaluation"]["metric"] for config in configs.values() if "evaluation" in config}
+    table = Table(Column("model", no_wrap=True), box=None)
+    for column in ("classes", "atoms", "k", "steps", "distance", "density of Γ", "license"):
+        table.add_column(column, overflow="fold")  # a narrow terminal gets it in several lines, and all of it
+    for name, config in configs.items():
+        table.add_row(name, *_summary(config, with_metric=len(metrics) > 1))
+    out.print(table)
+    if metrics:
+        out.print(f"distance: {', '.join(sorted(metrics))}, lower is better", style="dim", highlight=False)
+
+
+def _summary(config: dict, with_metric: bool) -> list[str]:
+    """A bundled model in the columns of the list."""
     from sparsegen.zoo.table1 import ARCHITECTURES
 
-    config = read_config(MODELS / name)
     row, verdict = ARCHITECTURES[config["architecture"]], config.get("evaluation", {})
     steps = config.get("training", {}).get("steps")
     return [
@@ -131,7 +135,7 @@ def _summary(name: str) -> list[str]:
         f"{config['atoms']} of {row.atoms}",
         ", ".join(map(str, config["k"])) or "-",
         f"{steps:,}" if steps else "-",
-        f"{verdict['metric']} {verdict['distance']:.1f}" if verdict else "-",
+        f"{(verdict['metric'] + ' ') * with_metric}{verdict['distance']:.1f}" if verdict else "-",
         ", ".join(f"{share:.2f}" for share in verdict.get("density", ())) or "-",
         config["license"],
     ]

@@ -172,10 +172,9 @@ def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     monkeypatch.setenv("COLUMNS", "200")
     assert sparsegen("list", "--plain").stdout == "".join(names)
-    header, *rows = re.sub(r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout).splitlines()
-    assert (
-        header.split() == "model classes atoms k steps distance, lower is better density of Γ license".split()
-    )
+    header, *rows, about = re.sub(r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout).splitlines()
+    assert header.split() == "model classes atoms k steps distance density of Γ license".split()
+    assert about == "distance: fd-efficientnet-lite0, lower is better"
     assert len(rows) == len(names)
     for row, name in zip(rows, list_models(), strict=True):
         config = json.loads((MODELS / name / "config.json").read_text())
@@ -185,7 +184,7 @@ def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
             f" {config['atoms']} of ",
             " " + (", ".join(map(str, config["k"])) or "-"),
             f" {config['training']['steps']:,} ",
-            f" {verdict['metric']} {verdict['distance']:.1f} ",
+            f" {verdict['distance']:.1f} ",
             f" {verdict['density'][0]:.2f}, {verdict['density'][1]:.2f} ",
             config["license"],
         ):

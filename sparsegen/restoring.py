@@ -88,7 +88,7 @@ class Options:
         int | None,
         typer.Option(
             min=1,
-            help="CPU threads of torch: half of the cores by default, or one a hourglass; of a worker, one.",
+            help="CPU threads of torch: half of the cores by default, or one an hourglass; of a worker, one.",
         ),
     ] = None
     tile: Annotated[

@@ -98,7 +98,7 @@ def _show(
             notes.append(f"{name}: {_scale(name.split(',')[0], protocol)}")
     console.print(table)
     console.print(
-        "Ours: the mean over seeds ± s.d. (number of seeds), and the change from the baseline of the same seeds; "
+        "Ours: the mean ± s.d. (runs), and the change from the baseline's runs of the same seed and precision; "
         "lower is better. "
         "Not the paper's metric, widths and lengths: compare changes, not numbers. - is not measured yet."
     )

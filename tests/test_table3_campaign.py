@@ -34,7 +34,7 @@ def test_noises_have_the_strength_they_are_called_by(noise: str, deviation: floa
     assert not np.array_equal(noisy, table3.observe(GRAY, noise, seed=1))
 
 
-def test_jpeg_artefacts_grow_as_the_quality_falls() -> None:
+def test_jpeg_artifacts_grow_as_the_quality_falls() -> None:
     ramp = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
     errors = [np.abs(table3.observe(ramp, f"jpeg:{quality}", 0) - ramp).mean() for quality in (90, 50, 10)]
     assert errors == sorted(errors) and errors[0] > 0

@@ -15,10 +15,10 @@ DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.Deco
 
 
 def decode(file: bytes, size: int) -> np.ndarray:
-    """Decodes an image: EXIF orientation applied, alpha composited on white, 16-bit grey scaled to 8 bits, the
+    """Decodes an image: EXIF orientation applied, alpha composited on white, 16-bit gray scaled to 8 bits, the
     first frame of an animation; then the center square, resized (Lanczos, antialiased).
 
-    Choice: CMYK by Pillow's plain formula, without color profiles; 32-bit grey is read as 16-bit, clipped.
+    Choice: CMYK by Pillow's plain formula, without color profiles; 32-bit gray is read as 16-bit, clipped.
 
     Shape: uint8 (3, size, size).  Raises: ValueError that says why the file cannot be decoded.
     """
@@ -36,8 +36,8 @@ def decode(file: bytes, size: int) -> np.ndarray:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+        gray = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
+        return Image.fromarray(gray.round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown")
     if image.has_transparency_data:

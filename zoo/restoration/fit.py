@@ -1,4 +1,4 @@
-"""The fit of a hourglass to one observation: the loop of the Deep Image Prior (Ulyanov et al., 2018; eq. 4).
+"""The fit of an hourglass to one observation: the loop of the Deep Image Prior (Ulyanov et al., 2018; eq. 4).
 
     min over θ of loss(A(G_θ(z)), y),   Γ1…ΓK of G_θ(z) sparse
 

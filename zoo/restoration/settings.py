@@ -75,7 +75,7 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class Preset:
-    """How a hourglass is fitted to an observation.
+    """How an hourglass is fitted to an observation.
 
     Attributes:
         inputs: Channels of z, which is uniform in [0, 0.1].
@@ -245,7 +245,7 @@ def kernel_sigma(kernel: str) -> float | None:
 def fair_threads(members: int, fits: int = 1) -> int:
     """The threads of torch for each of some fits side by side on this machine, which have so many members.
 
-    Choice: half of the cores, or all if it takes them to give each member one. For a hourglass does thousands of short
+    Choice: half of the cores, or all if it takes them to give each member one. For an hourglass does thousands of short
     steps, each of which waits for its slowest thread: where another program wanted one of two cores, two threads did 1
     iteration a second at 128 x 128, and one thread 17. Members wait for each other but once an iteration, so they may
     have all cores, and share them with a server.

@@ -43,7 +43,7 @@ class FittedNoise:
 
     What b has in common with the picture by chance is noise in g, and grows while the picture sharpens. So b is
     made orthogonal, block by block, to smoothed versions of the observation, which all x_t resemble; that halves
-    the noise. But a hourglass takes over more of the noise in the directions that are lost that way, so g is
+    the noise. But an hourglass takes over more of the noise in the directions that are lost that way, so g is
     scaled up by u, `unseen`; with u = 1 and white b the estimate is Stein's.
 
     Choice: `strength`, s, adds its square to a member's variance of the noise. `unseen` was measured twice, on crops

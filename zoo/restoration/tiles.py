@@ -49,7 +49,7 @@ LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the 
 # Measured on an AMD EPYC with bfloat16, by the peak resident memory of a process.
 WORKER_BYTES = 850e6  # torch, its kernels and the just-in-time compiler
 MANAGER_BYTES = 50e6
-# Activations and gradients per pixel of a hourglass; that of "paper" is reckoned from its channels, not measured.
+# Activations and gradients per pixel of an hourglass; that of "paper" is reckoned from its channels, not measured.
 PIXEL_BYTES = {"fast": 1400, "paper": 12_000}
 
 

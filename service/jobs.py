@@ -144,9 +144,14 @@ class Store:
     # What a server does.
 
     def submit(
-        self, task: dict, files: Mapping[str, bytes], notes: Iterable[str] = (), limit: int = MAX_WAITING
+        self,
+        task: dict,
+        files: Mapping[str, bytes],
+        notes: Iterable[str] = (),
+        limit: int = MAX_WAITING,
+        effort: float = 1.0,
     ) -> dict:
-        """Takes a job, and returns its status.
+        """Takes a job, and returns its status; `effort` is how much work it is, beside others.
 
         Its draft is written before it is known whether there is room, so that servers that ask at the same
         time never take more than `limit`; and a draft is nothing that a worker would claim.
@@ -164,7 +169,7 @@ class Store:
             for name, content in files.items():
                 self.blobs.put(f"{job_id}:{name}", content)
             record = draft | {"draft": False, "task": task, "notes": list(notes), "files": list(files)}
-            self.jobs.put(job_id, _pack(record))
+            self.jobs.put(job_id, _pack(record | {"effort": effort}))
         except (StoreError, Busy):
             with suppress(StoreError):  # then `sweep` does it
                 self._discard(job_id)
@@ -187,10 +192,10 @@ class Store:
                 LEASE,
             )
         if sum(job.waiting for job in live) - drafts >= limit:
-            soonest = [left for job in live if job.running and (left := self._left(job)) is not None]
+            running = [left for job in live if job.running and (left := self._left(job)) is not None]
             raise Busy(
                 f"{limit} jobs are waiting, which is the limit: ask again later, or start another worker",
-                min(soonest, default=self._typical() or 60),
+                min(running, default=60),
             )
 
     def status(self, job_id: str) -> dict | None:
@@ -303,10 +308,9 @@ class Store:
             if end is None or _load(end).get("attempt") != claim.attempt:
                 self.blobs.delete(key)
                 return False
-        before = self._typical()
+        before, pace = self._pace(), facts["seconds"] / claim.record["effort"]
         # Two workers may overwrite each other's average here, and nothing but an estimate hangs on it.
-        typical = facts["seconds"] if before is None else 0.7 * before + 0.3 * facts["seconds"]
-        self.blobs.put("typical", _pack(typical))
+        self.blobs.put("pace", _pack(pace if before is None else 0.7 * before + 0.3 * pace))
         return True
 
     def fail(self, claim: Claim, sentence: str, facts: dict) -> bool:
@@ -379,27 +383,27 @@ class Store:
         self.blobs.delete(*(f"{job_id}:{name}" for name in FILES))
         self.jobs.delete(job_id)
 
-    def _typical(self) -> float | None:
-        """Seconds that a job takes, judged by those that are done; None before the first."""
-        typical = self.blobs.get("typical")
-        return None if typical is None else _load(typical)
+    def _pace(self) -> float | None:
+        """Seconds that a unit of effort takes, judged by the jobs that are done; None before the first."""
+        pace = self.blobs.get("pace")
+        return None if pace is None else _load(pace)
 
     def _left(self, job: Live) -> float | None:
-        left = job.attempts[-1].get("seconds_left")
-        return self._typical() if left is None else left
+        """Seconds of work on a job: what its worker says, else by the pace of others; None if nobody knows."""
+        left, pace = job.attempts[-1].get("seconds_left") if job.running else None, self._pace()
+        return pace * job.record["effort"] if left is None and pace is not None else left
 
     def _status(self, job: Live, live: list[Live]) -> dict:
         if job.running:
             last = {name: job.attempts[-1].get(name, nothing) for name, nothing in UNKNOWN.items()}
             left = job.attempts[-1].get("seconds_left")
             return _told(job.id, "running", **last, seconds_left=left, notes=job.record["notes"])
-        ahead = live[: live.index(job)]
-        position, typical = 1 + sum(other.waiting for other in ahead), self._typical()
-        left = None
-        if typical is not None:
-            running = sum(self._left(other) or 0 for other in live if other.running)
-            left = round((running + (position - 1) * typical) / max(len(self._alive()), 1) + typical, 1)
-        return _told(job.id, "waiting", position=position, seconds_left=left, notes=job.record["notes"])
+        ahead = [other for other in live[: live.index(job)] if other.waiting and not other.record["draft"]]
+        before = [self._left(other) for other in live if other.running or other in ahead]
+        left = own = self._left(job)
+        if own is not None:
+            left = round(sum(other or 0 for other in before) / max(len(self._alive()), 1) + own, 1)
+        return _told(job.id, "waiting", position=1 + len(ahead), seconds_left=left, notes=job.record["notes"])
 
 
 def open_store(where: str | None = None) -> Store:

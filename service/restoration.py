@@ -138,8 +138,8 @@ async def submit(request: Request) -> JSONResponse:
     async with _form(request) as form:
         given, uploads = _sort(form)
         files = {name: await upload.read() for name, upload in uploads.items()}
-    task, notes = await asyncio.to_thread(check, given, files)
-    status = await _with(request, lambda store: store.submit(asdict(task), files, notes))
+    task, notes, effort = await asyncio.to_thread(check, given, files)
+    status = await _with(request, lambda store: store.submit(asdict(task), files, notes, effort=effort))
     return JSONResponse(status, 202, {"location": f"restore/{status['id']}"})
 
 
@@ -236,8 +236,8 @@ class Jobs:
                 self._store.close()
 
 
-def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[Task, list[str]]:
-    """Checks all of a request, and returns its task, and what there is to know of its pictures.
+def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[Task, list[str], float]:
+    """Checks all of a request, and returns its task, what there is to know of its pictures, and its effort.
 
     Raises: Refused with 400 for a picture that cannot be read, else with 422.
     """
@@ -262,7 +262,8 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[Task, l
         check_damage(task, pictures.get("mask"), pictures.get("kernel"), image.pixels.shape[:2])
     except ValueError as error:
         raise Refused(422, str(error)) from None
-    return task, [note for picture in pictures.values() for note in picture.notes]
+    notes = [note for picture in pictures.values() for note in picture.notes]
+    return task, notes, task.effort(height * width)
 
 
 def _check_files(task: Task, files: Mapping[str, bytes]) -> None:

@@ -247,8 +247,9 @@ class Handlers:
         asked |= {"by": by} if kind == "upscale" else {}
         asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
         files = {"image": image} | ({"mask": mask} if kind == "inpaint" else {})
-        task, notes = restoration.check({name: str(value) for name, value in asked.items()}, files)
-        status = store.submit(asdict(task), files, notes)
+        given = {name: str(value) for name, value in asked.items()}
+        task, notes, effort = restoration.check(given, files)
+        status = store.submit(asdict(task), files, notes, effort=effort)
         before = shown(read_picture(image, "the picture", MAX_PIXELS))
         return status["id"], gr.update(before=before, after=None)
 

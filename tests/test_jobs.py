@@ -142,9 +142,28 @@ def test_a_job_waits_runs_and_is_done(store):
     assert status["status"] == "done" and status["notes"] == ["a note"]
     assert {name: status[name] for name in FACTS} == FACTS
     assert store.result(first) == store.preview(first) == b"result"
-    assert store.status(second)["seconds_left"] == 2.0  # jobs have taken two seconds
-    assert set(store.blobs.all()) == {f"{first}:result:1", f"{second}:image", "typical"}
+    assert store.status(second)["seconds_left"] == 2.0  # as long as the first
+    assert set(store.blobs.all()) == {f"{first}:result:1", f"{second}:image", "pace"}
     assert store.status("0" * 32) is None and store.cancel("0" * 32) is None
+
+
+def test_how_long_a_job_waits_goes_by_the_efforts_of_all_and_by_the_workers(store):
+    done, runs = submit(store, effort=4.0), submit(store, effort=30.0)
+    larger, waits = submit(store, effort=20.0), submit(store, effort=1.0)
+    claim = store.claim("A")
+    assert claim.id == done and store.status(waits)["seconds_left"] is None  # nobody knows yet
+    store.finish(claim, b"result", FACTS)  # 2 seconds: half a second for each unit
+    assert store.status(waits)["seconds_left"] == (30 + 20 + 1) / 2
+    claim = store.claim("A")
+    assert (
+        claim.id == runs and store.status(larger)["seconds_left"] == (30 + 20) / 2
+    )  # its worker said nothing yet
+    store.report(claim, {"seconds_left": 3.0})
+    assert store.status(waits)["seconds_left"] == 3 + (20 + 1) / 2
+    store.beat("B")
+    assert store.status(waits)["seconds_left"] == (3 + 20 / 2) / 2 + 1 / 2
+    store.jobs.put("1" * 32, b'{"draft": true, "number": 1, "at": %d}' % store.clock())
+    assert store.status(waits)["seconds_left"] == 7.0  # nobody has to wait for a draft
 
 
 def test_what_is_stored_outlives_the_store_that_wrote_it(store, where):
@@ -304,7 +323,7 @@ def test_sweeping_removes_what_is_old_and_what_a_kill_left(store):
     later(store, 61)
     store.sweep()
     assert status_of(store, old) is None and store.result(young) == b"young"
-    assert set(store.blobs.all()) == {f"{young}:result:1", "typical"} and set(store.ends.all()) == {young}
+    assert set(store.blobs.all()) == {f"{young}:result:1", "pace"} and set(store.ends.all()) == {young}
     assert not store.workers.all() or set(store.workers.all()) == {"A"}
 
 
@@ -412,7 +431,7 @@ def test_a_worker_killed_at_any_write_loses_no_job_and_leaves_nothing_behind(kil
     assert calm.result(job_id) in (b"by A", b"by B")
     calm.sweep()
     assert memory.holds("jobs", "attempts") == []
-    assert [key for key in memory.holds("blobs") if key != "typical"] in (
+    assert [key for key in memory.holds("blobs") if key != "pace"] in (
         [f"{job_id}:result:1"],
         [f"{job_id}:result:2"],
     )

@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from sparsegen.tables import RECORDS, read_records
 from sparsegen.zoo.restoration import stopping
+from sparsegen.zoo.restoration.settings import PRESETS, Task, typical_iterations
 from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, estimate_sigma
 
 SIGMA = 0.1
@@ -165,17 +166,34 @@ def test_what_is_typical_is_what_the_runs_of_table_3_took() -> None:
     for run in read_records(RECORDS / "table3.jsonl"):
         kind, _, level = run["noise"].partition(":")
         if kind == "gaussian" and run["preset"] == "fast" and run["stopped_at"]:
-            ratios.append(
-                run["stopped_at"] / stopping.typical_iterations(float(level) / 255, run["size"] ** 2)
-            )
+            ratios.append(run["stopped_at"] / typical_iterations(float(level) / 255, run["size"] ** 2))
     assert len(ratios) >= 66
     assert 0.9 < np.median(ratios) < 1.1
     assert np.mean([0.5 <= ratio <= 1.7 for ratio in ratios]) > 0.95
 
 
+def test_effort_is_what_the_runs_of_table_3_took() -> None:
+    paces = []
+    for run in read_records(RECORDS / "table3.jsonl"):
+        kind, _, level = run["noise"].partition(":")
+        if (kind, run["preset"], run["members"]) == ("gaussian", "fast", PRESETS["fast"].members):
+            paces.append(run["stopped_cpu_seconds"] / Task.of(sigma=float(level)).effort(run["size"] ** 2))
+    paces /= np.median(paces)
+    assert len(paces) >= 66 and np.mean([0.5 <= pace <= 2 for pace in paces]) > 0.95
+
+
+def test_effort_counts_hourglasses_iterations_and_pixels() -> None:
+    assert Task.of(iterations=10).effort(500) == 10 * 500 * PRESETS["fast"].members
+    assert Task.of(preset="paper").effort(500) == 3000 * 500 * PRESETS["paper"].cost
+    assert Task.of(kind="inpaint", members=1).effort(500) == 3000 * 500  # it seldom stops
+    assert Task.of(loss="l1", members=4).effort(500) == 3000 * 500 * 4
+    assert Task.of(sigma=0).effort(128**2) == 3000 * 128**2 * PRESETS["fast"].members
+    assert Task.of().effort(500) == Task.of(sigma=25).effort(500) > Task.of(sigma=50).effort(500)
+
+
 def test_a_watch_of_noise_knows_what_is_typical_of_it_and_of_the_size() -> None:
     torch.manual_seed(0)
     typical = FittedNoise(torch.rand(1, 3, 128, 128), 25 / 255, generator()).typical
-    assert typical == pytest.approx(stopping.typical_iterations(25 / 255, 128 * 128))
+    assert typical == pytest.approx(typical_iterations(25 / 255, 128 * 128))
     assert FittedNoise(torch.rand(1, 3, 64, 128), 25 / 255, generator()).typical < typical
     assert FittedNoise(torch.rand(1, 3, 128, 128), 15 / 255, generator()).typical > typical

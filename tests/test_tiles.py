@@ -306,18 +306,25 @@ def test_a_stopped_run_is_made_of_what_there_is() -> None:
     assert np.abs(outcome.picture.pixels[:, :40] - picture.pixels[:, :40]).mean() > 0.01
 
 
-def test_a_killed_worker_is_an_error_that_names_the_remedy() -> None:
-    killed = []
+def test_what_a_killed_worker_did_not_do_is_done_by_half_as_many(caplog: pytest.LogCaptureFixture) -> None:
+    picture, killed, finished = smooth(64, 160, 0.1), [], []
+    task = Task.of(sigma=25, iterations=12)
+    about = {"tile": 64, "overlap": 16, "threads": 1}
 
-    def kill(_: object) -> None:
-        if not killed:
+    def kill(progress: object) -> None:
+        finished.append(progress.finished)
+        if progress.finished and not killed:
             workers = [child for child in multiprocessing.active_children() if "Manager" not in child.name]
             os.kill(workers[0].pid, signal.SIGKILL)
             killed.append(workers[0])
 
-    with pytest.raises(RuntimeError, match=r"killed.*memory.*workers=1.*smaller tiles"):
-        run_tiled(Task.of(sigma=25), smooth(64, 160), tile=64, overlap=16, workers=2, callback=kill)
+    outcome = run_tiled(task, picture, workers=2, callback=kill, **about)
     assert killed and not multiprocessing.active_children()
+    assert "one of 2 worker processes was killed" in caplog.text and "with 1 at once" in caplog.text
+    assert outcome.stopped_because == f"all {finished[-1]} tiles are done"
+    assert min(finished[finished.index(1) :]) >= 1, "what was done before the kill was kept"
+    unharmed = run_tiled(task, picture, workers=1, **about)
+    assert (outcome.picture.pixels == unharmed.picture.pixels).all()
 
 
 def test_nothing_is_left_running_when_the_parent_is_killed() -> None:

@@ -4,6 +4,7 @@ A fit takes memory and time in proportion to its pixels, and one hourglass holds
 parent holds the picture and the sum of the tiles; a worker holds one tile.
 """
 
+import logging
 import os
 import queue
 import signal
@@ -38,6 +39,8 @@ from sparsegen.zoo.restoration.restore import (
     to_tensor,
 )
 from sparsegen.zoo.restoration.settings import Task, processors
+
+logger = logging.getLogger(__name__)
 
 WHOLE = 512 * 512  # pixels of the result up to which a picture is fitted as a whole
 TILE, OVERLAP = 256, 32  # pixels of the result along a side
@@ -237,13 +240,14 @@ def run_tiled(
         callback: Called a few times a second; when it returns True, all tiles end within an iteration. The
             result then is made of finished tiles, the best so far of those under way, and the observation.
         workers: Processes, which import the main module (have it guarded by __name__ == "__main__", as
-            multiprocessing asks); 1: a thread of this process.
+            multiprocessing asks); 1: a thread of this process. If one is killed, half as many do what is not done
+            yet, and a warning is logged.
         tile: The longest side of a tile in pixels of the result; None: `TILE`, or the whole picture if it has
             up to `WHOLE` pixels. It grows where margins leave too little of it.
         overlap: What neighbors share at least, in pixels of the result; what the operator reaches comes on top.
         threads: Of each worker. The last digits of the result depend on it.
 
-    Raises: TypeError, ValueError before any work; RuntimeError if a worker was killed.
+    Raises: TypeError, ValueError before any work.
 
     Returns: An outcome whose `iterations`, `best_iteration` and `history` are means over the fitted tiles.
     """
@@ -252,17 +256,43 @@ def run_tiled(
     if len(jobs) == 1:
         return run(task, picture, mask, kernel, callback)
     tally = _Tally(task, picture, jobs, workers)
+    while left := tally.left():
+        try:
+            _work_off(left, tally, callback, threads)
+            break
+        except BrokenProcessPool:
+            before, tally.workers = tally.workers, max(1, tally.workers // 2)
+            logger.warning(
+                "one of %d worker processes was killed, most likely for lack of memory: the %d of %d tiles that "
+                "are not done begin again with %d at once; see `estimate` for the memory that they need",
+                before, len(tally.left()), tally.fitted, tally.workers,
+            )  # fmt: skip
+    return tally.outcome()
+
+
+def _work_off(
+    jobs: list[_Job],
+    tally: "_Tally",
+    callback: Callable[[TiledProgress], bool | None] | None,
+    threads: int,
+) -> None:
+    """Does jobs until all are done or the callback wants no more.
+
+    Raises: BrokenProcessPool if a worker was killed; what was heard of until then is in the tally.
+    """
     with _workers(tally.workers, threads) as (executor, stop, reports):
-        pending = {executor.submit(_work, job, stop, reports) for job in jobs if not job.idle}
+        pending = {executor.submit(_work, job, stop, reports) for job in jobs}
         while pending:
             done, pending = wait(pending, WAIT, FIRST_COMPLETED)
             news = _drain(reports)  # after the wait: the last word on a tile comes last
-            news += [final for future in done if (final := future.result())]
+            broken = [future for future in done if isinstance(future.exception(), BrokenProcessPool)]
+            news += [final for future in done if future not in broken and (final := future.result())]
             for report in news:
                 tally.hear(report)
             if news and callback and not stop.is_set() and callback(tally.progress()):
                 stop.set()
-    return tally.outcome()
+            if broken and not stop.is_set():
+                raise broken[0].exception()
 
 
 def is_tiled(task: Task, picture: Picture, tile: int | None = None) -> bool:
@@ -317,6 +347,10 @@ class _Tally:
         last = jobs[-1].tile
         self.sum = np.zeros((last.rows.stop, last.columns.stop, picture.pixels.shape[2]), np.float32)
         self.added, self.reports, self.started = 0, {}, perf_counter()
+
+    def left(self) -> list[_Job]:
+        """What is yet to be fitted, or to its end."""
+        return [job for job in self.jobs if not self._is_complete(job)]
 
     def hear(self, report: _Report) -> None:
         self.reports[report.index] = report
@@ -447,13 +481,7 @@ def _workers(count: int, threads: int) -> Iterator[tuple[Executor, Event, Queue]
             stop, reports = manager.Event(), manager.Queue(2 * count)
         stack.callback(executor.shutdown, cancel_futures=True)
         stack.callback(stop.set)
-        try:
-            yield executor, stop, reports
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"one of {count} worker processes was killed, most likely for lack of memory: take fewer workers "
-                f"(workers={count // 2}) or smaller tiles; see `estimate` for the memory they need"
-            ) from error
+        yield executor, stop, reports
 
 
 @contextmanager

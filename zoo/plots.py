@@ -25,15 +25,22 @@ def atoms_sheet(dictionary: Tensor, columns: int = 16) -> np.ndarray:
 
 def atoms(generators: Mapping[str, Generator]) -> "Figure":
     """Draws the atoms of D1 and of D_eff = D1 D2 of each generator, a row each (fig. 5)."""
-    figure = _figure(10.4, 3.4 * len(generators))
-    for row, (name, generator) in zip(
-        figure.subplots(len(generators), 2, squeeze=False), generators.items(), strict=True
-    ):
+    rows = []
+    for name, generator in generators.items():
         pairs = {"$D_1$": generator.dictionary(1), "$D_{eff} = D_1 D_2$": generator.effective_dictionary()}
-        for axes, (which, dictionary) in zip(row, pairs.items(), strict=True):
-            axes.imshow(atoms_sheet(dictionary), interpolation="nearest")
-            count, _, height, width = dictionary.shape
-            axes.set_title(f"{name}, {which}: {count} atoms of {height} × {width} × 3", fontsize=10)
+        titles = [
+            f"{name}, {which}: {len(dictionary)} atoms of {' × '.join(map(str, dictionary.shape[2:]))} × 3"
+            for which, dictionary in pairs.items()
+        ]
+        rows.append((titles, [atoms_sheet(dictionary) for dictionary in pairs.values()]))
+    inches = [0.35 + 5.1 * max(sheet.shape[0] / sheet.shape[1] for sheet in sheets) for _, sheets in rows]
+    figure = _figure(10.4, sum(inches))
+    panels = figure.subplots(len(rows), 2, squeeze=False, height_ratios=inches)
+    for (titles, sheets), row in zip(rows, panels, strict=True):
+        for axes, title, sheet in zip(row, titles, sheets, strict=True):
+            axes.imshow(sheet, interpolation="nearest")
+            axes.set_title(title, fontsize=10)
+            axes.set_anchor("N")
             axes.set_axis_off()
     return figure
 

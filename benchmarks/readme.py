@@ -13,6 +13,7 @@ from statistics import mean
 import typer
 
 import sparsegen
+from benchmarks import dial as turned
 from benchmarks import dip
 from sparsegen.tables import (
     MISSING,
@@ -189,6 +190,38 @@ def table2() -> str:
     return distances(PAPER_LOW_DATA, ("baseline", "l0_inf", "l0", "ml"))
 
 
+def dial() -> str:
+    """What bundled models draw with other k than they were trained with."""
+    cells: dict[tuple[str, int], dict[float, dict]] = {}
+    for record in read_lines(turned.RECORDS):
+        name = record["model"]
+        if name != turned.REAL and record["steps"] == read_config(MODELS / name)["training"]["steps"]:
+            cells.setdefault((name, record["count"]), {})[record["factor"]] = record
+    rows = [
+        (
+            f"`{name}`",
+            *(f"{found[factor]['distance']:.0f} ({_ks(found[factor])})" for factor in turned.FACTORS),
+        )
+        for (name, _), found in cells.items()
+        if found.keys() >= set(turned.FACTORS)
+    ]
+    return markdown(("distance (k)", *(f"{factor:g} k" for factor in turned.FACTORS)), rows)
+
+
+def real() -> str:
+    """Real images against real ones."""
+    return " ".join(
+        f"Between {record['count']:,} real test images and the training images the same distance is "
+        f"{record['distance']:.1f}."
+        for record in read_lines(turned.RECORDS)
+        if record["model"] == turned.REAL
+    )
+
+
+def _ks(record: dict) -> str:
+    return ", ".join(map(str, dict.fromkeys(record["k"])))
+
+
 def bundled() -> str:
     rows = []
     for name in sparsegen.list_models():
@@ -206,7 +239,7 @@ def bundled() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    block.__name__: block for block in (speed, stop, sparsity, yardstick, table1, table2, bundled)
+    block.__name__: block for block in (speed, stop, sparsity, yardstick, table1, table2, bundled, real, dial)
 }
 
 

@@ -90,18 +90,10 @@ class Cell:
     atoms: int
 
     def generator(self) -> Generator:
-        column = REGULARIZERS[self.column]
-        projections = [
-            column.projection(1) if level < column.levels else nn.Identity()
-            for level in range(self.row.levels)
-        ]
-        built = self.row.generator(atoms=self.atoms, z_dim=self.row.z_dim, classes=0, projections=projections)
-        if built.dials:
-            built.set_k([max(1, round(column.density * dial.limit)) for dial in built.dials])
-        return built
+        return self.row.sparse_generator(REGULARIZERS[self.column], self.atoms)
 
     def companions(self) -> dict[str, nn.Module]:
-        return {"discriminator": self.row.discriminator(atoms=self.atoms, classes=0)}
+        return self.row.companions(self.atoms)
 
 
 class Bfloat16(Accelerator):

@@ -30,16 +30,16 @@ def shifted(image: Tensor, down: int, right: int) -> Tensor:
     return made
 
 
-@given(height=st.integers(3, 9), width=st.integers(3, 9), share=st.floats(0, 1), seed=st.integers(0, 999))
-@settings(max_examples=40, deadline=None)
-def test_translation_is_a_shift_within_its_share_and_brings_in_zeros(
-    height: int, width: int, share: float, seed: int
+@given(height=st.integers(3, 24), width=st.integers(3, 24), seed=st.integers(0, 999))
+@settings(max_examples=25, deadline=None)
+def test_translation_is_a_shift_within_an_eighth_and_brings_in_zeros(
+    height: int, width: int, seed: int
 ) -> None:
     images = (
         torch.rand(3, 2, height, width) + 1
     )  # no pixel is 0, so that all shifts differ but the empty ones
-    rows, columns = round(height * share), round(width * share)
-    for image, made in zip(images, augment.translate(images, source(seed), share), strict=True):
+    rows, columns = round(height / 8), round(width / 8)
+    for image, made in zip(images, augment.translate(images, source(seed)), strict=True):
         candidates = [
             shifted(image, down, right)
             for down in range(-rows, rows + 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsegen.zoo import blocks
-from sparsegen.zoo.blocks import BatchNorm, DownBlock, LabelNorm, NoNorm, Score, SelfAttention, UpBlock
+from sparsegen.zoo.blocks import BatchNorm, DownBlock, LabelNorm, Score, SelfAttention, UpBlock
 from sparsegen.zoo.discriminator import in_unit_range, with_label_maps
 from sparsegen.zoo.residual import uniform_prior
 from sparsegen.zoo.table1 import ModelSpec
@@ -75,7 +75,7 @@ def test_an_up_block_is_the_textbooks_which_doubles_before_the_shortcuts_convolu
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(4, 4), (4, 6)])
 @pytest.mark.parametrize("pooled", [True, False])
-@pytest.mark.parametrize("norm", [NoNorm, BatchNorm])
+@pytest.mark.parametrize("norm", [blocks.no_norm, BatchNorm])
 def test_a_down_block_is_the_textbooks_which_pools_after_the_shortcuts_convolution(
     inputs: int, outputs: int, pooled: bool, norm: type
 ) -> None:
@@ -136,7 +136,7 @@ def test_a_convolution_of_the_whole_map_is_a_dense_score() -> None:
 
 
 def test_a_dense_map_is_a_matrix_times_the_vector_laid_out_as_channels_rows_columns() -> None:
-    dense, vector = blocks.Dense(1, 3).build(5, 2), torch.randn(4, 5)
+    dense, vector = blocks.Dense(1, 3).build(5, 2, bias=True), torch.randn(4, 5)
     made = dense(vector)
     assert made.shape == (4, 2, 3, 3)
     for channel in range(2):
@@ -146,6 +146,7 @@ def test_a_dense_map_is_a_matrix_times_the_vector_laid_out_as_channels_rows_colu
                 wanted = vector @ dense.weight[index] + dense.bias[index]
                 torch.testing.assert_close(made[:, channel, row, column], wanted)
     assert torch.equal(dense(vector[:, :, None, None]), made)
+    assert blocks.Dense(1, 3).build(5, 2).bias is None
 
 
 def test_label_maps_are_one_everywhere_at_the_label_and_zero_elsewhere() -> None:

@@ -24,23 +24,23 @@ def flip(images: Tensor, random: torch.Generator) -> Tensor:
     return torch.where(mirrored, images.flip(3), images)
 
 
-def translate(images: Tensor, random: torch.Generator, share: float = 1 / 8) -> Tensor:
-    """Shifts by whole pixels, up to that share of the side in each direction; what comes in is 0."""
+def translate(images: Tensor, random: torch.Generator) -> Tensor:
+    """Shifts by whole pixels, up to an eighth of the side in each direction; what comes in is 0."""
     height, width = images.shape[2:]
-    rows = _places(height, _integers(images, random, -round(height * share), round(height * share)))
-    columns = _places(width, _integers(images, random, -round(width * share), round(width * share)))
+    rows = _places(height, _integers(images, random, -round(height / 8), round(height / 8)))
+    columns = _places(width, _integers(images, random, -round(width / 8), round(width / 8)))
     # One more pixel of 0 at each side, which all places beyond are read from.
     padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     index = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def cutout(images: Tensor, random: torch.Generator, share: float = 1 / 2) -> Tensor:
-    """Zeroes a square of that share of the side, its center anywhere, cut off at the borders."""
+def cutout(images: Tensor, random: torch.Generator) -> Tensor:
+    """Zeroes a square of half the side, its center anywhere, cut off at the borders."""
     height, width = images.shape[2:]
     inside = []
     for side in (height, width):
-        size = round(side * share)
+        size = round(side / 2)
         first = _integers(images, random, 0, side - size % 2) - size // 2
         place = torch.arange(side, device=images.device)
         inside.append((place >= first[:, None]) & (place < first[:, None] + size))

@@ -130,8 +130,9 @@ def train(
 
     In the first `warm_up` steps the generator stands still, while a new discriminator catches up with it.
 
-    Choice: the generator learns from the images that the discriminator saw in its last update, as in the code of Mao et
-    al. (2019); the other recipes draw new ones, which costs one more pass of the generator a step.
+    Choice: the phases of a step share a draw of real images and z. The generator learns from the images that the
+    discriminator saw in its last update, as in the code of Mao et al. (2019), and SSGAN's three networks from one
+    batch; the other public recipes draw anew for each phase, which costs one more pass of the generator a step.
 
     Everything random is a function of (seed, step), so that a run taken up from a saved state does what an
     unbroken run does, bit for bit.

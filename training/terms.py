@@ -207,7 +207,11 @@ def untouched(forward: Forward) -> Tensor:
 
 @dataclass(frozen=True)
 class Consistency:
-    """weight · E[(D(x) - D(x'))²] of the real images, x' being `other` of them (Zhang et al., 2020)."""
+    """weight · E[(D(x) - D(x'))²] of the real images, x' being `other` of them (Zhang et al., 2020).
+
+    Choice: x, x' and what was generated go through D one after the other, not as one batch, so that each pass is a
+    step of the power iteration of spectral norm, too.
+    """
 
     weight: float
     other: Other

@@ -46,8 +46,8 @@ class Dense:
     width: int
     size: int = 4
 
-    def build(self, inputs: int, outputs: int, bias: bool = True) -> "DenseMap":
-        return DenseMap(inputs, outputs, self.size)
+    def build(self, inputs: int, outputs: int, bias: bool = False) -> "DenseMap":
+        return DenseMap(inputs, outputs, self.size, bias)
 
     def side(self, side: int) -> int:
         return self.size
@@ -56,8 +56,8 @@ class Dense:
 class DenseMap(nn.Linear):
     """Shape: (B, C) or (B, C, 1, 1) -> (B, C', size, size)."""
 
-    def __init__(self, inputs: int, outputs: int, size: int):
-        super().__init__(inputs, outputs * size * size)
+    def __init__(self, inputs: int, outputs: int, size: int, bias: bool = True):
+        super().__init__(inputs, outputs * size * size, bias)
         self.shape = outputs, size, size
 
     def forward(self, vector: Tensor) -> Tensor:
@@ -75,6 +75,8 @@ class LabelNorm(nn.Module):
     """Batch norm whose gain and bias are those of a label (de Vries et al., 2017; Dumoulin et al., 2017).
 
     The embeddings are never spectrally normalized: that cripples training, as the code of Brock et al. (2019) notes.
+    Choice: it begins as a batch norm does (Radford et al., 2015): gains near 1, biases 0, whatever the other weights
+    are drawn from.
 
     Shape: features (B, C, H, W), labels (B,) -> features.
     """
@@ -91,17 +93,12 @@ class LabelNorm(nn.Module):
         return self.norm(features) * gain[:, :, None, None] + bias[:, :, None, None]
 
 
-class NoNorm(nn.Module):
+Norm = Callable[[int], nn.Module]  # from channels to a module of features and, in a generator, labels
+
+
+def no_norm(channels: int) -> nn.Module:
     """Stands where others have a norm."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        return features
-
-
-Norm = Callable[[int], nn.Module]  # from channels to a module of (features, labels)
+    return nn.Identity()
 
 
 class Stage(nn.Module):
@@ -172,13 +169,13 @@ class DownBlock(nn.Module):
         pool: Callable[[int], nn.Module] | None = None,
         *,
         first: bool = False,
-        norm: Norm = NoNorm,
+        norm: Norm = no_norm,
         activation: Callable[[Tensor], Tensor] = F.relu,
     ):
         super().__init__()
         self.activation = activation
         self.norm_1 = nn.Identity() if first else norm(inputs)
-        self.before = _identity if first else activation
+        self.before = nn.Identity() if first else activation
         self.conv_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm_2, self.conv_2 = norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
         self.pool = pool(outputs) if pool else nn.Identity()
@@ -289,10 +286,6 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return (labels[:, None] == torch.arange(classes, device=labels.device)).to(dtype)
 
 
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
 def _doubled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
@@ -300,10 +293,14 @@ def _doubled(x: Tensor) -> Tensor:
 Init = Callable[[nn.Module], None]
 
 
-def normal_init(network: nn.Module, deviation: float = 0.02) -> None:
-    """Draws weights from N(0, 0.02²) and norm gains from N(1, 0.02²), biases 0 (Radford et al., 2015)."""
+def normal_init(network: nn.Module) -> None:
+    """Draws weights from N(0, 0.02²) and norm gains from N(1, 0.02²), biases 0 (Radford et al., 2015).
+
+    Choice: all of that wherever it is used, also where the public code draws the weights alone so (cgan, msgan,
+    biggan), or says nothing of a discriminator (wgan_gp).
+    """
     for part in _parts(network):
-        nn.init.normal_(part.weight, float(isinstance(part, nn.BatchNorm2d)), deviation)
+        nn.init.normal_(part.weight, float(isinstance(part, nn.BatchNorm2d)), 0.02)
         _zero_bias(part)
 
 
@@ -341,8 +338,14 @@ def orthogonal_init(network: nn.Module) -> None:
         _zero_bias(part)
 
 
+def unconstrained(network: nn.Module) -> None:
+    """Leaves the weights as they are."""
+
+
 def normalize_spectrum(network: nn.Module) -> None:
     """Divides every weight by its largest singular value from now on (Miyato et al., 2018), in place.
+
+    Choice: torch's epsilon of 1e-12 under the norms, where public code has 1e-8 or 1e-6.
 
     To be called after the weights are drawn: drawing them later would be lost on the parametrization.
     """

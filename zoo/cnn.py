@@ -11,11 +11,12 @@ from sparsegen.zoo.blocks import (
     ConvScore,
     Dense,
     Init,
-    NoNorm,
     Norm,
     Stage,
+    no_norm,
     normal_init,
     one_hot,
+    unconstrained,
 )
 from sparsegen.zoo.discriminator import Discriminator, alone, with_label_maps
 from sparsegen.zoo.generator import Generator
@@ -47,7 +48,6 @@ def generator(
     classes: int,
     projections: Sequence[nn.Module],
     bias: bool = False,
-    init: Init = normal_init,
 ) -> Generator:
     """Builds conv-norm-ReLU layers and the output dictionary with its tanh into a generator.
 
@@ -69,7 +69,7 @@ def generator(
         z_dim,
         classes,
     )
-    init(built)
+    normal_init(built)
     return built
 
 
@@ -79,27 +79,26 @@ def discriminator(
     *,
     atoms: int,
     classes: int,
-    norm: Norm = NoNorm,
+    norm: Norm = no_norm,
     bias: bool = True,
     slope: float = 0.2,
-    init: Init = normal_init,
-    constrain: Init = lambda network: None,
+    constrain: Init = unconstrained,
 ) -> Discriminator:
     """Builds convolutions with leaky ReLUs, then one score; no norm on the first layer (Radford et al., 2015).
 
     Args:
         bias: Of layers that have a norm; the others have one anyway.
-        constrain: Called after `init`, as `normalize_spectrum`.
+        constrain: Called once the weights are drawn, as `normalize_spectrum`.
     """
     stages, channels = [], 3 + classes
     for index, layer in enumerate(layers):
         width = layer.width * atoms
-        after = norm(width) if index else NoNorm(width)
-        conv = layer.build(channels, width, bias=bias or isinstance(after, NoNorm))
+        after = norm(width) if index else no_norm(width)
+        conv = layer.build(channels, width, bias=bias or isinstance(after, nn.Identity))
         stages.append(Stage(conv, after, nn.LeakyReLU(slope)))
         channels = width
     entry = with_label_maps(classes) if classes else alone
     built = Discriminator(nn.Sequential(*stages), ConvScore(head.build(channels, 1, bias=True)), entry)
-    init(built)
+    normal_init(built)
     constrain(built)
     return built

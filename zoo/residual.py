@@ -26,6 +26,7 @@ from sparsegen.zoo.blocks import (
     UpBlock,
     UpCode,
     average_pool,
+    unconstrained,
 )
 from sparsegen.zoo.discriminator import Discriminator, Entry, alone
 from sparsegen.zoo.generator import Generator
@@ -68,7 +69,7 @@ def generator(
     classes: int,
     projections: Sequence[nn.Module],
     init: Init,
-    constrain: Init = lambda network: None,
+    constrain: Init = unconstrained,
     attention: Callable[[int], nn.Module] | None = None,
     squash: Callable[[], nn.Module] = nn.Tanh,
     prior: Callable[[Tensor], Tensor] = normal_prior,
@@ -99,7 +100,7 @@ def discriminator(
     atoms: int,
     classes: int,
     init: Init,
-    constrain: Init = lambda network: None,
+    constrain: Init = unconstrained,
     width: float = 0.5,
     pool: Callable[[int], nn.Module] = average_pool,
     attention: Callable[[int], nn.Module] | None = None,

@@ -28,18 +28,7 @@ from sparsegen.zoo.names import known_names
 from sparsegen.zoo.noise import check_integer
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """A row of Table 1: what the networks are, never how they are trained."""
-
-    generator: Callable[..., Generator]
-    discriminator: Callable[..., nn.Module]
-    atoms: int  # filters of D1 at full width = channels of Γ1; every other width is a multiple of it
-    levels: int = 2  # codes that are handed out, and that a regularizer may project
-    z_dim: int = 128
-    classes: int = 0  # 0: unconditional
-    encoder: Callable[..., nn.Module] | None = None
+LEVELS = 2  # codes that are handed out, and that a regularizer may project
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,45 @@ class Regularizer:
     projection: type[Projection] | None = None
     levels: int = 0
     density: float = 0.25
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A row of Table 1: what the networks are, never how they are trained."""
+
+    generator: Callable[..., Generator]
+    discriminator: Callable[..., nn.Module]
+    atoms: int  # filters of D1 at full width = channels of Γ1; every other width is a multiple of it
+    z_dim: int = 128
+    classes: int = 0  # 0: unconditional
+    encoder: Callable[..., nn.Module] | None = None
+
+    def sparse_generator(self, column: Regularizer, atoms: int, k: Sequence[int] | None = None) -> Generator:
+        """Builds the generator with the projections of a column.
+
+        Args:
+            k: Of each projected level, Γ1 first; None: those of the column's density.
+
+        Raises: TypeError, ValueError if k does not fit the projections.
+        """
+        projections = [
+            column.projection(1) if level < column.levels else nn.Identity() for level in range(LEVELS)
+        ]
+        built = self.generator(atoms=atoms, z_dim=self.z_dim, classes=self.classes, projections=projections)
+        if k is None:
+            k = [max(1, round(column.density * dial.limit)) for dial in built.dials]
+        if k or built.dials:
+            built.set_k(k)
+        return built
+
+    def companions(self, atoms: int) -> dict[str, nn.Module]:
+        """Builds what the generator is trained with: its "discriminator", and an "encoder" from an image to z where
+        the training has one.
+        """
+        built = {"discriminator": self.discriminator(atoms=atoms, classes=self.classes)}
+        if self.encoder:
+            built["encoder"] = self.encoder(atoms=atoms, z_dim=self.z_dim)
+        return built
 
 
 # DCGAN, design A: D2 works at the resolution of Γ1, so that an atom of D1 D2 is 8 x 8 (App. E). The network
@@ -197,28 +225,13 @@ class ModelSpec:
 
     def generator(self) -> Generator:
         row, column = ARCHITECTURES[self.architecture], REGULARIZERS[self.regularizer]
-        projections = [
-            column.projection(1) if level <= column.levels else nn.Identity()
-            for level in range(1, row.levels + 1)
-        ]
-        built = row.generator(atoms=self.atoms, z_dim=row.z_dim, classes=row.classes, projections=projections)
-        k = self.k
-        if k is None:
-            k = [max(1, round(column.density * dial.limit)) for dial in built.dials]
-        if k or built.dials:
-            built.set_k(k)
+        built = row.sparse_generator(column, self.atoms, self.k)
         built.spec = self
         return built
 
     def companions(self) -> dict[str, nn.Module]:
-        """What the generator is trained with: its "discriminator", and an "encoder" from an image to z where the
-        training has one.
-        """
-        row = ARCHITECTURES[self.architecture]
-        built = {"discriminator": row.discriminator(atoms=self.atoms, classes=row.classes)}
-        if row.encoder:
-            built["encoder"] = row.encoder(atoms=self.atoms, z_dim=row.z_dim)
-        return built
+        """Those of the architecture, at this width."""
+        return ARCHITECTURES[self.architecture].companions(self.atoms)
 
 
 def build(architecture: str, regularizer: str = "baseline", atoms: int | None = None) -> Generator:

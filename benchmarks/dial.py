@@ -1,0 +1,91 @@
+"""What bundled models draw when their dial is turned after training: distances at parts and multiples of their k.
+
+    python -m benchmarks.dial --data train.parquet --test test.parquet
+    python -m benchmarks.dial --data train.parquet --models dcgan.ml --factors 0.125,0.25
+
+Each line of records/dial.jsonl is the Fréchet distance of `--count` samples of one seed to all images of `--data`,
+with all levels turned by one factor; what has its line is skipped. With --test it also measures real images against
+real ones, which no generator needs to go below.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+import sparsegen
+from sparsegen.__main__ import progress
+from sparsegen.training.data import open_images
+from sparsegen.training.evaluation import evaluate, reference_statistics
+from sparsegen.training.features import open_features
+from sparsegen.training.metrics import frechet_distance
+from sparsegen.zoo.bundled import MODELS
+from sparsegen.zoo.dial import Dial
+from sparsegen.zoo.files import append_line, read_lines
+from sparsegen.zoo.pretrained import read_config
+
+RECORDS = Path(__file__).parent / "records" / "dial.jsonl"
+FACTORS = (0.25, 0.5, 1.0, 2.0)
+KEY = ("model", "steps", "factor", "count", "seed", "metric", "reference")
+REAL = "real images"
+
+
+def main(
+    data: Annotated[
+        str, typer.Option(help="The reference: a parquet file, a folder or a Hub id.")
+    ] = "cifar10",
+    test: Annotated[str | None, typer.Option(help="Other real images, to be measured like samples.")] = None,
+    models: Annotated[str, typer.Option(help="Bundled models with a dial; all by default.")] = "",
+    factors: Annotated[str, typer.Option(help="Of the k that a model was trained with.")] = ",".join(
+        map(str, FACTORS)
+    ),
+    count: Annotated[int, typer.Option(help="Samples that are measured.")] = 5000,
+    seed: Annotated[int, typer.Option()] = 0,
+    threads: Annotated[int, typer.Option()] = 1,
+    records: Annotated[Path, typer.Option()] = RECORDS,
+) -> None:
+    """Measures what has no record yet."""
+    torch.set_num_threads(threads)
+    images, features = open_images(data), open_features()
+    with progress("reference statistics", len(images)) as show:
+        reference = reference_statistics(
+            images.numpy(), images.fingerprint, features, progress=lambda done, _: show(done)
+        )
+    protocol = {"count": count, "seed": seed, "metric": features.metric, "reference": images.fingerprint}
+    for name in models.split(",") if models else sparsegen.list_models():
+        generator = sparsegen.from_pretrained(name)
+        trained, steps = generator.dials, read_config(MODELS / name)["training"]["steps"]
+        for factor in map(float, factors.split(",") if trained else []):
+            about = {"model": name, "steps": steps, "factor": factor, **protocol}
+            if is_done(records, about):
+                continue
+            generator.set_k(turned(trained, factor))
+            with progress(f"{name} at {factor:g} k", count) as show:
+                verdict = evaluate(
+                    generator, reference, features, count, seed, progress=lambda done, _: show(done)
+                )
+            append_line(records, about | {"k": [dial.k for dial in generator.dials]} | asdict(verdict))
+    if test:
+        others = open_images(test)
+        about = protocol | {"model": REAL, "steps": 0, "factor": 1.0, "count": len(others), "seed": 0}
+        if not is_done(records, about):
+            with progress(REAL, len(others)) as show:
+                found = reference_statistics(
+                    others.numpy(), others.fingerprint, features, progress=lambda done, _: show(done)
+                )
+            append_line(records, about | {"k": [], "distance": frechet_distance(found, reference)})
+
+
+def turned(dials: tuple[Dial, ...], factor: float) -> tuple[int, ...]:
+    """The k of each level at a multiple of its own, 1 at least and its limit at most."""
+    return tuple(min(max(1, round(factor * dial.k)), dial.limit) for dial in dials)
+
+
+def is_done(records: Path, about: dict) -> bool:
+    return any(all(record[name] == about[name] for name in KEY) for record in read_lines(records))
+
+
+if __name__ == "__main__":
+    typer.run(main)

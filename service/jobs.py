@@ -31,6 +31,7 @@ BEAT_EVERY = 3.0
 KEEP = 24 * 3600.0  # seconds from the end of a job to its removal
 MAX_WAITING = 16
 MAX_LOST = 3  # attempts that ended with their worker, after which a job is failed
+TELLING = 5.0  # seconds; a shorter job was mostly a start, and does not tell how long others take
 DRAFT = 600.0  # seconds after which a job whose submission did not end is removed
 FILES = ("image", "mask", "kernel")
 SHELVES = ("jobs", "attempts", "ends", "workers", "blobs")
@@ -308,9 +309,11 @@ class Store:
             if end is None or _load(end).get("attempt") != claim.attempt:
                 self.blobs.delete(key)
                 return False
-        before, pace = self._pace(), facts["seconds"] / claim.record["effort"]
-        # Two workers may overwrite each other's average here, and nothing but an estimate hangs on it.
-        self.blobs.put("pace", _pack(pace if before is None else 0.7 * before + 0.3 * pace))
+        if facts["seconds"] >= TELLING:
+            # Two workers may overwrite each other's sums here, and nothing but an estimate hangs on them.
+            done = zip(("seconds", "effort"), (facts["seconds"], claim.record["effort"]), strict=True)
+            before = self._done()
+            self.blobs.put("done", _pack({name: 0.7 * before.get(name, 0) + more for name, more in done}))
         return True
 
     def fail(self, claim: Claim, sentence: str, facts: dict) -> bool:
@@ -383,10 +386,15 @@ class Store:
         self.blobs.delete(*(f"{job_id}:{name}" for name in FILES))
         self.jobs.delete(job_id)
 
+    def _done(self) -> dict[str, float]:
+        """The seconds and the effort of the jobs that are done, the latest of which count most."""
+        done = self.blobs.get("done")
+        return {} if done is None else _load(done)
+
     def _pace(self) -> float | None:
         """Seconds that a unit of effort takes, judged by the jobs that are done; None before the first."""
-        pace = self.blobs.get("pace")
-        return None if pace is None else _load(pace)
+        done = self._done()
+        return done["seconds"] / done["effort"] if done else None
 
     def _left(self, job: Live) -> float | None:
         """Seconds of work on a job: what its worker says, else by the pace of others; None if nobody knows."""

@@ -31,7 +31,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit = self.exceptions.get((scope["method"], scope["path"]), self.limit)
+        limit = self.exceptions.get((scope["method"], scope["path"].rstrip("/")), self.limit)
         parts, size, more = [], 0, True
         while more:
             message = await receive()

@@ -256,14 +256,15 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[Task, l
         raise Refused(
             422,
             f"enlarged by {scale} the image has {width} x {height} pixels, and the limit over HTTP is {MAX_PIXELS:,}: "
-            f"cut a part out, or use the command line, which takes larger ones in tiles",
+            f"cut a part out, or use the command line, which takes up to 12 million in tiles",
         )
     try:
         check_damage(task, pictures.get("mask"), pictures.get("kernel"), image.pixels.shape[:2])
     except ValueError as error:
         raise Refused(422, str(error)) from None
     notes = [note for picture in pictures.values() for note in picture.notes]
-    return task, notes, task.effort(height * width)
+    notes += [task.idle_sigma] if task.idle_sigma else []
+    return task, notes, task.effort(height, width)
 
 
 def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
@@ -281,7 +282,7 @@ def _read(name: str, content: bytes) -> Picture:
     except ImportError as error:
         raise Refused(415, str(error)) from None
     except TooLarge as error:
-        raise Refused(400, f"{error}; the command line takes larger ones, in tiles") from None
+        raise Refused(400, f"{error}; the command line takes up to 12 million, in tiles") from None
     except ValueError as error:
         raise Refused(400, str(error)) from None
 
@@ -365,10 +366,14 @@ async def _with(request: Request, ask: Callable[[Store], Any]) -> Any:
 
 
 def _encode(content: bytes, form: str) -> bytes:
+    picture = read_picture(content, "the result", STORED_PIXELS)
     try:
-        return read_picture(content, "the result", STORED_PIXELS).encode(f".{form}")
+        return picture.encode(f".{form}")
     except ValueError as error:
-        raise Refused(422, str(error)) from None
+        why = str(error).removeprefix(f".{form}: ").partition("; write")[0]
+        raise Refused(
+            422, f"the result cannot be had as {form} ({why}): ask for format=png or tiff"
+        ) from None
 
 
 @cache

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "sparsegen.service.endpoint:SparseGen"
 WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bentoml runs
-RESTORER = "sparsegen.service.worker"
+BENTO, RESTORER = "sparsegen.service.bento", "sparsegen.service.worker"  # both end with this process
 PATIENCE = 15.0  # seconds
 RESTART_AFTER = 5.0  # seconds from the start of a worker of restorations to that of its successor
 
@@ -41,11 +41,11 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
     open_models(models_folder())  # here, since bentoml starts a worker that fails again and again
     check_port(host, port)
     with tempfile.TemporaryDirectory(prefix="sparsegen-serve-") as home, stop_signals() as stopped:
-        command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
+        command = [sys.executable, "-m", BENTO, "serve", SERVICE, "--host", host, "--port", str(port)]
         command += ["--timeout-graceful-shutdown", "3"]  # an open page would keep its connection for good
         variables = environment(home, jobs)
         crew = Crew(workers, variables)
-        server = subprocess.Popen(command, env=variables, start_new_session=True)
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables, start_new_session=True)
         try:
             crew.tend()  # now, so that somebody is there once the page is
             if wait_until_ready(server, host, port, stopped):

@@ -82,6 +82,8 @@ def state_of(progress: "AnyProgress", total: int) -> tuple[float, str]:
 
 
 def _clock(seconds: float) -> str:
+    if not isfinite(seconds):
+        return "?"
     return str(timedelta(seconds=round(max(0, seconds)))).removeprefix("0:")
 
 

@@ -29,7 +29,8 @@ from sparsegen.reporting import (
 )
 from sparsegen.zoo.files import check_writable
 from sparsegen.zoo.interrupt import stop_on_interrupt
-from sparsegen.zoo.restoration.damage import check_damage
+from sparsegen.zoo.noise import check_integer
+from sparsegen.zoo.restoration.damage import check_damage, check_kernel
 from sparsegen.zoo.restoration.pictures import (
     MIN_SIDE,
     WRITABLE,
@@ -37,7 +38,7 @@ from sparsegen.zoo.restoration.pictures import (
     check_suffix,
     read_picture,
 )
-from sparsegen.zoo.restoration.settings import PRESETS, Task, fair_threads, processors
+from sparsegen.zoo.restoration.settings import MAX_WORKERS, SMALLEST, Task, fair_threads, processors
 
 if TYPE_CHECKING:
     from sparsegen.reporting import AnyProgress
@@ -87,24 +88,19 @@ class Options:
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="CPU threads of torch: half of the cores by default, or one an hourglass; of a worker, one.",
+            help="CPU threads of torch: half of the cores by default, or one an hourglass; of a worker, one."
         ),
     ] = None
     tile: Annotated[
         int | None,
         typer.Option(
-            min=64,
-            max=4096,
-            help="Side of a tile in pixels; by default results above 512 x 512 are cut into tiles of 256.",
+            help="Side of a tile, 64 to 4096 pixels; by default results above 512 x 512 are cut into tiles of 256."
         ),
     ] = None
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            max=61,
-            help="Processes that restore tiles, by default up to 4; of one thread unless --threads is given.",
+            help="Processes that restore tiles, by default up to 4; of one thread unless --threads is given."
         ),
     ] = None
     clean: Annotated[
@@ -125,6 +121,15 @@ class Options:
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is there already; never a picture that is read.")
     ] = False
+
+    def __post_init__(self) -> None:
+        for name, low, high, meaning in (
+            ("threads", 1, 1024, "the CPU threads of a fit"),
+            ("tile", SMALLEST, 4096, "the side of a tile in pixels"),
+            ("workers", 1, MAX_WORKERS, "the processes that restore tiles"),
+        ):
+            if (value := getattr(self, name)) is not None:
+                check_integer(f"--{name}", value, low, high, meaning)
 
     def task(self) -> dict[str, object]:
         """The settings of `Task.of` among them."""
@@ -165,8 +170,8 @@ def denoise(
     A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
     """
     task = Task.of(kind="denoise", sigma=sigma, **options.task())
-    if sigma is not None and (task.loss != "mse" or not PRESETS[task.preset].stops):
-        say(err, "--sigma changes nothing here: only --preset fast with --loss mse makes use of it")
+    if task.idle_sigma:
+        say(err, f"--{task.idle_sigma}")
     restore_all(inputs, Work(task, options))
 
 
@@ -215,10 +220,12 @@ def deblur(
 
     A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
     """
-    if kernel.startswith("gaussian:") or not (Path(kernel).suffix or os.path.exists(kernel)):
+    if kernel.startswith("gaussian:"):
         task = Task.of(kind="deblur", kernel=kernel, **options.task())
         return restore_all(inputs, Work(task, options))
     task, path = Task.of(kind="deblur", kernel="file", **options.task()), Path(kernel)
+    if not path.exists():
+        raise FileNotFoundError(f"--kernel {kernel}: there is no such file, and a Gaussian is gaussian:1.6")
     restore_all(inputs, Work(task, options, kernel=_read_kernel(path), reads=(path,)))
 
 
@@ -350,7 +357,9 @@ def _check_apart(jobs: Sequence[Job], reads: Sequence[Path]) -> None:
                 raise ValueError(f"{path} is read, and would be overwritten: give the result another name")
             if identity in written:
                 both = " and ".join(dict.fromkeys(map(str, (written[identity], job.source))))
-                raise ValueError(f"two results, of {both}, would be written to {path}: restore them apart")
+                raise ValueError(
+                    f"two results, of {both}, would be written to {path}: give one another name, or restore them apart"
+                )
             written[identity] = job.source
 
 
@@ -425,13 +434,18 @@ def _read_kernel(path: Path) -> Picture:
     if path.suffix.lower() != ".npy":
         return _read("--kernel", path, min_side=1)
     try:
-        kernel = np.load(path, allow_pickle=False)
+        kernel = np.load(path, "r", allow_pickle=False)  # mapped: the header may tell of terabytes
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is no .npy array of numbers, or a damaged one: {error}") from error
     if not isinstance(kernel, np.ndarray) or kernel.ndim != 2 or kernel.dtype.kind not in "uif":
         got = f"{kernel.dtype} {kernel.shape}" if isinstance(kernel, np.ndarray) else "several arrays"
         raise ValueError(f"--kernel is a matrix (h, w) of numbers; got {got} in {path}")
-    return Picture(kernel.astype(np.float32)[..., None])
+    kernel = np.asarray(kernel, np.float64)
+    try:
+        check_kernel(kernel)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Picture((kernel / kernel.max()).astype(np.float32)[..., None])
 
 
 def _load_torch(threads: int | None, members: int) -> None:
@@ -445,12 +459,18 @@ def _load_torch(threads: int | None, members: int) -> None:
 def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
     """Restores a picture, writes what was asked for, and reports.
 
-    Raises: OSError if something could not be written; then it says where the picture went instead.
+    Raises: OSError if tiles failed, or something could not be written; then it says where the picture went instead.
     """
-    picture = job.picture or read_picture(job.source)
-    outcome = fit_one(job, work, picture, interrupted)
+    from sparsegen.zoo.restoration.tiles import Unfinished
+
+    picture, failures = job.picture or read_picture(job.source), []
+    try:
+        outcome = fit_one(job, work, picture, interrupted)
+    except Unfinished as error:  # what is done is not to be lost
+        outcome, failures = error.outcome, [str(error)]
     stopped = interrupted()  # now, since a signal may come while the result is written
     place, problems = save(job.out, outcome.picture)
+    problems = failures + problems
     pair = (enlarged(picture, outcome.picture), outcome.picture, *([work.clean] if work.clean else []))
     extras = (
         (job.history, lambda path: write_history(path, outcome)),
@@ -462,7 +482,8 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
                 write(path)
         except OSError as error:
             problems.append(str(error))
-    why = "stopped by a signal, the best so far" if stopped else outcome.stopped_because
+    why = "not all of it" if failures else outcome.stopped_because
+    why = "stopped by a signal, the best so far" if stopped else why
     measured = f"; {figures(*pair)}" if work.clean else ""
     say(
         out,

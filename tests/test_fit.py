@@ -9,10 +9,11 @@ from scipy.ndimage import gaussian_filter
 
 import sparsegen
 from sparsegen.zoo.restoration import settings
+from sparsegen.zoo.restoration.damage import known_pixels
 from sparsegen.zoo.restoration.fit import Best, Fit, LastGood, Progress, seeds
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask
 from sparsegen.zoo.restoration.pictures import from_array, read_picture
-from sparsegen.zoo.restoration.restore import run
+from sparsegen.zoo.restoration.restore import run, to_pixels
 from sparsegen.zoo.restoration.settings import (
     PRESETS,
     SPARSITIES,
@@ -144,6 +145,22 @@ def test_the_last_iteration_is_looked_at(iterations: int) -> None:
 def test_it_works_where_gradients_are_off() -> None:
     with torch.no_grad():
         assert sparsegen.restore(noisy_picture(), iterations=2).iterations == 2
+
+
+def test_it_works_in_inference_mode_on_what_was_made_there() -> None:
+    with torch.inference_mode():
+        observation = tensor(noisy_picture()) + 0.0
+        result = sparsegen.restore(observation, iterations=2)
+    assert torch.equal(result.image, sparsegen.restore(observation, iterations=2).image)
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_it_works_where_floats_are_double_by_default(loss: str) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert sparsegen.restore(noisy_picture(), loss=loss, iterations=2).iterations == 2
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_loss_that_is_not_finite_ends_it_in_a_sentence() -> None:
@@ -378,6 +395,11 @@ def test_an_absolute_loss_is_not_taken_in_by_salt_and_pepper() -> None:
         ({"operator": lambda image: image.detach()}, "no gradient"),
         ({"operator": lambda image: None}, "into NoneType"),
         ({"shape": (3, 32, 32)}, "give the shape of the image"),
+        ({"shape": 5}, r"\(C, H, W\); got 5"),
+        ({"shape": (3, -1, 64)}, "H is of the image's shape"),
+        ({"device": "cuda:99"}, "torch can compute on.*got 'cuda:99'"),
+        ({"device": "nowhere"}, "got 'nowhere'"),
+        ({"stops": "no"}, "True, False, or None.*got 'no'"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(about: dict, message: str) -> None:
@@ -395,7 +417,9 @@ def test_bad_input_is_refused_before_any_work(about: dict, message: str) -> None
         (torch.zeros(2, 3, 64, 64), "one sample"),
         (torch.full((1, 3, 64, 64), 255.0), "divide by 255"),
         (torch.zeros(1, 2000), r"a picture is \(1, C, H, W\)"),
-        (torch.zeros(1, 3, 0, 64), r"a picture is \(1, C, H, W\)"),
+        (torch.zeros(1, 3, 0, 64), r"has entries; got \(1, 3, 0, 64\)"),
+        (torch.zeros(1, 3, 64, 64, device="meta"), "has entries.*meta"),
+        (torch.zeros(1, 3, 8, 64), r"a picture is \(1, C, H, W\)"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.int32), "floating"),
     ],
 )
@@ -448,6 +472,55 @@ def test_a_mask_is_white_in_the_holes_and_gray_at_their_rims() -> None:
     assert np.array_equal(outcome.picture.pixels[known], damaged[known])  # what is known stays
     noisy = run(Task.of(kind="inpaint", sigma=5, iterations=2), from_array(damaged), mask=from_array(mask))
     assert not np.array_equal(noisy.picture.pixels[known], damaged[known])
+
+
+def test_python_keeps_known_pixels_as_the_task_does() -> None:
+    damaged, known = clean_picture().astype(np.float32), np.ones((64, 64), bool)
+    known[20:30, 20:40] = False
+    mask = from_array((~known).astype(np.float32))
+    outcome = run(Task.of(kind="inpaint", iterations=3), from_array(damaged), mask=mask)
+    for image in (damaged, tensor(damaged)):
+        restored = sparsegen.restore(image, Mask(known), iterations=3).image
+        pixels = restored if image is damaged else to_pixels(restored)
+        assert np.array_equal(pixels, outcome.picture.pixels)
+    noisy = sparsegen.restore(damaged, Mask(known), iterations=3, sigma=5).image
+    assert not np.array_equal(noisy[known], damaged[known])
+
+
+def test_what_is_transparent_in_a_mask_is_no_hole() -> None:
+    rgba = np.full((64, 64, 4), 255, np.uint8)
+    rgba[..., 3] = 0
+    rgba[20:30, 20:40, 3] = 255
+    known = known_pixels(from_array(rgba))
+    assert not known[20:30, 20:40].any() and known.sum() == 64 * 64 - 200
+
+
+def test_a_mask_that_knows_next_to_nothing_is_refused() -> None:
+    mask = np.ones((64, 64), np.float32)
+    mask[0, :19] = 0
+    with pytest.raises(ValueError, match="leaves 19 of 4096 pixels known, and 20 are the least"):
+        known_pixels(from_array(mask))
+    mask[1, 1] = 0
+    assert known_pixels(from_array(mask)).sum() == 20
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ma.masked_array(np.zeros((64, 64)), np.eye(64)), "plain numpy array; got MaskedArray.*as a Mask"),
+        (np.zeros((64, 64)).view(np.matrix), "plain numpy array; got matrix"),
+    ],
+)
+def test_arrays_that_are_more_than_an_array_are_refused(array: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sparsegen.restore(array)
+
+
+def test_the_order_of_bytes_makes_no_difference() -> None:
+    deep = (clean_picture() * 65535).astype(np.uint16)
+    swapped = sparsegen.restore(deep.astype(">u2"), iterations=2).image
+    assert swapped.dtype == np.dtype(">u2")
+    assert np.array_equal(swapped, sparsegen.restore(deep, iterations=2).image)
 
 
 def test_pictures_of_16_bits_come_back_with_them() -> None:

@@ -14,6 +14,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import restorer
 from huey.storage import MemoryStorage
@@ -30,6 +31,7 @@ from sparsegen.service.jobs import (
     LEASE,
     MAX_LOST,
     SHELVES,
+    TELLING,
     Busy,
     NoWorker,
     Shelf,
@@ -43,7 +45,7 @@ from sparsegen.service.worker import CURVE, Curve, work
 from sparsegen.zoo.restoration.pictures import read_picture
 from sparsegen.zoo.restoration.settings import Task, fair_threads
 
-FACTS = {"seconds": 2.0, "iteration": 5, "history": [[1, 0.5]], "stopped_because": "it is good"}
+FACTS = {"seconds": 20.0, "iteration": 5, "history": [[1, 0.5]], "stopped_because": "it is good"}
 
 
 def png(value: int = 100, side: int = 16) -> bytes:
@@ -142,8 +144,8 @@ def test_a_job_waits_runs_and_is_done(store):
     assert status["status"] == "done" and status["notes"] == ["a note"]
     assert {name: status[name] for name in FACTS} == FACTS
     assert store.result(first) == store.preview(first) == b"result"
-    assert store.status(second)["seconds_left"] == 2.0  # as long as the first
-    assert set(store.blobs.all()) == {f"{first}:result:1", f"{second}:image", "pace"}
+    assert store.status(second)["seconds_left"] == 20.0  # as long as the first
+    assert set(store.blobs.all()) == {f"{first}:result:1", f"{second}:image", "done"}
     assert store.status("0" * 32) is None and store.cancel("0" * 32) is None
 
 
@@ -152,18 +154,36 @@ def test_how_long_a_job_waits_goes_by_the_efforts_of_all_and_by_the_workers(stor
     larger, waits = submit(store, effort=20.0), submit(store, effort=1.0)
     claim = store.claim("A")
     assert claim.id == done and store.status(waits)["seconds_left"] is None  # nobody knows yet
-    store.finish(claim, b"result", FACTS)  # 2 seconds: half a second for each unit
-    assert store.status(waits)["seconds_left"] == (30 + 20 + 1) / 2
+    store.finish(claim, b"result", FACTS)  # 20 seconds: 5 for each unit
+    assert store.status(waits)["seconds_left"] == 5 * (30 + 20 + 1)
     claim = store.claim("A")
-    assert (
-        claim.id == runs and store.status(larger)["seconds_left"] == (30 + 20) / 2
+    assert claim.id == runs and store.status(larger)["seconds_left"] == 5 * (
+        30 + 20
     )  # its worker said nothing yet
     store.report(claim, {"seconds_left": 3.0})
-    assert store.status(waits)["seconds_left"] == 3 + (20 + 1) / 2
+    assert store.status(waits)["seconds_left"] == 3 + 5 * (20 + 1)
     store.beat("B")
-    assert store.status(waits)["seconds_left"] == (3 + 20 / 2) / 2 + 1 / 2
+    assert store.status(waits)["seconds_left"] == (3 + 5 * 20) / 2 + 5
     store.jobs.put("1" * 32, b'{"draft": true, "number": 1, "at": %d}' % store.clock())
-    assert store.status(waits)["seconds_left"] == 7.0  # nobody has to wait for a draft
+    assert store.status(waits)["seconds_left"] == (3 + 5 * 20) / 2 + 5  # nobody has to wait for a draft
+
+
+def test_large_jobs_tell_more_of_the_pace_than_small_ones_and_the_shortest_nothing(store):
+    def do(effort: float, seconds: float) -> None:
+        submit(store, effort=effort)
+        assert store.finish(store.claim("A"), b"result", FACTS | {"seconds": seconds})
+
+    def left(effort: float) -> float | None:
+        job_id = submit(store, effort=effort)
+        seconds = store.status(job_id)["seconds_left"]
+        store.cancel(job_id)
+        return seconds
+
+    do(0.01, TELLING - 1)
+    assert left(10.0) is None
+    do(1000.0, 2000.0)
+    do(1.0, 20.0)  # ten times as slow, but small
+    assert left(10.0) == round(10 * (0.7 * 2000 + 20) / (0.7 * 1000 + 1), 1)
 
 
 def test_what_is_stored_outlives_the_store_that_wrote_it(store, where):
@@ -323,7 +343,7 @@ def test_sweeping_removes_what_is_old_and_what_a_kill_left(store):
     later(store, 61)
     store.sweep()
     assert status_of(store, old) is None and store.result(young) == b"young"
-    assert set(store.blobs.all()) == {f"{young}:result:1", "pace"} and set(store.ends.all()) == {young}
+    assert set(store.blobs.all()) == {f"{young}:result:1", "done"} and set(store.ends.all()) == {young}
     assert not store.workers.all() or set(store.workers.all()) == {"A"}
 
 
@@ -431,7 +451,7 @@ def test_a_worker_killed_at_any_write_loses_no_job_and_leaves_nothing_behind(kil
     assert calm.result(job_id) in (b"by A", b"by B")
     calm.sweep()
     assert memory.holds("jobs", "attempts") == []
-    assert [key for key in memory.holds("blobs") if key != "pace"] in (
+    assert [key for key in memory.holds("blobs") if key != "done"] in (
         [f"{job_id}:result:1"],
         [f"{job_id}:result:2"],
     )
@@ -780,6 +800,34 @@ def test_workers_are_replaced_and_do_not_outlive_the_server_even_if_it_is_killed
     dead = min(first.values())
     assert until(lambda: set(alive().values()), {dead}) == {dead}  # the others have taken leave
     store.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_nothing_of_a_server_outlives_one_that_is_killed(tmp_path):
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "sparsegen",
+        "serve",
+        "--port",
+        str(port),
+        "--jobs",
+        str(tmp_path / "jobs.sqlite"),
+    ]
+    variables = {**os.environ, "TMPDIR": str(tmp_path)}
+    server = subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert any("The page:" in line for line in server.stdout)
+        children = psutil.Process(server.pid).children(recursive=True)
+        assert len(children) >= 3 and list(tmp_path.glob("sparsegen-serve-*"))
+    finally:
+        server.kill()
+        server.communicate()
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert not list(tmp_path.glob("sparsegen-serve-*"))
 
 
 def test_fits_side_by_side_share_half_of_the_cores_or_what_members_need(

@@ -43,6 +43,12 @@ def test_a_gaussian_blur_is_a_gaussian_filter(sigma: float) -> None:
         assert np.allclose(channel, expected, atol=1e-5)
 
 
+def test_a_kernel_of_the_largest_numbers_is_normalized_too() -> None:
+    for dtype, value in ((np.float32, 3e38), (np.float64, 1e308)):
+        kernel = Blur(np.full((3, 3), value, dtype)).kernel
+        assert torch.allclose(kernel, torch.full((3, 3), 1 / 9))
+
+
 def test_a_mask_keeps_what_is_known() -> None:
     known = np.zeros((6, 7), bool)
     known[2:4, 1:5] = True

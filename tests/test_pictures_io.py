@@ -11,6 +11,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -423,7 +424,35 @@ def test_a_bomb_is_refused_by_its_header(side: int, depth: int) -> None:
         + chunk(b"IDAT", zlib.compress(b""))
         + chunk(b"IEND", b"")
     )
-    refused(content, "million", "scale it down")
+    refused(content, f"has {side} x {side} = ", "limit is 12 million", "scale it down")
+
+
+def test_a_damaged_tiff_is_told_in_one_line_and_nowhere_else(caplog: pytest.LogCaptureFixture) -> None:
+    content = bytearray(tiff(np.zeros((40, 40), np.uint16), photometric="minisblack"))
+    refused(bytes(content[:-900]), "truncated or damaged")
+    first = struct.unpack("<I", content[4:8])[0]
+    content[first + 2 : first + 2 + 12 * 5] = b"\xff" * 60  # five tags, the size among them
+    refused(bytes(content), "truncated or damaged")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_color_of_jpeg_2000_with_16_bits_is_read_with_8_and_this_is_said(bits: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2**bits, (32, 32, 3)).astype(f"u{bits // 8}")
+    picture = read_picture(imagecodecs.jpeg2k_encode(pixels, codecformat="jp2", level=0))
+    assert picture.depth == 8
+    assert picture.notes == (("RGB of more than 8 bits a channel is read with 8",) if bits == 16 else ())
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+def test_avif_with_10_bits_is_read_with_8_and_this_is_said(bits: int) -> None:
+    pixels = (
+        np.random.default_rng(0)
+        .integers(0, 2**bits, (32, 32, 3))
+        .astype(np.uint8 if bits == 8 else np.uint16)
+    )
+    picture = read_picture(imagecodecs.avif_encode(pixels, bitspersample=bits))
+    assert picture.notes == (("RGB of more than 8 bits a channel is read with 8",) if bits == 10 else ())
 
 
 def test_paths_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from test_cli import CLI, assert_refused, sparsegen  # noqa: F401
 
 from sparsegen import reporting, restoring
 from sparsegen.zoo.interrupt import stop_on_interrupt
-from sparsegen.zoo.restoration import restore
+from sparsegen.zoo.restoration import restore, tiles
 from sparsegen.zoo.restoration.fit import Progress
 from sparsegen.zoo.restoration.pictures import Picture, from_array, read_picture
 from sparsegen.zoo.restoration.settings import Task
@@ -63,6 +63,13 @@ def folder(tmp_path: Path) -> Path:
     save(folder / "box.png", np.pad(BOX, ((8, 8), (8, 8))))
     (folder / "broken.png").write_bytes((folder / "noisy.png").read_bytes()[:300])
     (folder / "words.txt").write_text("words")
+    few = np.ones((SIDE, SIDE))
+    few[:3, :3] = 0
+    save(folder / "few.png", few)
+    np.save(folder / "negative.npy", -BOX)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (999_999, 999_999)}
+    with (folder / "terabytes.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
     return folder
 
 
@@ -201,11 +208,18 @@ BAD = [
     (("inpaint", "noisy.png", "--mask", "nowhere.png"), "nowhere.png"),
     (("inpaint", "noisy.png", "--mask", "box.png"), "the mask has 21 x 19 pixels and the image 64 x 64"),
     (("inpaint", "box.png", "--mask", "box.png"), "no pixel is known"),
+    (("inpaint", "noisy.png", "--mask", "few.png"), "the mask leaves 9 of 4096 pixels known"),
+    (("denoise", "noisy.png", "--threads", 0), "from 1 to 1024; got 0"),
+    (("denoise", "noisy.png", "--tile", 63), "from 64 to 4096; got 63"),
+    (("denoise", "noisy.png", "--workers", 62), "from 1 to 61; got 62"),
     (("upscale", "noisy.png"), "--by"),
     (("upscale", "noisy.png", "--by", 3), "got 3"),
     (("upscale", "noisy.png", "--by", 2, "--clean", "clean.png"), "128 x 128 pixels"),
     (("deblur", "noisy.png"), "--kernel"),
-    (("deblur", "noisy.png", "--kernel", "gauss"), "got 'gauss'"),
+    (("deblur", "noisy.png", "--kernel", "gauss"), "--kernel gauss: there is no such file"),
+    (("deblur", "noisy.png", "--kernel", "1.6"), "a Gaussian is gaussian:1.6"),
+    (("deblur", "noisy.png", "--kernel", "negative.npy"), "negative.npy: a blur kernel holds"),
+    (("deblur", "noisy.png", "--kernel", "terabytes.npy"), "terabytes.npy is no .npy array"),
     (("deblur", "noisy.png", "--kernel", "gaussian:0"), "got 'gaussian:0'"),
     (("deblur", "noisy.png", "--kernel", "words.npy"), "words.npy"),
     (("deblur", "noisy.png", "--kernel", "mask.png"), "odd sides"),
@@ -294,6 +308,24 @@ def test_deep_pictures_and_alpha_come_back_as_they_were(
     restored = read_picture(folder / "x.png")
     assert restored.depth == 16
     assert np.array_equal(restored.alpha, read_picture(folder / "deep.png").alpha)
+
+
+def test_what_tiles_that_fail_leave_is_written(
+    sparsegen: CLI, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = read_picture(folder / "clean.png")
+    outcome = restore.Outcome(picture, np.zeros(0, restore.history_kinds(1)), "", 10, 10, 1.0)
+
+    def fail(*_: object) -> None:
+        raise tiles.Unfinished("1 of 4 tiles failed, and are as they were: no memory", outcome)
+
+    monkeypatch.setattr(restoring, "run", fail)
+    done = sparsegen(
+        "denoise", folder / "noisy.png", "--out", folder / "o.png", "--history", folder / "h.png"
+    )
+    assert done.returncode == 2 and "1 of 4 tiles failed" in done.stderr
+    assert np.array_equal(read_picture(folder / "o.png").pixels, picture.pixels)
+    assert (folder / "h.png").exists()
 
 
 def test_of_several_pictures_the_bad_are_named_and_the_others_done(

@@ -177,18 +177,24 @@ def test_effort_is_what_the_runs_of_table_3_took() -> None:
     for run in read_records(RECORDS / "table3.jsonl"):
         kind, _, level = run["noise"].partition(":")
         if (kind, run["preset"], run["members"]) == ("gaussian", "fast", PRESETS["fast"].members):
-            paces.append(run["stopped_cpu_seconds"] / Task.of(sigma=float(level)).effort(run["size"] ** 2))
+            paces.append(
+                run["stopped_cpu_seconds"] / Task.of(sigma=float(level)).effort(run["size"], run["size"])
+            )
     paces /= np.median(paces)
     assert len(paces) >= 66 and np.mean([0.5 <= pace <= 2 for pace in paces]) > 0.95
 
 
 def test_effort_counts_hourglasses_iterations_and_pixels() -> None:
-    assert Task.of(iterations=10).effort(500) == 10 * 500 * PRESETS["fast"].members
-    assert Task.of(preset="paper").effort(500) == 3000 * 500 * PRESETS["paper"].cost
-    assert Task.of(kind="inpaint", members=1).effort(500) == 3000 * 500  # it seldom stops
-    assert Task.of(loss="l1", members=4).effort(500) == 3000 * 500 * 4
-    assert Task.of(sigma=0).effort(128**2) == 3000 * 128**2 * PRESETS["fast"].members
-    assert Task.of().effort(500) == Task.of(sigma=25).effort(500) > Task.of(sigma=50).effort(500)
+    members, cost = PRESETS["fast"].members, PRESETS["paper"].cost
+    assert Task.of(iterations=10).effort(100, 200) == 10 * 100 * 200 * members
+    assert Task.of(iterations=10).effort(16, 200) == 10 * 64 * 200 * members  # a side has 64 at least
+    assert Task.of(preset="paper").effort(100, 200) == 3000 * 100 * 200 * cost
+    assert Task.of(kind="inpaint", members=1).effort(100, 200) == 3000 * 100 * 200  # it seldom stops
+    assert Task.of(loss="l1", members=4).effort(100, 200) == 3000 * 100 * 200 * 4
+    assert Task.of(sigma=0).effort(128, 128) == 3000 * 128**2 * members
+    assert (
+        Task.of().effort(100, 200) == Task.of(sigma=25).effort(100, 200) > Task.of(sigma=50).effort(100, 200)
+    )
 
 
 def test_a_watch_of_noise_knows_what_is_typical_of_it_and_of_the_size() -> None:

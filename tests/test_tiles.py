@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from sparsegen.zoo.restoration import tiles
 from sparsegen.zoo.restoration.pictures import Picture
 from sparsegen.zoo.restoration.restore import Outcome, run
 from sparsegen.zoo.restoration.settings import Task
-from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, WHOLE, estimate, plan, run_tiled
+from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, WHOLE, Unfinished, estimate, plan, run_tiled
 
 HISTORY = np.zeros(1, [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (1,))])
 
@@ -169,7 +170,7 @@ def test_a_tile_with_little_around_its_hole_gets_more_of_its_neighborhood(fits: 
 
 @pytest.mark.parametrize(
     ("where", "message"),
-    [(np.s_[10:150, 10:150], r"only \d+ of \d+ pixels are known.*take larger tiles \(tile="),
+    [(np.s_[10:150, 10:150], r"only \d+ of \d+ pixels are known.*take larger tiles, of \d+,"),
      (np.s_[:0], "every pixel is known")],
 )  # fmt: skip
 def test_a_mask_that_leaves_a_tile_nothing_to_go_by_is_refused_before_any_work(
@@ -299,7 +300,9 @@ def test_workers_give_the_bytes_that_one_thread_gives_and_no_seams() -> None:
 
 def test_a_stopped_run_is_made_of_what_there_is() -> None:
     picture = smooth(64, 64 + 5 * 48, noise=0.1)
-    outcome = run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=lambda _: True)
+    outcome = run_tiled(
+        Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=lambda now: now.iteration > 0
+    )
     assert outcome.stopped_because.startswith("it was asked to: of 6 tiles 0 are done, ")
     assert outcome.iterations < 600  # of thousands
     np.testing.assert_allclose(outcome.picture.pixels[:, 160:], picture.pixels[:, 160:], atol=1e-6)
@@ -320,11 +323,54 @@ def test_what_a_killed_worker_did_not_do_is_done_by_half_as_many(caplog: pytest.
 
     outcome = run_tiled(task, picture, workers=2, callback=kill, **about)
     assert killed and not multiprocessing.active_children()
-    assert "one of 2 worker processes was killed" in caplog.text and "with 1 at once" in caplog.text
+    assert re.search(
+        "worker process was killed.*; 2 of 3 tiles begin again, 1 at once in place of 2", caplog.text
+    )
     assert outcome.stopped_because == f"all {finished[-1]} tiles are done"
     assert min(finished[finished.index(1) :]) >= 1, "what was done before the kill was kept"
     unharmed = run_tiled(task, picture, workers=1, **about)
     assert (outcome.picture.pixels == unharmed.picture.pixels).all()
+
+
+def failing(fits: list, fail: set[int], monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Lets the fits of those numbers fail, each so many times."""
+    answer, failed = tiles.run, {number: 0 for number in fail}
+    order: list[int] = []
+
+    def run(task: Task, *rest: object) -> Outcome:
+        if task.seed not in order:
+            order.append(task.seed)
+        number = order.index(task.seed)
+        if failed.get(number, times) < times:
+            failed[number] += 1
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return answer(task, *rest)
+
+    monkeypatch.setattr(tiles, "run", run)
+
+
+def test_tiles_that_fail_leave_the_others_done(fits: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(fits, {1}, monkeypatch, times=9)
+    picture = smooth(64, 160)
+    with pytest.raises(Unfinished, match="1 of 3 tiles failed, and are as they were: .*allocate") as caught:
+        run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16)
+    assert len(fits) == 2
+    assert np.abs(caught.value.outcome.picture.pixels - picture.pixels).max() < 1e-6
+    assert caught.value.outcome.iterations == 10
+
+
+def test_who_wants_no_more_is_heard_before_any_tile_has_begun() -> None:
+    heard = []
+
+    def ask(progress: tiles.TiledProgress) -> bool:
+        heard.append((progress.iteration, progress.finished, progress.fraction, progress.seconds_left))
+        return True
+
+    picture = smooth(64, 160)
+    outcome = run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=ask)
+    assert heard == [(0, 0, 0.0, float("inf"))]
+    assert outcome.iterations == 0 and outcome.stopped_because.startswith("it was asked to")
+    assert np.allclose(outcome.picture.pixels, picture.pixels, atol=1e-6)
 
 
 def test_nothing_is_left_running_when_the_parent_is_killed() -> None:

@@ -103,7 +103,8 @@ def stop_curve(history: np.ndarray, best_iteration: int) -> "Figure":
     axes = figure.subplots()
     axes.plot(history["iteration"], values, marker="." if len(values) < 20 else None)
     axes.axvline(best_iteration, color="black", linestyle="--", label=f"taken: iteration {best_iteration}")
-    if (values[np.isfinite(values)] > 0).all():
+    values = values[np.isfinite(values)]
+    if len(values) and (values > 0).all():
         axes.set_yscale("log")  # the first looks are many times the last ones
     axes.set(xlabel="iteration", ylabel="stop statistic" if watched else "loss")
     axes.legend(fontsize=9)

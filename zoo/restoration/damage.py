@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 
 from sparsegen.zoo.restoration.pictures import Picture
 from sparsegen.zoo.restoration.settings import MAX_BLUR, Task, kernel_sigma
 
+LEAST_KNOWN = 20  # pixels, half of which are kept back to know when to stop
 HOLE = 1 / 16  # of white: what is brighter is a hole; below it is what JPEG makes of black
 
 
@@ -29,17 +31,23 @@ def check_damage(
 
 
 def known_pixels(mask: Picture | None) -> np.ndarray:
-    """Where a picture of a mask is black, up to `HOLE`: bool (H, W).
+    """Where a picture of a mask is black, up to `HOLE`, or transparent: bool (H, W).
 
     Choice: white in the holes, as image editors and OpenCV have it. The gray rim of a soft brush or of letters lies
     on pixels that are damaged in part; taken for known, they would come through as an outline.
 
-    Raises: ValueError if it is missing, or as `check_mask`.
+    Raises: ValueError if it is missing, knows less than `LEAST_KNOWN` pixels, or as `check_mask`.
     """
     if mask is None:
         raise ValueError("inpainting needs a mask, a picture that is white in the holes and black elsewhere")
-    known = mask.pixels.mean(2) <= HOLE
+    white = mask.pixels.mean(2)
+    known = (white if mask.alpha is None else white * (mask.alpha / mask.alpha.max(initial=1))) <= HOLE
     check_mask(known)
+    if (count := int(known.sum())) < LEAST_KNOWN:
+        raise ValueError(
+            f"the mask leaves {count} of {known.size} pixels known, and {LEAST_KNOWN} are the least that a picture "
+            f"can be guessed from: take a mask that is black where the picture is whole"
+        )
     return known
 
 
@@ -75,7 +83,7 @@ def blur_kernel(kernel: str, picture: Picture | None = None) -> np.ndarray:
     if (sigma := kernel_sigma(kernel)) is not None:
         return gaussian_kernel(sigma)
     if picture is None:
-        raise ValueError("the kernel of this task is a picture, which is missing")
+        raise ValueError("the kernel of this task is a picture, which is missing: give it, or gaussian:SIGMA")
     weights = picture.pixels.mean(2)
     check_kernel(weights)
     return weights
@@ -86,8 +94,8 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
 
     Raises: ValueError unless sigma is above 0 and at most `MAX_BLUR`.
     """
-    if not 0 < sigma <= MAX_BLUR:
-        raise ValueError(f"a Gaussian blur has a sigma above 0 and up to {MAX_BLUR} pixels; got {sigma}")
+    if not isinstance(sigma, Real) or not 0 < sigma <= MAX_BLUR:
+        raise ValueError(f"a Gaussian blur has a sigma above 0 and up to {MAX_BLUR} pixels; got {sigma!r}")
     radius = max(1, math.ceil(3 * sigma))
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return np.outer(weights, weights)
@@ -102,9 +110,12 @@ def check_kernel(kernel: np.ndarray) -> None:
             f"a blur kernel has odd sides, so that it has a center; got {_pixels(kernel.shape)}: "
             f"cut a row or column off, or add one of zeros"
         )
-    if not np.isfinite(kernel).all() or kernel.min() < 0 or not kernel.sum() > 0:
+    if not np.isfinite(kernel).all() or kernel.min() < 0 or not kernel.max() > 0:
+        finite = kernel[np.isfinite(kernel)]
+        broken = f"{kernel.size - finite.size} that are NaN or infinite, and " * (finite.size < kernel.size)
+        span = f"from {finite.min():g} to {finite.max():g}" if finite.size else "no other"
         raise ValueError(
-            "a blur kernel holds finite numbers from 0 on, some of them above 0; as a picture, it is not black all over"
+            f"a blur kernel holds finite numbers from 0 on, some of them above 0; got {broken}numbers {span}"
         )
 
 

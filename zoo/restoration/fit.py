@@ -27,10 +27,9 @@ from sparsegen.zoo.hardware import has_bfloat16
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
 from sparsegen.zoo.restoration.hourglass import Hourglass
 from sparsegen.zoo.restoration.operators import Identity, Operator, image_shape
-from sparsegen.zoo.restoration.settings import Preset, Sparsity
+from sparsegen.zoo.restoration.settings import SMALLEST, Preset, Sparsity
 from sparsegen.zoo.restoration.stopping import Watch
 
-SMALLEST = 64  # sides of the network's image: the coarsest code needs some pixels for its batch norm
 LOOK_EVERY = 10  # iterations from one look at the stop statistic to the next
 Loss = Callable[[Tensor], Tensor]  # of residuals, entry by entry
 
@@ -189,8 +188,9 @@ class Member:
         self.size = [max(SMALLEST, -(-side // multiple) * multiple) for side in shape[1:]]
         with torch.random.fork_rng():
             torch.manual_seed(weights_seed)
-            self.network = Hourglass(preset.widths, self._projection, preset.inputs, shape[0]).to(device)
-            z = torch.rand(1, preset.inputs, *self.size) / 10
+            network = Hourglass(preset.widths, self._projection, preset.inputs, shape[0])
+            self.network = network.to(device, torch.float32)
+            z = torch.rand(1, preset.inputs, *self.size, dtype=torch.float32) / 10
         self.random = torch.Generator(device).manual_seed(jitter_seed)
         self.z = z.to(device)
         if preset.swift:
@@ -229,7 +229,7 @@ class Member:
 
     def _forward(self) -> tuple[Tensor, list[Tensor]]:
         """Returns the image of freshly jittered z, and its codes."""
-        noise = torch.randn(self.z.shape, generator=self.random, device=self.z.device)
+        noise = torch.randn(self.z.shape, generator=self.random, device=self.z.device, dtype=self.z.dtype)
         z = torch.add(self.z, noise, alpha=self.preset.jitter)
         if self.preset.swift:  # randn into this format would be several times slower
             z = z.contiguous(memory_format=torch.channels_last)

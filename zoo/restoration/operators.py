@@ -78,9 +78,10 @@ class Blur:
     """
 
     def __init__(self, kernel: np.ndarray) -> None:
-        kernel = np.asarray(kernel, np.float32)
+        kernel = np.asarray(kernel, np.float64)
         check_kernel(kernel)
-        self.kernel = torch.from_numpy(kernel / kernel.sum())
+        kernel = kernel / kernel.max()  # first, since the sum of large numbers has no end
+        self.kernel = torch.from_numpy((kernel / kernel.sum()).astype(np.float32))
 
     @classmethod
     def gaussian(cls, sigma: float) -> "Blur":

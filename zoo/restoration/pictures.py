@@ -1,6 +1,7 @@
 """Pictures at the borders of restoration: files and arrays of any kind in, the same kind out. Needs no torch."""
 
 import io
+import logging
 import os
 import struct
 import threading
@@ -67,8 +68,13 @@ MODES = {  # Pillow's word -> ours, and the mode that is read without alpha
 COUNTED = (
     1_000_000  # bytes of a GIF or TIFF up to which its frames are counted: a large one could hold millions
 )
+DEPTHS = {  # a marker, how far behind it a byte tells the depth, and which of its bits exceed 7 if that is above 8
+    "JPEG2000": (b"\xff\x4f\xff\x51", 38, 0x7F),  # SIZ: ITU-T T.800, A.5.1
+    "AVIF": (b"av1C", 2, 0x40),  # the box of that name: AV1 in ISO base media files, 2.3.3
+}
 SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
-_ONE_AT_A_TIME = threading.Lock()  # warnings.catch_warnings changes the whole process
+_ONE_AT_A_TIME = threading.Lock()  # what `_decoding` changes, it changes for the whole process
+_TIFFFILE = logging.getLogger("tifffile")
 
 
 class TooLarge(ValueError):
@@ -218,11 +224,12 @@ def check_array(array: np.ndarray, name: str = "the array", max_pixels: int = MA
 
     Raises: ValueError that says what is wrong and how to mend it.
     """
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) or isinstance(array, np.matrix | np.ma.MaskedArray):
         raise ValueError(
-            f"{name} is to be a numpy array; got {type(array).__name__}: pass numpy.asarray of it"
+            f"{name} is to be a plain numpy array; got {type(array).__name__}: pass numpy.asarray of it"
+            f"{', and what it masks as a Mask' if isinstance(array, np.ma.MaskedArray) else ''}"
         )
-    if array.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
+    if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
         raise ValueError(
             f"{name} is to hold uint8, uint16 or floats in [0, 1]; got {array.dtype}: "
             f"convert it, and scale it to the range of its new type"
@@ -243,7 +250,7 @@ def from_array(array: np.ndarray, name: str = "the array", max_pixels: int = MAX
     Raises: ValueError as `check_array`.
     """
     check_array(array, name, max_pixels)
-    pixels, alpha = _split(array)
+    pixels, alpha = _split(array.astype(array.dtype.newbyteorder("="), copy=False))
     depth = 8 if array.dtype == np.uint8 else 16
     alpha = None if alpha is None else alpha.copy()
     return Picture(_scaled(pixels), alpha, depth, "gray" if pixels.shape[2] == 1 else "RGB")
@@ -293,7 +300,7 @@ def _read(file: IO[bytes], name: str, limits: Limits) -> Picture:
         raise ValueError(f"{name} is empty (zero bytes): is it still being written?")
     with _decoding(name, start):
         try:
-            image = Image.open(file, formats=READABLE)
+            image = _open(file)
         except UnidentifiedImageError:
             if MAGIC.get(start[:4]) != "TIFF":
                 raise
@@ -302,13 +309,13 @@ def _read(file: IO[bytes], name: str, limits: Limits) -> Picture:
         return _read_tiff(file, name, limits, start)
     limits.check(name, *image.size)
     with _decoding(name, start):
-        notes, deep = _frames(image, file), _is_deep(image)
+        notes, deep = _frames(image, file), _is_deep(image, file)
     if image.format == "TIFF" and deep and image.mode != "CMYK":
         return _read_tiff(file, name, limits, start, notes)
     if image.format == "PNG" and start[24] == 16:
         return _read_deep_png(image, file, name, start, notes)
     if deep and image.mode in MODES:
-        notes.append(f"16-bit {MODES[image.mode][0]} is read with 8 bits a channel")
+        notes.append(f"{MODES[image.mode][0]} of more than 8 bits a channel is read with 8")
     return _read_with_pillow(image, file, name, start, notes)
 
 
@@ -361,6 +368,8 @@ def _read_tiff(
         photometric, dtype, bits = int(page.photometric), page.dtype, int(page.bitspersample)
         axes, extras, block = page.axes, tuple(page.extrasamples), page.chunks
         orientation, icc = int(page.tags.valueof(274, 1)), page.iccprofile
+    if 0 in (width, height):
+        raise ValueError(f"{name} cannot be decoded: a TIFF file, truncated or damaged")
     limits.check(name, width, height)
     color = 3 if photometric == 2 else 1
     if (
@@ -444,12 +453,13 @@ def _picture(
 
 @contextmanager
 def _decoding(name: str, start: bytes) -> Iterator[None]:
-    """Makes one ValueError of whatever a decoder raises on a damaged file, and drops its warnings.
+    """Makes one ValueError of whatever a decoder raises on a damaged file, and drops what else it says of it.
 
     Decoders raise nearly everything (struct.error, SyntaxError, IndexError, zlib.error, ...), hence `Exception`.
     """
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        _TIFFFILE.disabled = True  # a line for each broken tag
         try:
             yield
         except ImportError:
@@ -465,6 +475,17 @@ def _decoding(name: str, start: bytes) -> Iterator[None]:
             if kind:
                 raise ValueError(f"{name} cannot be decoded: a {kind} file, truncated or damaged") from error
             raise ValueError(f"{name} is not an image that can be read: {', '.join(READABLE)}") from error
+        finally:
+            _TIFFFILE.disabled = False
+
+
+def _open(file: IO[bytes]) -> Image.Image:
+    """Opens whatever size the header tells, since ours is the limit that is checked next; inside of `_decoding`."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(file, formats=READABLE)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _frames(image: Image.Image, file: IO[bytes]) -> list[str]:
@@ -481,13 +502,18 @@ def _frames(image: Image.Image, file: IO[bytes]) -> list[str]:
     return [f"animated {image.format} with {count} frames: the first one is used"]
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: Image.Image, file: IO[bytes]) -> bool:
     """Whether the file has more than 8 bits a channel, also where Pillow's mode has 8."""
     if image.format == "TIFF":
         return max(np.atleast_1d(image.tag_v2.get(258, 1))) > 8
     options = image.tile[0].args if image.tile else ""
     if image.format == "PPM" and image.mode == "RGB":
         return isinstance(options, tuple) and options[1] > 255  # the value of white
+    if image.format in DEPTHS:
+        marker, place, bits = DEPTHS[image.format]
+        file.seek(0)
+        told = file.read(COUNTED).partition(marker)[2][place : place + 1]
+        return bool(told) and told[0] & bits > 7
     return image.mode[0] in "IF"
 
 

@@ -1,12 +1,13 @@
 """Restores one image: `restore` for arrays and tensors, `run` for the tasks of the command line and the service."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparsegen.zoo.noise import check_integer
 from sparsegen.zoo.restoration.damage import blur_kernel, known_pixels
 from sparsegen.zoo.restoration.fit import Fit, Progress, check_operator, seeds
 from sparsegen.zoo.restoration.operators import (
@@ -65,6 +66,7 @@ class Outcome:
     seconds: float
 
 
+@torch.inference_mode(False)  # whatever the caller's: a fit needs gradients
 def restore(
     image: np.ndarray | Tensor,
     operator: Operator | None = None,
@@ -83,6 +85,8 @@ def restore(
     device: str | torch.device | None = None,
 ) -> Restoration:
     """Restores one image with a sparse Deep Image Prior (section 3; Ulyanov et al., 2018).
+
+    Choice: with a `Mask`, the known pixels are returned as they are, unless there is noise to remove (sigma above 0).
 
     Args:
         image: What was observed. An array (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), of integers
@@ -109,15 +113,22 @@ def restore(
         preset=preset, regularizer=regularizer, density=density, sigma=sigma, loss=loss, seed=seed,
         iterations=iterations, members=members,
     )  # fmt: skip
+    if stops not in (None, True, False):
+        raise TypeError(f"stops is True, False, or None for what the preset does; got {stops!r}")
+    _check_shape(shape)
     picture = None if isinstance(image, Tensor) else from_array(image)
     observation = _check_tensor(image, operator) if picture is None else to_tensor(picture)
+    observation = observation.to(observation.device if device is None else _device(device))
     settings = task.settings if stops is None else replace(task.settings, stops=stops)
-    fit = make_fit(task, observation.to(device or observation.device), operator, shape, settings)
+    fit = make_fit(task, observation, operator, shape, settings)
     history, last = follow(fit, callback)
+    found = fit.image
+    if isinstance(operator, Mask) and not sigma:
+        found = torch.where(operator.known.to(found.device) > 0, observation, found)
     if picture is None:
-        restored = fit.image.to(image)
+        restored = found.to(image)
     else:
-        restored = to_array(picture.with_pixels(to_pixels(fit.image)), np.asarray(image))
+        restored = to_array(picture.with_pixels(to_pixels(found)), np.asarray(image))
     return Restoration(restored, history, **_ending(fit, last))
 
 
@@ -217,8 +228,12 @@ def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tupl
         if callback and callback(progress):
             fit.stopped_because = "it was asked to"
             break
-    kinds = [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (len(rows[0][3]),))]
-    return np.array(rows, kinds), progress
+    return np.array(rows, history_kinds(len(rows[0][3]))), progress
+
+
+def history_kinds(codes: int) -> list[tuple]:
+    """The columns of a history, as numpy has them."""
+    return [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (codes,))]
 
 
 def _ending(fit: Fit, last: Progress) -> dict:
@@ -234,7 +249,32 @@ def _shallow(progress: Progress) -> dict:
     return {field.name: getattr(progress, field.name) for field in fields(Progress)}
 
 
+def _device(name: str | torch.device) -> torch.device:
+    """Raises: ValueError if nothing can be computed there."""
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device is what torch can compute on, as cpu or cuda; got {name!r}: {why}"
+        ) from error
+
+
+def _check_shape(shape: object) -> None:
+    if shape is None:
+        return
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"shape is that of the image, (C, H, W); got {shape!r}")
+    for name, side in zip(("C", "H", "W"), shape, strict=True):
+        check_integer(name, side, 1, 2**31 - 1, "of the image's shape (C, H, W)")
+
+
 def _check_tensor(observation: Tensor, operator: Operator | None) -> Tensor:
+    observation = observation.detach()
+    if 0 in observation.shape or observation.is_meta:
+        raise ValueError(
+            f"an observation has entries; got {tuple(observation.shape)} on {observation.device}"
+        )
     if observation.ndim < 2 or observation.shape[0] != 1 or not observation.is_floating_point():
         raise ValueError(
             f"an observation is a floating tensor of one sample, as (1, C, H, W); got {observation.dtype} "
@@ -252,7 +292,7 @@ def _check_tensor(observation: Tensor, operator: Operator | None) -> Tensor:
             raise ValueError(
                 f"a picture has values in [0, 1], and noise a little beyond; got {low:g} to {high:g}: divide by 255?"
             )
-    return observation.detach().float()
+    return observation.float().clone()  # one that came out of inference mode has no gradients
 
 
 def to_tensor(picture: Picture) -> Tensor:

@@ -148,6 +148,8 @@ KINDS = {
     "deblur": "undoes a known blur",
 }
 MAX_MEMBERS = 8
+MAX_WORKERS = 61  # Windows cannot wait for more processes
+SMALLEST = 64  # sides of the network's image, cut off from it: the coarsest code needs some pixels for its batch norm
 MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
 LOSSES = {"mse": "squared, for noise of all sorts", "l1": "absolute, for outliers such as salt and pepper"}
 
@@ -196,7 +198,7 @@ class Task:
                 "sigma", task.sigma, 0, 255, "the standard deviation of the noise in gray levels of 255"
             )
         if task.density is not None:
-            _check_real("density", task.density, 0, 1, "the share of non-zeros in a code, above 0")
+            _check_real("density", task.density, 0, 1, "the share of non-zeros in a code")
             if SPARSITIES[task.regularizer].unit is None:
                 raise ValueError(f"the regularizer {task.regularizer} has no density: leave density out")
             if task.density == 0:
@@ -225,12 +227,20 @@ class Task:
             PRESETS[self.preset], **{name: value for name, value in own.items() if value is not None}
         )
 
-    def effort(self, pixels: int) -> float:
+    @property
+    def idle_sigma(self) -> str:
+        """The note that sigma has no effect, if it is given and has none; else empty."""
+        watched = self.kind == "denoise" and self.settings.stops and self.loss == "mse"
+        if self.sigma is None or watched or self.kind == "inpaint":
+            return ""
+        return "sigma changes nothing here: only denoising with preset fast and loss mse makes use of it"
+
+    def effort(self, height: int, width: int) -> float:
         """About how much work a result of so many pixels is: what others have to wait for in a queue.
 
         Unit: what the fast hourglass takes for a pixel and an iteration; how long that is depends on the machine.
         """
-        settings, iterations = self.settings, math.inf
+        pixels, settings, iterations = max(height, SMALLEST) * max(width, SMALLEST), self.settings, math.inf
         if settings.stops and (self.kind, self.loss) == ("denoise", "mse"):
             sigma = 25 if self.sigma is None else max(self.sigma, 1)
             iterations = typical_iterations(sigma / 255, pixels)

@@ -68,7 +68,8 @@ class FittedNoise:
         power = (torch.ones_like(observation) * sigma).square().mean()
         versions, noises = _smoothed(observation), []
         for _ in range(members):
-            signs = torch.randint(2, observation.shape, generator=random, device=observation.device) * 2.0 - 1
+            signs = 2 * torch.randint(2, observation.shape, generator=random, device=observation.device) - 1
+            signs = signs.to(observation)
             noise = _orthogonal(signs * sigma, versions)
             noises.append(noise * (power / noise.square().mean()).sqrt())
         self.noise, self.observation, self.weight = torch.cat(noises), observation, None
@@ -106,7 +107,7 @@ class HeldOut:
         members: int = 1,
     ) -> None:
         pixels = (1, 1, *observation.shape[2:]) if observation.ndim == 4 else observation.shape
-        everywhere = torch.ones(pixels, device=observation.device)
+        everywhere = observation.new_ones(pixels)
         if known is not None:
             everywhere = everywhere * known.to(observation.device)
         found = int(everywhere.sum())
@@ -116,7 +117,7 @@ class HeldOut:
                 f"got {found}: take a mask that knows more, or set stops=False"
             )
         count = max(self.least, round(self.share * found))
-        chance = torch.rand(pixels, generator=random, device=observation.device) + everywhere
+        chance = torch.rand(pixels, generator=random, out=everywhere.new_empty(pixels)) + everywhere
         kept_back = torch.zeros_like(everywhere).flatten()
         kept_back[chance.flatten().topk(count).indices] = 1
         kept_back = kept_back.view(pixels)

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
+from math import inf
 from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import Client
 from multiprocessing.managers import SyncManager, dispatch
@@ -27,18 +28,18 @@ import torch
 from torch.nn import functional as F
 
 from sparsegen.zoo.noise import check_integer
-from sparsegen.zoo.restoration.fit import SMALLEST
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask, Operator
 from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture
 from sparsegen.zoo.restoration.restore import (
     Outcome,
     TaskProgress,
+    history_kinds,
     make_operator,
     run,
     to_pixels,
     to_tensor,
 )
-from sparsegen.zoo.restoration.settings import Task, processors
+from sparsegen.zoo.restoration.settings import MAX_WORKERS, SMALLEST, Task, processors
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,8 @@ class Tile:
 class TiledProgress:
     """Where a restoration in tiles is; `iteration` counts over all tiles, `statistic` is the mean of the tiles.
 
-    `seconds_left` goes by the measured time of an iteration, and by the iterations that finished tiles took.
+    `seconds_left` goes by the measured time of an iteration, and by the iterations that finished tiles took; infinite
+    before the first.
     """
 
     iteration: int
@@ -237,17 +239,18 @@ def run_tiled(
     up to half a tile of its neighborhood on every side.
 
     Args:
-        callback: Called a few times a second; when it returns True, all tiles end within an iteration. The
-            result then is made of finished tiles, the best so far of those under way, and the observation.
+        callback: Called a few times a second, from the start; when it returns True, all tiles end within an
+            iteration. The result then is made of finished tiles, the best so far of those under way, and the
+            observation.
         workers: Processes, which import the main module (have it guarded by __name__ == "__main__", as
-            multiprocessing asks); 1: a thread of this process. If one is killed, half as many do what is not done
-            yet, and a warning is logged.
+            multiprocessing asks); 1: a thread of this process. Where tiles fail, or a process is killed, half as many
+            try again what is not done yet, and a warning is logged.
         tile: The longest side of a tile in pixels of the result; None: `TILE`, or the whole picture if it has
             up to `WHOLE` pixels. It grows where margins leave too little of it.
         overlap: What neighbors share at least, in pixels of the result; what the operator reaches comes on top.
         threads: Of each worker. The last digits of the result depend on it.
 
-    Raises: TypeError, ValueError before any work.
+    Raises: TypeError, ValueError before any work; Unfinished, which has the outcome, if tiles fail with one worker.
 
     Returns: An outcome whose `iterations`, `best_iteration` and `history` are means over the fitted tiles.
     """
@@ -256,43 +259,54 @@ def run_tiled(
     if len(jobs) == 1:
         return run(task, picture, mask, kernel, callback)
     tally = _Tally(task, picture, jobs, workers)
-    while left := tally.left():
-        try:
-            _work_off(left, tally, callback, threads)
-            break
-        except BrokenProcessPool:
-            before, tally.workers = tally.workers, max(1, tally.workers // 2)
-            logger.warning(
-                "one of %d worker processes was killed, most likely for lack of memory: the %d of %d tiles that "
-                "are not done begin again with %d at once; see `estimate` for the memory that they need",
-                before, len(tally.left()), tally.fitted, tally.workers,
-            )  # fmt: skip
+    while failure := _work_off(tally, callback, threads):
+        left, before = len(tally.left()), tally.workers
+        reason = _reason(failure)
+        if before == 1:
+            raise Unfinished(
+                f"{left} of {tally.fitted} tiles failed, and are as they were: {reason}", tally.outcome()
+            ) from failure
+        tally.workers = before // 2
+        logger.warning(
+            "%s; %d of %d tiles begin again, %d at once in place of %d",
+            reason, left, tally.fitted, tally.workers, before,
+        )  # fmt: skip
     return tally.outcome()
 
 
-def _work_off(
-    jobs: list[_Job],
-    tally: "_Tally",
-    callback: Callable[[TiledProgress], bool | None] | None,
-    threads: int,
-) -> None:
-    """Does jobs until all are done or the callback wants no more.
+class Unfinished(RuntimeError):
+    """Some tiles could not be restored; `outcome` has the others, and those as they were."""
 
-    Raises: BrokenProcessPool if a worker was killed; what was heard of until then is in the tally.
-    """
+    def __init__(self, sentence: str, outcome: Outcome) -> None:
+        super().__init__(sentence)
+        self.outcome = outcome
+
+
+def _work_off(
+    tally: "_Tally", callback: Callable[[TiledProgress], bool | None] | None, threads: int
+) -> Exception | None:
+    """Fits what is left, until all is done or the callback wants no more; returns an error of a tile that is not."""
+    failure = None
     with _workers(tally.workers, threads) as (executor, stop, reports):
-        pending = {executor.submit(_work, job, stop, reports) for job in jobs}
+        pending = {executor.submit(_work, job, stop, reports) for job in tally.left()}
         while pending:
             done, pending = wait(pending, WAIT, FIRST_COMPLETED)
-            news = _drain(reports)  # after the wait: the last word on a tile comes last
-            broken = [future for future in done if isinstance(future.exception(), BrokenProcessPool)]
-            news += [final for future in done if future not in broken and (final := future.result())]
-            for report in news:
+            for report in _drain(reports):  # after the wait: the last word on a tile comes last
                 tally.hear(report)
-            if news and callback and not stop.is_set() and callback(tally.progress()):
+            for future in done:
+                if error := future.exception():
+                    failure = error
+                elif final := future.result():
+                    tally.hear(final)
+            if callback and not stop.is_set() and callback(tally.progress()):
                 stop.set()
-            if broken and not stop.is_set():
-                raise broken[0].exception()
+        return None if stop.is_set() else failure
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, BrokenProcessPool):
+        return "a worker process was killed, most likely for lack of memory"
+    return " ".join(str(failure).split()) or type(failure).__name__
 
 
 def is_tiled(task: Task, picture: Picture, tile: int | None = None) -> bool:
@@ -369,6 +383,8 @@ class _Tally:
 
     def progress(self) -> TiledProgress:
         reports = list(self.reports.values())
+        if not reports:
+            return self._progress(0, 0, None, inf)
         ended = [report.iteration for report in reports if report.complete]
         expected = np.mean(ended or [report.iteration + report.iterations_left for report in reports])
         left = expected * (self.fitted - len(reports))
@@ -377,24 +393,33 @@ class _Tally:
         pace = sum(report.seconds for report in reports) / done
         abreast = max(1, min(self.workers, self.fitted - len(ended)))
         statistics = [report.statistic for report in reports if report.statistic is not None]
+        statistic = float(np.mean(statistics)) if statistics else None
+        return self._progress(done, len(ended), statistic, float(left * pace / abreast))
+
+    def _progress(
+        self, iteration: int, finished: int, statistic: float | None, seconds_left: float
+    ) -> TiledProgress:
         return TiledProgress(
-            done,
-            len(ended),
+            iteration,
+            finished,
             self.fitted,
-            float(np.mean(statistics)) if statistics else None,
+            statistic,
             perf_counter() - self.started,
-            float(left * pace / abreast),
+            seconds_left,
             lambda: self.picture.with_pixels(self.pixels()),
         )
 
     def outcome(self) -> Outcome:
-        reports = [self.reports[index] for index in sorted(self.reports)]  # means, too, depend on the order
+        ended = {
+            index: report for index, report in sorted(self.reports.items()) if report.history is not None
+        }
+        self.reports, reports = ended, list(ended.values())  # sorted: means, too, depend on the order
         return Outcome(
             self.picture.with_pixels(self.pixels()),
             _mean_history([report.history for report in reports]),
             self._stopped_because(),
-            round(np.mean([report.iteration for report in reports])),
-            round(np.mean([report.best_iteration for report in reports])),
+            round(np.mean([report.iteration for report in reports] or [0])),
+            round(np.mean([report.best_iteration for report in reports] or [0])),
             perf_counter() - self.started,
         )
 
@@ -609,7 +634,7 @@ def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
     raise ValueError(
         f"a hole is too large for its tile: around row {tile.rows.start}, column {tile.columns.start} only "
         f"{around.sum()} of {around.size} pixels are known, and at least "
-        f"{max(LEAST_KNOWN, round(wanted * around.size))} are needed: take larger tiles (tile={2 * side}), or scale "
+        f"{max(LEAST_KNOWN, round(wanted * around.size))} are needed: take larger tiles, of {2 * side}, or scale "
         f"the picture down"
     )
 
@@ -630,7 +655,9 @@ def _ramp(length: int) -> np.ndarray:
 
 
 def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
-    """The mean over tiles, row by row; a tile that has ended keeps its last row."""
+    """The mean over tiles, row by row; a tile that has ended keeps its last row. Without any it is empty."""
+    if not histories:
+        return np.zeros(0, history_kinds(0))
     mean = max(histories, key=len).copy()
     rows = np.arange(len(mean))
     for name in ("loss", "statistic", "density"):
@@ -654,5 +681,5 @@ def _expected_seconds(job: _Job) -> float:
 
 
 def _check_workers(workers: int, threads: int) -> None:
-    check_integer("workers", workers, 1, 61, "the number of processes")  # Windows cannot wait for more
+    check_integer("workers", workers, 1, MAX_WORKERS, "the number of processes")
     check_integer("threads", threads, 1, 1024, "the number of threads of each worker")

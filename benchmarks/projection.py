@@ -9,11 +9,9 @@ what else runs on the machine slows all of them alike. Writes records/projection
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.machine import processor, versions
 from sparsegen.zoo import projections
 from sparsegen.zoo.files import write_json
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection, backend
@@ -383,22 +382,6 @@ def in_dcgan(repeats: int, batch: int = 64) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.is_file() else []
-    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "numba", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:

@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks.projection import compare, naive, processor, show, versions
+from benchmarks.machine import processor, versions
+from benchmarks.projection import compare, naive, show
 from sparsegen.export import onnx_file
 from sparsegen.export.runtime import OnnxSampler
 from sparsegen.zoo.files import write_json

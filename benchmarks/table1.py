@@ -11,7 +11,6 @@ last step (no best checkpoint is picked), between `--count` samples and all imag
 them it was trained on. `sparsegen reproduce table1` prints them beside the paper's.
 """
 
-import platform
 from collections import defaultdict
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import processor
 from sparsegen.__main__ import progress
 from sparsegen.tables import RECORDS, read_records
 from sparsegen.training.data import Images, open_images
@@ -203,7 +203,7 @@ def measure(
         "sample_seed": verdict.seed,
         "train_images_per_second": round(float(np.median(rates)), 1) if rates else None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread",
+        "hardware": f"{processor()}, {torch.get_num_threads()} thread",
         "torch": torch.__version__,
     }
 

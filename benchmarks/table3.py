@@ -14,7 +14,6 @@ BM3D (--bm3d, for which install `bm3d`) stands beside it as a yardstick.
 
 import io
 import math
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.machine import processor
 from sparsegen.__main__ import progress
 from sparsegen.tables import RECORDS, show_table3
 from sparsegen.zoo.files import append_line, read_lines
@@ -244,7 +244,7 @@ def circumstances() -> dict:
     """When and where a record was made."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread",
+        "hardware": f"{processor()}, {torch.get_num_threads()} thread",
         "torch": torch.__version__,
     }
 

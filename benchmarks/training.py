@@ -51,7 +51,8 @@ from torch.nn.utils import spectral_norm
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.projection import processor, show, turns, versions
+from benchmarks.machine import processor, versions
+from benchmarks.projection import show, turns
 from sparsegen.training import terms
 from sparsegen.training.data import Batches, Images
 from sparsegen.training.loop import Networks, train

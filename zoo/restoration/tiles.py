@@ -300,7 +300,7 @@ def _work_off(
                     tally.hear(final)
             if callback and not stop.is_set() and callback(tally.progress()):
                 stop.set()
-        return None if stop.is_set() else failure
+        return failure if tally.left() and not stop.is_set() else None
 
 
 def _reason(failure: Exception) -> str:

@@ -288,7 +288,10 @@ def _work_off(
     """Fits what is left, until all is done or the callback wants no more; returns an error of a tile that is not."""
     failure = None
     with _workers(tally.workers, threads) as (executor, stop, reports):
-        pending = {executor.submit(_work, job, stop, reports) for job in tally.left()}
+        try:
+            pending = {executor.submit(_work, job, stop, reports) for job in tally.left()}
+        except BrokenProcessPool as error:  # before it had all of them
+            return error
         while pending:
             done, pending = wait(pending, WAIT, FIRST_COMPLETED)
             for report in _drain(reports):  # after the wait: the last word on a tile comes last

@@ -169,8 +169,14 @@ class Store:
             self._check_room(limit, drafts=1)
             for name, content in files.items():
                 self.blobs.put(f"{job_id}:{name}", content)
-            record = draft | {"draft": False, "task": task, "notes": list(notes), "files": list(files)}
-            self.jobs.put(job_id, _pack(record | {"effort": effort}))
+            record = {
+                "draft": False,
+                "task": task,
+                "notes": list(notes),
+                "files": list(files),
+                "effort": effort,
+            }
+            self.jobs.put(job_id, _pack(draft | record))
         except (StoreError, Busy):
             with suppress(StoreError):  # then `sweep` does it
                 self._discard(job_id)
@@ -311,9 +317,8 @@ class Store:
                 return False
         if facts["seconds"] >= TELLING:
             # Two workers may overwrite each other's sums here, and nothing but an estimate hangs on them.
-            done = zip(("seconds", "effort"), (facts["seconds"], claim.record["effort"]), strict=True)
-            before = self._done()
-            self.blobs.put("done", _pack({name: 0.7 * before.get(name, 0) + more for name, more in done}))
+            before, done = self._done(), {"seconds": facts["seconds"], "effort": claim.record["effort"]}
+            self.blobs.put("done", _pack({name: 0.7 * before.get(name, 0) + done[name] for name in done}))
         return True
 
     def fail(self, claim: Claim, sentence: str, facts: dict) -> bool:

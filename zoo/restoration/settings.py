@@ -228,10 +228,14 @@ class Task:
         )
 
     @property
+    def watches_noise(self) -> bool:
+        """Whether it stops by how much of the noise was fitted, as it does where there is nothing but noise."""
+        return self.kind == "denoise" and self.settings.stops and self.loss == "mse"
+
+    @property
     def idle_sigma(self) -> str:
         """The note that sigma has no effect, if it is given and has none; else empty."""
-        watched = self.kind == "denoise" and self.settings.stops and self.loss == "mse"
-        if self.sigma is None or watched or self.kind == "inpaint":
+        if self.sigma is None or self.watches_noise or self.kind == "inpaint":
             return ""
         return "sigma changes nothing here: only denoising with preset fast and loss mse makes use of it"
 
@@ -241,7 +245,7 @@ class Task:
         Unit: what the fast hourglass takes for a pixel and an iteration; how long that is depends on the machine.
         """
         pixels, settings, iterations = max(height, SMALLEST) * max(width, SMALLEST), self.settings, math.inf
-        if settings.stops and (self.kind, self.loss) == ("denoise", "mse"):
+        if self.watches_noise:
             sigma = 25 if self.sigma is None else max(self.sigma, 1)
             iterations = typical_iterations(sigma / 255, pixels)
         return min(iterations, settings.iterations) * pixels * settings.members * settings.cost

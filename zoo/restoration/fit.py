@@ -74,7 +74,8 @@ class Fit:
         observation: (1, C', h, w) in [0, 1].
         operator: From the image to the observation, differentiable; several members call it in several threads.
         shape: Of the image, (C, H, W); by default what the operator says, else that of the observation.
-        watch: Decides which average is best and, if the preset stops, when to stop.
+        watch: Makes, from a random generator and the number of members, what decides which average is best and,
+            if the preset stops, when to stop. The operator has been found fit by then.
 
     Raises: ValueError, before any work, if the operator's output has not the shape of the observation, or no
         gradient. FloatingPointError from the iteration whose loss is not finite.
@@ -87,21 +88,19 @@ class Fit:
         sparsity: Sparsity,
         loss: Loss = torch.square,
         operator: Operator | None = None,
-        watch: Watch | None = None,
+        watch: Callable[[torch.Generator, int], Watch] | None = None,
         seed: int = 0,
         shape: tuple[int, ...] | None = None,
     ) -> None:
         self.observation, self.preset, self.loss = observation, preset, loss
-        self.operator, self.watch = operator or Identity(), watch
+        self.operator = operator or Identity()
         shape = tuple(shape or image_shape(self.operator, observation.shape)[1:])
-        check_operator(self.operator, shape, observation)
-        if watch and len(watch.targets) != preset.members:
-            raise ValueError(
-                f"a watch has a target for each member: got {len(watch.targets)} for {preset.members} members"
-            )
-        _, starts = seeds(seed, preset.members)
+        _check_operator(self.operator, shape, observation)
+        watch_seed, starts = seeds(seed, preset.members)
+        random = torch.Generator(observation.device).manual_seed(watch_seed)
+        self.watch = watch(random, preset.members) if watch else None
         self.members = [Member(preset, sparsity, shape, observation.device, *start) for start in starts]
-        self.best = Best(watch.wait if watch else 0)
+        self.best = Best(self.watch.wait if self.watch else 0)
         self.image: Tensor | None = None
         self.stopped_because = ""
 
@@ -341,7 +340,7 @@ def _density(code: Tensor) -> float:
 
 
 @torch.enable_grad()
-def check_operator(operator: Operator, shape: tuple[int, ...], observation: Tensor) -> None:
+def _check_operator(operator: Operator, shape: tuple[int, ...], observation: Tensor) -> None:
     """Tries an operator on an image of this shape.
 
     Raises: ValueError if it does not give what was observed, or gives no gradient.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,14 +10,13 @@ from torch import Tensor
 
 from sparsegen.zoo.noise import check_integer
 from sparsegen.zoo.restoration.damage import blur_kernel, known_pixels
-from sparsegen.zoo.restoration.fit import Fit, Progress, check_operator, seeds
+from sparsegen.zoo.restoration.fit import Fit, Progress
 from sparsegen.zoo.restoration.operators import (
     Blur,
     Downsample,
     Identity,
     Mask,
     Operator,
-    image_shape,
 )
 from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, from_array, to_array
 from sparsegen.zoo.restoration.settings import SPARSITIES, Preset, Task
@@ -196,12 +196,7 @@ def make_fit(
     if shape is None and size is not None and len(size) == 3:
         shape = tuple(size)
     operator = getattr(operator, "A", operator)  # deepinv's physics without the noise that calling it adds
-    watch = None
-    shape = tuple(shape or image_shape(operator, observation.shape)[1:])
-    check_operator(operator, shape, observation)  # here, since a watch may not bear what it would refuse
-    if preset.stops:
-        random = torch.Generator(observation.device).manual_seed(seeds(task.seed, preset.members)[0])
-        watch = make_watch(observation, operator, task, random, preset.members)
+    watch = partial(make_watch, observation, operator, task) if preset.stops else None
     return Fit(observation, preset, sparsity, loss, operator, watch, task.seed, shape)
 
 

@@ -14,6 +14,12 @@ seconds are that many iterations of those. Three ratios:
     as it is used   CPU seconds of 3,000 iterations of the original / of `fast` until it stops by itself
     an iteration    CPU seconds of an iteration of the original / of `fast`, with all of its members
 
+With
+
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 NUMBA_CPU_NAME=haswell
+
+in front, both do without AVX-512 and bfloat16, as they must on most laptops; such records stand by themselves.
+
 A crop that has its record is skipped. Prints the records of the present settings, and draws the curves of each crop
 into --curves.
 """
@@ -32,6 +38,7 @@ from rich.table import Table
 from benchmarks.table3 import PAST, WATCHED, circumstances, crop, follow, observe, psnr, tensor
 from sparsegen.__main__ import progress
 from sparsegen.zoo.files import append_line, atomic_write, read_lines
+from sparsegen.zoo.hardware import has_bfloat16
 from sparsegen.zoo.restoration.restore import make_fit
 from sparsegen.zoo.restoration.settings import PRESETS, Task
 
@@ -39,7 +46,7 @@ RECORDS = Path(__file__).parent / "records" / "dip.jsonl"
 SIGMA = 25
 AS_USED = PRESETS["paper"].iterations
 GOAL = ("image", "size", "noise", "seed", "original_settings")
-KEY = (*GOAL, "settings")
+KEY = (*GOAL, "settings", "instructions")
 EVERY = 10  # iterations from one point of a curve to the next
 WARM_UP, TIMED = 3, 30  # iterations
 
@@ -63,6 +70,11 @@ def seconds_per_iteration(clean: torch.Tensor, noisy: torch.Tensor, seed: int) -
     """CPU seconds of one iteration of the original, here and now."""
     traces = list(islice(follow(make_fit(_original(seed), noisy), clean), WARM_UP + TIMED))
     return (traces[-1].cpu - traces[WARM_UP - 1].cpu) / TIMED
+
+
+def instructions() -> str:
+    """The widest vectors that torch uses here, and whether `fast` computes in bfloat16."""
+    return torch.backends.cpu.get_cpu_capability() + ", bfloat16" * has_bfloat16("cpu")
 
 
 def _original(seed: int) -> Task:
@@ -118,6 +130,7 @@ def main(
         "noise": f"gaussian:{SIGMA}",
         "original_settings": repr(PRESETS["paper"]),
         "settings": repr(PRESETS["fast"]),
+        "instructions": instructions(),
     }
     known = read_lines(records)
     done = {_key(record, KEY) for record in known}

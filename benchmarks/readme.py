@@ -54,13 +54,14 @@ def speed() -> str:
         to_goal, used, _ = dip.ratios(record)
         rows.append((
             f"{record['image']}, {record['size']}",
+            record["instructions"].replace("AVX512", "AVX-512"),
             f"{theirs['best']:.2f} dB, {dip.best_cpu(theirs):.0f} s",
             f"{mine['reached_cpu']:.0f} s, **{to_goal:.1f} times sooner**" if to_goal else "never",
             f"{mine['returned']:.2f} dB, {mine['stop_cpu']:.0f} s",
             f"{used:.0f} times",
         ))  # fmt: skip
     head = (
-        "crop", "the original's best", "`fast` is as good after", "stops by itself with",
+        "crop", "computes with", "the original's best", "`fast` is as good after", "stops by itself with",
         "against the original's 3,000 iterations",
     )  # fmt: skip
     return markdown(head, rows)

@@ -13,6 +13,8 @@ from scipy import stats
 
 from benchmarks import dip, table3
 from sparsegen import tables
+from sparsegen.tables import RECORDS
+from sparsegen.zoo.files import read_lines
 from sparsegen.zoo.restoration import settings
 
 GRAY = np.full((200, 200, 3), 0.5, np.float32)
@@ -95,6 +97,16 @@ def campaign(pictures: Path, records: Path, regularizers: str) -> list[dict]:
         records=records, only_print=False,
     )  # fmt: skip
     return [json.loads(line) for line in records.read_text().splitlines()]
+
+
+def test_the_committed_records_are_of_the_presets_as_they_are() -> None:
+    """Else the campaigns would begin anew, and the tables show what nobody gets."""
+    for record in read_lines(RECORDS / "table3.jsonl"):
+        own = replace(settings.PRESETS[record["preset"]], swift=True, members=record["members"])
+        assert record["settings"] == repr(own)
+    for record in read_lines(dip.RECORDS):
+        names = {"settings": "fast", "original_settings": "paper"}
+        assert all(record[key] == repr(settings.PRESETS[preset]) for key, preset in names.items())
 
 
 def test_a_campaign_goes_on_where_it_was_broken_off(pictures: Path, tmp_path: Path, capsys) -> None:

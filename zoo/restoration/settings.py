@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Protocol
 
@@ -102,7 +102,7 @@ class Preset:
     members: int = 1
     swift: bool = True
     stops: bool = True
-    cost: float = 1.0
+    cost: float = field(default=1.0, repr=False)  # unlike the rest, of no influence on the result
 
 
 PRESETS = {

@@ -30,8 +30,9 @@ def export(
     """Writes a generator as an ONNX file, after the file has run in onnxruntime and agreed with torch.
 
     Inputs of the graph: z (batch, z_dim); k_1, k_2, …, the int64 k of each projected level, clamped to its
-    range; and of a conditional generator labels, int64 (batch,). Outputs: image, and code_1, code_2, … of every
-    level. The arithmetic is float32.
+    range; and of a conditional generator labels, int64 (batch,), from 0 to classes - 1, which the graph does not
+    check: onnxruntime counts negative ones from the last. Outputs: image, and code_1, code_2, … of every level. The
+    arithmetic is float32.
 
     Args:
         embed: Whether the file holds the weights. If not, it reads those of the generator.safetensors beside

@@ -70,7 +70,7 @@ def prove(generator: Generator, file: Path, path: Path) -> Proof:
     for k in settings:
         for batch in BATCHES:
             z = noise.z(batch, generator.z_dim, seed=0, first=first)
-            labels = noise.labels(batch, generator.classes, seed=0, first=first)
+            labels = noise.labels(batch, generator.classes, names=generator.class_names, first=first)
             first += batch
             image, codes = sampler.run(z, k or None, labels=labels)
             image, *codes = (torch.from_numpy(array) for array in (image, *codes))

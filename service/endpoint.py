@@ -12,6 +12,7 @@ import io
 import logging
 import os
 from collections.abc import Mapping
+from http import HTTPStatus
 
 import bentoml  # noqa: TID253 (what this module is for)
 import numpy as np
@@ -24,7 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 import sparsegen
 from sparsegen.service import restoration, xray
 from sparsegen.service.batching import Batcher
-from sparsegen.service.errors import JsonErrors
+from sparsegen.service.errors import SENTENCES, JsonErrors
 from sparsegen.service.job import MAX_COUNT, Job, Refused, read_json, request_schema
 from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
@@ -84,7 +85,10 @@ def create_app() -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+        status, sentence = error.status_code, error.detail
+        if sentence == HTTPStatus(status).phrase and status in SENTENCES:  # nobody has said more
+            sentence = SENTENCES[status].format(**request.scope)
+        return JSONResponse({"error": sentence}, status, error.headers)
 
     @app.exception_handler(Exception)  # is logged with its traceback, which stays here
     async def broken(request: Request, error: Exception) -> Response:

@@ -1,6 +1,5 @@
 """The models that a server offers: every folder below one models folder that opens."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,10 @@ from pathlib import Path
 from sparsegen.export.runtime import OnnxSampler
 from sparsegen.zoo import noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS
+from sparsegen.zoo.config import read_entries
 
 ENVIRONMENT = "SPARSEGEN_MODELS"
+REMEDY = f"Give another folder: sparsegen serve --models FOLDER, or {ENVIRONMENT}"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
 
     Raises: FileNotFoundError with these sentences if there is no model.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no models to serve: there is no folder {folder}. {REMEDY}")
     models, refused = {}, []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
             try:
                 models[path.name] = open_model(path)
@@ -71,7 +74,7 @@ def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
         reasons = "".join(f" {reason}." for reason in refused)
         raise FileNotFoundError(
             f"no models to serve: {folder} holds no folder with a sound {CONFIG}, {GRAPH} and {SYNTHESIS}."
-            f"{reasons} Set {ENVIRONMENT} to a folder that does"
+            f"{reasons} {REMEDY}"
         )
     return models, refused
 
@@ -81,13 +84,7 @@ def open_model(folder: Path) -> Model:
 
     Raises: OSError, ValueError naming the file and what is wrong with it.
     """
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object")
+    config = read_entries(folder)
     sampler = OnnxSampler(folder / GRAPH)
     sampler.dictionary()  # opens the synthesis graph, which the X-ray needs
     return Model(folder.name, sampler, config)

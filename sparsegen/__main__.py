@@ -28,6 +28,7 @@ from rich.text import Text
 
 import sparsegen
 from sparsegen import restoring
+from sparsegen.reporting import say
 
 app = typer.Typer(
     help="Image generators whose inner representation is a sparse code.",
@@ -209,7 +210,7 @@ def train(
     k: K = None,
     seed: Seed = 0,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in a step; the recipe's by default.")
+        int | None, typer.Option(min=2, help="Images in a step; the recipe's by default.")
     ] = None,
     start_from: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this model: a bundled one, a folder or a Hub id.")
@@ -241,10 +242,9 @@ def train(
 
     from sparsegen.training.data import check_share
     from sparsegen.training.recipes import recipe_of
-    from sparsegen.training.run import Plan, Run, Schedule, checkpoints, find_device
+    from sparsegen.training.run import Plan, Run, Schedule, check_folder, checkpoints, find_device
     from sparsegen.zoo import noise
     from sparsegen.zoo.dial import resolve
-    from sparsegen.zoo.files import check_writable
     from sparsegen.zoo.interrupt import stop_on_interrupt
     from sparsegen.zoo.pretrained import find_checkpoint
     from sparsegen.zoo.table1 import ModelSpec
@@ -253,7 +253,8 @@ def train(
     if k is not None:
         spec = replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
     recipe = recipe_of(spec, check_share(share)).faster(rate)
-    check_writable(out_folder / "run.json")
+    noise.check_seed(seed)
+    check_folder(out_folder)
     if resume and not checkpoints(out_folder):
         raise ValueError(f"{out_folder} holds no run to go on with: leave --resume out, or give its folder")
     if judge_count:
@@ -282,29 +283,20 @@ def train(
     def judged(done: int, count: int) -> None:
         show(run.step, f"{spec.name}  judged by {done} of {count} images")
 
-    # Against all images, so that distances of models that were trained on shares of them compare.
-    judge = _judge(images, judge_count, device, judged) if judge_count else None
     schedule = Schedule(steps=steps or recipe.steps, judge_every=judge_every, save_every=save_every)
-    run = Run(out_folder, plan, part, schedule, judge, resume, device)
-    main_process = run.accelerator.is_main_process
+    run = Run(out_folder, plan, part, schedule, resume=resume, device=device)
+    if judge_count:  # by all images, so that distances of models that were trained on shares of them compare
+        run.judge = _judge(images, judge_count, device, judged)
     with stop_on_interrupt() as interrupted, progress(spec.name, schedule.steps, run.step) as show:
-        losses = ""
-        for step, metrics in run:
-            if metrics:
-                losses = "  ".join(f"{name} {loss:.2f}" for name, loss in metrics["losses"].items())
-                if main_process and not err.is_terminal:
-                    err.print(
-                        f"step {step} of {schedule.steps}  {losses}  {_pace(run, metrics)}", soft_wrap=True
-                    )
-            show(step, f"{spec.name}  {losses}")
-            if run.agree(interrupted()):
-                run.save()
-                if main_process:
-                    err.print(
-                        f"stopped and saved at step {step}: the same command with --resume goes on",
-                        highlight=False,
-                    )
-                raise typer.Exit(130)
+        try:
+            _follow(run, interrupted, show)
+        except KeyboardInterrupt:  # the second one, which does not wait until all is saved
+            saved = checkpoints(run.folder)
+            goes_on = (
+                f"--resume goes on from step {int(saved[-1].name)}" if saved else "nothing was saved before"
+            )
+            say(err, f"interrupted at step {run.step} and not saved: {goes_on}")
+            raise typer.Exit(130) from None
     best = (
         f"; best {run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
         if run.best
@@ -330,11 +322,16 @@ def evaluate(
     """Measures a model: Fréchet distance to real images, density of its codes, samples a second."""
     from sparsegen.training.evaluation import evaluate, reference_statistics
     from sparsegen.training.features import open_features
+    from sparsegen.zoo import noise
     from sparsegen.zoo.bundled import CONFIG
     from sparsegen.zoo.files import check_writable, write_json
 
+    noise.check_integer("--count", count, 2, noise.MAX_COUNT, "the number of images to measure")
+    noise.check_seed(seed)
     if out_path:
         check_writable(out_path)
+        if out_path.is_dir():
+            raise IsADirectoryError(f"--out takes the name of a JSON file; {out_path} is a folder")
     if record:
         if not Path(model).is_dir():
             raise ValueError(f"--record writes into a checkpoint's folder of yours; {model} is none")
@@ -350,11 +347,11 @@ def evaluate(
     with progress(f"{model}: {network.metric}", count) as show:
         verdict = evaluate(generator, reference, network, count, seed, progress=lambda done, _: show(done))
     figures = {"k": [dial.k for dial in generator.dials], "data": Path(images.name).name, **asdict(verdict)}
+    _show({"model": model, **figures})
     if out_path:
         write_json(out_path, {"model": model, **figures})
     if record:
         write_json(Path(model) / CONFIG, {**generator.config, "evaluation": figures})
-    _show({"model": model, **figures})
 
 
 @app.command(epilog="Example: sparsegen export dcgan.ml --out dcgan-ml.onnx --synthesis")
@@ -595,6 +592,26 @@ def _judge(images, count: int, device: str, progress: Callable[[int, int], None]
     return lambda generator: asdict(evaluate(generator, reference, network, count, progress=progress))
 
 
+def _follow(run, interrupted: Callable[[], bool], show: Callable[[int, str], None]) -> None:
+    """Trains to the end, or until it is interrupted: then all is saved.
+
+    Raises: typer.Exit where it was interrupted.
+    """
+    main_process, losses = run.accelerator.is_main_process, ""
+    for step, metrics in run:
+        if metrics:
+            losses = "  ".join(f"{name} {loss:.2f}" for name, loss in metrics["losses"].items())
+            if main_process and not err.is_terminal:
+                pace = _pace(run, metrics)
+                err.print(f"step {step} of {run.schedule.steps}  {losses}  {pace}", soft_wrap=True)
+        show(step, f"{run.plan.model}  {losses}")
+        if run.agree(interrupted()):
+            run.save()
+            if main_process:
+                say(err, f"stopped and saved at step {step}: the same command with --resume goes on")
+            raise typer.Exit(130)
+
+
 def _pace(run, metrics: dict) -> str:
     """How fast a run is, and how long it takes yet at this rate, judging aside."""
     rate = metrics["images_per_second"]
@@ -621,8 +638,8 @@ def main() -> None:
     )
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except typer.Abort:
-        sys.exit(130)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
     except typer.TyperException as error:
         _fail(error.format_message())
     except Exception as error:

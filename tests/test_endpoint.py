@@ -267,7 +267,7 @@ def test_a_body_of_50_mb_is_refused_as_too_large(server, path, limit, body):
 @pytest.mark.parametrize(("method", "path"), [("GET", "/sample"), ("PUT", "/sample"), ("POST", "/models")])
 def test_another_method_is_refused(server, method, path):
     status, _, body = server.ask(method, path)
-    assert status == 405 and error_of(body)
+    assert status == 405 and f"'{path}' does not take {method}" in error_of(body)
 
 
 @pytest.mark.parametrize(
@@ -515,6 +515,11 @@ def test_serve_refuses_a_folder_without_models(tmp_path, monkeypatch):
             serve(port=free_port())
 
 
+def reconfigured(folder: Path, **entries: object) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **entries}))
+
+
 def folder_in_its_place(file: Path) -> None:
     file.unlink()
     file.mkdir()
@@ -525,8 +530,19 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2),
         f"{WEIGHTS} is truncated",
     ),
-    "no-json": (lambda folder: (folder / CONFIG).write_text("{broken"), f"{CONFIG} is no JSON"),
-    "list": (lambda folder: (folder / CONFIG).write_text("[]"), f"{CONFIG} holds no JSON object"),
+    "no-json": (
+        lambda folder: (folder / CONFIG).write_text("{broken"),
+        f"{CONFIG} is not a sparsegen config",
+    ),
+    "list": (lambda folder: (folder / CONFIG).write_text("[]"), f"{CONFIG} is not a sparsegen config"),
+    "text": (
+        lambda folder: reconfigured(folder, evaluation="great"),
+        "evaluation is of type dict; got 'great'",
+    ),
+    "nan": (
+        lambda folder: reconfigured(folder, evaluation={"metric": "fid", "distance": float("nan")}),
+        "NaN is no number of JSON",
+    ),
     "folder": (lambda folder: folder_in_its_place(folder / CONFIG), CONFIG),
     "no-synthesis": (lambda folder: (folder / SYNTHESIS).unlink(), f"{SYNTHESIS} is missing"),
     "no-onnx": (

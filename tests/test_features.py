@@ -130,7 +130,7 @@ def test_without_a_network_inception_names_the_file_its_place_and_the_alternativ
     for part in (
         str(tmp_path / "torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"),
         "https://github.com/toshas/torch-fidelity",
-        "weights=FILE",
+        "--weights FILE",
         "efficientnet-lite0",
     ):
         assert part in str(error.value)
@@ -172,7 +172,7 @@ def test_a_file_in_torch_hub_s_folder_is_found_and_checked_like_a_given_one(untr
     place = features.inception_path()
     place.parent.mkdir(parents=True)
     place.write_bytes(path.read_bytes())
-    with pytest.raises(ValueError, match=f"{place.name} is not the file of that name"):
+    with pytest.raises(ValueError, match=f"{place.name} is not what it should be: its SHA-256"):
         open_features("auto")
 
 

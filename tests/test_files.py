@@ -130,6 +130,24 @@ def test_a_folder_in_the_way_is_named(tmp_path):
     assert listing(tmp_path) == ["taken"]
 
 
+def test_a_full_disk_is_named_also_where_numpy_does_not_say_it(tmp_path):
+    target = tmp_path / "new.npy"
+    code = f"""
+import numpy as np, resource, signal
+from sparsegen.zoo.files import atomic_write
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    with atomic_write({str(target)!r}) as file, file.open("wb") as stream:
+        np.save(stream, np.zeros(100_000))
+except OSError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert str(target) in said and "nothing was written" in said
+    assert listing(tmp_path) == []
+
+
 def test_names_as_long_as_the_file_system_allows_can_be_written(tmp_path):
     path = tmp_path / ("ä" * 127)  # 254 bytes of the 255
     with atomic_write(path) as temporary:

@@ -75,6 +75,32 @@ def test_synthesis_names_the_shape_that_it_wants(tiny_ml: Generator, codes: obje
         tiny_ml.synthesize(codes)
 
 
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (None, "codes are a tensor, Γ1, or a sequence.*got NoneType"),
+        (np.zeros((1, 8, 16, 16)), "codes are a tensor.*got ndarray"),
+        ([np.zeros((1, 8, 16, 16))], r"Γ1 is a tensor, as torch.from_numpy\(Γ1\) makes one; got ndarray"),
+        (
+            torch.zeros(1, 8, 16, 16, dtype=torch.complex64),
+            "Γ1 is a tensor of real numbers.*got torch.complex64",
+        ),
+    ],
+    ids=["none", "array", "list", "complex"],
+)
+def test_synthesis_names_the_type_that_it_wants(tiny_ml: Generator, codes: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        tiny_ml.synthesize(codes)
+
+
+def test_numbers_of_any_real_type_are_used_as_the_generators(tiny_ml: Generator) -> None:
+    z = torch.randn(2, 128)
+    image, (gamma_1, _) = tiny_ml(z.double())
+    assert torch.equal(image, tiny_ml(z)[0]) and torch.equal(image, tiny_ml.synthesize(gamma_1.double()))
+    with pytest.raises(TypeError, match="z is a tensor of real numbers, as torch.float32; got torch.bool"):
+        tiny_ml(z > 0)
+
+
 def test_a_bypass_is_refused_where_none_goes_around_the_code() -> None:
     generator = build("biggan", "ml", atoms=8).eval()
     z, labels = torch.randn(2, 128), torch.tensor([1, 2])
@@ -145,6 +171,8 @@ def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
         ({"k": []}, ValueError, "one for each of Γ1, Γ2; got 0"),
         ({"k": [1, 2, 3]}, ValueError, "one for each of Γ1, Γ2; got 3"),
         ({"k": [1, 99]}, ValueError, "Γ2, from 1 to 8; got 99"),
+        ({"truncation": "1"}, TypeError, "a number, or None for no bound; got '1'"),
+        ({"truncation": True}, TypeError, "got True"),
         ({"truncation": 0.0}, ValueError, "at least 0.05"),
         ({"truncation": float("nan")}, ValueError, "at least 0.05"),
         ({"labels": [1]}, ValueError, "this one has none: leave them out"),

@@ -232,7 +232,9 @@ def test_an_interrupted_download_leaves_nothing_half_written_and_the_next_call_s
     hub.cuts["me/cut", WEIGHTS] = 6  # the client tries as often, a second between
     info = ["info", "me/cut"]
     (done,) = sparsegen(hub.url, pulled.home, info)
-    assert_refused(done, "the Hub did not give 'me/cut': the connection failed", "call again")
+    assert_refused(
+        done, "no folder 'me/cut' here, and the Hub did not give it: the connection failed", "call again"
+    )
     assert hub.cuts["me/cut", WEIGHTS] == 0 and done.seconds < 20
     cache = pulled.home / "hub" / "models--me--cut"
     assert list(cache.rglob(CONFIG)) and not list(cache.rglob(WEIGHTS))
@@ -256,7 +258,9 @@ def test_without_a_login_a_private_model_and_a_push_are_refused(
         hub.url, tmp_path, ["info", "me/mine"], ["push", checkpoint, "me/new"], HF_TOKEN=""
     )
     assert_refused(
-        private, "the Hub did not give 'me/mine': no such model, or a private one", "hf auth login"
+        private,
+        "no folder 'me/mine' here, and the Hub did not give it: no such model, or a private one",
+        "hf auth login",
     )
     assert_refused(push, "the Hub did not take 'me/new': it answers 401 (Invalid username", "hf auth login")
     assert "me/new" not in hub.repos
@@ -271,6 +275,6 @@ def test_with_the_hub_down_what_is_cached_works_and_the_rest_fails_at_once(
         gone.url, pulled.home, ["info", "me/mine"], ["info", "me/never"], ["push", checkpoint, "me/new"]
     )
     assert cached.returncode == 0, cached.stderr
-    assert_refused(new, "the Hub did not give 'me/never': the connection failed")
+    assert_refused(new, "no folder 'me/never' here, and the Hub did not give it: the connection failed")
     assert_refused(push, "the Hub did not take 'me/new': the connection failed")
     assert max(cached.seconds, new.seconds, push.seconds) < 5

@@ -316,6 +316,13 @@ def test_the_labels_of_a_conditional_generator_are_an_input_as_long_as_the_batch
     assert [dim.dim_param for dim in labels.type.tensor_type.shape.dim] == ["batch"]
 
 
+def test_a_generator_of_fewer_classes_than_its_architecture_is_exported(tmp_path: Path) -> None:
+    """It was trained on a few, and refuses the others."""
+    generator = warmed(build("cgan", "ml", atoms=8))
+    generator.config = {"class_names": ["ant", "bee"]}
+    assert export(generator, tmp_path / "m.onnx").samples > 0
+
+
 def test_other_weights_beside_the_graph_are_found_by_the_proof(tmp_path: Path) -> None:
     generator = saved("baseline", tmp_path)
     saved("baseline", tmp_path, torch.bfloat16)

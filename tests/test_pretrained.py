@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import sparsegen
 from sparsegen.zoo import pretrained
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import CONFIG, WEIGHTS, from_pretrained, save_pretrained
+from sparsegen.zoo.pretrained import CONFIG, WEIGHTS, from_pretrained, read_config, save_pretrained, upload
 from sparsegen.zoo.table1 import build
 
 
@@ -97,6 +97,44 @@ def test_weights_of_another_network_are_told_from_those_of_another_width(folder:
     save_file(build("dcgan", "ml", atoms=4).state_dict(), folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"another width: .* expected"):
         from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor.to(torch.int8), "as torch.int8; expected torch.float32"),
+        (lambda tensor: tensor.to(torch.complex64), "as torch.complex64; expected"),
+        (
+            lambda tensor: torch.full_like(tensor, torch.nan),
+            "holds NaN or infinity in 1 tensors .*earlier checkpoint",
+        ),
+    ],
+    ids=["integers", "complex", "nan"],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(folder: Path, change: object, message: str) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    key = next(key for key, tensor in tensors.items() if tensor.ndim == 4)
+    save_file({**tensors, key: change(tensors[key])}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(folder)
+    with pytest.raises(ValueError, match=message):
+        upload(folder, "me/mine")
+
+
+def test_a_measurement_is_not_taken_along_to_another_k(tiny_ml: Generator, tmp_path: Path) -> None:
+    evaluation = {"metric": "fid", "distance": 3.0}
+    save_pretrained(tiny_ml, tmp_path / "a", training={"steps": 5}, evaluation=evaluation)
+    generator = from_pretrained(tmp_path / "a")
+    assert read_config(save_pretrained(generator, tmp_path / "b"))["evaluation"] == evaluation
+    generator.set_k(1)
+    config = read_config(save_pretrained(generator, tmp_path / "c"))
+    assert config["k"] == [1, 1] and config["training"] == {"steps": 5} and "evaluation" not in config
+
+
+def test_weights_are_not_saved_as_integers(tiny_ml: Generator, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="floating one, as torch.float16; got torch.int8"):
+        save_pretrained(tiny_ml, tmp_path / "a", dtype=torch.int8)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_pickle_is_refused_without_being_opened(tmp_path: Path) -> None:
@@ -232,7 +270,7 @@ def test_a_failed_save_leaves_the_last_good_one(
 
 
 def test_a_hub_id_offline_is_a_clear_error() -> None:
-    with pytest.raises(ConnectionError, match="the Hub did not give 'nobody/nothing'"):
+    with pytest.raises(ConnectionError, match="no folder 'nobody/nothing' here, and the Hub did not give it"):
         from_pretrained("nobody/nothing")
 
 

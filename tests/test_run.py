@@ -19,7 +19,16 @@ from safetensors.torch import load_file
 
 from sparsegen.training import run as run_module
 from sparsegen.training.data import Images
-from sparsegen.training.run import STATE, Plan, Run, Schedule, append_line, find_device, read_lines
+from sparsegen.training.run import (
+    STATE,
+    Plan,
+    Run,
+    Schedule,
+    append_line,
+    checkpoints,
+    find_device,
+    read_lines,
+)
 from sparsegen.zoo.bundled import COMPANIONS, CONFIG, WEIGHTS
 from sparsegen.zoo.pretrained import from_pretrained
 
@@ -383,6 +392,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
     for _ in start(tmp_path / "run", 8):
         pass
     broken = tmp_path / "run" / "checkpoints" / "00000008" / STATE
+    record = broken.with_name("run.json")
+    for other in ([], {}, {"step": "8", "best": None}, {"step": 8, "best": 5}):
+        record.write_text(json.dumps(other))
+        assert start(tmp_path / "run", 8, resume=True).step == 4
+    record.write_text(json.dumps({"step": 8, "best": None}))
+    assert start(tmp_path / "run", 8, resume=True).step == 8
     broken.write_bytes(broken.read_bytes()[:1000])
     assert start(tmp_path / "run", 8, resume=True).step == 4
     assert "00000008 cannot be read" in caplog.text
@@ -506,6 +521,30 @@ def test_a_half_written_line_is_passed_over_and_spoils_no_other(tmp_path: Path) 
     assert [record["step"] for record in records(tmp_path / "run")] == [2, 4, 4]
 
 
+@pytest.mark.parametrize("there", ["a checkpoint", "measurements of others", "a record of others"])
+def test_a_run_takes_no_folder_that_holds_something_else_under_its_names(there: str, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    if there == "a checkpoint":
+        for _ in start(tmp_path / "run", 4):
+            pass
+        (folder,) = checkpoints(tmp_path / "run")
+    else:
+        folder.mkdir()
+        name = "metrics.jsonl" if there == "measurements of others" else "run.json"
+        (folder / name).write_text('{"mine": 1}')
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError, match="is no folder of a run, .* choose another"):
+        start(folder, 4)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_keeps_company_with_other_files(tmp_path: Path) -> None:
+    (tmp_path / "nohup.out").write_text("step 1")
+    for _ in start(tmp_path, 4):
+        pass
+    assert start(tmp_path, 4, resume=True).step == 4 and (tmp_path / "nohup.out").exists()
+
+
 def test_a_corrupt_record_of_the_run_is_named(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 4):
         pass
@@ -569,7 +608,7 @@ def test_a_loss_that_is_not_finite_stops_a_run_at_once_and_names_the_step(
 
 def test_a_run_that_diverges_before_its_first_checkpoint_does_not_send_anyone_to_one(tmp_path: Path) -> None:
     run = start(tmp_path / "run", 20)
-    with pytest.raises(FloatingPointError, match="diverged: in step 3 .*: start again, with another --seed"):
+    with pytest.raises(FloatingPointError, match="diverged: in step 3 .*: start again, with a lower --rate"):
         for step, _ in run:
             if step == 2:
                 next(run.networks.generator.parameters()).data[0] = torch.nan

@@ -173,8 +173,8 @@ def _load(path: Path, sha256: str) -> dict[str, Tensor]:
     digest = hashlib.sha256(content).hexdigest()
     if not digest.startswith(sha256):
         raise ValueError(
-            f"{path} is not the file of that name: its SHA-256 begins {digest[:8]}, not {sha256[:8]}; "
-            f"remove it, then download it again"
+            f"{path} is not what it should be: its SHA-256 begins {digest[:8]}, not {sha256[:8]}; "
+            f"give or download another file"
         )
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
@@ -191,6 +191,6 @@ def _download(url: str, path: Path) -> None:
     except (OSError, RuntimeError) as error:  # unreachable (URLError is an OSError), or another file came
         raise RuntimeError(
             f"Inception's weights are not at {path}, and {url} did not answer with them ({error}). "
-            f"Fetch that file where there is a network and put it there, or pass weights=FILE; or use "
-            f'open_features("efficientnet-lite0"), whose distance is not an FID'
+            f"Fetch that file where there is a network and put it there, or name it (--weights FILE); or choose the "
+            f"features efficientnet-lite0, whose distance is not an FID"
         ) from error

@@ -26,14 +26,23 @@ from sparsegen.training.loop import Networks, Progress, train
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import images as pictures
 from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
-from sparsegen.zoo.files import append_line, atomic_folder, atomic_write, read_lines, write_json
+from sparsegen.zoo.files import (
+    append_line,
+    atomic_folder,
+    atomic_write,
+    check_writable,
+    read_lines,
+    write_json,
+)
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.hardware import has_bfloat16
 from sparsegen.zoo.pretrained import find_checkpoint, load_weights, read_config, save_pretrained, save_weights
 from sparsegen.zoo.table1 import ModelSpec
 
 logger = logging.getLogger(__name__)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 STATE = "state.safetensors"
+FILES = ("run.json", "metrics.jsonl", "samples", "checkpoints", "best")  # of a run's folder
 KEPT = 2  # checkpoints: the last, and the one before it in case the last cannot be read
 
 
@@ -127,6 +136,29 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("[0-9]*"))
 
 
+def check_folder(folder: Path) -> None:
+    """Finds out before any work whether a run may be begun, or gone on with, in a folder.
+
+    Raises: OSError if nothing can be written there; FileExistsError if something is there that is named as a run's
+        files and is not of a run.
+    """
+    check_writable(folder / "run.json")
+    foreign = [name for name in FILES if (folder / name).exists()]
+    if foreign and not checkpoints(folder) and not _is_plan(folder / "run.json"):
+        raise FileExistsError(
+            f"{folder} has {', '.join(foreign)} and is no folder of a run, which would replace them: choose another "
+            f"folder"
+        )
+
+
+def _is_plan(path: Path) -> bool:
+    try:
+        plan = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(plan, dict) and {"model", "fingerprint"} <= plan.keys()
+
+
 Judge = Callable[[Generator], dict]
 
 
@@ -138,8 +170,8 @@ class Run:
         resume: Go on with the run in the folder; without a checkpoint there, it starts at step 0.
         device: See `find_device`.
 
-    Raises: ValueError if the folder holds another run, or one already and `resume` is not given. What is
-        refused leaves the folder as it was.
+    Raises: FileExistsError if the folder holds what is no run; ValueError if it holds another run, or one already
+        and `resume` is not given. What is refused leaves the folder as it was.
     """
 
     def __init__(
@@ -155,6 +187,7 @@ class Run:
         from accelerate import Accelerator
 
         self.folder, self.plan, self.schedule, self.judge = Path(folder), plan, schedule, judge
+        check_folder(self.folder)
         goes_on = bool(checkpoints(self.folder))
         origin = None if goes_on or not plan.start_from else find_checkpoint(plan.start_from)
         self.source = self._recorded_source(resume) if goes_on else origin and Source.of(origin)
@@ -287,15 +320,19 @@ class Run:
         for folder in reversed(checkpoints(self.folder)):
             try:
                 record = json.loads((folder / "run.json").read_text())
+                step, best = record["step"], record["best"]
+                if type(step) is not int or not (best is None or {"step", "distance"} <= best.keys()):
+                    raise ValueError(f"run.json holds {record!r}")
                 self.networks.load(load_file(folder / STATE))
                 break
-            except (OSError, ValueError, SafetensorError) as error:
-                logger.warning("%s cannot be read (%s): trying the checkpoint before it", folder, error)
+            except UNREADABLE as error:
+                reason = f"{type(error).__name__}: {error}"[:200]
+                logger.warning("%s cannot be read (%s): trying the checkpoint before it", folder, reason)
         else:
             raise ValueError(
                 f"none of the checkpoints in {self.folder} can be read: start anew in another folder"
             )
-        self.step, self.best = record["step"], record["best"]
+        self.step, self.best = step, best
 
     def _start_from(self, checkpoint: Path) -> None:
         try:
@@ -341,7 +378,8 @@ class Run:
         """What to do about a run that has diverged."""
         last = checkpoints(self.folder)
         again = f"start again from {last[-1]} (--from) in another folder" if last else "start again"
-        return f"{again}, with another --seed or with --precision no"
+        lower = f"a lower --rate than {self.plan.rate:g} or another --seed"
+        return f"{again}, with {lower}{' or --precision no' * (self.plan.precision != 'no')}"
 
     def _draw_samples(self) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"

@@ -56,10 +56,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         _flush(temporary)
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
-        if (number := _error_number(error)) is None:
+        if (number := _error_number(error)) is None and isinstance(error, SafetensorError):
             raise
-        reason = f"{os.strerror(number)}; nothing was written, a file that was there before is unchanged"
-        raise OSError(number, reason, str(path)) from error
+        kept = "nothing was written, a file that was there before is unchanged"
+        if number is None:  # numpy does not tell that of a full disk
+            raise OSError(f"{path}: {error}; {kept}") from error
+        raise OSError(number, f"{os.strerror(number)}; {kept}", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(target.parent)
@@ -135,7 +137,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Finds out before any work whether a file can be written at `path`.
+    """Finds out before any work whether a file can be written at `path`, or into it where it is a folder.
 
     Raises: OSError that names the path and what is wrong with it.
     """

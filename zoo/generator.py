@@ -109,12 +109,24 @@ class Generator(nn.Module):
 
         Raises: TypeError, ValueError, as `forward` does.
         """
-        if not isinstance(z, Tensor):
-            raise TypeError(f"z is a tensor, as torch.from_numpy(z) makes one; got {type(z).__name__}")
+        z = self._real("z", z)
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"z has the shape (B, {self.z_dim}); got {tuple(z.shape)}")
         self._check_labels(labels, z.shape[0])
-        return self.coder(z.to(self.dtype), None if labels is None else labels.long())
+        return self.coder(z, None if labels is None else labels.long())
+
+    def _real(self, name: str, values: object) -> Tensor:
+        """Returns a tensor as the generator's dtype.
+
+        Raises: TypeError if it is no tensor, or one of complex numbers or truth values.
+        """
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"{name} is a tensor, as torch.from_numpy({name}) makes one; got {type(values).__name__}"
+            )
+        if values.is_complex() or values.dtype == torch.bool:
+            raise TypeError(f"{name} is a tensor of real numbers, as {self.dtype}; got {values.dtype}")
+        return values.to(self.dtype)
 
     def _check_labels(self, labels: Tensor | None, count: int) -> None:
         noise.check_conditional(labels is not None, self.classes, self.class_names)
@@ -139,13 +151,17 @@ class Generator(nn.Module):
             bypass: Of a residual generator, when its Γ_L is given, see `bypass`; None adds nothing.
 
         Shape: Γ1 (B, C, H', W') -> image (B, 3, H, W) in [-1, 1].
-        Raises: ValueError if there is no code, or one of another shape, or a bypass where none goes around the code.
+        Raises: TypeError, ValueError if there is no code, or one of another type or shape, or a bypass where none
+            goes around the code.
         """
+        if not isinstance(codes, Tensor | Sequence):
+            raise TypeError(f"codes are a tensor, Γ1, or a sequence (Γ1, Γ2, …); got {type(codes).__name__}")
         codes = [codes] if isinstance(codes, Tensor) else list(codes)
         level = next((level for level, code in enumerate(codes, 1) if code is not None), None)
         if level is None or level > len(self.stages):
-            raise ValueError(f"codes hold one of Γ1 to Γ{len(self.stages)}, as a tensor; got {codes!r}")
-        code = codes[level - 1]
+            found = "none" if level is None else f"the first as Γ{level}"
+            raise ValueError(f"codes hold one of Γ1 to Γ{len(self.stages)}, as a tensor; got {found}")
+        code = self._real(f"Γ{level}", codes[level - 1])
         if code.ndim != 4 or tuple(code.shape[1:]) != self.code_shapes[level - 1]:
             expected = ", ".join(map(str, self.code_shapes[level - 1]))
             raise ValueError(f"Γ{level} has the shape (B, {expected}); got {tuple(code.shape)}")
@@ -154,7 +170,7 @@ class Generator(nn.Module):
                 raise ValueError(
                     f"the bypass goes around Γ{len(self.stages)}: leave it out where Γ{level} is given"
                 )
-            around = (len(code), *self.code_shapes[level - 2])
+            bypass, around = self._real("bypass", bypass), (len(code), *self.code_shapes[level - 2])
             if tuple(bypass.shape) != around:
                 raise ValueError(
                     f"the bypass of this Γ{level} has the shape {around}; got {tuple(bypass.shape)}"

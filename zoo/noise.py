@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -43,6 +43,8 @@ def z(count: int, z_dim: int, seed: int = 0, first: int = 0, truncation: float |
     Shape: float32 (count, z_dim).  Raises: TypeError, ValueError on a value out of range.
     """
     count, seed = check_count(count), check_seed(seed)
+    if truncation is not None and (isinstance(truncation, bool) or not isinstance(truncation, Real)):
+        raise TypeError(f"truncation bounds |z|: a number, or None for no bound; got {truncation!r}")
     if truncation is not None and not truncation >= 0.05:
         raise ValueError(f"truncation bounds |z|: at least 0.05, or None for no bound; got {truncation!r}")
     rows = np.empty((count, z_dim), np.float32)

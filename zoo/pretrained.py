@@ -1,10 +1,8 @@
 """Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
 from pathlib import Path
 
 import torch
@@ -13,25 +11,12 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sparsegen.zoo.bundled import COMPANIONS, CONFIG, GRAPH, MODELS, SYNTHESIS, WEIGHTS, list_models
+from sparsegen.zoo.config import FORMAT, LICENSE, read_entries
 from sparsegen.zoo.files import atomic_write, write_json
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.names import known_names
 from sparsegen.zoo.table1 import ARCHITECTURES, ModelSpec
 
-FORMAT, LICENSE = 1, "apache-2.0"
-ENTRIES = {  # of a config, besides its format
-    "model": str,
-    "architecture": str,
-    "regularizer": str,
-    "atoms": int,
-    "k": list,
-    "license": str,
-    "class_names": list,
-    "training": dict,
-    "evaluation": dict,
-}
-OPTIONAL = ("license", "class_names", "training", "evaluation")
-VERDICT = {"metric": str, "distance": Real}  # what an evaluation tells at least, if it tells anything
 FILES = [CONFIG, WEIGHTS, *COMPANIONS.values(), GRAPH, SYNTHESIS, "README.md"]  # of a model on the Hub
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
@@ -86,7 +71,7 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
 
 
 def read_config(folder: Path) -> dict:
-    """Reads a checkpoint's config.json, and checks that its entries are there, are of their types and agree.
+    """Reads a checkpoint's config.json, and checks that it is of a model that there is.
 
     Raises: FileNotFoundError, ValueError naming the file, the entry and what was expected.
     """
@@ -96,29 +81,15 @@ def read_config(folder: Path) -> dict:
         if models := [str(model) for model in models if (model / CONFIG).is_file()]:
             raise FileNotFoundError(f"{folder} is a training run: give a model in it, {' or '.join(models)}")
         pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES]
-        found = f"; {', '.join(pickles)} there is a pickle, which sparsegen does not open" if pickles else ""
-        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG}{found}")
+        if pickles:
+            raise FileNotFoundError(
+                f"{folder} is no checkpoint: it has no {CONFIG}; {', '.join(pickles)} there is a pickle, which "
+                f"sparsegen does not open"
+            )
+    config = read_entries(folder)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if type(version := config["format"]) is not int or version < 1:
-            raise ValueError(f"its format is {version!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not a sparsegen config ({error}); expected JSON with a format number"
-        ) from None
-    if version > FORMAT:
-        raise ValueError(
-            f"{path} has format {version}, this sparsegen reads up to {FORMAT}: upgrade sparsegen"
-        )
-    config = {"license": LICENSE, **config}
-    try:
-        _check_entries(config, ENTRIES, OPTIONAL)
-        if config.get("evaluation"):
-            _check_entries(config["evaluation"], VERDICT, within="evaluation.")
-        if not all(type(k) is int for k in config["k"]):
-            raise TypeError(f"k is a list of integers, one a projected level; got {config['k']!r}")
         names, classes = config.get("class_names", []), ARCHITECTURES[_spec(config).architecture].classes
-        if not all(isinstance(name, str) for name in names) or len(names) > classes:
+        if len(names) > classes:
             raise ValueError(
                 f"class_names are names of the {classes} classes, or of the first of them; got {names!r}"
             )
@@ -129,15 +100,6 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def _check_entries(entries: dict, kinds: dict, optional: Sequence[str] = (), within: str = "") -> None:
-    for name, kind in kinds.items():
-        if name not in entries:
-            if name not in optional:
-                raise ValueError(f"the entry {within}{name} is missing")
-        elif not isinstance(value := entries[name], kind) or isinstance(value, bool):
-            raise TypeError(f"{within}{name} is of type {kind.__name__}; got {value!r}")
-
-
 def _spec(config: dict) -> ModelSpec:
     return ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"], config["k"])
 
@@ -145,7 +107,7 @@ def _spec(config: dict) -> ModelSpec:
 def load_weights(network: nn.Module, path: Path) -> None:
     """Loads safetensors strictly into a network, as the network's dtype.
 
-    Raises: FileNotFoundError, ValueError naming the file and what was expected.
+    Raises: FileNotFoundError, ValueError naming the file and what was expected; also of weights that hold NaN.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: expected the weights as safetensors")
@@ -163,6 +125,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
         if tensor.shape != tensors[key].shape:
             found, expected = tuple(tensors[key].shape), tuple(tensor.shape)
             raise ValueError(f"{path} holds another width: {key} is {found}, expected {expected}")
+        if tensor.is_floating_point() != tensors[key].is_floating_point():
+            raise ValueError(f"{path} holds {key} as {tensors[key].dtype}; expected {tensor.dtype}")
+    if broken := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{path} holds NaN or infinity in {_some('tensors', broken)}, as after training that diverged: take an "
+            f"earlier checkpoint"
+        )
     network.load_state_dict(tensors)
 
 
@@ -178,20 +147,26 @@ def save_pretrained(
     Args:
         dtype: Of the stored weights; they are used as float32 whatever it is.
         training, evaluation: What the config tells of how the weights were made and measured; without either,
-            what the generator was opened with.
+            what the generator was opened with, but no measurement at another k than it has now.
+
+    Raises: TypeError unless `dtype` is a floating one; OSError if it cannot be written.
     """
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype is a floating one, as torch.float16; got {dtype}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"training": training, "evaluation": evaluation}
+    about, k = {"training": training, "evaluation": evaluation}, [dial.k for dial in generator.dials]
     if training is evaluation is None:
         about = {name: generator.config.get(name) for name in about}
+        if generator.config.get("k", k) != k:
+            about["evaluation"] = None
     config = {
         "format": FORMAT,
         "model": generator.spec.name,
         "architecture": generator.spec.architecture,
         "regularizer": generator.spec.regularizer,
         "atoms": generator.spec.atoms,
-        "k": [dial.k for dial in generator.dials],
+        "k": k,
         "license": generator.config.get("license", LICENSE),
         **({"class_names": list(generator.class_names)} if generator.class_names else {}),
         **{name: entry for name, entry in about.items() if entry is not None},
@@ -221,7 +196,8 @@ def save_weights(network: nn.Module, path: Path, dtype: torch.dtype) -> None:
 def upload(folder: Path, hub_id: str, private: bool = False, revision: str | None = None) -> str:
     """Pushes a checkpoint's folder, with a card made from its config, and returns the address of its page.
 
-    Raises: ValueError if the folder is no checkpoint, ConnectionError if the Hub does not take it.
+    Raises: FileNotFoundError, ValueError if the folder is no sound checkpoint, ConnectionError if the Hub does not
+        take it.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -229,6 +205,7 @@ def upload(folder: Path, hub_id: str, private: bool = False, revision: str | Non
 
     files = {name: folder / name for name in FILES if (folder / name).is_file()}
     files["README.md"] = model_card(read_config(folder)).encode()
+    from_pretrained(folder)  # so that nobody downloads what does not open
     hub = HfApi()
     with _one_sentence(f"the Hub did not take {hub_id!r}"):
         page = hub.create_repo(hub_id, private=private, exist_ok=True)
@@ -273,7 +250,8 @@ def _some(what: str, keys: list[str]) -> str:
 def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
-    with _one_sentence(f"the Hub did not give {hub_id!r}" + (f" at {revision!r}" if revision else "")):
+    missed = f"no folder {hub_id!r} here, and the Hub did not give it"
+    with _one_sentence(f"the Hub did not give {hub_id!r} at {revision!r}" if revision else missed):
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
         missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
         there = HfApi().list_repo_files(hub_id, revision=revision) if missing else []
@@ -324,7 +302,7 @@ def _why(error: Exception) -> str:
         errors.GatedRepoError: "it is gated: ask for access on its page, and log in (hf auth login)",
         errors.RepositoryNotFoundError: "no such model, or a private one and no login to it (hf auth login)",
         errors.RevisionNotFoundError: "it has no such branch, tag or commit",
-        TransportError: f"the connection failed ({error}): call again",
+        TransportError: f"the connection failed ({error}): call again where there is one",
     }
     for kind, reason in reasons.items():
         if isinstance(error, kind):

@@ -1,0 +1,77 @@
+"""What a checkpoint's config.json holds, read and checked without torch."""
+
+import json
+import math
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import NoReturn
+
+from sparsegen.zoo.bundled import CONFIG
+
+FORMAT, LICENSE = 1, "apache-2.0"
+ENTRIES = {  # besides the format
+    "model": str,
+    "architecture": str,
+    "regularizer": str,
+    "atoms": int,
+    "k": list,
+    "license": str,
+    "class_names": list,
+    "training": dict,
+    "evaluation": dict,
+}
+OPTIONAL = ("license", "class_names", "training", "evaluation")
+VERDICT = {"metric": str, "distance": Real}  # what an evaluation tells at least, if it tells anything
+
+
+def read_entries(folder: Path) -> dict:
+    """Reads a checkpoint's config.json, and checks that its entries are there and of their types.
+
+    Raises: FileNotFoundError, ValueError naming the file, the entry and what was expected.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+        if type(version := config["format"]) is not int or version < 1:
+            raise ValueError(f"its format is {version!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a sparsegen config ({error}); expected JSON with a format number"
+        ) from None
+    if version > FORMAT:
+        raise ValueError(
+            f"{path} has format {version}, this sparsegen reads up to {FORMAT}: upgrade sparsegen"
+        )
+    config = {"license": LICENSE, **config}
+    try:
+        _check(config, ENTRIES, OPTIONAL)
+        if config.get("evaluation"):
+            _check(config["evaluation"], VERDICT, within="evaluation.")
+        if not all(type(k) is int for k in config["k"]):
+            raise TypeError(f"k is a list of integers, one a projected level; got {config['k']!r}")
+        names = config.get("class_names", [])
+        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+            raise ValueError(f"class_names are names, each of another class; got {names!r}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return config
+
+
+def _check(entries: dict, kinds: dict, optional: Sequence[str] = (), within: str = "") -> None:
+    for name, kind in kinds.items():
+        if name not in entries:
+            if name not in optional:
+                raise ValueError(f"the entry {within}{name} is missing")
+        elif not isinstance(value := entries[name], kind) or isinstance(value, bool):
+            raise TypeError(f"{within}{name} is of type {kind.__name__}; got {value!r}")
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _no_number(text)

@@ -622,8 +622,14 @@ def _pace(run, metrics: dict) -> str:
 def _show(record: dict) -> None:
     table = Table(show_header=False, box=None)
     for name, value in record.items():
-        table.add_row(name, Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+        table.add_row(name, Text(_told(value)))
     out.print(table)
+
+
+def _told(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_told, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:

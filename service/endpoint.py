@@ -10,7 +10,6 @@ import asyncio
 import base64
 import io
 import logging
-import os
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -31,10 +30,10 @@ from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
 from sparsegen.service.uploads import UPLOAD, UploadRoom
 from sparsegen.zoo import images
+from sparsegen.zoo.restoration.settings import processors
 
 logger = logging.getLogger(__name__)
 
-ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 REFUSALS = {
     400: "The body is not JSON.",
     404: "There is no such model.",
@@ -54,13 +53,12 @@ IMAGES = {
         }
     },
 }
-BINARY = {"type": "string", "format": "binary"}
 DRAWN = {
     "description": "The images, in the format asked for.",
     "content": {
-        "image/png": {"schema": BINARY},
+        "image/png": {"schema": restoration.BINARY},
         "application/json": {"schema": IMAGES},
-        "application/octet-stream": {"schema": BINARY},
+        "application/octet-stream": {"schema": restoration.BINARY},
     },
 }
 LIMITS = {  # bytes of a body, where it is not BodyLimit's own
@@ -127,7 +125,7 @@ def create_app() -> FastAPI:
         responses={
             200: DRAWN,
             **{
-                status: {"description": meaning, "content": {"application/json": {"schema": ERROR}}}
+                status: restoration.described("application/json", restoration.ERROR, meaning)
                 for status, meaning in REFUSALS.items()
             },
         },
@@ -179,7 +177,7 @@ def create_batcher(models: Mapping[str, Model]) -> Batcher:
         image, _ = sampler.run(rows["z"], list(k) or None, codes=False, labels=labels)
         return images.to_uint8(image)
 
-    return Batcher(run, MAX_COUNT, workers=os.cpu_count() or 1, observe=sizes.observe)
+    return Batcher(run, MAX_COUNT, workers=processors(), observe=sizes.observe)
 
 
 app = create_app()

@@ -34,6 +34,10 @@ MAX_LOST = 3  # attempts that ended with their worker, after which a job is fail
 TELLING = 5.0  # seconds; a shorter job was mostly a start, and does not tell how long others take
 DRAFT = 600.0  # seconds after which a job whose submission did not end is removed
 FILES = ("image", "mask", "kernel")
+LIVE = ("waiting", "running")  # of the words for where a job is; the others are of ends
+ID = re.compile("[0-9a-f]{32}")
+UNHEARD = "There is no job {!r}: it never was, or ended more than a day ago."
+STORED_PIXELS = 2**31  # of pictures that lie here, which were checked before, or are our own
 SHELVES = ("jobs", "attempts", "ends", "workers", "blobs")
 UNKNOWN = {  # what a status says of an attempt before there is one
     "iteration": None,
@@ -206,7 +210,9 @@ class Store:
             )
 
     def status(self, job_id: str) -> dict | None:
-        """Where a job is, or None if there is none of this id."""
+        """Where a job is, or None if there is none of this id, whatever that is."""
+        if not ID.fullmatch(job_id):
+            return None
         job = self.jobs.get(job_id)  # before its end: a job goes only once that is written
         if (end := self.ends.get(job_id)) is not None:
             return _told(job_id, **_load(end))
@@ -238,7 +244,7 @@ class Store:
     def cancel(self, job_id: str) -> dict | None:
         """Ends a job unless it has ended, and returns its status; its worker stops within one iteration."""
         status = self.status(job_id)
-        if status is not None and status["status"] in ("waiting", "running"):
+        if status is not None and status["status"] in LIVE:
             self._end(job_id, "canceled", **{name: status[name] for name in (*UNKNOWN, "notes")})
             status = self.status(job_id)
         return status

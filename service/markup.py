@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsegen.service import xray
+from sparsegen.service.jobs import LIVE
 from sparsegen.zoo import images
 from sparsegen.zoo.dial import Dial
 
@@ -311,7 +312,7 @@ def progress(status: Mapping[str, Any]) -> str:
     fraction = 1 if name == "done" else status["fraction"] or 0
     parts = [
         f'<div class="state {name}" role="status"><b>{escape(heading)}</b><span>{left}</span></div>',
-        f'<div class="meter {name}" role="progressbar" aria-valuenow="{fraction:.0%}">'
+        f'<div class="meter {name}" role="progressbar" aria-valuenow="{100 * fraction:.0f}">'
         f'<i style="width:{fraction:.1%}"></i></div>',
     ]
     if name == "done":
@@ -321,7 +322,7 @@ def progress(status: Mapping[str, Any]) -> str:
         )
     parts += [_numbers(status), curve(status["history"], status["best_iteration"])]
     parts += [f'<p class="hint">{escape(note[:1].upper() + note[1:])}.</p>' for note in status["notes"]]
-    if name in ("waiting", "running"):
+    if name in LIVE:
         parts.append(
             f'<p class="hint">It goes on when you leave. <a href="#restore={job}">This address</a> finds it again, '
             "until a day after its end.</p>"

@@ -21,17 +21,38 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from sparsegen.service.job import Refused
-from sparsegen.service.jobs import FILES, Busy, NoWorker, Store, StoreError, StoreFull, open_store
+from sparsegen.service.jobs import (
+    FILES,
+    STORED_PIXELS,
+    UNHEARD,
+    Busy,
+    NoWorker,
+    Store,
+    StoreError,
+    StoreFull,
+    open_store,
+)
 from sparsegen.zoo.noise import MAX_SEED
+from sparsegen.zoo.restoration import pictures
 from sparsegen.zoo.restoration.damage import check_damage
 from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, TooLarge, read_picture
-from sparsegen.zoo.restoration.settings import KINDS, LOSSES, MAX_MEMBERS, PRESETS, SPARSITIES, Task
+from sparsegen.zoo.restoration.settings import (
+    FACTORS,
+    KINDS,
+    LOSSES,
+    MAX_ITERATIONS,
+    MAX_MEMBERS,
+    MAX_SIGMA,
+    PRESETS,
+    SPARSITIES,
+    Task,
+)
 
 logger = logging.getLogger(__name__)
 
 MAX_UPLOAD = 32 << 20
 MAX_PIXELS = 1_000_000  # of the picture that is computed: some minutes of a processor
-STORED_PIXELS = 2**31  # results are our own
+TILED = f"{pictures.MAX_PIXELS / 1e6:g} million"  # pixels, of the command line
 SCALARS = [field.name for field in fields(Task)]
 NUMBERS = {"density": float, "sigma": float, "seed": int, "iterations": int, "members": int, "by": int}
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "tiff": "image/tiff", "webp": "image/webp"}
@@ -69,21 +90,21 @@ FORM = {
             "description": "Of deblur: gaussian:SIGMA as text, or an image file of the kernel.",
             "anyOf": [{"type": "string", "pattern": "^gaussian:[0-9.]+$"}, BINARY],
         },
-        "kind": {"type": "string", "enum": list(KINDS), "default": "denoise"},
-        "preset": {"type": "string", "enum": list(PRESETS), "default": "fast"},
-        "regularizer": {"type": "string", "enum": list(SPARSITIES), "default": "l0_inf"},
+        "kind": {"type": "string", "enum": list(KINDS), "default": Task.kind},
+        "preset": {"type": "string", "enum": list(PRESETS), "default": Task.preset},
+        "regularizer": {"type": "string", "enum": list(SPARSITIES), "default": Task.regularizer},
         "density": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-        "sigma": {"type": "number", "minimum": 0, "maximum": 255},
-        "loss": {"type": "string", "enum": list(LOSSES), "default": "mse"},
-        "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": 0},
-        "iterations": {"type": "integer", "minimum": 1, "maximum": 100_000},
+        "sigma": {"type": "number", "minimum": 0, "maximum": MAX_SIGMA},
+        "loss": {"type": "string", "enum": list(LOSSES), "default": Task.loss},
+        "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": Task.seed},
+        "iterations": {"type": "integer", "minimum": 1, "maximum": MAX_ITERATIONS},
         "members": {"type": "integer", "minimum": 1, "maximum": MAX_MEMBERS},
-        "by": {"type": "integer", "enum": [2, 4]},
+        "by": {"type": "integer", "enum": list(FACTORS)},
     },
 }
 
 
-def _described(content: str, schema: dict, meaning: str) -> dict:
+def described(content: str, schema: dict, meaning: str) -> dict:
     return {"description": meaning, "content": {content: {"schema": schema}}}
 
 
@@ -93,11 +114,11 @@ def _answers(status: int, answer: dict, **refusals: str) -> dict[int | str, dict
         "503": "The jobs cannot be reached.",
         "default": "One sentence says what is wrong.",
     }
-    others = {key: _described("application/json", ERROR, meaning) for key, meaning in meanings.items()}
+    others = {key: described("application/json", ERROR, meaning) for key, meaning in meanings.items()}
     return {status: answer} | {int(key) if key.isdigit() else key: value for key, value in others.items()}
 
 
-STATE = _described("application/json", STATUS, "Where the job is.")
+STATE = described("application/json", STATUS, "Where the job is.")
 UNKNOWN = "There is no such job."
 
 
@@ -155,7 +176,7 @@ async def state(request: Request, job_id: str) -> JSONResponse:
     response_class=Response,
     responses=_answers(
         200,
-        _described("image/png", BINARY, "The picture as it is now."),
+        described("image/png", BINARY, "The picture as it is now."),
         **{"404": "There is no such job, or no picture yet."},
     ),
 )
@@ -249,20 +270,20 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[Task, l
     except (TypeError, ValueError) as error:
         raise Refused(422, str(error)[:300]) from None
     _check_files(task, files)
-    pictures = {name: _read(name, content) for name, content in files.items()}
-    image, scale = pictures["image"], task.by or 1
+    opened = {name: _read(name, content) for name, content in files.items()}
+    image, scale = opened["image"], task.by or 1
     height, width = (side * scale for side in image.pixels.shape[:2])
     if height * width > MAX_PIXELS:
         raise Refused(
             422,
             f"enlarged by {scale} the image has {width} x {height} pixels, and the limit over HTTP is {MAX_PIXELS:,}: "
-            f"cut a part out, or use the command line, which takes up to 12 million in tiles",
+            f"cut a part out, or use the command line, which takes up to {TILED} in tiles",
         )
     try:
-        check_damage(task, pictures.get("mask"), pictures.get("kernel"), image.pixels.shape[:2])
+        check_damage(task, opened.get("mask"), opened.get("kernel"), image.pixels.shape[:2])
     except ValueError as error:
         raise Refused(422, str(error)) from None
-    notes = [note for picture in pictures.values() for note in picture.notes]
+    notes = [note for picture in opened.values() for note in picture.notes]
     notes += [task.idle_sigma] if task.idle_sigma else []
     return task, notes, task.effort(height, width)
 
@@ -282,7 +303,7 @@ def _read(name: str, content: bytes) -> Picture:
     except ImportError as error:
         raise Refused(415, str(error)) from None
     except TooLarge as error:
-        raise Refused(400, f"{error}; the command line takes up to 12 million, in tiles") from None
+        raise Refused(400, f"{error}; the command line takes up to {TILED}, in tiles") from None
     except ValueError as error:
         raise Refused(400, str(error)) from None
 
@@ -332,13 +353,9 @@ def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
 
 async def _status(request: Request, job_id: str, ask: Callable[[Store], dict | None] | None = None) -> dict:
     """Raises: HTTPException 404 if there is no such job."""
-    status = None
-    if re.fullmatch("[0-9a-f]{32}", job_id):
-        status = await _with(request, ask or (lambda store: store.status(job_id)))
+    status = await _with(request, ask or (lambda store: store.status(job_id)))
     if status is None:
-        raise HTTPException(
-            404, f"there is no job {job_id[:40]!r}: it never was, or ended more than a day ago"
-        )
+        raise HTTPException(404, UNHEARD.format(job_id[:40]))
     return status
 
 

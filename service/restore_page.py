@@ -5,7 +5,6 @@ when the page is closed. The page asks how they are going, and shows pictures fr
 """
 
 import base64
-import re
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,16 +16,24 @@ from gradio.data_classes import FileData  # noqa: TID253
 
 from sparsegen.service import markup, restoration
 from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
-from sparsegen.service.jobs import Store, StoreError
+from sparsegen.service.jobs import LIVE, UNHEARD, Store, StoreError
 from sparsegen.service.restoration import MAX_PIXELS
 from sparsegen.zoo.restoration.pictures import Picture, read_picture
-from sparsegen.zoo.restoration.settings import LOSSES, MAX_MEMBERS, PRESETS, SPARSITIES
+from sparsegen.zoo.restoration.settings import (
+    FACTORS,
+    LOSSES,
+    MAX_BLUR,
+    MAX_MEMBERS,
+    MAX_SIGMA,
+    PRESETS,
+    SPARSITIES,
+    Task,
+)
 
 EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_examples.py
 KEEP_UPLOADS = 900  # seconds that a dropped file lies on the server, for a second start with other settings
 SWEEP_UPLOADS = (60, KEEP_UPLOADS)  # Gradio looks for older ones every minute
 ASK_EVERY = 1.5  # seconds
-LIVE = ("waiting", "running")
 INTRODUCTION = """A network that has seen nothing but your picture learns to draw it. Structure comes before noise,
 and its codes are kept **sparse**, so it is stopped at the right moment: that is a *sparse Deep Image Prior*. It
 takes some minutes of a processor."""
@@ -90,10 +97,11 @@ def tab(blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store]) -> None:
             kind = gr.Radio(list(KINDS.items()), value="denoise", label="What to do", elem_id="kind")
             with gr.Column(visible=False) as holes:
                 mask = dropped("Mask, white in the holes", "mask")
-            by = gr.Radio([("× 2", 2), ("× 4", 4)], value=2, label="How much", visible=False, elem_id="by")
+            factors = [(f"× {factor}", factor) for factor in FACTORS]
+            by = gr.Radio(factors, value=FACTORS[0], label="How much", visible=False, elem_id="by")
             blur = gr.Slider(
                 0.5,
-                10,
+                MAX_BLUR,
                 1.6,
                 step=0.1,
                 label="Blur: σ of a Gaussian, in pixels",
@@ -173,10 +181,10 @@ def settings() -> Settings:
     """Lays out the accordion of them."""
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         preset = gr.Dropdown(
-            [(PRESETS_SAID.get(name, name), name) for name in PRESETS], value="fast", label="Preset"
+            [(PRESETS_SAID.get(name, name), name) for name in PRESETS], value=Task.preset, label="Preset"
         )
         regularizer = gr.Dropdown(
-            list(SPARSITIES), value="l0_inf", label="Regularizer", info="What is asked of the codes."
+            list(SPARSITIES), value=Task.regularizer, label="Regularizer", info="What is asked of the codes."
         )
         members = gr.Dropdown(
             [("the preset's", 0), *range(1, MAX_MEMBERS + 1)],
@@ -190,12 +198,12 @@ def settings() -> Settings:
             label="Noise σ",
             info="In gray levels of 255; 0: estimate it.",
             minimum=0,
-            maximum=255,
+            maximum=MAX_SIGMA,
             elem_id="sigma",
         )
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER)
         loss = gr.Dropdown(
-            [(f"{name}: {meaning}", name) for name, meaning in LOSSES.items()], value="mse", label="Loss"
+            [(f"{name}: {meaning}", name) for name, meaning in LOSSES.items()], value=Task.loss, label="Loss"
         )
     return Settings(preset, regularizer, members, sigma, seed, loss)
 
@@ -263,8 +271,7 @@ class Handlers:
         except (StoreError, ValueError) as error:  # a sentence in place of a message at each tick
             return markup.notice(str(error)), gr.skip(), gr.Timer(active=True), gr.skip(), gr.skip()
         if status is None:
-            sentence = f"There is no job {job[:40]!r}: it never was, or ended more than a day ago."
-            return markup.notice(sentence), gr.skip(), *buttons(live=False)
+            return markup.notice(UNHEARD.format(job[:40])), gr.skip(), *buttons(live=False)
         # The number changes with the picture, so that the browser fetches each once.
         address = f"../restore/{job}/preview?{zlib.crc32(preview):08x}" if preview else None
         stage = gr.update(after=address) if address else gr.skip()
@@ -282,7 +289,7 @@ class Handlers:
         return gr.Tabs(selected="restore") if name == "restore" else gr.skip(), job
 
     def _status(self, job: object) -> dict | None:
-        return self.jobs().status(job) if re.fullmatch("[0-9a-f]{32}", str(job)) else None
+        return self.jobs().status(str(job))
 
 
 def buttons(live: bool) -> tuple[gr.Timer, dict, dict]:

@@ -11,11 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from sparsegen.service.jobs import BEAT_EVERY, Claim, Store, StoreError, open_store
+from sparsegen.service.jobs import BEAT_EVERY, STORED_PIXELS, Claim, Store, StoreError, open_store
 from sparsegen.zoo.restoration.pictures import Picture, read_picture
 from sparsegen.zoo.restoration.settings import Task, fair_threads
+
+if TYPE_CHECKING:
+    from sparsegen.zoo.restoration.restore import Outcome, TaskProgress
+
+    Callback = Callable[[TaskProgress], bool | None]
+    Run = Callable[[Task, Picture, Picture | None, Picture | None, Callback | None], Outcome]
 
 logger = logging.getLogger(__name__)
 
@@ -28,34 +34,6 @@ SWEEP_EVERY = 60.0
 CURVE = 200  # points
 PATIENCE = 10.0  # seconds to end in, once the server is gone
 READABLE = (ValueError, TypeError, ImportError, FloatingPointError)  # their sentences were written to be read
-STORED_PIXELS = 2**31  # what was checked when it was submitted is not to fail on a limit here
-
-
-class Progress(Protocol):
-    """What `run` tells of each iteration."""
-
-    iteration: int
-    statistic: float | None
-    best_iteration: int | None
-    fraction: float
-    seconds: float
-    seconds_left: float
-
-    def picture(self) -> Picture: ...
-
-
-class Outcome(Protocol):
-    """What `run` returns."""
-
-    picture: Picture
-    stopped_because: str
-    iterations: int
-    seconds: float
-
-
-Run = Callable[
-    [Task, Picture, Picture | None, Picture | None, Callable[[Progress], bool | None] | None], Outcome
-]
 
 
 class Curve:
@@ -63,11 +41,13 @@ class Curve:
 
     def __init__(self) -> None:
         self.points: list[tuple[int, float]] = []
-        self._stride, self._seen = 1, 0
+        self._stride, self._seen, self._last = 1, 0, None
 
     def add(self, iteration: int, statistic: float | None) -> None:
-        if statistic is None or not math.isfinite(statistic):
+        """Takes what was seen in an iteration; unless it changes, nobody has looked again."""
+        if statistic is None or not math.isfinite(statistic) or statistic == self._last:
             return
+        self._last = statistic
         if self._seen % self._stride == 0:
             self.points.append((iteration, float(statistic)))
             if len(self.points) > CURVE:
@@ -88,9 +68,8 @@ class Reporter:
         self.lost = self.left = False  # to another, or canceled; because the worker is to stop
         self._report_at = self._show_at = 0.0
 
-    def __call__(self, progress: Progress) -> bool:
-        if progress.statistic != (self.curve.points[-1][1] if self.curve.points else None):
-            self.curve.add(progress.iteration, progress.statistic)
+    def __call__(self, progress: "TaskProgress") -> bool:
+        self.curve.add(progress.iteration, progress.statistic)
         self.facts = {
             "iteration": progress.iteration,
             "fraction": round(progress.fraction, 4),
@@ -109,7 +88,7 @@ class Reporter:
             logger.warning("job %s goes on untold: %s", self.claim.id, error)
         return self.lost
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self, progress: "TaskProgress") -> None:
         now = time.monotonic()
         if now >= self._report_at:
             self._report_at = now + REPORT_EVERY
@@ -122,7 +101,7 @@ class Reporter:
 
 
 def work(
-    where: str | None = None, run: Run | None = None, once: bool = False, until_stdin_closes: bool = False
+    where: str | None = None, run: "Run | None" = None, once: bool = False, until_stdin_closes: bool = False
 ) -> int:
     """Does jobs until SIGINT or SIGTERM, which lets the present one wait again; returns the exit code 0.
 
@@ -162,7 +141,7 @@ def work(
     return 0
 
 
-def do(store: Store, claim: Claim, run: Run, stopped: list[int]) -> None:
+def do(store: Store, claim: Claim, run: "Run", stopped: list[int]) -> None:
     """Does one job, and tells the store how it ended.
 
     Raises: StoreError if that cannot be told.
@@ -260,8 +239,8 @@ def _restore(
     picture: Picture,
     mask: Picture | None,
     kernel: Picture | None,
-    callback: Callable[[Progress], bool | None] | None,
-) -> Outcome:
+    callback: "Callback | None",
+) -> "Outcome":
     import torch  # seconds and memory, for the first job to spend
 
     from sparsegen.zoo.restoration.restore import run

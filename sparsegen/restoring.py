@@ -38,7 +38,15 @@ from sparsegen.zoo.restoration.pictures import (
     check_suffix,
     read_picture,
 )
-from sparsegen.zoo.restoration.settings import MAX_WORKERS, SMALLEST, Task, fair_threads, processors
+from sparsegen.zoo.restoration.settings import (
+    MAX_THREADS,
+    MAX_TILE,
+    MAX_WORKERS,
+    SMALLEST,
+    Task,
+    fair_threads,
+    processors,
+)
 
 if TYPE_CHECKING:
     from sparsegen.reporting import AnyProgress
@@ -124,8 +132,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, low, high, meaning in (
-            ("threads", 1, 1024, "the CPU threads of a fit"),
-            ("tile", SMALLEST, 4096, "the side of a tile in pixels"),
+            ("threads", 1, MAX_THREADS, "the CPU threads of a fit"),
+            ("tile", SMALLEST, MAX_TILE, "the side of a tile in pixels"),
             ("workers", 1, MAX_WORKERS, "the processes that restore tiles"),
         ):
             if (value := getattr(self, name)) is not None:

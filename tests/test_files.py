@@ -148,6 +148,13 @@ except OSError as error:
     assert listing(tmp_path) == []
 
 
+def test_a_file_in_the_place_of_a_folder_is_told_by_the_name_that_was_asked_for(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(OSError, match="taken/a.png") as error, atomic_write(tmp_path / "taken" / "a.png"):
+        pass
+    assert ".tmp" not in str(error.value)
+
+
 def test_names_as_long_as_the_file_system_allows_can_be_written(tmp_path):
     path = tmp_path / ("ä" * 127)  # 254 bytes of the 255
     with atomic_write(path) as temporary:

@@ -548,6 +548,37 @@ def test_the_physics_of_deepinv_work_as_they_are(noise: str | None) -> None:
     assert result.image.shape == clean.shape
 
 
+def test_an_operator_may_keep_its_matrix_under_any_name() -> None:
+    """Only a method A is that of a deepinv physics; and nobody asks for the truth value of an operator."""
+
+    class Sensing:
+        def __init__(self) -> None:
+            self.A = torch.randn(30, 3 * 32 * 32, generator=torch.Generator().manual_seed(0)) / 55
+
+        def __call__(self, image: torch.Tensor) -> torch.Tensor:
+            return image.flatten(1) @ self.A.T
+
+        def __len__(self) -> int:
+            return 0
+
+    sensing = Sensing()
+    observation = sensing(torch.full((1, 3, 32, 32), 0.5))
+    result = sparsegen.restore(observation, sensing, shape=(3, 32, 32), iterations=3, stops=False)
+    assert result.image.shape == (1, 3, 32, 32)
+
+
+def test_what_the_holes_show_is_none_of_the_loss_whether_it_stops_or_not() -> None:
+    clean, known = clean_picture(), np.ones((64, 64), bool)
+    known[20:40, 20:40] = False
+    about = {"operator": Mask(known), "iterations": 3}
+    for stops in (True, False):
+        losses = [
+            sparsegen.restore(np.where(known[..., None], clean, shown), stops=stops, **about).history["loss"]
+            for shown in (np.float32(0), np.float32(1))
+        ]
+        np.testing.assert_array_equal(*losses)
+
+
 def test_the_paper_s_preset_is_the_original_s() -> None:
     paper = PRESETS["paper"]
     assert (paper.inputs, paper.jitter, paper.learning_rate) == (32, 1 / 30, 0.01)

@@ -618,6 +618,15 @@ TestLife.settings = settings(
 )
 
 
+def test_a_curve_has_what_was_seen_when_somebody_looked():
+    """In between a fit repeats its last verdict, also where the curve has passed over that."""
+    curve = Curve()
+    for iteration in range(1, 5001):
+        curve.add(iteration, float(iteration - iteration % 10))
+    (step,) = set(np.diff([iteration for iteration, _ in curve.points[1:]]))
+    assert step % 10 == 0 and all(iteration % 10 == 0 for iteration, _ in curve.points[1:])
+
+
 @given(count=st.integers(0, 3000))
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
 def test_a_curve_is_thinned_evenly_and_keeps_its_start(count):

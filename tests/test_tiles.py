@@ -168,6 +168,24 @@ def test_a_tile_with_little_around_its_hole_gets_more_of_its_neighborhood(fits: 
     assert np.abs(outcome.picture.pixels - picture.pixels).max() < 1e-6
 
 
+def test_what_a_mask_has_transparent_is_known_in_tiles_too(fits: list[tuple[Task, Picture]]) -> None:
+    """A stroke on a layer of its own, white all over, as image editors save it."""
+    picture, stroke = smooth(64, 176, noise=0.1), holes(64, 176, np.s_[20:30, 10:20])
+    mask = Picture(np.ones((64, 176, 1), np.float32), alpha=0.5 * stroke.pixels[..., 0])
+    run_tiled(Task.of(kind="inpaint"), picture, mask, tile=64, overlap=16)
+    ((task, _),) = fits  # the other tiles have no hole
+    assert task.kind == "inpaint"
+
+
+def test_a_kernel_that_is_larger_than_the_picture_is_refused_before_any_work(
+    fits: list[tuple[Task, Picture]],
+) -> None:
+    kernel = Picture(np.ones((31, 31, 1), np.float32))
+    with pytest.raises(ValueError, match="smaller than the blur kernel of 31 x 31"):
+        run_tiled(Task.of(kind="deblur", kernel="file"), smooth(20, 176), kernel=kernel, tile=64, overlap=16)
+    assert not fits
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [(np.s_[10:150, 10:150], r"only \d+ of \d+ pixels are known.*take larger tiles, of \d+,"),

@@ -50,11 +50,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = (target if target.is_file() else temporary).stat().st_mode
-        yield temporary
-        temporary.chmod(mode & 0o777)  # safetensors makes files that only their owner can read
-        _flush(temporary)
-        os.replace(temporary, target)
+        try:
+            mode = (target if target.is_file() else temporary).stat().st_mode
+            yield temporary
+            temporary.chmod(mode & 0o777)  # safetensors makes files that only their owner can read
+            _flush(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         if (number := _error_number(error)) is None and isinstance(error, SafetensorError):
             raise
@@ -62,8 +65,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if number is None:  # numpy does not tell that of a full disk
             raise OSError(f"{path}: {error}; {kept}") from error
         raise OSError(number, f"{os.strerror(number)}; {kept}", str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     _flush_folder(target.parent)
 
 

@@ -93,7 +93,7 @@ class Fit:
         shape: tuple[int, ...] | None = None,
     ) -> None:
         self.observation, self.preset, self.loss = observation, preset, loss
-        self.operator = operator or Identity()
+        self.operator = Identity() if operator is None else operator
         shape = tuple(shape or image_shape(self.operator, observation.shape)[1:])
         _check_operator(self.operator, shape, observation)
         watch_seed, starts = seeds(seed, preset.members)

@@ -17,6 +17,7 @@ from sparsegen.zoo.restoration.damage import (
     check_mask_size,
     gaussian_kernel,
 )
+from sparsegen.zoo.restoration.settings import FACTORS
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -54,7 +55,7 @@ class Downsample:
     """
 
     def __init__(self, by: int) -> None:
-        if by not in (2, 4):
+        if by not in FACTORS:
             raise ValueError(f"an image is enlarged by 2 or 4; got {by!r}")
         self.by = by
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from inspect import ismethod
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ class Restoration:
 
     Attributes:
         image: Of the type, the number of dimensions and the range of what was given.
-        history: A row each 10 iterations: iteration, loss, statistic (NaN where nothing watches), density (K,).
+        history: A row for the first, the last and each 10th iteration: iteration, loss, statistic (NaN where nothing
+            watches), density (K,).
         best_iteration: Whose average `image` is.
     """
 
@@ -107,7 +109,7 @@ def restore(
         device: Where to compute; None: where the tensor is, the CPU for arrays.
         stops: Whether to stop without the clean image, and take the best; None: as the preset does.
 
-    Raises: TypeError, ValueError before any work.
+    Raises: TypeError, ValueError before any work; FloatingPointError once the loss is not finite.
     """
     task = Task.of(
         preset=preset, regularizer=regularizer, density=density, sigma=sigma, loss=loss, seed=seed,
@@ -147,9 +149,8 @@ def run(
         mask: Of inpaint: white in the holes, gray at their rims, black elsewhere.
         kernel: Of deblur with a kernel from a file.
 
-    Raises: ValueError before any work.
+    Raises: ValueError before any work; FloatingPointError once the loss is not finite.
     """
-
     operator = make_operator(task, mask, kernel)
     kept = operator.known.numpy()[..., None] > 0 if isinstance(operator, Mask) and not task.sigma else None
 
@@ -191,11 +192,14 @@ def make_fit(
     preset, sparsity = preset or task.settings, SPARSITIES[task.regularizer]
     if task.density is not None:
         sparsity = replace(sparsity, density=task.density)
-    loss, operator = LOSS_FUNCTIONS[task.loss], operator or Identity()
+    loss, operator = LOSS_FUNCTIONS[task.loss], Identity() if operator is None else operator
     size = getattr(operator, "img_size", None)  # as some of deepinv's physics have it
     if shape is None and size is not None and len(size) == 3:
         shape = tuple(size)
-    operator = getattr(operator, "A", operator)  # deepinv's physics without the noise that calling it adds
+    if ismethod(forward := getattr(operator, "A", None)):
+        operator = forward  # deepinv's physics without the noise that calling it adds
+    if isinstance(operator, Mask):
+        observation = operator(observation)  # what the holes show is none of the loss
     watch = partial(make_watch, observation, operator, task) if preset.stops else None
     return Fit(observation, preset, sparsity, loss, operator, watch, task.seed, shape)
 

@@ -86,6 +86,7 @@ class Preset:
         snapshot_every: Iterations from one such state to the next.
         members: Hourglasses, each fitted by itself from its own start; the result is their mean.
         cost: Processor time that an hourglass takes for a pixel and an iteration, to that of the fast preset.
+        pixel_bytes: Of activations and gradients, that an hourglass takes for a pixel.
         swift: Compute in bfloat16 where the processor has it, channels last.
         stops: Whether it stops by itself, and returns the best it saw in place of the last.
     """
@@ -102,7 +103,10 @@ class Preset:
     members: int = 1
     swift: bool = True
     stops: bool = True
-    cost: float = field(default=1.0, repr=False)  # unlike the rest, of no influence on the result
+    cost: float = field(
+        default=1.0, repr=False
+    )  # unlike the rest, of no influence on the result, as is the next
+    pixel_bytes: float = field(default=1400, repr=False)
 
 
 PRESETS = {
@@ -116,6 +120,7 @@ PRESETS = {
         swift=False,
         stops=False,
         cost=8.5,  # benchmarks/dip.py, 128 x 128: the fast preset in bfloat16, this one in float32
+        pixel_bytes=12_000,  # reckoned from the channels, not measured
     ),
 }
 
@@ -147,7 +152,12 @@ KINDS = {
     "upscale": "enlarges by 2 or 4",
     "deblur": "undoes a known blur",
 }
+FACTORS = (2, 4)  # of upscale
+MAX_SIGMA = 255  # gray levels
+MAX_ITERATIONS = 100_000
 MAX_MEMBERS = 8
+MAX_THREADS = 1024
+MAX_TILE = 4096  # pixels of the result along a side
 MAX_WORKERS = 61  # Windows cannot wait for more processes
 SMALLEST = 64  # sides of the network's image, cut off from it: the coarsest code needs some pixels for its batch norm
 MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
@@ -195,7 +205,7 @@ class Task:
         check_seed(task.seed)
         if task.sigma is not None:
             _check_real(
-                "sigma", task.sigma, 0, 255, "the standard deviation of the noise in gray levels of 255"
+                "sigma", task.sigma, 0, MAX_SIGMA, "the standard deviation of the noise in gray levels of 255"
             )
         if task.density is not None:
             _check_real("density", task.density, 0, 1, "the share of non-zeros in a code")
@@ -204,10 +214,10 @@ class Task:
             if task.density == 0:
                 raise ValueError("density is above 0: a code without non-zeros holds no picture; got 0")
         if task.iterations is not None:
-            check_integer("iterations", task.iterations, 1, 100_000, "the end, unless it stops before")
+            check_integer("iterations", task.iterations, 1, MAX_ITERATIONS, "the end, unless it stops before")
         if task.members is not None:
             check_integer("members", task.members, 1, MAX_MEMBERS, "the hourglasses whose mean is the result")
-        if (task.by is not None) != (task.kind == "upscale") or task.by not in (None, 2, 4):
+        if (task.by is not None) != (task.kind == "upscale") or task.by not in (None, *FACTORS):
             raise ValueError(
                 f"by is 2 or 4 in upscale, and left out elsewhere; got {task.by!r} in {task.kind}"
             )

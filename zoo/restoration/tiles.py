@@ -28,6 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from sparsegen.zoo.noise import check_integer
+from sparsegen.zoo.restoration.damage import check_damage
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask, Operator
 from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture
 from sparsegen.zoo.restoration.restore import (
@@ -39,7 +40,14 @@ from sparsegen.zoo.restoration.restore import (
     to_pixels,
     to_tensor,
 )
-from sparsegen.zoo.restoration.settings import MAX_WORKERS, SMALLEST, Task, processors
+from sparsegen.zoo.restoration.settings import (
+    MAX_THREADS,
+    MAX_TILE,
+    MAX_WORKERS,
+    SMALLEST,
+    Task,
+    processors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +61,6 @@ LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the 
 # Measured on an AMD EPYC with bfloat16, by the peak resident memory of a process.
 WORKER_BYTES = 850e6  # torch, its kernels and the just-in-time compiler
 MANAGER_BYTES = 50e6
-# Activations and gradients per pixel of an hourglass; that of "paper" is reckoned from its channels, not measured.
-PIXEL_BYTES = {"fast": 1400, "paper": 12_000}
 
 
 @dataclass(frozen=True)
@@ -335,15 +341,16 @@ def estimate(
     for all of them.
     """
     _check_workers(workers, threads)
-    jobs = [job for job in _jobs(task, picture, mask, kernel, tile, overlap) if not job.idle]
+    tiles = _jobs(task, picture, mask, kernel, tile, overlap)
+    jobs = [job for job in tiles if not job.idle]
     largest = max(jobs, key=lambda job: job.pixels)
-    if len(jobs) == 1:
+    if len(tiles) == 1:
         threads = torch.get_num_threads()  # `run` takes what this process has
     with _thread(threads) as executor:
         seconds = executor.submit(_expected_seconds, largest).result() / largest.pixels
     abreast = min(workers, len(jobs), max(1, processors() // threads))
     seconds *= sum(job.pixels for job in jobs) / abreast
-    fit = PIXEL_BYTES[task.preset] * largest.pixels * min(task.settings.members, threads)
+    fit = task.settings.pixel_bytes * largest.pixels * min(task.settings.members, threads)
     # the picture, the sum of the tiles, their composition and its clipped copy
     memory = WORKER_BYTES + picture.pixels.nbytes * (1 + 3 * largest.by**2)
     workers = min(workers, len(jobs))
@@ -561,11 +568,12 @@ def _jobs(
 ) -> list[_Job]:
     """Cuts a task into those of its tiles; checks everything that can be checked before any work."""
     height, width = picture.pixels.shape[:2]
+    check_damage(task, mask, kernel, (height, width))
     by, operator = task.by or 1, make_operator(task, mask, kernel)
-    if isinstance(operator, Mask):
-        operator(torch.zeros(1, 1, height, width))  # raises unless it has the size of the picture
     tiles = plan(height, width, *_sides(height, width, by, _reach(operator), tile, overlap))
     known = operator.known.numpy() > 0 if isinstance(operator, Mask) and len(tiles) > 1 else None
+    if known is not None:  # with what is transparent, which a tile cannot tell
+        mask = Picture((~known).astype(np.float32)[..., None])
     wanted = 0 if known is None else min(LEAST_SHARE, known.mean() / 2)  # a mask may be sparse everywhere
     jobs = []
     for index, place in enumerate(tiles):
@@ -604,7 +612,7 @@ def _job(
 def _sides(height: int, width: int, by: int, reach: int, tile: int | None, overlap: int) -> tuple[int, int]:
     """Tile and overlap in pixels of the observation, without margins."""
     meaning = "the longest side of a tile, in pixels of the result"
-    side = TILE if tile is None else check_integer("tile", tile, SMALLEST, 4096, meaning)
+    side = TILE if tile is None else check_integer("tile", tile, SMALLEST, MAX_TILE, meaning)
     check_integer("overlap", overlap, 0, side // 3, f"what tiles of {side} pixels share")
     if tile is None and height * width * by**2 <= WHOLE:
         return max(height, width), 0
@@ -685,4 +693,4 @@ def _expected_seconds(job: _Job) -> float:
 
 def _check_workers(workers: int, threads: int) -> None:
     check_integer("workers", workers, 1, MAX_WORKERS, "the number of processes")
-    check_integer("threads", threads, 1, 1024, "the number of threads of each worker")
+    check_integer("threads", threads, 1, MAX_THREADS, "the number of threads of each worker")

@@ -16,9 +16,9 @@ import torch
 import typer
 
 import sparsegen
-from sparsegen.__main__ import progress
+from sparsegen.__main__ import progress, reference
 from sparsegen.training.data import open_images
-from sparsegen.training.evaluation import evaluate, reference_statistics
+from sparsegen.training.evaluation import evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.metrics import frechet_distance
 from sparsegen.zoo.bundled import MODELS
@@ -49,10 +49,7 @@ def main(
     """Measures what has no record yet."""
     torch.set_num_threads(threads)
     images, features = open_images(data), open_features()
-    with progress("reference statistics", len(images)) as show:
-        reference = reference_statistics(
-            images.numpy(), images.fingerprint, features, progress=lambda done, _: show(done)
-        )
+    real = reference(images, features)
     protocol = {"count": count, "seed": seed, "metric": features.metric, "reference": images.fingerprint}
     for name in models.split(",") if models else sparsegen.list_models():
         generator = sparsegen.from_pretrained(name)
@@ -64,18 +61,15 @@ def main(
             generator.set_k(turned(trained, factor))
             with progress(f"{name} at {factor:g} k", count) as show:
                 verdict = evaluate(
-                    generator, reference, features, count, seed, progress=lambda done, _: show(done)
+                    generator, real, features, count, seed, progress=lambda done, _: show(done)
                 )
             append_line(records, about | {"k": [dial.k for dial in generator.dials]} | asdict(verdict))
     if test:
         others = open_images(test)
         about = protocol | {"model": REAL, "steps": 0, "factor": 1.0, "count": len(others), "seed": 0}
         if not is_done(records, about):
-            with progress(REAL, len(others)) as show:
-                found = reference_statistics(
-                    others.numpy(), others.fingerprint, features, progress=lambda done, _: show(done)
-                )
-            append_line(records, about | {"k": [], "distance": frechet_distance(found, reference)})
+            distance = frechet_distance(reference(others, features), real)
+            append_line(records, about | {"k": [], "distance": distance})
 
 
 def turned(dials: tuple[Dial, ...], factor: float) -> tuple[int, ...]:

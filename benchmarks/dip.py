@@ -35,7 +35,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.table3 import PAST, WATCHED, circumstances, crop, follow, observe, psnr, tensor
+from benchmarks.machine import circumstances
+from benchmarks.table3 import PAST, WATCHED, crop, follow, observe, psnr, tensor
 from sparsegen.__main__ import progress
 from sparsegen.zoo.files import append_line, atomic_write, read_lines
 from sparsegen.zoo.hardware import has_bfloat16

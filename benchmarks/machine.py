@@ -1,14 +1,26 @@
 """What a measurement was made on."""
 
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
 
 
 def processor() -> str:
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if "model name" in line] if info.is_file() else []
     return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
+
+
+def circumstances() -> dict:
+    """When and where a record was made."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": f"{processor()}, {torch.get_num_threads()} thread",
+        "torch": torch.__version__,
+    }
 
 
 def versions() -> dict[str, str]:

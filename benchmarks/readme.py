@@ -49,7 +49,7 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def speed() -> str:
     rows = []
-    for record in read_lines(ROOT / "benchmarks/records/dip.jsonl"):
+    for record in read_lines(dip.RECORDS):
         theirs, mine = record["original"], record["fast"]
         to_goal, used, _ = dip.ratios(record)
         rows.append((

@@ -13,7 +13,6 @@ them it was trained on. `sparsegen reproduce table1` prints them beside the pape
 
 from collections import defaultdict
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, NamedTuple
@@ -24,11 +23,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import processor
-from sparsegen.__main__ import progress
+from benchmarks.machine import circumstances
+from sparsegen.__main__ import progress, reference
 from sparsegen.tables import RECORDS, read_records
 from sparsegen.training.data import Images, open_images
-from sparsegen.training.evaluation import evaluate, reference_statistics
+from sparsegen.training.evaluation import evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.recipes import recipe_of
 from sparsegen.training.run import Plan, Run, Schedule
@@ -110,10 +109,7 @@ def main(
         precision = precision or ("bf16" if has_bfloat16("cpu") else "no")
         images = open_images(data)
         features = open_features()
-        with progress("reference statistics", len(images)) as show:
-            reference = reference_statistics(
-                images.numpy(), images.fingerprint, features, progress=lambda done, _: show(done)
-            )
+        real = reference(images, features)
         budgets = [float(text) for text in densities.split(",")] if densities else [None]
         cells = dict.fromkeys(  # two budgets may give one cell, and a list may name one twice
             (seed, share, cell(row, column, atoms, budget))
@@ -142,7 +138,7 @@ def main(
             k = "_".join(map(str, spec.k))
             part += f"-rate{protocol['rate']:g}" if protocol["rate"] != 1 else ""
             name = f"{spec.name}-k{k}-{protocol['steps']}-{precision}-seed{seed}{part}"
-            record = {**about, **measure(spec, images, reference, features, protocol, count, runs / name)}
+            record = {**about, **measure(spec, images, real, features, protocol, count, runs / name)}
             records.parent.mkdir(parents=True, exist_ok=True)
             append_line(records, record)
     show_table(read_records(records))
@@ -158,7 +154,7 @@ def cell(row: str, column: str, atoms: int | None, density: float | None) -> Mod
 
 
 def measure(
-    spec: ModelSpec, images: Images, reference, features, protocol: dict, count: int, folder: Path
+    spec: ModelSpec, images: Images, real, features, protocol: dict, count: int, folder: Path
 ) -> dict:
     """Trains one cell, or what is left of it, and measures it."""
     steps = protocol["steps"]
@@ -194,17 +190,13 @@ def measure(
                 run.save()
                 raise typer.Exit(130)
     with progress(f"{spec.name} seed {plan.seed}: distance", count) as show:
-        verdict = evaluate(
-            run.networks.averaged, reference, features, count, progress=lambda done, _: show(done)
-        )
+        verdict = evaluate(run.networks.averaged, real, features, count, progress=lambda done, _: show(done))
     return {
         **asdict(verdict),
         "seed": plan.seed,
         "sample_seed": verdict.seed,
         "train_images_per_second": round(float(np.median(rates)), 1) if rates else None,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{processor()}, {torch.get_num_threads()} thread",
-        "torch": torch.__version__,
+        **circumstances(),
     }
 
 

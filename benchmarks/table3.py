@@ -16,7 +16,6 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from time import process_time
 from typing import Annotated
@@ -27,7 +26,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.machine import processor
+from benchmarks.machine import circumstances
 from sparsegen.__main__ import progress
 from sparsegen.tables import RECORDS, show_table3
 from sparsegen.zoo.files import append_line, read_lines
@@ -238,15 +237,6 @@ def cells(
                             "image": name, "size": size, "noise": noise, "preset": preset,
                             "regularizer": regularizer, "density": density if own.unit else None, "seed": seed,
                         }  # fmt: skip
-
-
-def circumstances() -> dict:
-    """When and where a record was made."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{processor()}, {torch.get_num_threads()} thread",
-        "torch": torch.__version__,
-    }
 
 
 def key(record: dict) -> tuple:

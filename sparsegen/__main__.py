@@ -320,7 +320,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measures a model: Fréchet distance to real images, density of its codes, samples a second."""
-    from sparsegen.training.evaluation import evaluate, reference_statistics
+    from sparsegen.training.evaluation import evaluate
     from sparsegen.training.features import open_features
     from sparsegen.zoo import noise
     from sparsegen.zoo.bundled import CONFIG
@@ -343,9 +343,9 @@ def evaluate(
         raise ValueError("--record writes the figures of a model as it is: leave --k out, or --record")
     network = open_features(features, weights)
     images = _open(data)
-    reference = _reference(images, network, reference_statistics)
+    real = reference(images, network)
     with progress(f"{model}: {network.metric}", count) as show:
-        verdict = evaluate(generator, reference, network, count, seed, progress=lambda done, _: show(done))
+        verdict = evaluate(generator, real, network, count, seed, progress=lambda done, _: show(done))
     figures = {"k": [dial.k for dial in generator.dials], "data": Path(images.name).name, **asdict(verdict)}
     _show({"model": model, **figures})
     if out_path:
@@ -575,7 +575,10 @@ def _open(data: str, limit: int | None = None):
         return open_images(data, limit=limit, progress=lambda done, total: show(done, total=total))
 
 
-def _reference(images, network, reference_statistics):
+def reference(images, network):
+    """The statistics of the features of real images, computed with a bar unless they are in the cache."""
+    from sparsegen.training.evaluation import reference_statistics
+
     with progress(f"reference statistics of {images.name}", len(images)) as show:
         return reference_statistics(
             images.numpy(), images.fingerprint, network, progress=lambda done, _: show(done)
@@ -584,12 +587,12 @@ def _reference(images, network, reference_statistics):
 
 def _judge(images, count: int, device: str, progress: Callable[[int, int], None]):
     """Measures the Fréchet distance of a fixed draw, to pick the best checkpoint by."""
-    from sparsegen.training.evaluation import evaluate, reference_statistics
+    from sparsegen.training.evaluation import evaluate
     from sparsegen.training.features import open_features
 
     network = open_features(device=device)
-    reference = _reference(images, network, reference_statistics)
-    return lambda generator: asdict(evaluate(generator, reference, network, count, progress=progress))
+    real = reference(images, network)
+    return lambda generator: asdict(evaluate(generator, real, network, count, progress=progress))
 
 
 def _follow(run, interrupted: Callable[[], bool], show: Callable[[int, str], None]) -> None:

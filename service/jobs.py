@@ -332,13 +332,13 @@ class Store:
 
     # What both do.
 
-    def sweep(self, keep: float = KEEP) -> None:
-        """Removes what ended `keep` seconds ago, and what a kill left behind."""
+    def sweep(self) -> None:
+        """Removes what ended KEEP seconds ago, and what a kill left behind."""
         now, attempts = self.clock(), self.attempts.all()
         jobs = {job_id: _load(job) for job_id, job in self.jobs.all().items()}
         ends = {job_id: _load(end) for job_id, end in self.ends.all().items()}
         for job_id, end in ends.items():
-            if now - end["at"] >= keep:
+            if now - end["at"] >= KEEP:
                 numbers = range(1, end["attempts"] + 1)
                 self.blobs.delete(
                     *(f"{job_id}:{what}:{n}" for n in numbers for what in ("result", "preview"))

@@ -185,7 +185,7 @@ async def preview(request: Request, job_id: str) -> Response:
     status = await _status(request, job_id)
     content = await _with(request, lambda store: store.preview(job_id))
     if content is None:
-        _check_not_over(status)
+        _check_result_possible(status)
         raise HTTPException(404, "there is no picture yet: ask again in a moment", {"retry-after": "2"})
     return Response(content, media_type="image/png", headers={"cache-control": "no-store"})
 
@@ -217,7 +217,7 @@ async def result(request: Request, job_id: str) -> Response:
     if form not in FORMATS:
         raise Refused(422, f"format is one of {', '.join(FORMATS)}; got {form[:60]!r}")
     status = await _status(request, job_id)
-    _check_not_over(status)
+    _check_result_possible(status)
     content = await _with(request, lambda store: store.result(job_id)) if status["status"] == "done" else None
     if content is None:
         left = status["seconds_left"]
@@ -359,7 +359,7 @@ async def _status(request: Request, job_id: str, ask: Callable[[Store], dict | N
     return status
 
 
-def _check_not_over(status: dict) -> None:
+def _check_result_possible(status: dict) -> None:
     if status["status"] in ("failed", "canceled"):
         reason = f": {status['error']}" if status["error"] else ""
         raise HTTPException(410, f"the job is {status['status']}, so it has no result{reason}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsegen.zoo.restoration.damage import LEAST_KNOWN
 from sparsegen.zoo.restoration.operators import Blur
 from sparsegen.zoo.restoration.settings import typical_iterations
 
@@ -94,7 +95,7 @@ class HeldOut:
     Raises: ValueError if too little is known to keep some of it back.
     """
 
-    share, least = 0.02, 10
+    share, least = 0.02, LEAST_KNOWN // 2
     wait = 0.3  # Choice: the few pixels are a noisier judge than fitted noise is
     typical = math.inf  # it has seldom stopped before the last iteration
 

@@ -55,7 +55,7 @@ WHOLE = 512 * 512  # pixels of the result up to which a picture is fitted as a w
 TILE, OVERLAP = 256, 32  # pixels of the result along a side
 WAIT = 0.2  # seconds between two looks at the workers
 REPORT_EVERY = 1.0  # seconds between two reports of a worker, each with its image
-LEAST_KNOWN = 500  # pixels: of these the watch keeps ten back, with fewer it would judge by chance
+LEAST_AROUND = 500  # pixels: of these the watch keeps ten back, with fewer it would judge by chance
 LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the whole picture's share
 
 # Measured on an AMD EPYC with bfloat16, by the peak resident memory of a process.
@@ -640,12 +640,12 @@ def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
     side = max(tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start)
     for margin in range(0, side // 2 + 1, side // 8):
         around = known[tile.grown(margin, *known.shape)]
-        if around.sum() >= max(LEAST_KNOWN, wanted * around.size):
+        if around.sum() >= max(LEAST_AROUND, wanted * around.size):
             return margin
     raise ValueError(
         f"a hole is too large for its tile: around row {tile.rows.start}, column {tile.columns.start} only "
         f"{around.sum()} of {around.size} pixels are known, and at least "
-        f"{max(LEAST_KNOWN, round(wanted * around.size))} are needed: take larger tiles, of {2 * side}, or scale "
+        f"{max(LEAST_AROUND, round(wanted * around.size))} are needed: take larger tiles, of {2 * side}, or scale "
         f"the picture down"
     )
 

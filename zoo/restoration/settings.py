@@ -103,9 +103,8 @@ class Preset:
     members: int = 1
     swift: bool = True
     stops: bool = True
-    cost: float = field(
-        default=1.0, repr=False
-    )  # unlike the rest, of no influence on the result, as is the next
+    # Of no influence on the result, so they are left out of what campaigns know their records by.
+    cost: float = field(default=1.0, repr=False)
     pixel_bytes: float = field(default=1400, repr=False)
 
 

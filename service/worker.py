@@ -18,10 +18,10 @@ from sparsegen.zoo.restoration.pictures import Picture, read_picture
 from sparsegen.zoo.restoration.settings import Task, fair_threads
 
 if TYPE_CHECKING:
-    from sparsegen.zoo.restoration.restore import Outcome, TaskProgress
+    from sparsegen.zoo.restoration.restore import Restoration, TaskProgress
 
     Callback = Callable[[TaskProgress], bool | None]
-    Run = Callable[[Task, Picture, Picture | None, Picture | None, Callback | None], Outcome]
+    Run = Callable[[Task, Picture, Picture | None, Picture | None, Callback | None], Restoration[Picture]]
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def do(store: Store, claim: Claim, run: "Run", stopped: list[int]) -> None:
                 "seconds": round(outcome.seconds, 2),
                 "stopped_because": outcome.stopped_because,
             }
-            result = outcome.picture.encode(".png")
+            result = outcome.image.encode(".png")
             _insist(lambda: store.finish(claim, result, facts), stopped)
     except StoreError:
         raise
@@ -240,7 +240,7 @@ def _restore(
     mask: Picture | None,
     kernel: Picture | None,
     callback: "Callback | None",
-) -> "Outcome":
+) -> "Restoration[Picture]":
     import torch  # seconds and memory, for the first job to spend
 
     from sparsegen.zoo.restoration.restore import run

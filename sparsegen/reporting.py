@@ -21,7 +21,7 @@ from sparsegen.zoo.files import atomic_write
 from sparsegen.zoo.restoration.pictures import Picture, from_array, write_picture
 
 if TYPE_CHECKING:
-    from sparsegen.zoo.restoration.restore import Outcome, TaskProgress
+    from sparsegen.zoo.restoration.restore import Restoration, TaskProgress
     from sparsegen.zoo.restoration.tiles import TiledProgress
 
     AnyProgress = TaskProgress | TiledProgress
@@ -139,7 +139,7 @@ def save(path: Path, picture: Picture) -> tuple[Path, list[str]]:
     return place, [f"{problem}; the restored picture is kept in {place}"]
 
 
-def write_history(path: Path, outcome: "Outcome") -> None:
+def write_history(path: Path, outcome: "Restoration[Picture]") -> None:
     """Writes the statistic, loss and density of each look, as a table or as a curve."""
     if path.suffix.lower() == ".png":
         from sparsegen.zoo import plots

@@ -50,7 +50,7 @@ from sparsegen.zoo.restoration.settings import (
 
 if TYPE_CHECKING:
     from sparsegen.reporting import AnyProgress
-    from sparsegen.zoo.restoration.restore import Outcome
+    from sparsegen.zoo.restoration.restore import Restoration
 
 app = typer.Typer()
 OF_A_PICTURE = (OSError, ValueError, RuntimeError, FloatingPointError, ImportError)  # others can go on
@@ -477,9 +477,9 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
     except Unfinished as error:  # what is done is not to be lost
         outcome, failures = error.outcome, [str(error)]
     stopped = interrupted()  # now, since a signal may come while the result is written
-    place, problems = save(job.out, outcome.picture)
+    place, problems = save(job.out, outcome.image)
     problems = failures + problems
-    pair = (enlarged(picture, outcome.picture), outcome.picture, *([work.clean] if work.clean else []))
+    pair = (enlarged(picture, outcome.image), outcome.image, *([work.clean] if work.clean else []))
     extras = (
         (job.history, lambda path: write_history(path, outcome)),
         (job.compare, lambda path: write_side_by_side(path, pair)),
@@ -504,7 +504,9 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
         raise OSError("; ".join(problems))
 
 
-def fit_one(job: Job, work: Work, picture: Picture, interrupted: Callable[[], bool]) -> "Outcome":
+def fit_one(
+    job: Job, work: Work, picture: Picture, interrupted: Callable[[], bool]
+) -> "Restoration[Picture]":
     """Does the work, and shows how far it is."""
     total = work.task.settings.iterations
     preview = Preview(job.preview) if job.preview else None
@@ -523,7 +525,7 @@ def fit_one(job: Job, work: Work, picture: Picture, interrupted: Callable[[], bo
             preview.remove()
 
 
-def run(work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]") -> "Outcome":
+def run(work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]") -> "Restoration[Picture]":
     """Does the work on one picture, in tiles where it is large.
 
     Choice: a process per core, but no more than four by default, since each takes a gigabyte. What tiles become

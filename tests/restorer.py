@@ -55,7 +55,7 @@ class Progress:
 
 @dataclass
 class Outcome:
-    picture: Picture
+    image: Picture
     stopped_because: str
     iterations: int
     seconds: float

@@ -452,7 +452,7 @@ def test_a_task_does_what_restore_does() -> None:
         Task.of(sigma=25, iterations=20), from_array(noisy), callback=lambda p: pictures.append(p.picture())
     )
     expected = sparsegen.restore(noisy, sigma=25, iterations=20)
-    assert np.array_equal(outcome.picture.pixels, expected.image)
+    assert np.array_equal(outcome.image.pixels, expected.image)
     assert np.array_equal(pictures[-1].pixels, expected.image) and len(pictures) == 20
     assert np.array_equal(outcome.history, expected.history)
 
@@ -465,10 +465,10 @@ def test_a_mask_is_white_in_the_holes_and_gray_at_their_rims() -> None:
     known = mask < 0.05
     damaged = np.where(known[..., None], clean, 0).astype(np.float32)
     outcome = run(Task.of(kind="inpaint", iterations=150), from_array(damaged), mask=from_array(mask))
-    assert psnr(outcome.picture.pixels[20:30, 20:40], clean[20:30, 20:40]) > 20
-    assert np.array_equal(outcome.picture.pixels[known], damaged[known])  # what is known stays
+    assert psnr(outcome.image.pixels[20:30, 20:40], clean[20:30, 20:40]) > 20
+    assert np.array_equal(outcome.image.pixels[known], damaged[known])  # what is known stays
     noisy = run(Task.of(kind="inpaint", sigma=5, iterations=2), from_array(damaged), mask=from_array(mask))
-    assert not np.array_equal(noisy.picture.pixels[known], damaged[known])
+    assert not np.array_equal(noisy.image.pixels[known], damaged[known])
 
 
 def test_python_keeps_known_pixels_as_the_task_does() -> None:
@@ -479,7 +479,7 @@ def test_python_keeps_known_pixels_as_the_task_does() -> None:
     for image in (damaged, tensor(damaged)):
         restored = sparsegen.restore(image, Mask(known), iterations=3).image
         pixels = restored if image is damaged else to_pixels(restored)
-        assert np.array_equal(pixels, outcome.picture.pixels)
+        assert np.array_equal(pixels, outcome.image.pixels)
     noisy = sparsegen.restore(damaged, Mask(known), iterations=3, sigma=5).image
     assert not np.array_equal(noisy[known], damaged[known])
 
@@ -523,9 +523,9 @@ def test_the_order_of_bytes_makes_no_difference() -> None:
 def test_pictures_of_16_bits_come_back_with_them() -> None:
     deep = (clean_picture() * 65535).astype(np.uint16)
     outcome = run(Task.of(iterations=2), from_array(deep))
-    again = read_picture(outcome.picture.encode(".png"))
+    again = read_picture(outcome.image.encode(".png"))
     assert again.depth == 16
-    assert np.allclose(again.pixels, outcome.picture.pixels, atol=1 / 65535)
+    assert np.allclose(again.pixels, outcome.image.pixels, atol=1 / 65535)
 
 
 @pytest.mark.parametrize("noise", [None, "gaussian"])

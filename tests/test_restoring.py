@@ -78,7 +78,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def expected(folder: Path, *others: Picture | None, **task: object) -> Picture:
-    return restore.run(Task.of(**task), read_picture(folder / "noisy.png"), *others).picture
+    return restore.run(Task.of(**task), read_picture(folder / "noisy.png"), *others).image
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_tiled_picture_is_that_of_run_tiled(
                      "--history", folder / "h.csv", *FEW)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"wide.png: \d/2 tiles, iteration \d+ ", done.stderr)
-    own = run_tiled(Task.of(iterations=10), read_picture(wide), tile=SIDE, overlap=SIDE // 3).picture
+    own = run_tiled(Task.of(iterations=10), read_picture(wide), tile=SIDE, overlap=SIDE // 3).image
     assert np.abs(read_picture(folder / "o.png").pixels - own.pixels).max() <= 0.51 / 255
     assert len((folder / "h.csv").read_text().splitlines()) == 3
 
@@ -314,7 +314,7 @@ def test_what_tiles_that_fail_leave_is_written(
     sparsegen: CLI, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = read_picture(folder / "clean.png")
-    outcome = restore.Outcome(picture, np.zeros(0, restore.history_kinds(1)), "", 10, 10, 1.0)
+    outcome = restore.Restoration(picture, np.zeros(0, restore.history_kinds(1)), "", 10, 10, 1.0)
 
     def fail(*_: object) -> None:
         raise tiles.Unfinished("1 of 4 tiles failed, and are as they were: no memory", outcome)
@@ -407,7 +407,7 @@ def test_the_history_is_drawn_also_where_nothing_watched(
         [(1, 0.5, np.nan, (1.0,)), (10, 0.2, np.nan, (1.0,))],
         [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (1,))],
     )
-    outcome = restore.Outcome(from_array(WAVE), history, "all 10 iterations are done", 10, 10, 1.0)
+    outcome = restore.Restoration(from_array(WAVE), history, "all 10 iterations are done", 10, 10, 1.0)
     reporting.write_history(folder / "unwatched.csv", outcome)
     assert (folder / "unwatched.csv").read_text().splitlines()[1] == "1,0.5,,1"
     reporting.write_history(folder / "unwatched.png", outcome)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sparsegen.zoo.restoration import tiles
 from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.restore import Outcome, run
+from sparsegen.zoo.restoration.restore import Restoration, run
 from sparsegen.zoo.restoration.settings import Task
 from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, WHOLE, Unfinished, estimate, plan, run_tiled
 
@@ -45,9 +45,11 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Task, Picture]]:
     """What was fitted, by a stand-in for the fit that knows the answer: what it got, enlarged if need be."""
     fitted = []
 
-    def answer(task: Task, picture: Picture, mask: object, kernel: object, callback: Callable) -> Outcome:
+    def answer(
+        task: Task, picture: Picture, mask: object, kernel: object, callback: Callable
+    ) -> Restoration[Picture]:
         fitted.append((task, picture))
-        return Outcome(enlarged(picture, task.by) if task.by else picture, HISTORY, "", 10, 10, 1.0)
+        return Restoration(enlarged(picture, task.by) if task.by else picture, HISTORY, "", 10, 10, 1.0)
 
     monkeypatch.setattr(tiles, "run", answer)
     return fitted
@@ -112,7 +114,7 @@ def test_tiles_are_put_where_they_were_cut_out(fits: list, given_: dict) -> None
     outcome = run_tiled(task, picture, tile=64, overlap=16)
     expected = enlarged(picture, task.by or 1) if task.by else picture
     assert len(fits) > 1
-    np.testing.assert_allclose(outcome.picture.pixels, expected.pixels, atol=1e-5)
+    np.testing.assert_allclose(outcome.image.pixels, expected.pixels, atol=1e-5)
     assert outcome.stopped_because == f"all {len(fits)} tiles are done"
 
 
@@ -129,12 +131,12 @@ def test_a_blur_is_undone_with_its_reach_around_every_tile(fits: list) -> None:
 def test_a_tile_brighter_than_its_neighbor_shows_no_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     count = iter(range(100))
 
-    def tinted(task: Task, picture: Picture, *_: object) -> Outcome:
-        return Outcome(Picture(picture.pixels + 0.2 * (next(count) % 2)), HISTORY, "", 10, 10, 1.0)
+    def tinted(task: Task, picture: Picture, *_: object) -> Restoration[Picture]:
+        return Restoration(Picture(picture.pixels + 0.2 * (next(count) % 2)), HISTORY, "", 10, 10, 1.0)
 
     monkeypatch.setattr(tiles, "run", tinted)
     flat = Picture(np.full((64, 176, 1), 0.4, np.float32))
-    restored = run_tiled(Task.of(sigma=10), flat, tile=64, overlap=16).picture.pixels
+    restored = run_tiled(Task.of(sigma=10), flat, tile=64, overlap=16).image.pixels
     assert restored.max() - restored.min() > 0.19
     steepest = 0.2 * np.pi / 2 / 16  # of a squared sine over 16 pixels
     assert np.abs(np.diff(restored, axis=1)).max() < 1.05 * steepest
@@ -165,7 +167,7 @@ def test_a_tile_with_little_around_its_hole_gets_more_of_its_neighborhood(fits: 
     outcome = run_tiled(Task.of(kind="inpaint"), picture, mask, tile=64, overlap=0)
     # tiles of 50 grow in steps of 6, each until a quarter around it is known
     assert [fitted.pixels.shape[0] for _, fitted in fits] == [62, 62, 62, 74]
-    assert np.abs(outcome.picture.pixels - picture.pixels).max() < 1e-6
+    assert np.abs(outcome.image.pixels - picture.pixels).max() < 1e-6
 
 
 def test_what_a_mask_has_transparent_is_known_in_tiles_too(fits: list[tuple[Task, Picture]]) -> None:
@@ -218,7 +220,7 @@ def test_a_picture_of_one_tile_is_fitted_as_a_whole() -> None:
     task, picture = Task.of(iterations=12), smooth(40, 70, noise=0.1)
     outcome = run_tiled(task, picture)
     assert picture.pixels[..., 0].size <= WHOLE
-    np.testing.assert_array_equal(outcome.picture.pixels, run(task, picture).picture.pixels)
+    np.testing.assert_array_equal(outcome.image.pixels, run(task, picture).image.pixels)
 
 
 def test_the_sum_does_not_depend_on_which_tile_ends_first() -> None:
@@ -304,14 +306,14 @@ def test_workers_give_the_bytes_that_one_thread_gives_and_no_seams() -> None:
     task, picture, heard = Task.of(iterations=60), smooth(112, 112, noise=0.1), []
     alone = run_tiled(task, picture, tile=64, overlap=16, callback=heard.append)
     together = run_tiled(task, picture, tile=64, overlap=16, workers=2)
-    np.testing.assert_array_equal(alone.picture.pixels, together.picture.pixels)
+    np.testing.assert_array_equal(alone.image.pixels, together.image.pixels)
     np.testing.assert_array_equal(alone.history, together.history)
     assert alone.iterations == 60 and alone.stopped_because == "all 4 tiles are done"
     assert [p.iteration for p in heard] == sorted(p.iteration for p in heard)
     assert heard[-1].fraction == 1 and heard[0].fraction < 1
-    np.testing.assert_array_equal(heard[-1].picture().pixels, alone.picture.pixels)
+    np.testing.assert_array_equal(heard[-1].picture().pixels, alone.image.pixels)
     for axis in (0, 1):
-        jumps = np.abs(np.diff(alone.picture.pixels, axis=axis)).mean((1 - axis, 2))
+        jumps = np.abs(np.diff(alone.image.pixels, axis=axis)).mean((1 - axis, 2))
         borders = [47, 63]  # from the last pixel of one tile, or before the first, to the next
         assert jumps[borders].mean() < 1.5 * np.delete(jumps, borders).mean()
 
@@ -323,8 +325,8 @@ def test_a_stopped_run_is_made_of_what_there_is() -> None:
     )
     assert outcome.stopped_because.startswith("it was asked to: of 6 tiles 0 are done, ")
     assert outcome.iterations < 600  # of thousands
-    np.testing.assert_allclose(outcome.picture.pixels[:, 160:], picture.pixels[:, 160:], atol=1e-6)
-    assert np.abs(outcome.picture.pixels[:, :40] - picture.pixels[:, :40]).mean() > 0.01
+    np.testing.assert_allclose(outcome.image.pixels[:, 160:], picture.pixels[:, 160:], atol=1e-6)
+    assert np.abs(outcome.image.pixels[:, :40] - picture.pixels[:, :40]).mean() > 0.01
 
 
 def test_what_a_killed_worker_did_not_do_is_done_by_half_as_many(caplog: pytest.LogCaptureFixture) -> None:
@@ -347,7 +349,7 @@ def test_what_a_killed_worker_did_not_do_is_done_by_half_as_many(caplog: pytest.
     assert outcome.stopped_because == f"all {finished[-1]} tiles are done"
     assert min(finished[finished.index(1) :]) >= 1, "what was done before the kill was kept"
     unharmed = run_tiled(task, picture, workers=1, **about)
-    assert (outcome.picture.pixels == unharmed.picture.pixels).all()
+    assert (outcome.image.pixels == unharmed.image.pixels).all()
 
 
 def failing(fits: list, fail: set[int], monkeypatch: pytest.MonkeyPatch, times: int) -> None:
@@ -355,7 +357,7 @@ def failing(fits: list, fail: set[int], monkeypatch: pytest.MonkeyPatch, times: 
     answer, failed = tiles.run, {number: 0 for number in fail}
     order: list[int] = []
 
-    def run(task: Task, *rest: object) -> Outcome:
+    def run(task: Task, *rest: object) -> Restoration[Picture]:
         if task.seed not in order:
             order.append(task.seed)
         number = order.index(task.seed)
@@ -373,7 +375,7 @@ def test_tiles_that_fail_leave_the_others_done(fits: list, monkeypatch: pytest.M
     with pytest.raises(Unfinished, match="1 of 3 tiles failed, and are as they were: .*allocate") as caught:
         run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16)
     assert len(fits) == 2
-    assert np.abs(caught.value.outcome.picture.pixels - picture.pixels).max() < 1e-6
+    assert np.abs(caught.value.outcome.image.pixels - picture.pixels).max() < 1e-6
     assert caught.value.outcome.iterations == 10
 
 
@@ -388,7 +390,7 @@ def test_who_wants_no_more_is_heard_before_any_tile_has_begun() -> None:
     outcome = run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=ask)
     assert heard == [(0, 0, 0.0, float("inf"))]
     assert outcome.iterations == 0 and outcome.stopped_because.startswith("it was asked to")
-    assert np.allclose(outcome.picture.pixels, picture.pixels, atol=1e-6)
+    assert np.allclose(outcome.image.pixels, picture.pixels, atol=1e-6)
 
 
 def test_nothing_is_left_running_when_the_parent_is_killed() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from inspect import ismethod
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +25,12 @@ from sparsegen.zoo.restoration.settings import SPARSITIES, Preset, Task
 from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
 
 LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # of what `settings.LOSSES` describes
+Image = TypeVar("Image", np.ndarray, Tensor, Picture)
 LEAST_SIGMA = 1 / 255  # below it there is no noise to speak of, and none can be watched
 
 
 @dataclass(frozen=True, eq=False)
-class Restoration:
+class Restoration(Generic[Image]):
     """What became of an image.
 
     Attributes:
@@ -38,7 +40,7 @@ class Restoration:
         best_iteration: Whose average `image` is.
     """
 
-    image: np.ndarray | Tensor
+    image: Image
     history: np.ndarray
     stopped_because: str
     iterations: int
@@ -54,18 +56,6 @@ class TaskProgress(Progress):
 
     def picture(self) -> Picture:
         return self.encode(self.image)
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What became of a task; see `Restoration`."""
-
-    picture: Picture
-    history: np.ndarray
-    stopped_because: str
-    iterations: int
-    best_iteration: int
-    seconds: float
 
 
 @torch.inference_mode(False)  # whatever the caller's: a fit needs gradients
@@ -124,9 +114,7 @@ def restore(
     settings = task.settings if stops is None else replace(task.settings, stops=stops)
     fit = make_fit(task, observation, operator, shape, settings)
     history, last = follow(fit, callback)
-    found = fit.image
-    if isinstance(operator, Mask) and not sigma:
-        found = torch.where(operator.known.to(found.device) > 0, observation, found)
+    found = keep_known(fit.image, observation, operator, task)
     if picture is None:
         restored = found.to(image)
     else:
@@ -140,10 +128,8 @@ def run(
     mask: Picture | None = None,
     kernel: Picture | None = None,
     callback: Callable[[TaskProgress], bool | None] | None = None,
-) -> Outcome:
-    """Does a task; `callback` as in `restore`.
-
-    Choice: inpainting leaves the known pixels as they are, unless there is noise to remove (sigma above 0).
+) -> Restoration[Picture]:
+    """Does a task; `callback`, and what stays as it is, as in `restore`.
 
     Args:
         mask: Of inpaint: white in the holes, gray at their rims, black elsewhere.
@@ -151,19 +137,17 @@ def run(
 
     Raises: ValueError before any work; FloatingPointError once the loss is not finite.
     """
-    operator = make_operator(task, mask, kernel)
-    kept = operator.known.numpy()[..., None] > 0 if isinstance(operator, Mask) and not task.sigma else None
+    operator, observation = make_operator(task, mask, kernel), to_tensor(picture)
 
     def encode(image: Tensor) -> Picture:
-        pixels = to_pixels(image)
-        return picture.with_pixels(pixels if kept is None else np.where(kept, picture.pixels, pixels))
+        return picture.with_pixels(to_pixels(keep_known(image, observation, operator, task)))
 
     def told(progress: Progress) -> bool | None:
         return callback(TaskProgress(**_shallow(progress), encode=encode))
 
-    fit = make_fit(task, to_tensor(picture), operator)
+    fit = make_fit(task, observation, operator)
     history, last = follow(fit, told if callback else None)
-    return Outcome(encode(fit.image), history, **_ending(fit, last))
+    return Restoration(encode(fit.image), history, **_ending(fit, last))
 
 
 def make_operator(task: Task, mask: Picture | None = None, kernel: Picture | None = None) -> Operator:
@@ -233,6 +217,13 @@ def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tupl
 def history_kinds(codes: int) -> list[tuple]:
     """The columns of a history, as numpy has them."""
     return [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (codes,))]
+
+
+def keep_known(image: Tensor, observation: Tensor, operator: Operator | None, task: Task) -> Tensor:
+    """The image with the pixels that a `Mask` knows as they were, unless there is noise to remove (sigma above 0)."""
+    if task.sigma or not isinstance(operator, Mask):
+        return image
+    return torch.where(operator.known.to(image.device) > 0, observation, image)
 
 
 def _ending(fit: Fit, last: Progress) -> dict:

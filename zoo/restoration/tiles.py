@@ -32,7 +32,7 @@ from sparsegen.zoo.restoration.damage import check_damage
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask, Operator
 from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture
 from sparsegen.zoo.restoration.restore import (
-    Outcome,
+    Restoration,
     TaskProgress,
     history_kinds,
     make_operator,
@@ -234,7 +234,7 @@ def run_tiled(
     tile: int | None = None,
     overlap: int = OVERLAP,
     threads: int = 1,
-) -> Outcome:
+) -> Restoration[Picture]:
     """Does a task as `restore.run` does it, tile by tile; a picture of one tile is left to `run` itself.
 
     The seed of a tile is a function of the task's seed and of its place, so the result is the same for any number
@@ -283,7 +283,7 @@ def run_tiled(
 class Unfinished(RuntimeError):
     """Some tiles could not be restored; `outcome` has the others, and those as they were."""
 
-    def __init__(self, sentence: str, outcome: Outcome) -> None:
+    def __init__(self, sentence: str, outcome: Restoration[Picture]) -> None:
         super().__init__(sentence)
         self.outcome = outcome
 
@@ -419,12 +419,12 @@ class _Tally:
             lambda: self.picture.with_pixels(self.pixels()),
         )
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Restoration[Picture]:
         ended = {
             index: report for index, report in sorted(self.reports.items()) if report.history is not None
         }
         self.reports, reports = ended, list(ended.values())  # sorted: means, too, depend on the order
-        return Outcome(
+        return Restoration(
             self.picture.with_pixels(self.pixels()),
             _mean_history([report.history for report in reports]),
             self._stopped_because(),
@@ -485,7 +485,7 @@ def _work(job: _Job, stop: Event, reports: Queue) -> _Report | None:
     statistic = float(outcome.history["statistic"][-1])
     return _Report(
         job.index,
-        outcome.picture.pixels[job.crop],
+        outcome.image.pixels[job.crop],
         outcome.iterations,
         0,
         outcome.seconds,

@@ -250,8 +250,11 @@ def train(
     from sparsegen.zoo.table1 import ModelSpec
 
     spec = ModelSpec.parse(model)
-    if k is not None:
-        spec = replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
+    if (
+        k is not None
+        and (chosen := tuple(resolve(parse_k(k), spec.generator().dials))) != spec.generator().spec.k
+    ):
+        spec = replace(spec, k=chosen)
     recipe = recipe_of(spec, check_share(share)).faster(rate)
     noise.check_seed(seed)
     check_folder(out_folder)

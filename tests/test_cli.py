@@ -210,6 +210,16 @@ def test_every_command_has_help_with_an_example(sparsegen: CLI, command: str) ->
     assert f"Example: sparsegen {command}" in done.stdout
 
 
+def test_a_k_that_is_the_default_is_the_same_run(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
+    arguments = ("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8)
+    arguments += ("--judge-count", 0, "--steps")
+    assert sparsegen(*arguments, 1).returncode == 0
+    assert_refused(sparsegen(*arguments, 2, "--resume", "--k", "2,3"), "k: None there, [2, 3] asked")
+    done = sparsegen(*arguments, 2, "--resume", "--k", "2,2")  # a quarter of 8 channels
+    assert done.returncode == 0, done.stderr
+    assert "trained for 2 steps" in done.stdout
+
+
 def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
     sparsegen: CLI, pictures: Path, tmp_path: Path
 ) -> None:

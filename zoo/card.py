@@ -64,7 +64,7 @@ def model_card(config: dict) -> str:
 
     Raises: ValueError if there is no such model.
     """
-    spec = ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"], config["k"])
+    spec = ModelSpec.from_config(config)
     generator = spec.generator()
     training, evaluation = config.get("training", {}), config.get("evaluation", {})
     front = {

@@ -35,7 +35,7 @@ def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None =
     folder = find_checkpoint(name_or_folder_or_hub_id, revision)
     config = read_config(folder)
     try:
-        generator = _spec(config).generator()
+        generator = ModelSpec.from_config(config).generator()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
     load_weights(generator, folder / WEIGHTS)
@@ -88,20 +88,17 @@ def read_config(folder: Path) -> dict:
             )
     config = read_entries(folder)
     try:
-        names, classes = config.get("class_names", []), ARCHITECTURES[_spec(config).architecture].classes
+        spec = ModelSpec.from_config(config)
+        names, classes = config.get("class_names", []), ARCHITECTURES[spec.architecture].classes
         if len(names) > classes:
             raise ValueError(
                 f"class_names are names of the {classes} classes, or of the first of them; got {names!r}"
             )
-        if config["model"] != (name := _spec(config).name):
-            raise ValueError(f"model is {config['model']!r}, and the other entries make it {name!r}")
+        if config["model"] != spec.name:
+            raise ValueError(f"model is {config['model']!r}, and the other entries make it {spec.name!r}")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     return config
-
-
-def _spec(config: dict) -> ModelSpec:
-    return ModelSpec.of(config["architecture"], config["regularizer"], config["atoms"], config["k"])
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Table 1 as data: its rows (architectures), its columns (regularizers) and the FIDs that the paper gives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -217,6 +217,11 @@ class ModelSpec:
         if k is not None and len(k) != levels:
             raise ValueError(f"k has one entry a projected level, {levels} in {regularizer}; got {list(k)}")
         return cls(architecture, regularizer, atoms, None if k is None else tuple(k))
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "ModelSpec":
+        """The cell that a checkpoint's config.json tells of; raises as `of` does."""
+        return cls.of(*(config[entry] for entry in ("architecture", "regularizer", "atoms", "k")))
 
     @property
     def name(self) -> str:

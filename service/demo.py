@@ -12,10 +12,10 @@ import numpy as np
 
 from sparsegen.service import markup, restore_page, xray
 from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
-from sparsegen.service.job import MAX_COUNT
 from sparsegen.service.jobs import Store
 from sparsegen.service.models import Model
 from sparsegen.service.restoration import MAX_UPLOAD
+from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import images, noise
 from sparsegen.zoo.dial import Dial, resolve
 

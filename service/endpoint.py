@@ -25,9 +25,9 @@ import sparsegen
 from sparsegen.service import restoration, xray
 from sparsegen.service.batching import Batcher
 from sparsegen.service.errors import SENTENCES, JsonErrors
-from sparsegen.service.job import MAX_COUNT, Job, Refused, read_json, request_schema
 from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
+from sparsegen.service.sampling import MAX_COUNT, Refused, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD, UploadRoom
 from sparsegen.zoo import images
 from sparsegen.zoo.restoration.settings import processors
@@ -134,9 +134,9 @@ def create_app() -> FastAPI:
     async def sample(request: Request) -> Response:
         """Draws `count` images from one model. The same request gives the same pixels, bit for bit."""
         body = read_json(await request.body(), request.headers.get("content-type", ""))
-        job = Job.of(body, app.state.models)
-        pixels = await app.state.batcher((job.model.name, job.k), job.rows())
-        return await asyncio.to_thread(encode, pixels, job.format)
+        asked = SampleRequest.of(body, app.state.models)
+        pixels = await app.state.batcher((asked.model.name, asked.k), asked.rows())
+        return await asyncio.to_thread(encode, pixels, asked.format)
 
     app.include_router(restoration.router)
     app.openapi = lambda: openapi(app)

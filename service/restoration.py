@@ -20,7 +20,6 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from sparsegen.service.job import Refused
 from sparsegen.service.jobs import (
     FILES,
     STORED_PIXELS,
@@ -32,10 +31,12 @@ from sparsegen.service.jobs import (
     StoreFull,
     open_store,
 )
+from sparsegen.service.sampling import Refused
 from sparsegen.zoo.noise import MAX_SEED
 from sparsegen.zoo.restoration import pictures
 from sparsegen.zoo.restoration.damage import check_damage
-from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, TooLarge, read_picture
+from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, TooLarge
+from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.settings import (
     FACTORS,
     KINDS,

@@ -18,7 +18,8 @@ from sparsegen.service import markup, restoration
 from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
 from sparsegen.service.jobs import LIVE, UNHEARD, Store, StoreError
 from sparsegen.service.restoration import MAX_PIXELS
-from sparsegen.zoo.restoration.pictures import Picture, read_picture
+from sparsegen.zoo.restoration.pictures import Picture
+from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.settings import (
     FACTORS,
     LOSSES,

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sparsegen.service.jobs import BEAT_EVERY, STORED_PIXELS, Claim, Store, StoreError, open_store
-from sparsegen.zoo.restoration.pictures import Picture, read_picture
+from sparsegen.zoo.restoration.pictures import Picture
+from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.settings import Task, fair_threads
 
 if TYPE_CHECKING:

@@ -31,13 +31,8 @@ from sparsegen.zoo.files import check_writable
 from sparsegen.zoo.interrupt import stop_on_interrupt
 from sparsegen.zoo.noise import check_integer
 from sparsegen.zoo.restoration.damage import check_damage, check_kernel
-from sparsegen.zoo.restoration.pictures import (
-    MIN_SIDE,
-    WRITABLE,
-    Picture,
-    check_suffix,
-    read_picture,
-)
+from sparsegen.zoo.restoration.pictures import MIN_SIDE, WRITABLE, Picture, check_suffix
+from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.settings import (
     MAX_THREADS,
     MAX_TILE,

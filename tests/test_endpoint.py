@@ -31,8 +31,8 @@ from server import (  # noqa: F401 (two are fixtures)
 
 from sparsegen.export.runtime import open_sampler
 from sparsegen.service.batching import Batcher
-from sparsegen.service.job import Job
 from sparsegen.service.models import open_models
+from sparsegen.service.sampling import SampleRequest
 from sparsegen.service.serve import serve
 from sparsegen.zoo import noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
@@ -342,7 +342,7 @@ def test_requests_that_arrive_together_are_merged_and_get_the_pixels_they_get_al
 def test_requests_of_other_labels_share_a_batch_and_a_row_keeps_its_label(models):
     opened, _ = open_models(models)
     bodies = [{"count": 2, "labels": "cat"}, {"count": 1, "labels": 7}, {"count": 3, "seed": 5}]
-    jobs = [Job.of({"model": CONDITIONAL, **body}, opened) for body in bodies]
+    requests = [SampleRequest.of({"model": CONDITIONAL, **body}, opened) for body in bodies]
     runs = []
 
     def run(key: str, rows: np.ndarray) -> np.ndarray:
@@ -351,13 +351,13 @@ def test_requests_of_other_labels_share_a_batch_and_a_row_keeps_its_label(models
 
     async def ask() -> list[np.ndarray]:
         batcher = Batcher(run)
-        return await asyncio.gather(*(batcher("one", job.rows()) for job in jobs))
+        return await asyncio.gather(*(batcher("one", request.rows()) for request in requests))
 
     labels = asyncio.run(ask())
     assert runs == [6]
     assert [list(found) for found in labels[:2]] == [[3, 3], [7]]
     assert list(labels[2]) == list(noise.labels(3, 10, seed=5))
-    np.testing.assert_array_equal(jobs[2].rows()["z"], noise.z(3, 128, seed=5))
+    np.testing.assert_array_equal(requests[2].rows()["z"], noise.z(3, 128, seed=5))
 
 
 def batches(server: Server) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from sparsegen.zoo.restoration import settings
 from sparsegen.zoo.restoration.damage import known_pixels
 from sparsegen.zoo.restoration.fit import Best, Fit, LastGood, Progress, seeds
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask
-from sparsegen.zoo.restoration.pictures import from_array, read_picture
+from sparsegen.zoo.restoration.pictures import from_array
+from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.restore import run, to_pixels
 from sparsegen.zoo.restoration.settings import (
     PRESETS,

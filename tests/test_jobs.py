@@ -42,7 +42,7 @@ from sparsegen.service.jobs import (
 )
 from sparsegen.service.serve import Crew
 from sparsegen.service.worker import CURVE, Curve, work
-from sparsegen.zoo.restoration.pictures import read_picture
+from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.settings import Task, fair_threads
 
 FACTS = {"seconds": 20.0, "iteration": 5, "history": [[1, 0.5]], "stopped_because": "it is good"}

@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
-from sparsegen.zoo.restoration import pictures
+from sparsegen.zoo.restoration import reading
 from sparsegen.zoo.restoration.pictures import (
     MAX_PIXELS,
     Picture,
     check_suffix,
     from_array,
-    read_picture,
     to_array,
     write_picture,
 )
+from sparsegen.zoo.restoration.reading import read_picture
 
 H, W = 18, 21
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -272,7 +272,7 @@ def test_a_cmyk_profile_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(profile)
         return Image.new(outputMode, image.size, (1, 2, 3))
 
-    monkeypatch.setattr(pictures.ImageCms, "profileToProfile", stand_in)
+    monkeypatch.setattr(reading.ImageCms, "profileToProfile", stand_in)
     picture = read_picture(encoded(Image.new("CMYK", (W, H)), "TIFF", icc_profile=SRGB))
     assert len(calls) == 1 and (stored(picture) == (1, 2, 3)).all()
     assert "by its color profile" in picture.notes[0] and picture.icc is None
@@ -473,7 +473,7 @@ def test_paths_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_a_pipe_is_read() -> None:
     script = (
-        "import sys; from sparsegen.zoo.restoration.pictures import read_picture; "
+        "import sys; from sparsegen.zoo.restoration.reading import read_picture; "
         "print(read_picture('/dev/stdin').pixels.shape, 'torch' in sys.modules, 'imagecodecs' in sys.modules)"
     )
     content = encoded(samples(), "PNG")
@@ -542,7 +542,7 @@ def read_or_refused(content: bytes) -> None:
 
 
 @QUICK
-@given(st.sampled_from([b"", *pictures.MAGIC]), st.binary(max_size=300))
+@given(st.sampled_from([b"", *reading.MAGIC]), st.binary(max_size=300))
 def test_random_bytes_are_refused(magic: bytes, tail: bytes) -> None:
     read_or_refused(magic + tail)
 

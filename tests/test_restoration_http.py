@@ -17,7 +17,7 @@ from PIL import Image
 from server import Server, small_models, start, until  # noqa: F401 (one is a fixture)
 
 from sparsegen.service import restoration
-from sparsegen.zoo.restoration.pictures import read_picture
+from sparsegen.zoo.restoration.reading import read_picture
 
 SERVE = (
     "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"

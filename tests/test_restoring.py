@@ -26,7 +26,8 @@ from sparsegen import reporting, restoring
 from sparsegen.zoo.interrupt import stop_on_interrupt
 from sparsegen.zoo.restoration import restore, tiles
 from sparsegen.zoo.restoration.fit import Progress
-from sparsegen.zoo.restoration.pictures import Picture, from_array, read_picture
+from sparsegen.zoo.restoration.pictures import Picture, from_array
+from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.settings import Task
 from sparsegen.zoo.restoration.tiles import TiledProgress, run_tiled
 

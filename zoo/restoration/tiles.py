@@ -5,20 +5,13 @@ parent holds the picture and the sum of the tiles; a worker holds one tile.
 """
 
 import logging
-import os
 import queue
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
-from itertools import pairwise
 from math import inf
-from multiprocessing import current_process, get_context, parent_process
-from multiprocessing.connection import Client
-from multiprocessing.managers import SyncManager, dispatch
 from queue import Queue
 from threading import Event
 from time import perf_counter
@@ -28,9 +21,11 @@ import torch
 from torch.nn import functional as F
 
 from sparsegen.zoo.noise import check_integer
+from sparsegen.zoo.restoration.crew import crew, thread
 from sparsegen.zoo.restoration.damage import check_damage
 from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask, Operator
 from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture
+from sparsegen.zoo.restoration.plan import Tile, plan
 from sparsegen.zoo.restoration.restore import (
     Restoration,
     TaskProgress,
@@ -61,59 +56,6 @@ LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the 
 # Measured on an AMD EPYC with bfloat16, by the peak resident memory of a process.
 WORKER_BYTES = 850e6  # torch, its kernels and the just-in-time compiler
 MANAGER_BYTES = 50e6
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where a tile lies along one side: `start` to `stop`, of which it shares `rise` and `fall` with its neighbors."""
-
-    start: int
-    stop: int
-    rise: int = 0
-    fall: int = 0
-
-    @property
-    def weights(self) -> np.ndarray:
-        """The window, which rises and falls as squared sine and cosine: neighbors add up to 1.
-
-        Shape: float32 (stop - start,).
-        """
-        weights = np.ones(self.stop - self.start)
-        weights[: self.rise] = _ramp(self.rise)
-        weights[len(weights) - self.fall :] = _ramp(self.fall)[::-1]
-        return weights.astype(np.float32)
-
-    def times(self, by: int) -> "Span":
-        return Span(self.start * by, self.stop * by, self.rise * by, self.fall * by)
-
-    def grown(self, margin: int, length: int) -> slice:
-        return slice(max(0, self.start - margin), min(length, self.stop + margin))
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A rectangle of the picture, and how it fades into its neighbors."""
-
-    rows: Span
-    columns: Span
-
-    @property
-    def region(self) -> tuple[slice, slice]:
-        return self.grown(0, self.rows.stop, self.columns.stop)
-
-    @property
-    def window(self) -> np.ndarray:
-        """The weights of its pixels; over all tiles they sum to 1 in each pixel.
-
-        Shape: float32 (height, width, 1).
-        """
-        return np.outer(self.rows.weights, self.columns.weights)[..., None]
-
-    def times(self, by: int) -> "Tile":
-        return Tile(self.rows.times(by), self.columns.times(by))
-
-    def grown(self, margin: int, height: int, width: int) -> tuple[slice, slice]:
-        return self.rows.grown(margin, height), self.columns.grown(margin, width)
 
 
 @dataclass(frozen=True)
@@ -207,23 +149,6 @@ class _Report:
     complete: bool = False
 
 
-def plan(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
-    """Covers a picture with tiles of equal size, as few as overlap by `overlap` at least; row by row.
-
-    Args:
-        tile: The longest side of a tile; where the picture is shorter, a tile is as long as the picture.
-
-    Raises: ValueError unless tile is positive, and overlap from 0 to a third of it.
-    """
-    if tile < 1 or not 0 <= overlap <= tile // 3:
-        raise ValueError(
-            f"an overlap is from 0 to a third of its tile, so that no three tiles meet along a side; got "
-            f"{overlap} for tiles of {tile}: take larger tiles, or an overlap of up to {max(tile, 0) // 3}"
-        )
-    columns = _spans(width, tile, overlap)
-    return [Tile(row, column) for row in _spans(height, tile, overlap) for column in columns]
-
-
 def run_tiled(
     task: Task,
     picture: Picture,
@@ -293,7 +218,7 @@ def _work_off(
 ) -> Exception | None:
     """Fits what is left, until all is done or the callback wants no more; returns an error of a tile that is not."""
     failure = None
-    with _workers(tally.workers, threads) as (executor, stop, reports):
+    with crew(tally.workers, threads) as (executor, stop, reports):
         try:
             pending = {executor.submit(_work, job, stop, reports) for job in tally.left()}
         except BrokenProcessPool as error:  # before it had all of them
@@ -346,7 +271,7 @@ def estimate(
     largest = max(jobs, key=lambda job: job.pixels)
     if len(tiles) == 1:
         threads = torch.get_num_threads()  # `run` takes what this process has
-    with _thread(threads) as executor:
+    with thread(threads) as executor:
         seconds = executor.submit(_expected_seconds, largest).result() / largest.pixels
     abreast = min(workers, len(jobs), max(1, processors() // threads))
     seconds *= sum(job.pixels for job in jobs) / abreast
@@ -496,59 +421,6 @@ def _work(job: _Job, stop: Event, reports: Queue) -> _Report | None:
     )
 
 
-@contextmanager
-def _workers(count: int, threads: int) -> Iterator[tuple[Executor, Event, Queue]]:
-    """Yields who does the work, what tells them to stop, and what they report by; in the end stops them all.
-
-    Reports go by a manager: a worker that is killed while it writes to a plain queue would block it for ever.
-    They go as tuples, so that the manager need not import this module, and torch with it.
-    """
-    with ExitStack() as stack:
-        if count == 1:
-            executor = stack.enter_context(_thread(threads))
-            stop, reports = threading.Event(), queue.Queue(2)
-        else:
-            context = get_context("spawn")
-            manager = SyncManager(ctx=context)
-            manager.start()
-            stack.callback(manager.shutdown)
-            executor = ProcessPoolExecutor(count, context, _settle, (threads, manager.address))
-            stop, reports = manager.Event(), manager.Queue(2 * count)
-        stack.callback(executor.shutdown, cancel_futures=True)
-        stack.callback(stop.set)
-        yield executor, stop, reports
-
-
-@contextmanager
-def _thread(threads: int) -> Iterator[Executor]:
-    """A worker in this process, whose torch has so many threads."""
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as executor:
-            yield executor
-    finally:
-        torch.set_num_threads(before)  # of all threads to come, for which the worker has changed it, too
-
-
-def _settle(threads: int, manager: str) -> None:
-    """Prepares a worker process."""
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all, and the parent is who decides
-    threading.Thread(target=_end_with_parent, args=(manager,), daemon=True).start()
-
-
-def _end_with_parent(manager: str) -> None:
-    """Ends this process and the manager if their parent is killed: they would wait for it for ever."""
-    parent_process().join()
-    try:
-        with Client(manager, authkey=current_process().authkey) as connection:
-            dispatch(connection, None, "shutdown")
-    except (OSError, EOFError):  # another worker was quicker
-        pass
-    finally:
-        os._exit(1)
-
-
 def _drain(reports: Queue) -> list[_Report]:
     """The reports that have come in, of each tile the latest last."""
     drained = []
@@ -648,21 +520,6 @@ def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
         f"{max(LEAST_AROUND, round(wanted * around.size))} are needed: take larger tiles, of {2 * side}, or scale "
         f"the picture down"
     )
-
-
-def _spans(length: int, tile: int, overlap: int) -> list[Span]:
-    """Cuts one side into pieces of equal length, spread evenly: no sliver is left over at the end."""
-    if length <= tile:
-        return [Span(0, length)]
-    count = -(-(length - overlap) // (tile - overlap))
-    size = -(-(length + (count - 1) * overlap) // count)
-    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
-    shared = [0, *(before + size - start for before, start in pairwise(starts)), 0]
-    return [Span(a, a + size, rise, fall) for a, (rise, fall) in zip(starts, pairwise(shared), strict=True)]
-
-
-def _ramp(length: int) -> np.ndarray:
-    return np.sin(np.pi / 2 * (np.arange(length) + 0.5) / max(length, 1)) ** 2
 
 
 def _mean_history(histories: list[np.ndarray]) -> np.ndarray:

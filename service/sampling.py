@@ -1,4 +1,4 @@
-"""A request for images: read from the bytes of a body, checked, and refused in one sentence."""
+"""A request for samples: read from the bytes of a body, checked, and refused in one sentence."""
 
 import difflib
 import json
@@ -29,7 +29,7 @@ class Refused(ValueError):
 
 
 @dataclass(frozen=True)
-class Job:
+class SampleRequest:
     """A checked request; `k` holds one number for each projected level.
 
     Shape: labels int64 (count,), or None where the model is unconditional.
@@ -43,7 +43,7 @@ class Job:
     format: str
 
     @classmethod
-    def of(cls, body: object, models: Mapping[str, Model]) -> "Job":
+    def of(cls, body: object, models: Mapping[str, Model]) -> "SampleRequest":
         """Checks what the JSON of a request says.
 
         Raises: Refused with 422, or with 404 if there is no such model.

@@ -81,7 +81,9 @@ def start(
 ) -> Run:
     schedule = Schedule(steps, measure_every=2, save_every=save_every, judge_every=judge_every)
     images = pictures(labels=labels)
-    return Run(folder, plan(regularizer, **changes), images, schedule, judge, resume, device="cpu")
+    run = Run(folder, plan(regularizer, **changes), images, schedule, resume, device="cpu")
+    run.judge = judge
+    return run
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:

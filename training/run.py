@@ -165,8 +165,11 @@ Judge = Callable[[Generator], dict]
 class Run:
     """One training run and its folder.
 
+    Attributes:
+        judge: Measures the averaged generator; its "distance" picks the best checkpoint. None, as it is at first: not
+            judged. It is given to a run that was accepted, since making one may take minutes.
+
     Args:
-        judge: Measures the averaged generator; its "distance" picks the best checkpoint. None: not judged.
         resume: Go on with the run in the folder; without a checkpoint there, it starts at step 0.
         device: See `find_device`.
 
@@ -180,13 +183,13 @@ class Run:
         plan: Plan,
         images: Images,
         schedule: Schedule,
-        judge: Judge | None = None,
         resume: bool = False,
         device: str | None = None,
     ):
         from accelerate import Accelerator
 
-        self.folder, self.plan, self.schedule, self.judge = Path(folder), plan, schedule, judge
+        self.folder, self.plan, self.schedule = Path(folder), plan, schedule
+        self.judge: Judge | None = None
         check_folder(self.folder)
         goes_on = bool(checkpoints(self.folder))
         origin = None if goes_on or not plan.start_from else find_checkpoint(plan.start_from)

@@ -244,17 +244,11 @@ def train(
     from sparsegen.training.recipes import recipe_of
     from sparsegen.training.run import Plan, Run, Schedule, check_folder, checkpoints, find_device
     from sparsegen.zoo import noise
-    from sparsegen.zoo.dial import resolve
     from sparsegen.zoo.interrupt import stop_on_interrupt
     from sparsegen.zoo.pretrained import find_checkpoint
     from sparsegen.zoo.table1 import ModelSpec
 
-    spec = ModelSpec.parse(model)
-    if (
-        k is not None
-        and (chosen := tuple(resolve(parse_k(k), spec.generator().dials))) != spec.generator().spec.k
-    ):
-        spec = replace(spec, k=chosen)
+    spec = _at(ModelSpec.parse(model), k)
     recipe = recipe_of(spec, check_share(share)).faster(rate)
     noise.check_seed(seed)
     check_folder(out_folder)
@@ -586,6 +580,17 @@ def reference(images, network):
         return reference_statistics(
             images.numpy(), images.fingerprint, network, progress=lambda done, _: show(done)
         )
+
+
+def _at(spec, k: str | None):
+    """A cell of Table 1 at this k; one that the cell has anyway makes it no other cell."""
+    from sparsegen.zoo.dial import resolve
+
+    if k is None:
+        return spec
+    generator = spec.generator()
+    chosen = tuple(resolve(parse_k(k), generator.dials))
+    return spec if chosen == generator.spec.k else replace(spec, k=chosen)
 
 
 def _judge(images, count: int, device: str, progress: Callable[[int, int], None]):

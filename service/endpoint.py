@@ -24,10 +24,10 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 import sparsegen
 from sparsegen.service import restoration, xray
 from sparsegen.service.batching import Batcher
-from sparsegen.service.errors import SENTENCES, JsonErrors
+from sparsegen.service.errors import SENTENCES, JsonErrors, Refused
 from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
-from sparsegen.service.sampling import MAX_COUNT, Refused, SampleRequest, read_json, request_schema
+from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD, UploadRoom
 from sparsegen.zoo import images
 from sparsegen.zoo.restoration.settings import processors

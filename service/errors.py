@@ -1,4 +1,4 @@
-"""Errors of bentoml's own routes, in the form of ours."""
+"""What is answered to a request that cannot be served, by our routes and by bentoml's own: one sentence."""
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -8,6 +8,14 @@ SENTENCES = {
     404: "there is nothing at {path!r}; the addresses of this server are at /docs",
     405: "{path!r} does not take {method}; what each address takes is at /docs",
 }
+
+
+class Refused(ValueError):
+    """A request that cannot be served: an HTTP status, and one sentence that says why."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 class JsonErrors:

@@ -20,6 +20,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from sparsegen.service.errors import Refused
 from sparsegen.service.jobs import (
     FILES,
     STORED_PIXELS,
@@ -31,7 +32,6 @@ from sparsegen.service.jobs import (
     StoreFull,
     open_store,
 )
-from sparsegen.service.sampling import Refused
 from sparsegen.zoo.noise import MAX_SEED
 from sparsegen.zoo.restoration import pictures
 from sparsegen.zoo.restoration.damage import check_damage

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsegen.service.errors import Refused
 from sparsegen.service.models import Model
 from sparsegen.zoo import noise
 from sparsegen.zoo.dial import resolve
@@ -18,14 +19,6 @@ FORMATS = {
     "npy": "a NumPy file, uint8 (count, 32, 32, 3)",
 }
 DEFAULTS = {"count": 16, "seed": 0, "k": None, "labels": None, "format": "grid"}
-
-
-class Refused(ValueError):
-    """A request that cannot be served: an HTTP status, and one sentence that says why."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 @dataclass(frozen=True)

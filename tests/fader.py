@@ -34,7 +34,7 @@ class Fading(restorer.Progress):
 
 def run(
     task: Task, picture: Picture, mask: Picture | None, kernel: Picture | None, callback: Callable
-) -> restorer.Outcome:
+) -> restorer.Restoration:
     """Works for 200 iterations, some seconds, and ten times as long on holes, so that there is time to cancel."""
 
     def told(progress: restorer.Progress) -> bool | None:

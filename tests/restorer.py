@@ -54,7 +54,7 @@ class Progress:
 
 
 @dataclass
-class Outcome:
+class Restoration:
     image: Picture
     stopped_because: str
     iterations: int
@@ -68,7 +68,7 @@ def run(
     kernel: Picture | None,
     callback: Callable,
     trace: Callable = lambda line: None,
-) -> Outcome:
+) -> Restoration:
     """Inverts the picture; `iterations` of the task say how long that takes."""
     if task.seed == REFUSED:
         raise ValueError("a picture of this seed is refused")
@@ -82,8 +82,8 @@ def run(
         if "--sleepy" in sys.argv and iteration == 5:
             os.kill(os.getpid(), signal.SIGSTOP)
         if callback(Progress(iteration, last, restored)):
-            return Outcome(restored, "it was asked to", iteration, iteration * ITERATION)
-    return Outcome(restored, "the iterations are over", last, last * ITERATION)
+            return Restoration(restored, "it was asked to", iteration, iteration * ITERATION)
+    return Restoration(restored, "the iterations are over", last, last * ITERATION)
 
 
 def start(where: str, trace: Path, *options: str) -> subprocess.Popen:

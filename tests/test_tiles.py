@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from sparsegen.zoo.restoration import tiles
 from sparsegen.zoo.restoration.pictures import Picture
+from sparsegen.zoo.restoration.plan import plan
 from sparsegen.zoo.restoration.restore import Restoration, run
 from sparsegen.zoo.restoration.settings import Task
-from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, WHOLE, Unfinished, estimate, plan, run_tiled
+from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, WHOLE, Unfinished, estimate, run_tiled
 
 HISTORY = np.zeros(1, [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (1,))])
 

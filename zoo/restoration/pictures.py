@@ -15,7 +15,6 @@ from sparsegen.zoo.files import atomic_write
 
 MAX_PIXELS = 12_000_000
 MIN_SIDE = 16  # the hourglass halves a picture several times
-
 SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
 
 

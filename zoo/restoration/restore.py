@@ -25,8 +25,8 @@ from sparsegen.zoo.restoration.settings import SPARSITIES, Preset, Task
 from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
 
 LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # of what `settings.LOSSES` describes
-Image = TypeVar("Image", np.ndarray, Tensor, Picture)
 LEAST_SIGMA = 1 / 255  # below it there is no noise to speak of, and none can be watched
+Image = TypeVar("Image", np.ndarray, Tensor, Picture)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Restoration(Generic[Image]):
     """What became of an image.
 
     Attributes:
-        image: Of the type, the number of dimensions and the range of what was given.
+        image: Of the type, the number of dimensions and the range of what was given; of a task a picture.
         history: A row for the first, the last and each 10th iteration: iteration, loss, statistic (NaN where nothing
             watches), density (K,).
         best_iteration: Whose average `image` is.

@@ -328,7 +328,8 @@ def plan(inputs: Sequence[Path], work: Work) -> list[Job]:
     options, several = work.options, len(inputs) > 1
     for name, given in (("--clean", options.clean), ("--history", options.history)):
         if several and given:
-            raise ValueError(f"{name} is of one picture; got {len(inputs)}: restore them one by one")
+            got = ", ".join(map(str, inputs[:3])) + (", …" if len(inputs) > 3 else "")
+            raise ValueError(f"{name} is of one picture; got {len(inputs)}, {got}: restore them one by one")
     folder = _is_folder(options.out_path, several)
     jobs = []
     for source in inputs:

@@ -11,6 +11,7 @@ last step (no best checkpoint is picked), between `--count` samples and all imag
 them it was trained on. `sparsegen reproduce table1` prints them beside the paper's.
 """
 
+import sys
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -188,7 +189,7 @@ def measure(
                 rates.append(metrics["images_per_second"])
             if interrupted():
                 run.save()
-                raise typer.Exit(130)
+                sys.exit(130)
     with progress(f"{spec.name} seed {plan.seed}: distance", count) as show:
         verdict = evaluate(run.networks.averaged, real, features, count, progress=lambda done, _: show(done))
     return {

@@ -293,7 +293,7 @@ def train(
                 f"--resume goes on from step {int(saved[-1].name)}" if saved else "nothing was saved before"
             )
             say(err, f"interrupted at step {run.step} and not saved: {goes_on}")
-            raise typer.Exit(130) from None
+            sys.exit(130)
     best = (
         f"; best {run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
         if run.best
@@ -374,6 +374,10 @@ def export(
     from sparsegen.zoo.pretrained import check_bundle, find_checkpoint, save_companions
 
     suffix, source = _target(out_path, ".onnx", folder=True), find_checkpoint(model)
+    if suffix and discriminator:
+        raise ValueError(
+            f"--discriminator puts it into a folder, and {out_path} is a file: give a folder as --out"
+        )
     if not suffix:
         check_bundle(out_path, source)
     generator = sparsegen.from_pretrained(model)
@@ -410,7 +414,7 @@ def serve(
 
     if models:
         os.environ["SPARSEGEN_MODELS"] = str(models.resolve())
-    raise typer.Exit(serve(host, port, workers, jobs))
+    sys.exit(serve(host, port, workers, jobs))
 
 
 @app.command(epilog="Example: sparsegen worker --jobs redis://queue.example:6379")
@@ -422,7 +426,7 @@ def worker(
     from sparsegen.service.worker import work
 
     logging.getLogger("sparsegen").setLevel(logging.INFO)
-    raise typer.Exit(work(jobs, once=once))
+    sys.exit(work(jobs, once=once))
 
 
 class TableName(StrEnum):
@@ -606,7 +610,7 @@ def _judge(images, count: int, device: str, progress: Callable[[int, int], None]
 def _follow(run, interrupted: Callable[[], bool], show: Callable[[int, str], None]) -> None:
     """Trains to the end, or until it is interrupted: then all is saved.
 
-    Raises: typer.Exit where it was interrupted.
+    Raises: SystemExit where it was interrupted.
     """
     main_process, losses = run.accelerator.is_main_process, ""
     for step, metrics in run:
@@ -620,7 +624,7 @@ def _follow(run, interrupted: Callable[[], bool], show: Callable[[int, str], Non
             run.save()
             if main_process:
                 say(err, f"stopped and saved at step {step}: the same command with --resume goes on")
-            raise typer.Exit(130)
+            sys.exit(130)
 
 
 def _pace(run, metrics: dict) -> str:
@@ -655,7 +659,7 @@ def main() -> None:
     )
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
+    except typer.Abort:
         _fail("interrupted", 130)
     except typer.TyperException as error:
         _fail(error.format_message())
@@ -666,6 +670,8 @@ def main() -> None:
             _fail(str(error))
         bug = f"{type(error).__name__}: {error}"
         _fail(f"a bug of sparsegen ({bug}); with SPARSEGEN_TRACEBACK=1 it shows where", 1)
+    if code == 130:  # as typer tells of Ctrl-C where no command was ready for it
+        _fail("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

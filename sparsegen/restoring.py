@@ -3,6 +3,7 @@
 import inspect
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -300,7 +301,7 @@ def restore_all(inputs: Sequence[Path], work: Work) -> None:
             if interrupted():
                 left = len(ready) - done
                 say(err, f"stopped by a signal{f', {left} more not begun' if left else ''}")
-                raise typer.Exit(130)
+                sys.exit(130)
     if failed:
         names = ", ".join(map(str, failed))
         raise RuntimeError(f"{len(failed)} of {len(inputs)} pictures were not restored as asked: {names}")

@@ -364,6 +364,17 @@ def test_evaluate_names_its_metric_and_writes_its_figures(
     assert from_pretrained(model).config["evaluation"] == recorded
 
 
+def test_ctrl_c_before_any_work_is_told(
+    sparsegen: CLI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsegen.from_pretrained", interrupted)
+    done = sparsegen("sample", "dcgan.ml", "--out", tmp_path / "x.png")
+    assert done.returncode == 130 and done.stderr == "sparsegen: interrupted\n"
+
+
 @pytest.mark.parametrize("what", ["atoms", "density", "samples"])
 def test_plots_are_pictures(sparsegen: CLI, model: Path, tmp_path: Path, what: str) -> None:
     done = sparsegen("plot", what, model, "--out", tmp_path / "picture.png")
@@ -392,6 +403,9 @@ def test_export_reports_its_proof(sparsegen: CLI, model: Path, tmp_path: Path) -
     )
     assert_refused(sparsegen("export", model, "--out", tmp_path / "x", "--discriminator"), "discriminator")
     assert not (tmp_path / "x").exists()
+    refused = sparsegen("export", model, "--out", tmp_path / "x.onnx", "--discriminator")
+    assert_refused(refused, "x.onnx is a file: give a folder")
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_export_takes_no_other_place_than_that_of_an_older_bundle(

@@ -112,6 +112,12 @@ def test_a_bypass_is_refused_where_none_goes_around_the_code() -> None:
         generator.synthesize((None, codes[1]), bypass[:1])
 
 
+def test_vmap_goes_over_labels_too() -> None:
+    generator, z, labels = build("biggan", atoms=8).eval(), torch.randn(3, 128), torch.tensor([3, 9, 0])
+    image = torch.func.vmap(lambda z, label: generator(z[None], label[None])[0][0])(z, labels)
+    torch.testing.assert_close(image, generator(z, labels)[0])
+
+
 def test_labels_may_be_of_any_integer_type() -> None:
     generator, z = build("cgan", atoms=8).eval(), torch.randn(2, 100)
     wanted, _ = generator(z, torch.tensor([3, 9]))

@@ -233,6 +233,23 @@ def test_vmap_and_grad_of_torch_func_see_through_it(kind: type[Projection], dtyp
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_forward_mode_derivatives_are_those_of_the_selection(
+    kind: type[Projection], dtype: torch.dtype
+) -> None:
+    project, code = kind(3), torch.randn(2, 6, 3, 3, dtype=dtype)
+    direction = torch.randn_like(code)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        projected, along = torch.func.jvp(project, (code,), (direction,))
+        forward, reverse = torch.func.jacfwd(project)(code), torch.func.jacrev(project)(code)
+        hessian = torch.func.hessian(lambda x: (project(x) ** 3).sum())(code)  # forward over reverse
+    assert torch.equal(along, torch.where(projected != 0, direction, 0))
+    assert torch.equal(forward, reverse)
+    torch.testing.assert_close(hessian.view(108, 108), torch.diag(6 * projected.flatten()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_autocast_leaves_the_dtype_alone(kind: type[Projection]) -> None:
     code = torch.randn(2, 6, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -328,6 +345,16 @@ class TestSparsify:
             handle["2"]
         assert torch.equal(net(image), before)
 
+    def test_reaches_a_network_that_was_compiled_and_called_before(self) -> None:
+        net, image = network()[:3], torch.randn(2, 3, 8, 8)
+        compiled = torch.compile(net, backend="eager")
+        before = compiled(image)
+        with sparsify(net, {"2": GlobalProjection(4)}) as handle:
+            assert (compiled(image) != 0).flatten(1).sum(1).tolist() == [4, 4]
+            handle["2"].k = 6
+            assert (compiled(image) != 0).flatten(1).sum(1).tolist() == [6, 6]
+        assert torch.equal(compiled(image), before)
+
     def test_survives_a_deep_copy_which_has_a_dial_of_its_own(self) -> None:
         net, image = network()[:3], torch.randn(1, 3, 8, 8)
         handle = sparsify(net, {"2": GlobalProjection(4)})
@@ -350,6 +377,7 @@ class TestSparsify:
                 TypeError,
                 "layer '2.0' takes a Needle- or Global.*; got 5",
             ),
+            (["1"], TypeError, "by name of the layer, .*; got \\['1'\\]"),
         ],
     )
     def test_checks_everything_before_it_puts_anything_on(self, layers, error, message) -> None:

@@ -131,6 +131,14 @@ def _check_labels(images: Images, classes: int, model: str) -> None:
         )
 
 
+def _check_kin(spec: ModelSpec, source: ModelSpec) -> None:
+    if (spec.architecture, spec.atoms) != (source.architecture, source.atoms):
+        raise ValueError(
+            f"{spec.name} cannot start from a {source.name}: fine-tuning keeps the architecture and the atoms, "
+            f"{source.architecture} and {source.atoms} there, {spec.architecture} and {spec.atoms} asked"
+        )
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of the run in a folder, oldest first."""
     return sorted((folder / "checkpoints").glob("[0-9]*"))
@@ -194,6 +202,8 @@ class Run:
         goes_on = bool(checkpoints(self.folder))
         origin = None if goes_on or not plan.start_from else find_checkpoint(plan.start_from)
         self.source = self._recorded_source(resume) if goes_on else origin and Source.of(origin)
+        if origin:
+            _check_kin(plan.spec, ModelSpec.parse(self.source.model))
         self.warm_up = 0 if self.source and self.source.discriminator else plan.warm_up
         if 0 < self.warm_up >= schedule.steps:
             raise ValueError(

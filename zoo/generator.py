@@ -138,7 +138,11 @@ class Generator(nn.Module):
             raise ValueError(
                 f"labels are integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
             )
-        traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+        traced = (
+            torch.compiler.is_compiling()
+            or torch.onnx.is_in_onnx_export()
+            or torch._C._functorch.is_functorch_wrapped_tensor(labels)  # as in vmap
+        )
         if labels.device.type == "cpu" and not traced:  # elsewhere looking at them would wait for the device
             noise.check_labels(labels.tolist(), count, self.classes, self.class_names)
 

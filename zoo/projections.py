@@ -9,6 +9,7 @@ Three forms make it, to the same bits: loops compiled by numba (`kernels.py`), `
 import difflib
 import functools
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from numbers import Integral
 from types import ModuleType
@@ -27,7 +28,8 @@ class Projection(nn.Module):
     Kept entries keep their value and their gradient, zeros among them too; the others have neither.
     `k`, the sparsity dial, may be set at any time. There is nothing to learn and nothing in the state dict.
 
-    Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same.
+    Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same. A code without a batch wants a
+    `[None]`: the first dim is never projected along.
     Raises: TypeError, ValueError if k is no integer from 1 on, or is above `limit` of the code at hand.
     """
 
@@ -68,7 +70,8 @@ class Projection(nn.Module):
         if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or code.dtype == torch.float64:
             return torch.where(_by_threshold(code.detach(), self._k, self._whole), code, 0)
         if code.device.type == "cpu":
-            return _Projected.apply(code, self._k, self._whole)[0]
+            function = _Projected if torch.compiler.is_compiling() else _ProjectedWithTangent
+            return function.apply(code, self._k, self._whole)[0]
         return torch.where(_by_keys(code.detach(), self._k, self._whole), code, 0)
 
     def extra_repr(self) -> str:
@@ -186,10 +189,23 @@ class _Projected(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None, None]:
-        return _Kept.apply(gradient, *ctx.saved_tensors), None, None
+        return _keep(gradient, *ctx.saved_tensors), None, None
+
+
+class _ProjectedWithTangent(_Projected):
+    """With a derivative in forward mode, too, at which torch.compile gives up."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
+        return _keep(tangent, *ctx.saved_tensors), None
+
+
+def _keep(x: Tensor, mask: Tensor) -> Tensor:
+    return (_Kept if torch.compiler.is_compiling() else _KeptWithTangent).apply(x, mask)
 
 
 class _Kept(torch.autograd.Function):
@@ -205,10 +221,19 @@ class _Kept(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Kept.apply(gradient, *ctx.saved_tensors), None
+        return _keep(gradient, *ctx.saved_tensors), None
+
+
+class _KeptWithTangent(_Kept):
+    """As `_ProjectedWithTangent`."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return _keep(tangent, *ctx.saved_tensors)
 
 
 class Sparsified(Mapping[str, Projection]):
@@ -223,11 +248,13 @@ class Sparsified(Mapping[str, Projection]):
             module.get_submodule(name).register_forward_hook(_Hook(name, projection))
             for name, projection in self._projections.items()
         ]
+        _forget_compiled()
 
     def remove(self) -> None:
         """Takes the projections off the network; once more does nothing."""
         for hook in self._hooks:
             hook.remove()
+        _forget_compiled()
 
     def __getitem__(self, name: str) -> Projection:
         return self._projections[name]
@@ -243,6 +270,12 @@ class Sparsified(Mapping[str, Projection]):
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+
+def _forget_compiled() -> None:
+    """Has whatever torch.compile made compiled anew: by default it does not look whether hooks have changed."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 class _Hook:
@@ -265,11 +298,16 @@ def sparsify(module: nn.Module, projections: Mapping[str, Projection]) -> Sparsi
 
     Args:
         module: Any network.
-        projections: By name of the layer, as in `module.named_modules()`.
+        projections: By name of the layer, as in `module.named_modules()`. The layer returns one tensor (B, C, ...).
 
-    Returns: The handle that reaches the projections and, by `remove()` or as a context manager, undoes this.
+    Returns: The handle that reaches the projections and, by `remove()` or as a context manager, undoes this. A copy
+        that is made of the network meanwhile keeps projections of its own.
     Raises: ValueError if there is no such layer, TypeError if a value is no Projection; then none is put on.
     """
+    if not isinstance(projections, Mapping):
+        raise TypeError(
+            f"projections are by name of the layer, as {{'act': NeedleProjection(8)}}; got {projections!r}"
+        )
     layers = [name for name, _ in module.named_modules()]
     for name, projection in projections.items():
         if name not in layers:

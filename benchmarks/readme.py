@@ -22,8 +22,11 @@ from sparsegen.tables import (
     TABLES,
     by_column,
     by_picture,
+    change,
+    over_rows,
     own_k,
     paired,
+    paper_change,
     read_records,
     show_distance,
 )
@@ -168,7 +171,7 @@ def yardstick() -> str:
 def distances(lines: dict[tuple[str, float], dict[str, float]], columns: Iterable[str]) -> str:
     """A table of our distances: a line per architecture and share of the data, with the paper's change."""
     records = [record for record in read_records(TABLES["table1"][0]) if own_k(record)]
-    rows, columns = [], list(columns)
+    rows, columns, ours = [], list(columns), []
     for (row, share), fids in lines.items():
         protocol, found = by_column(records, row, share)
         if not found:
@@ -177,9 +180,11 @@ def distances(lines: dict[tuple[str, float], dict[str, float]], columns: Iterabl
         name = f"`{row}`, {protocol['atoms']} of {ARCHITECTURES[row].atoms} atoms{part}"
         cells = [show_distance(found, "baseline")]
         for column in columns[1:]:
-            change = 100 * (fids[column] / fids["baseline"] - 1)
-            cells.append(f"{show_distance(found, column)} (paper {change:+.1f} %)")
+            cells.append(f"{show_distance(found, column)} (paper {paper_change(fids, column):+.1f} %)")
         rows.append((name, *cells))
+        ours.append(found)
+    overall = (over_rows(change(found, column) for found in ours) for column in columns)
+    rows.append(("all of these", *overall))
     return markdown(("", *(f"`{column}`" for column in columns)), rows)
 
 

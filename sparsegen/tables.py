@@ -96,6 +96,13 @@ def _show(
         table.add_row("  paper's FID", *(_paper(fids, column) for column in columns), style="dim")
         if protocol:
             notes.append(f"{name}: {_scale(name.split(',')[0], protocol)}")
+    ours = [distances for (_, distances), _ in rows.values()]
+    table.add_row(
+        "all rows", *(over_rows(change(distances, column) for distances in ours) for column in columns)
+    )
+    theirs = [fids for _, fids in rows.values()]
+    overall = (over_rows(paper_change(fids, column) for fids in theirs) for column in columns)
+    table.add_row("  in the paper", *overall, style="dim")
     console.print(table)
     console.print(
         "Ours: the mean ± s.d. (runs), and the change from the baseline's runs of the same seed and precision; "
@@ -107,8 +114,8 @@ def _show(
 
 
 def show_distance(distances: Distances, column: str) -> str:
-    """A cell: the mean ± s.d. of a column's distances, their number, and the change from the baseline of the same seeds
-    in the same precision.
+    """A cell: the mean ± s.d. of a column's distances, their number, and the change from the baseline's runs of the
+    same seeds in the same precision.
     """
     found = distances.get(column)
     if not found:
@@ -117,16 +124,35 @@ def show_distance(distances: Distances, column: str) -> str:
     text = (
         f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "") + f" ({len(values)})"
     )
-    base = distances.get("baseline", {})
+    percent = change(distances, column)
+    return text if percent is None else f"{text} {percent:+.1f} %"
+
+
+def change(distances: Distances, column: str) -> float | None:
+    """From the baseline to a column, in percent, over the runs that both have; None where there are none."""
+    found, base = distances.get(column, {}), distances.get("baseline", {})
     both = found.keys() & base.keys()
     if column == "baseline" or not both:
-        return text
-    return f"{text} {100 * (mean(found[run] for run in both) / mean(base[run] for run in both) - 1):+.1f} %"
+        return None
+    return 100 * (mean(found[run] for run in both) / mean(base[run] for run in both) - 1)
+
+
+def paper_change(fids: dict[str, float], column: str) -> float | None:
+    return None if column == "baseline" else 100 * (fids[column] / fids["baseline"] - 1)
+
+
+def over_rows(changes: Iterable[float | None]) -> str:
+    """The mean of the changes of a column, and in how many rows it is better than the baseline."""
+    known = [percent for percent in changes if percent is not None]
+    if not known:
+        return ""
+    better = sum(percent < 0 for percent in known)
+    return f"{mean(known):+.1f} %, better in {better} of {len(known)}"
 
 
 def _paper(fids: dict[str, float], column: str) -> str:
-    change = "" if column == "baseline" else f" {100 * (fids[column] / fids['baseline'] - 1):+.1f} %"
-    return f"{fids[column]:.2f}{change}"
+    percent = paper_change(fids, column)
+    return f"{fids[column]:.2f}" + ("" if percent is None else f" {percent:+.1f} %")
 
 
 def _scale(row: str, protocol: dict) -> str:

@@ -58,6 +58,19 @@ def test_table_1_has_the_mean_over_seeds_its_spread_and_the_change_from_the_base
     assert line.split().count("-") == 1  # l0 is missing, and shown as missing
 
 
+def test_a_column_is_summed_up_over_the_rows_that_have_it() -> None:
+    records = [record(row, "baseline", 100.0) for row in ("sngan", "sagan", "ssgan", "biggan")]
+    records += [
+        record("sngan", "l0_inf", 80.0),
+        record("sagan", "l0_inf", 96.0),
+        record("ssgan", "l0_inf", 106.0),
+    ]
+    line = printed(show_table1, records)["all"]
+    assert "-6.0 %, better in 2 of 3" in line and line.count("better") == 1  # -20, -4 and +6
+    text = printed(show_table1, [])["in"]
+    assert "-10.3 %, better in 9 of 9" in text  # ml, by the paper's own figures
+
+
 def test_every_row_stands_beside_the_papers_figures() -> None:
     lines = printed(show_table1, [])
     assert set(ARCHITECTURES) <= set(lines)

@@ -73,6 +73,12 @@ def test_the_full_width_networks_have_the_parameters_of_the_tables(architecture:
     assert tuple(counts) == COUNTS[architecture]
 
 
+def test_the_discriminator_of_ssgan_keeps_32_channels_at_any_width() -> None:
+    for atoms, channels in ((8, 32), (64, 32), (128, 64)):
+        discriminator = ModelSpec.of("ssgan", "ml", atoms).companions()["discriminator"]
+        assert discriminator.features(torch.zeros(1, 3, 32, 32)).shape == (1, channels, 8, 8)
+
+
 CODES = {  # of Γ1 and Γ2, and the size of an atom of D1, D2 and D_eff: architectures.md, section 3
     "dcgan": ((128, 16, 16), (128, 16, 16), 4, 3, 8),
     "cgan": ((128, 16, 16), (256, 8, 8), 4, 4, 10),

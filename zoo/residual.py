@@ -102,6 +102,7 @@ def discriminator(
     init: Init,
     constrain: Init = unconstrained,
     width: float = 0.5,
+    at_least: int = 1,
     pool: Callable[[int], nn.Module] = average_pool,
     attention: Callable[[int], nn.Module] | None = None,
     turns: int = 0,
@@ -111,10 +112,11 @@ def discriminator(
 
     Args:
         width: Of the blocks, times the atoms.
+        at_least: Channels of the blocks, however few the atoms.
         attention: Made of a number of channels; it sits after the first block, at 16 x 16.
         turns: Classes that a second head, on the features at 8 x 8, tells apart; 0: no such head.
     """
-    channels = max(1, round(width * atoms))
+    channels = max(at_least, round(width * atoms))
     blocks = [
         DownBlock(3, channels, pool, first=True),
         DownBlock(channels, channels, pool),

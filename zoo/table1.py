@@ -129,10 +129,17 @@ SAGAN = Architecture(
 )
 # SSGAN works on images in [0, 1], and its noise is uniform; both are turned inside the networks, so that images
 # are in [-1, 1] and z is normal at every door.
+# Choice: a discriminator of at least 32 channels. Of 8, as 16 atoms would have, scores told nothing (hinge 2.00) and
+# 2,000 steps at four times the rate ended at a distance of 1,620; of 32, at 857 (baseline, seed 0).
 SSGAN = Architecture(
     partial(residual.generator, init=xavier_init, squash=CenteredSigmoid, prior=residual.uniform_prior),
     partial(
-        residual.discriminator, init=undecided(xavier_init), pool=StridedConv, turns=5, entry=in_unit_range
+        residual.discriminator,
+        init=undecided(xavier_init),
+        at_least=32,
+        pool=StridedConv,
+        turns=5,
+        entry=in_unit_range,
     ),
     atoms=256,
     encoder=partial(residual.Encoder, init=xavier_init, entry=in_unit_range),

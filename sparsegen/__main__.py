@@ -113,33 +113,48 @@ def list_models(
     from sparsegen.zoo.bundled import MODELS
     from sparsegen.zoo.pretrained import read_config
 
-    configs = {name: read_config(MODELS / name) for name in names}
-    metrics = {config["evaluation"]["metric"] for config in configs.values() if "evaluation" in config}
-    table = Table(Column("model", no_wrap=True), box=None)
-    for column in ("classes", "atoms", "k", "steps", "distance", "density of Γ", "license"):
-        table.add_column(column, overflow="fold")  # a narrow terminal gets it in several lines, and all of it
-    for name, config in configs.items():
-        table.add_row(name, *_summary(config, with_metric=len(metrics) > 1))
+    facts = {name: _summary(read_config(MODELS / name)) for name in names}
+    columns = list(next(iter(facts.values())))
+    found = {column: {about[column] for about in facts.values()} - {"-"} for column in COMMON}
+    same = {column: values.pop() for column, values in found.items() if len(values) == 1}
+    table = Table(Column("model", no_wrap=True), box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        if column not in same:
+            table.add_column(
+                column, overflow="fold"
+            )  # a narrow terminal gets it in several lines, and all of it
+    for name, about in facts.items():
+        table.add_row(name, *(about[column] for column in columns if column not in same))
     out.print(table)
-    if metrics:
-        out.print(f"distance: {', '.join(sorted(metrics))}, lower is better", style="dim", highlight=False)
+    for column, value in same.items():
+        out.print(f"{column}: {value}{COMMON[column]}", style="dim", highlight=False)
 
 
-def _summary(config: dict, with_metric: bool) -> list[str]:
+COMMON = {
+    "trained on": "",
+    "distance by": ", lower is better",
+    "license": "",
+}  # told once where all models have it
+
+
+def _summary(config: dict) -> dict[str, str]:
     """A bundled model in the columns of the list."""
     from sparsegen.zoo.table1 import ARCHITECTURES
 
-    row, verdict = ARCHITECTURES[config["architecture"]], config.get("evaluation", {})
-    steps = config.get("training", {}).get("steps")
-    return [
-        str(row.classes or "-"),
-        f"{config['atoms']} of {row.atoms}",
-        ", ".join(map(str, config["k"])) or "-",
-        f"{steps:,}" if steps else "-",
-        f"{(verdict['metric'] + ' ') * with_metric}{verdict['distance']:.1f}" if verdict else "-",
-        ", ".join(f"{share:.2f}" for share in verdict.get("density", ())) or "-",
-        config["license"],
-    ]
+    row = ARCHITECTURES[config["architecture"]]
+    training, verdict = config.get("training", {}), config.get("evaluation", {})
+    return {
+        "classes": str(row.classes or "-"),
+        "atoms": f"{config['atoms']}/{row.atoms}",
+        "k": ", ".join(map(str, config["k"])) or "-",
+        "steps": f"{training['steps']:,}" if training else "-",
+        "seed": str(training.get("seed", "-")),
+        "distance": f"{verdict['distance']:.1f}" if verdict else "-",
+        "density": ", ".join(f"{share:.2f}" for share in verdict.get("density", ())) or "-",
+        "trained on": str(training.get("data", "-")),
+        "distance by": verdict.get("metric", "-"),
+        "license": config["license"],
+    }
 
 
 @app.command(epilog="Example: sparsegen sample dcgan.ml --count 16 --seed 7 --k 16 --out grid.png")

@@ -172,23 +172,26 @@ def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     monkeypatch.setenv("COLUMNS", "200")
     assert sparsegen("list", "--plain").stdout == "".join(names)
-    header, *rows, about = re.sub(r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout).splitlines()
-    assert header.split() == "model classes atoms k steps distance density of Γ license".split()
-    assert about == "distance: fd-efficientnet-lite0, lower is better"
+    header, *rows, data, metric, terms = re.sub(r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout).splitlines()
+    assert header.split() == "model classes atoms k steps seed distance density".split()
+    assert data == "trained on: cifar10"
+    assert metric == "distance by: fd-efficientnet-lite0, lower is better"
+    assert terms == "license: apache-2.0"
     assert len(rows) == len(names)
     for row, name in zip(rows, list_models(), strict=True):
         config = json.loads((MODELS / name / "config.json").read_text())
         verdict = config["evaluation"]
         for text in (
             f"{name} ",
-            f" {config['atoms']} of ",
+            f" {config['atoms']}/",
             " " + (", ".join(map(str, config["k"])) or "-"),
             f" {config['training']['steps']:,} ",
             f" {verdict['distance']:.1f} ",
-            f" {verdict['density'][0]:.2f}, {verdict['density'][1]:.2f} ",
-            config["license"],
+            f" {config['training']['seed']} ",
+            f" {verdict['density'][0]:.2f}, {verdict['density'][1]:.2f}",
         ):
             assert text in row
+        assert len(row.rstrip()) <= 80
 
 
 def test_info_says_what_a_model_is(sparsegen: CLI, model: Path, conditional: Path) -> None:

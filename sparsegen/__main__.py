@@ -120,9 +120,8 @@ def list_models(
     table = Table(Column("model", no_wrap=True), box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         if column not in same:
-            table.add_column(
-                column, overflow="fold"
-            )  # a narrow terminal gets it in several lines, and all of it
+            # A narrow terminal gets it in several lines, and all of it.
+            table.add_column(column, overflow="fold")
     for name, about in facts.items():
         table.add_row(name, *(about[column] for column in columns if column not in same))
     out.print(table)
@@ -130,11 +129,8 @@ def list_models(
         out.print(f"{column}: {value}{COMMON[column]}", style="dim", highlight=False)
 
 
-COMMON = {
-    "trained on": "",
-    "distance by": ", lower is better",
-    "license": "",
-}  # told once where all models have it
+# What is told once, below the table, where all models have it in common, and a remark to it.
+COMMON = {"trained on": "", "distance by": ", lower is better", "license": ""}
 
 
 def _summary(config: dict) -> dict[str, str]:

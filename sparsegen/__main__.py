@@ -253,10 +253,17 @@ def train(
 
     from sparsegen.training.data import check_share
     from sparsegen.training.recipes import recipe_of
-    from sparsegen.training.run import Plan, Run, Schedule, check_folder, checkpoints, find_device
+    from sparsegen.training.run import (
+        Plan,
+        Run,
+        Schedule,
+        check_folder,
+        checkpoints,
+        find_device,
+        find_source,
+    )
     from sparsegen.zoo import noise
     from sparsegen.zoo.interrupt import stop_on_interrupt
-    from sparsegen.zoo.pretrained import find_checkpoint
     from sparsegen.zoo.table1 import ModelSpec
 
     spec = _at(ModelSpec.parse(model), k)
@@ -269,7 +276,7 @@ def train(
         noise.check_integer("--judge-count", judge_count, 2, noise.MAX_COUNT, "0, or the images drawn")
     device = str(find_device(device))
     if start_from and not resume:  # a resumed run has all it needs
-        find_checkpoint(start_from)
+        find_source(spec, start_from)
     if threads:
         torch.set_num_threads(threads)
     images = _open(data, limit=limit)

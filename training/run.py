@@ -131,12 +131,19 @@ def _check_labels(images: Images, classes: int, model: str) -> None:
         )
 
 
-def _check_kin(spec: ModelSpec, source: ModelSpec) -> None:
+def find_source(spec: ModelSpec, start_from: str) -> Path:
+    """Finds the checkpoint that a run of `spec` is to start from.
+
+    Raises: as `find_checkpoint` and `read_config`; ValueError if it is of another architecture or width.
+    """
+    checkpoint = find_checkpoint(start_from)
+    source = ModelSpec.from_config(read_config(checkpoint))
     if (spec.architecture, spec.atoms) != (source.architecture, source.atoms):
         raise ValueError(
             f"{spec.name} cannot start from a {source.name}: fine-tuning keeps the architecture and the atoms, "
             f"{source.architecture} and {source.atoms} there, {spec.architecture} and {spec.atoms} asked"
         )
+    return checkpoint
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -200,10 +207,8 @@ class Run:
         self.judge: Judge | None = None
         check_folder(self.folder)
         goes_on = bool(checkpoints(self.folder))
-        origin = None if goes_on or not plan.start_from else find_checkpoint(plan.start_from)
+        origin = None if goes_on or not plan.start_from else find_source(plan.spec, plan.start_from)
         self.source = self._recorded_source(resume) if goes_on else origin and Source.of(origin)
-        if origin:
-            _check_kin(plan.spec, ModelSpec.parse(self.source.model))
         self.warm_up = 0 if self.source and self.source.discriminator else plan.warm_up
         if 0 < self.warm_up >= schedule.steps:
             raise ValueError(

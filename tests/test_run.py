@@ -284,6 +284,19 @@ def test_fine_tuning_goes_on_with_all_networks_of_the_training(tmp_path: Path) -
         assert_equal(network.state_dict(), load_file(source / f"{name}.safetensors"))
 
 
+def test_weights_that_do_not_fit_their_config_are_refused_by_file(tmp_path: Path) -> None:
+    for model in ("dcgan-8.ml", "dcgan-16.ml"):
+        for _ in start(tmp_path / model, 1, model=model):
+            pass
+    source, other = (tmp_path / f"dcgan-{atoms}.ml/checkpoints/00000001" for atoms in (8, 16))
+    shutil.copy(other / "discriminator.safetensors", source)
+    with pytest.raises(
+        ValueError, match="cannot start from a .*discriminator.safetensors holds another width"
+    ):
+        start(tmp_path / "second", 4, start_from=str(source))
+    assert not (tmp_path / "second").exists()
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_machine_without_bfloat16_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, there: bool

@@ -1,6 +1,7 @@
 """The projections against a definition by loops, in every form, dtype and layout, and `sparsify`."""
 
 import copy
+import io
 import itertools
 import math
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import warnings
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -269,6 +271,61 @@ def test_torch_compile_needs_no_graph_break_and_follows_the_dial(kind: type[Proj
             assert torch.equal(projected, project(code))
             gradient = torch.autograd.grad(projected.sum(), code)[0]
             assert torch.equal(gradient, (projected != 0).float())
+
+
+def test_one_compiled_graph_can_serve_every_k() -> None:
+    project, code = NeedleProjection(1), torch.randn(2, 40, 3, 3)
+    from torch._dynamo.utils import counters
+
+    before = counters["stats"]["unique_graphs"]
+    with warnings.catch_warnings(), torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
+        warnings.simplefilter("ignore")  # torch's own
+        compiled = torch.compile(project, fullgraph=True, backend="aot_eager")
+        for k in range(1, 21):
+            project.k = k
+            assert torch.equal(compiled(code), project(code))
+    assert counters["stats"]["unique_graphs"] - before <= 2
+
+
+def small_network(kind: type[Projection]) -> nn.Sequential:
+    torch.manual_seed(0)
+    return (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), kind(3), nn.Conv2d(8, 3, 1)).eval().requires_grad_(False)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_traced_network_can_be_saved_and_takes_any_batch_size(kind: type[Projection]) -> None:
+    network, images, file = small_network(kind), torch.randn(5, 3, 12, 12), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the checks of shapes and k are not traced
+        torch.jit.save(torch.jit.trace(network, images[:2]), file)
+        file.seek(0)
+        loaded = torch.jit.load(file)
+    torch.testing.assert_close(loaded(images), network(images))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_either_of_torchs_onnx_exporters_takes_a_network_with_a_projection(
+    kind: type[Projection], dynamo: bool
+) -> None:
+    network, images, file = small_network(kind), torch.randn(2, 3, 12, 12), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (images,), file, dynamo=dynamo, input_names=["x"], verbose=False)
+    session = onnxruntime.InferenceSession(file.getvalue())
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": images.numpy()})[0]), network(images))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_fx_takes_it_as_a_leaf_whose_dial_goes_on_turning(kind: type[Projection]) -> None:
+    network, images = small_network(kind), torch.randn(2, 3, 12, 12)
+    traced = torch.fx.symbolic_trace(network)
+    for k in (3, 1):
+        network[2].k = k
+        torch.testing.assert_close(traced(images), network(images))
+    assert network[2] in list(traced.modules())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,6 +27,8 @@ class Projection(nn.Module):
 
     Kept entries keep their value and their gradient, zeros among them too; the others have neither.
     `k`, the sparsity dial, may be set at any time. There is nothing to learn and nothing in the state dict.
+    torch.compile makes a network anew for each k, up to its limit of 8; with
+    `torch._dynamo.config.allow_unspec_int_on_nn_module = True` it makes one for all.
 
     Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same. A code without a batch wants a
     `[None]`: the first dim is never projected along.
@@ -59,6 +61,9 @@ class Projection(nn.Module):
         return math.prod(shape[1:]) if self._whole else shape[1]
 
     def forward(self, code: Tensor) -> Tensor:
+        if isinstance(code, torch.fx.Proxy):  # a leaf of torch.fx, so that the dial lives on in what it makes
+            tracer = code.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (code,), {})
         if code.ndim < 2 or not code.is_floating_point():
             raise TypeError(f"a code is a floating tensor (B, C, ...); got {code.dtype} {tuple(code.shape)}")
         limit = self.limit(code.shape)
@@ -67,8 +72,11 @@ class Projection(nn.Module):
                 f"k is the entries kept in each {self.unit}, 1 to {limit} for a code of {tuple(code.shape)}; "
                 f"got {self._k}"
             )
-        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or code.dtype == torch.float64:
+        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
             return torch.where(_by_threshold(code.detach(), self._k, self._whole), code, 0)
+        if code.dtype == torch.float64:
+            mask = _by_threshold(code.detach(), self._k, self._whole)
+            return torch.where(_laid_out_as(code, mask), code, 0)
         if code.device.type == "cpu":
             function = _Projected if torch.compiler.is_compiling() else _ProjectedWithTangent
             return function.apply(code, self._k, self._whole)[0]
@@ -116,7 +124,12 @@ def _by_keys(code: Tensor, k: int, whole: bool) -> Tensor:
     kept = key.contiguous().topk(k, sorted=False).indices
     mask = torch.zeros_like(key, dtype=torch.bool).scatter(-1, kept, True)
     mask = mask.view(code.shape) if whole else mask.movedim(-1, 1)
-    return torch.empty_like(code, dtype=torch.bool).copy_(mask)  # for the memory format
+    return _laid_out_as(code, mask)
+
+
+def _laid_out_as(code: Tensor, mask: Tensor) -> Tensor:
+    """The mask in the memory format of the code, which its projection then has, too."""
+    return torch.empty_like(code, dtype=torch.bool).copy_(mask)
 
 
 def _by_threshold(code: Tensor, k: int, whole: bool) -> Tensor:
@@ -126,9 +139,9 @@ def _by_threshold(code: Tensor, k: int, whole: bool) -> Tensor:
     kth = magnitude.topk(k, dim=1).values[:, -1:]
     above = (magnitude > kth) | (nan & ~kth.isnan())
     tie = (magnitude == kth) | (nan & kth.isnan())
-    free = k - above.sum(1, keepdim=True)
-    mask = above | (tie & (tie.cumsum(1) <= free))
-    return torch.empty_like(code, dtype=torch.bool).copy_(mask.view(code.shape))
+    free = k - above.int().sum(1, keepdim=True)
+    mask = above | (tie & (tie.int().cumsum(1) <= free))
+    return mask.view(code.shape) if whole else mask
 
 
 @torch.library.custom_op("sparsegen::project", mutates_args=(), device_types="cpu")

@@ -164,8 +164,8 @@ def sample(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Of a conditional model the class of all images, or of each: its number or name, as cat or "
-            "3,5,dog; drawn by default. `sparsegen info` lists them."
+            help="Of a conditional model the class of all images, or of each: its number or name (what is both is the "
+            "name), as cat or 3,5,dog; drawn by default. `sparsegen info` lists them."
         ),
     ] = None,
     truncation: Annotated[
@@ -218,7 +218,13 @@ def train(
     data: Data,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Length; the recipe's by default.")] = None,
-    k: K = None,
+    k: Annotated[
+        str | None,
+        typer.Option(
+            help="Non-zeros kept: one number, or one a level, Γ1 first, as 16,32; by default those of --from, if it "
+            "has the same regularizer, or of the regularizer's density."
+        ),
+    ] = None,
     seed: Seed = 0,
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Images in a step; the recipe's by default.")
@@ -302,7 +308,12 @@ def train(
     run = Run(out_folder, plan, part, schedule, resume=resume, device=device)
     if judge_count:  # by all images, so that distances of models that were trained on shares of them compare
         run.judge = _judge(images, judge_count, device, judged)
-    with stop_on_interrupt() as interrupted, progress(spec.name, schedule.steps, run.step) as show:
+
+    def tell() -> None:
+        if run.accelerator.is_main_process:
+            say(err, "stopping after this step, and saving; Ctrl-C again stops at once")
+
+    with stop_on_interrupt(tell) as interrupted, progress(spec.name, schedule.steps, run.step) as show:
         try:
             _follow(run, interrupted, show)
         except KeyboardInterrupt:  # the second one, which does not wait until all is saved
@@ -605,14 +616,10 @@ def reference(images, network):
 
 
 def _at(spec, k: str | None):
-    """A cell of Table 1 at this k; one that the cell has anyway makes it no other cell."""
+    """A cell of Table 1 at this k; None leaves it open."""
     from sparsegen.zoo.dial import resolve
 
-    if k is None:
-        return spec
-    generator = spec.generator()
-    chosen = tuple(resolve(parse_k(k), generator.dials))
-    return spec if chosen == generator.spec.k else replace(spec, k=chosen)
+    return spec if k is None else replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
 
 
 def _judge(images, count: int, device: str, progress: Callable[[int, int], None]):

@@ -294,7 +294,7 @@ def restore_all(inputs: Sequence[Path], work: Work) -> None:
             ready.append(check(job, work, keep=len(inputs) == 1 or not job.source.is_file()))
     if ready:
         _load_torch(options.threads, work.task.settings.members)
-    with stop_on_interrupt() as interrupted:
+    with stop_on_interrupt(lambda: say(err, "stopping; Ctrl-C again stops at once")) as interrupted:
         for done, job in enumerate(ready, 1):
             with told(job):
                 restore_one(job, work, interrupted)

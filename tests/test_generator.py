@@ -110,6 +110,10 @@ def test_a_bypass_is_refused_where_none_goes_around_the_code() -> None:
         generator.synthesize(codes, bypass)
     with pytest.raises(ValueError, match=r"shape \(2, 8, 32, 32\); got \(1, 8, 32, 32\)"):
         generator.synthesize((None, codes[1]), bypass[:1])
+    plain = build("dcgan", "ml", atoms=8).eval()
+    code = plain(z)[1][1]
+    with pytest.raises(ValueError, match="nothing goes around a code of dcgan, which is not residual: leave"):
+        plain.synthesize((None, code), torch.ones_like(code))
 
 
 def test_vmap_goes_over_labels_too() -> None:

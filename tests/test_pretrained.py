@@ -137,6 +137,14 @@ def test_weights_are_not_saved_as_integers(tiny_ml: Generator, tmp_path: Path) -
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "error"), [("", ValueError), (" ", ValueError), (None, TypeError), (3, TypeError)]
+)
+def test_what_names_no_model_is_told_what_one_is(given: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"a model is the name of a bundled one, .*; got {given!r}"):
+        from_pretrained(given)
+
+
 def test_a_pickle_is_refused_without_being_opened(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple:

@@ -512,10 +512,11 @@ def test_sigterm_is_as_ctrl_c_and_a_second_one_ends_at_once(
 
 def test_an_interrupt_is_asked_for_and_the_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with stop_on_interrupt() as interrupted:
-        assert not interrupted()
+    told = []
+    with stop_on_interrupt(lambda: told.append("stopping")) as interrupted:
+        assert not interrupted() and not told
         signal.raise_signal(signal.SIGINT)
-        assert interrupted()
+        assert interrupted() and told == ["stopping"]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +336,75 @@ def test_what_is_published_of_a_conditional_run_knows_the_names_of_its_classes(t
         opened.sample(1, labels=10)
 
 
+@pytest.mark.parametrize("model", ["cgan-8.ml", "biggan-8.l0"])
+def test_fine_tuning_keeps_what_was_learned_of_a_class_whatever_its_number(
+    tmp_path: Path, model: str
+) -> None:
+    for _ in start(tmp_path / "first", 2, model=model):
+        pass
+    source = tmp_path / "first" / "checkpoints" / "00000002"
+    images = replace(pictures(labels=3), classes=("c", "new", "j"))
+    tuned = Run(
+        tmp_path / "second", plan(model=model, start_from=str(source)), images, Schedule(2), device="cpu"
+    )
+    was, z = from_pretrained(source), torch.randn(1, tuned.networks.averaged.z_dim)
+    for number, before in enumerate(
+        (2, 0, 9)
+    ):  # a class that is not known takes the first place that is left
+        now = tuned.networks.averaged(z, torch.tensor([number]))[0]
+        torch.testing.assert_close(now, was(z, torch.tensor([before]))[0])
+        scores = [
+            network(now, torch.tensor([label]))
+            for network, label in (
+                (tuned.networks.companions["discriminator"].eval(), number),
+                (judge(source), before),
+            )
+        ]
+        torch.testing.assert_close(*scores)
+    for _ in tuned:
+        pass
+    published = tmp_path / "second" / "checkpoints" / "00000002"
+    assert from_pretrained(published).class_names == ("c", "new", "j")
+
+
+def judge(checkpoint: Path) -> torch.nn.Module:
+    network = from_pretrained(checkpoint).spec.companions()["discriminator"]
+    network.load_state_dict(load_file(checkpoint / COMPANIONS["discriminator"]))
+    return network.eval()
+
+
+def test_images_whose_classes_have_no_names_leave_those_that_are_known(tmp_path: Path) -> None:
+    for _ in start(tmp_path / "first", 1, model="cgan-8.ml", labels=3):
+        pass
+    source = str(tmp_path / "first" / "checkpoints" / "00000001")
+    images = replace(pictures(labels=4), classes=())
+    tuned = Run(
+        tmp_path / "second", plan(model="cgan-8.ml", start_from=source), images, Schedule(2), device="cpu"
+    )
+    assert tuned.networks.averaged.class_names == ("a", "b", "c", "3")
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "asked", "k"),
+    [("ml", None, (1, 3)), ("ml", (2, 2), (2, 2)), ("l0_inf", None, (2,)), ("baseline", None, ())],
+)
+def test_fine_tuning_keeps_the_k_of_the_same_regularizer(
+    tmp_path: Path, regularizer: str, asked: tuple | None, k: tuple
+) -> None:
+    for _ in start(tmp_path / "first", 1, k=(1, 3)):
+        pass
+    tune = {
+        "regularizer": regularizer,
+        "k": asked,
+        "start_from": str(tmp_path / "first/checkpoints/00000001"),
+    }
+    for _ in start(tmp_path / "second", 1, **tune):
+        pass
+    assert from_pretrained(tmp_path / "second/checkpoints/00000001").spec.k == k
+    shutil.rmtree(tmp_path / "first")
+    assert start(tmp_path / "second", 3, resume=True, **tune).plan.k == k
+
+
 def a_generator_alone(folder: Path) -> Path:
     """A checkpoint without a discriminator, after 2 steps."""
     for _ in start(folder, 2, save_every=2):
@@ -469,7 +538,8 @@ def test_two_processes_hold_one_state_see_different_images_and_stop_and_go_on_to
 
 def test_the_plan_and_the_source_are_kept_as_json(tmp_path: Path) -> None:
     start(tmp_path / "run", 1)
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {**asdict(plan()), "source": None}
+    wanted = {**asdict(plan()), "k": [2, 2], "source": None}
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == wanted
 
 
 def test_a_folder_of_before_the_source_was_kept_goes_on(tmp_path: Path) -> None:
@@ -506,6 +576,14 @@ def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_a
         pass
     assert [record["step"] for record in records(folder)] == [2, 4]
     assert json.loads((folder / "run.json").read_text())["seed"] == 0
+
+
+def test_a_conditional_run_without_labels_is_told_why_there_are_none(tmp_path: Path) -> None:
+    images = replace(pictures(labels=0), unlabeled="stray.png lies outside of a class folder")
+    with pytest.raises(
+        ValueError, match=r"noise has no labels \(stray.png lies outside of a class folder\): give"
+    ):
+        Run(tmp_path / "run", plan(model="cgan-8.ml"), images, Schedule(2), device="cpu")
 
 
 def test_a_run_is_known_by_its_data_not_by_how_they_are_spelled(tmp_path: Path) -> None:

@@ -134,6 +134,40 @@ def test_class_folders_give_labels_by_sorted_name(tmp_path):
     np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in (1, 2, 0)]))
 
 
+def test_class_folders_that_are_numbers_are_in_the_order_of_these(tmp_path):
+    images = open_images(folder_of(tmp_path / "set", [f"{number}/{number}.png" for number in (1, 2, 10)]))
+    assert images.classes == ("1", "2", "10") and images.labels.tolist() == [0, 2, 1]  # files go by text
+    np.testing.assert_array_equal(images.numpy()[1], noise(2))  # the file of folder 10
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["cat/0.png", "cat/1.png"], "cat is the only class folder, and it takes two"),
+        (["cat/0.png", "dog/1.png", "stray.png"], "stray.png lies outside of a class folder"),
+        (["cat/0.png", "dog/old/1.png"], "dog/old/1.png lies deeper than a class folder"),
+        (["train/0.png", "test/1.png"], "its folder train is taken for a split"),
+        (["0.png", "1.png"], ""),
+        (["cat/0.png", "dog/1.png"], ""),
+    ],
+)
+def test_folders_that_are_no_classes_are_told_why(tmp_path, names, why):
+    folder = folder_of(tmp_path / "set", names)
+    for images in (open_images(folder), open_images(folder)):  # decoded, and from the cache
+        assert images.unlabeled == why and (images.labels is None) == (why != "" or names[0] == "0.png")
+
+
+def test_images_that_are_not_read_are_told(tmp_path, caplog):
+    folder = folder_of(tmp_path / "set", ["cat/0.png", "dog/1.png"])
+    (folder / "cat" / "2.heic").write_bytes(b"not read")
+    assert len(open_images(folder)) == 2
+    assert "1 image files of" in caplog.text and "2.heic: .png .jpg" in caplog.text
+    caplog.clear()
+    parquet(folder / "cache.parquet", [png(0)])
+    assert len(open_images(folder)) == 1
+    assert "the .parquet files of" in caplog.text and "not its 2 image files, as" in caplog.text
+
+
 def test_split_folders_are_told_from_classes(tmp_path):
     folder = folder_of(tmp_path / "set", ["train/cat/0.png", "train/dog/1.png", "test/cat/2.png"])
     assert open_images(folder).labels.tolist() == [0, 1]

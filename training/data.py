@@ -19,7 +19,7 @@ from sparsegen.zoo.noise import check_seed
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # raise it when the same source would give other pixels, or other names of classes
+CACHE_FORMAT = 3  # raise it when the same source would give other pixels, or other names of classes
 
 Progress = Callable[[int, int], None]
 
@@ -35,6 +35,7 @@ class Images:
         fingerprint: 16 hex digits of the SHA-256 of pixels and labels: equal data, equal on any machine.
         skipped: the rows or files left out and why, a line each.
         classes: the names of the labels 0, 1, …; empty where they are not known.
+        unlabeled: why there are no labels where one may have expected them; else empty.
     """
 
     pixels: Tensor
@@ -43,6 +44,7 @@ class Images:
     fingerprint: str
     skipped: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    unlabeled: str = ""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -203,7 +205,9 @@ def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: 
         raise ValueError(f"no readable image among the {len(order)} of {name}{reason}")
     pixels = torch.from_numpy(pixels[: len(good)])
     labels = None if rows.labels is None else torch.from_numpy(rows.labels[good])
-    return Images(pixels, labels, name, fingerprint(pixels, labels), tuple(skipped), rows.classes)
+    return Images(
+        pixels, labels, name, fingerprint(pixels, labels), tuple(skipped), rows.classes, rows.unlabeled
+    )
 
 
 def _first(limit: int | None, count: int, labels: np.ndarray | None) -> list[int]:
@@ -230,7 +234,7 @@ def fingerprint(pixels: Tensor, labels: Tensor | None) -> str:
 def _write_cache(path: Path, images: Images) -> None:
     tensors = {"pixels": images.pixels} | ({} if images.labels is None else {"labels": images.labels})
     about = {"skipped": json.dumps(images.skipped), "classes": json.dumps(images.classes)}
-    keep(path, tensors, {"fingerprint": images.fingerprint, **about})
+    keep(path, tensors, {"fingerprint": images.fingerprint, "unlabeled": images.unlabeled, **about})
 
 
 def _read_cache(path: Path, name: str) -> Images | None:
@@ -243,4 +247,4 @@ def _read_cache(path: Path, name: str) -> Images | None:
         log.warning("%s is damaged, it will be computed again: its fingerprint is another one", path)
         return None
     skipped, classes = (tuple(json.loads(about[what])) for what in ("skipped", "classes"))
-    return Images(pixels, labels, name, about["fingerprint"], skipped, classes)
+    return Images(pixels, labels, name, about["fingerprint"], skipped, classes, about["unlabeled"])

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Self
@@ -25,6 +25,7 @@ from sparsegen.training.data import Batches, Images
 from sparsegen.training.loop import Networks, Progress, train
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import images as pictures
+from sparsegen.zoo import labels
 from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
 from sparsegen.zoo.files import (
     append_line,
@@ -48,7 +49,11 @@ KEPT = 2  # checkpoints: the last, and the one before it in case the last cannot
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run trains, on what and how; two runs of one plan on one machine end in the same weights."""
+    """What a run trains, on what and how; two runs of one plan on one machine end in the same weights.
+
+    `k` is of each projected level, Γ1 first; None takes the k of the source, where that is of the same regularizer,
+    and else the column's.
+    """
 
     model: str
     k: tuple[int, ...] | None
@@ -75,12 +80,15 @@ class Source:
     model: str
     steps: int | None
     discriminator: bool
+    k: Sequence[int] | None = None
+    class_names: Sequence[str] = ()
 
     @classmethod
     def of(cls, checkpoint: Path) -> Self:
         config = read_config(checkpoint)
         steps = config.get("training", {}).get("steps")
-        return cls(config["model"], steps, (checkpoint / COMPANIONS["discriminator"]).is_file())
+        discriminator = (checkpoint / COMPANIONS["discriminator"]).is_file()
+        return cls(config["model"], steps, discriminator, config["k"], config.get("class_names", ()))
 
     def __str__(self) -> str:
         return self.model + (f" after {self.steps} steps" if self.steps else "")
@@ -121,8 +129,10 @@ def _check_labels(images: Images, classes: int, model: str) -> None:
     if not classes:
         return
     if images.labels is None:
+        why = f" ({images.unlabeled})" if images.unlabeled else ""
         raise ValueError(
-            f"{model} is conditional and {images.name} has no labels: give data with labels, as one folder a class"
+            f"{model} is conditional and {images.name} has no labels{why}: give data with labels, as one folder a "
+            f"class"
         )
     if (highest := int(images.labels.max())) >= classes:
         raise ValueError(
@@ -203,17 +213,32 @@ class Run:
     ):
         from accelerate import Accelerator
 
-        self.folder, self.plan, self.schedule = Path(folder), plan, schedule
+        self.folder, self.schedule = Path(folder), schedule
         self.judge: Judge | None = None
         check_folder(self.folder)
         goes_on = bool(checkpoints(self.folder))
+        recorded = _read_plan(self.folder / "run.json") if goes_on else {}
         origin = None if goes_on or not plan.start_from else find_source(plan.spec, plan.start_from)
-        self.source = self._recorded_source(resume) if goes_on else origin and Source.of(origin)
+        if goes_on:
+            self.source = Source(**recorded["source"]) if recorded.get("source") else None
+        else:
+            self.source = origin and Source.of(origin)
+        self.plan = plan = _with_k(plan, self.source)
+        if goes_on:
+            self._check_same(recorded, resume)
         self.warm_up = 0 if self.source and self.source.discriminator else plan.warm_up
         if 0 < self.warm_up >= schedule.steps:
             raise ValueError(
                 f"the new discriminator warms up for {self.warm_up} steps and the run ends after "
-                f"{schedule.steps}, before the generator moves: give more --steps or a smaller --warm-up"
+                f"{schedule.steps}, before the generator moves: give more --steps or a smaller --warm-up, or "
+                f"start from a checkpoint with its discriminator, as a run's own or one exported with --discriminator"
+            )
+        if self.warm_up and origin:
+            logger.warning(
+                "%s brings no discriminator: a new one learns for %d steps before the generator moves "
+                "(a run's own checkpoint has one, and what is exported with --discriminator)",
+                plan.start_from,
+                self.warm_up,
             )
         device = find_device(device)
         if plan.precision == "bf16" and not has_bfloat16(device.type):
@@ -234,8 +259,9 @@ class Run:
         )
         self.networks = Networks(plan.spec, self.recipe, plan.seed, device)
         _check_labels(images, self.networks.generator.classes, plan.model)
+        self.class_names = self._class_names(images)
         if self.networks.generator.classes:
-            self.networks.averaged.config = {"class_names": list(images.classes)}
+            self.networks.averaged.config = {"class_names": self.class_names}
         self.step, self.best = 0, None
         if goes_on:
             self._load()
@@ -296,15 +322,15 @@ class Run:
         votes = torch.tensor(float(stop), device=self.networks.device)
         return bool(self.accelerator.reduce(votes, "sum"))
 
-    def _recorded_source(self, resume: bool) -> Source | None:
-        """What the run in the folder started from, once it is known to be this one."""
-        path = self.folder / "run.json"
-        try:
-            recorded = dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}): restore it, or choose another folder"
-            ) from None
+    def _class_names(self, images: Images) -> list[str]:
+        """Those of the images; where these have numbers alone, those of what the run started from."""
+        known = list(self.source.class_names) if self.source else []
+        if images.classes or images.labels is None or not known:
+            return list(images.classes[: self.networks.generator.classes])
+        return known + [str(label) for label in range(len(known), int(images.labels.max()) + 1)]
+
+    def _check_same(self, recorded: dict, resume: bool) -> None:
+        """Raises: ValueError unless what the folder holds is this run, and it is to go on."""
         mine, theirs = _identity(json.loads(json.dumps(asdict(self.plan)))), _identity(recorded)
         differing = [
             f"{key}: {theirs.get(key)!r} there, {value!r} asked"
@@ -319,7 +345,6 @@ class Run:
             raise ValueError(
                 f"{self.folder} holds this run already: go on with --resume, or choose another folder"
             )
-        return Source(**recorded["source"]) if recorded.get("source") else None
 
     def _claim(self, new: bool) -> None:
         """Makes the folder this run's, without measurements of steps that are to be done again."""
@@ -360,6 +385,10 @@ class Run:
                     load_weights(network, checkpoint / COMPANIONS[name])
         except ValueError as error:
             raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None
+        if classes := self.networks.generator.classes:
+            order = labels.places(self.class_names, self.source.class_names, classes)
+            for network in (self.networks.generator, *self.networks.companions.values()):
+                labels.renumber(network, order)
         self.networks.start_average()
 
     def _judge(self) -> None:
@@ -420,11 +449,31 @@ class Run:
         return about
 
 
+def _read_plan(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): restore it, or choose another folder") from None
+
+
+def _with_k(plan: Plan, source: Source | None) -> Plan:
+    """The plan with its k written out."""
+    if plan.k is None and source and source.k is not None and _column(source.model) == plan.spec.regularizer:
+        return replace(plan, k=tuple(source.k))
+    return replace(plan, k=plan.spec.generator().spec.k)
+
+
+def _column(model: str) -> str:
+    return ModelSpec.parse(model).regularizer
+
+
 def _identity(plan: dict) -> dict:
     """What two plans of one run have in common: the data's fingerprint, however data and source are spelled.
 
     What an older plan does not say was as it is by default.
     """
+    if plan.get("k") is None:
+        plan = plan | {"k": list(ModelSpec.parse(plan["model"]).generator().spec.k)}
     source = plan.get("start_from")
     defaults = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
     same = {key: value for key, value in (defaults | plan).items() if key != "data"}

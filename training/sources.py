@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import mimetypes
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+KINDS = " ".join(SUFFIXES)
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
 ACCEPTED = "a Hub dataset id such as 'cifar10', a .parquet file, or a folder of .parquet or image files"
 BLOCK = 256  # rows read at a time
@@ -34,12 +36,14 @@ class Rows:
         labels: int64 (count,), all >= 0, or None.
         read: from row numbers to these rows in ascending order, each a name for people and an image file.
         classes: the names of the labels 0, 1, …; empty where they are not known.
+        unlabeled: why there are no labels where one may have expected them; else empty.
     """
 
     count: int
     labels: np.ndarray | None
     read: Callable[[Collection[int]], Iterator[tuple[str, bytes]]]
     classes: tuple[str, ...] = ()
+    unlabeled: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,23 @@ def _stamps(files: list[Path]) -> list[tuple[str, int, int]]:
 
 def _in_folder(folder: Path, split: str, name: str) -> Source:
     if files := _files(folder, (".parquet",)):
+        if others := _files(folder, SUFFIXES):
+            log.warning(
+                "the .parquet files of %s are read, and not its %d image files, as %s",
+                name,
+                len(others),
+                others[0],
+            )
         return Source(name, _stamps(files), lambda: _parquet_rows(_of_split(folder, split), name))
     root = _split_folder(folder, split)
+    if unread := [file for file in _files(root, ("",)) if _is_unread_image(file)]:
+        log.warning(
+            "%d image files of %s are left out, as %s: %s are read", len(unread), name, unread[0], KINDS
+        )
     if files := _files(root, SUFFIXES):
-        return Source(name, _stamps(files), partial(_folder_rows, root, files))
-    raise ValueError(f"no images in {root} or below it (looked for {' '.join(SUFFIXES)} and .parquet)")
+        as_split = f"its folder {root.name} is taken for a split" if root != folder else ""
+        return Source(name, _stamps(files), partial(_folder_rows, root, files, as_split))
+    raise ValueError(f"no images in {root} or below it (looked for {KINDS} and .parquet)")
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -96,6 +112,11 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     names = sorted(Path(name).as_posix() for name in glob.iglob("**", root_dir=folder, recursive=True))
     files = (folder / name for name in names if name.lower().endswith(suffixes))
     return [file for file in files if file.is_file()]
+
+
+def _is_unread_image(file: Path) -> bool:
+    kind, _ = mimetypes.guess_type(file.name, strict=False)
+    return bool(kind) and kind.startswith("image/") and not file.name.lower().endswith(SUFFIXES)
 
 
 def _split_folder(folder: Path, split: str) -> Path:
@@ -108,18 +129,34 @@ def _split_folder(folder: Path, split: str) -> Path:
     return folder
 
 
-def _folder_rows(root: Path, files: list[Path]) -> Rows:
-    """Rows of image files; labels are their folders, if all lie one level deep in two folders or more."""
+def _folder_rows(root: Path, files: list[Path], as_split: str) -> Rows:
+    """Rows of image files; labels are their folders, if all lie one level deep in two folders or more.
+
+    Folders are numbered in the order of their names; where all are numbers, in that of these.
+    """
     names = [file.relative_to(root).as_posix() for file in files]
-    classes, labels = np.unique([name.partition("/")[0] for name in names], return_inverse=True)
-    labeled = len(classes) > 1 and all(name.count("/") == 1 for name in names)
+    found = {name.partition("/")[0] for name in names if "/" in name}
+    classes = sorted(found, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, found)) else None)
 
     def read(chosen: Collection[int]) -> Iterator[tuple[str, bytes]]:
         return ((names[row], files[row].read_bytes()) for row in sorted(chosen))
 
-    if not labeled:
+    if unlabeled := _why_unlabeled(names, classes, as_split):
+        return Rows(len(files), None, read, unlabeled=unlabeled)
+    if not classes:
         return Rows(len(files), None, read)
-    return Rows(len(files), labels.astype(np.int64), read, tuple(classes.tolist()))
+    labels = [classes.index(name.partition("/")[0]) for name in names]
+    return Rows(len(files), np.array(labels, np.int64), read, tuple(classes))
+
+
+def _why_unlabeled(names: list[str], classes: list[str], as_split: str) -> str:
+    """Why folders are no classes, or empty if they are, or if there are none."""
+    if not classes:
+        return as_split
+    for name in names:
+        if name.count("/") != 1:
+            return f"{name} lies {'deeper than' if '/' in name else 'outside of'} a class folder"
+    return f"{classes[0]} is the only class folder, and it takes two" if len(classes) == 1 else ""
 
 
 # ---- parquet and the Hub ----

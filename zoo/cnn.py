@@ -29,6 +29,8 @@ class Coder(nn.Module):
     nothing goes around Γ_L.
     """
 
+    bypasses = False
+
     def __init__(self, stages: Sequence[Stage], classes: int):
         super().__init__()
         self.stages, self.classes = nn.Sequential(*stages), classes

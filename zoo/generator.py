@@ -31,7 +31,7 @@ class Generator(nn.Module):
 
     Args:
         coder: G^S, from (z, y) to Γ_L before its projection, and to the bypass: what a residual generator adds
-            to D_L Γ_L on a way around Γ_L; None elsewhere.
+            to D_L Γ_L on a way around Γ_L; None elsewhere. Its `bypasses` says which it is.
         stages: `stages[i]` is D_{i+1} with what follows it: `stages[0]` makes the image, `stages[1]` Γ1.
         projections: `projections[i]` sits on Γ_{i+1}.
         code_shapes: (C, H, W) of each Γ, Γ1 first.
@@ -170,6 +170,11 @@ class Generator(nn.Module):
             expected = ", ".join(map(str, self.code_shapes[level - 1]))
             raise ValueError(f"Γ{level} has the shape (B, {expected}); got {tuple(code.shape)}")
         if bypass is not None:
+            if not self.coder.bypasses:
+                raise ValueError(
+                    f"nothing goes around a code of {self.spec.architecture}, which is not residual: leave the "
+                    f"bypass out"
+                )
             if level < len(self.stages):
                 raise ValueError(
                     f"the bypass goes around Γ{len(self.stages)}: leave it out where Γ{level} is given"

@@ -6,8 +6,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C (or SIGTERM) came; a second Ctrl-C interrupts at once."""
+def stop_on_interrupt(tell: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C (or SIGTERM) came; a second Ctrl-C interrupts at once.
+
+    Args:
+        tell: Called when the first comes, since what is at work may take a while to hear of it.
+    """
     stopped = False
 
     def note(number: int, frame: object) -> None:
@@ -15,6 +19,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         if stopped:
             raise KeyboardInterrupt
         stopped = True
+        tell()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

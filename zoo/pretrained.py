@@ -18,19 +18,20 @@ from sparsegen.zoo.names import known_names
 from sparsegen.zoo.table1 import ARCHITECTURES, ModelSpec
 
 FILES = [CONFIG, WEIGHTS, *COMPANIONS.values(), GRAPH, SYNTHESIS, "README.md"]  # of a model on the Hub
+EXPECTED = "a model is the name of a bundled one, a checkpoint's folder, or owner/name on the Hub"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
 def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Generator:
-    """Opens a trained generator, in eval mode, in float32.
+    """Opens a trained generator, in eval mode, in float32, frozen: `requires_grad_(True)` thaws its weights.
 
     Args:
         name_or_folder_or_hub_id: A bundled model (see `list_models`), a checkpoint's folder, or `owner/name`
             on the Hugging Face Hub.
         revision: Branch, tag or commit on the Hub; None for what is not from there.
 
-    Raises: ValueError if no such model is known or a file is not what it should be, FileNotFoundError if one
-        is missing, ConnectionError if the Hub does not give it.
+    Raises: TypeError if that is no text or path, ValueError if no such model is known or a file is not what it
+        should be, FileNotFoundError if one is missing, ConnectionError if the Hub does not give it.
     """
     folder = find_checkpoint(name_or_folder_or_hub_id, revision)
     config = read_config(folder)
@@ -46,7 +47,11 @@ def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None =
 
 def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
     """Finds the folder of a checkpoint, downloading it from the Hub where that is what is asked for."""
+    if not isinstance(name_or_folder_or_hub_id, str | Path):
+        raise TypeError(f"{EXPECTED}; got {name_or_folder_or_hub_id!r}")
     given = str(name_or_folder_or_hub_id)
+    if not given.strip():
+        raise ValueError(f"{EXPECTED}; got {given!r}")
     path = MODELS / given if given in list_models() else Path(name_or_folder_or_hub_id).expanduser()
     if path.suffix in PICKLES:
         raise ValueError(
@@ -193,9 +198,11 @@ def save_weights(network: nn.Module, path: Path, dtype: torch.dtype) -> None:
 def upload(folder: Path, hub_id: str, private: bool = False, revision: str | None = None) -> str:
     """Pushes a checkpoint's folder, with a card made from its config, and returns the address of its page.
 
-    Raises: FileNotFoundError, ValueError if the folder is no sound checkpoint, ConnectionError if the Hub does not
-        take it.
+    Raises: FileNotFoundError, ValueError if the folder is no sound checkpoint, TypeError if `hub_id` is no text,
+        ConnectionError if the Hub does not take it.
     """
+    if not isinstance(hub_id, str):
+        raise TypeError(f"a Hub id is owner/name; got {hub_id!r}")
     from huggingface_hub import CommitOperationAdd, HfApi
 
     from sparsegen.zoo.card import model_card

@@ -40,6 +40,8 @@ class Coder(nn.Module):
     Shape: z (B, z_dim), labels (B,) or None -> Γ2 (B, C, H, W), before its projection, and the bypass.
     """
 
+    bypasses = True
+
     def __init__(
         self, dense: DenseMap, blocks: Sequence[nn.Module], last: UpCode, prior: Callable[[Tensor], Tensor]
     ):

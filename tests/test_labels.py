@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from sparsegen.zoo.labels import places, renumber
+from sparsegen.zoo.table1 import ARCHITECTURES, ModelSpec
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "order"),
+    [
+        (["a", "b", "c"], ["a", "b", "c"], [0, 1, 2, 3]),
+        (["c", "a"], ["a", "b", "c"], [2, 0, 1, 3]),
+        (["new", "b"], ["a", "b"], [2, 1, 0, 3]),  # one without a name is taken first
+        (["w", "x", "y", "a"], ["a", "b", "c", "d"], [1, 2, 3, 0]),
+        ([], ["a", "b"], [0, 1, 2, 3]),
+        (["x"], [], [0, 1, 2, 3]),
+    ],
+)
+def test_a_class_keeps_its_place_by_its_name(names: list[str], known: list[str], order: list[int]) -> None:
+    assert places(names, known, 4) == order
+
+
+@pytest.mark.parametrize("row", [row for row in ARCHITECTURES if ARCHITECTURES[row].classes])
+@pytest.mark.parametrize("atoms", [8, 10, 20])  # also as many as there are classes
+def test_a_renumbered_network_calls_each_class_by_its_new_number(row: str, atoms: int) -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec.of(row, "ml", atoms)
+    generator, discriminator = spec.generator().eval(), spec.companions()["discriminator"].eval()
+    for parameter in [*generator.parameters(), *discriminator.parameters()]:  # label biases start at 0
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    z, images, labels = torch.randn(10, generator.z_dim), torch.randn(10, 3, 32, 32), torch.arange(10)
+    order = torch.randperm(10)
+    made, scores = generator(z, order)[0].clone(), discriminator(images, order).clone()
+    assert not torch.allclose(generator(z, labels)[0], made) and not torch.allclose(
+        discriminator(images, labels), scores
+    )
+    for network in (generator, discriminator):
+        renumber(network, order.tolist())
+    torch.testing.assert_close(generator(z, labels)[0], made)
+    torch.testing.assert_close(discriminator(images, labels), scores)

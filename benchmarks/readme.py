@@ -174,10 +174,8 @@ def distances(lines: dict[tuple[str, float], dict[str, float]], columns: Iterabl
     rows, columns, ours = [], list(columns), []
     for (row, share), fids in lines.items():
         protocol, found = by_column(records, row, share)
-        if not found:
-            continue
-        part = f", {share:.0%} of the data" if share < 1 else ""
-        name = f"`{row}`, {protocol['atoms']} of {ARCHITECTURES[row].atoms} atoms{part}"
+        width = f", {protocol['atoms']} of {ARCHITECTURES[row].atoms} atoms" if found else ""
+        name = f"`{row}`{width}" + (f", {share:.0%} of the data" if share < 1 else "")
         cells = [show_distance(found, "baseline")]
         for column in columns[1:]:
             cells.append(f"{show_distance(found, column)} (paper {paper_change(fids, column):+.1f} %)")

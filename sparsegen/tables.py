@@ -96,17 +96,23 @@ def _show(
         table.add_row("  paper's FID", *(_paper(fids, column) for column in columns), style="dim")
         if protocol:
             notes.append(f"{name}: {_scale(name.split(',')[0], protocol)}")
-    ours = [distances for (_, distances), _ in rows.values()]
+    ours = {name: distances for name, ((_, distances), _) in rows.items()}
     table.add_row(
-        "all rows", *(over_rows(change(distances, column) for distances in ours) for column in columns)
+        "all rows", *(over_rows(change(found, column) for found in ours.values()) for column in columns)
     )
-    theirs = [fids for _, fids in rows.values()]
-    overall = (over_rows(paper_change(fids, column) for fids in theirs) for column in columns)
-    table.add_row("  in the paper", *overall, style="dim")
+    overall = (
+        over_rows(
+            paper_change(fids, column)
+            for name, (_, fids) in rows.items()
+            if change(ours[name], column) is not None
+        )
+        for column in columns
+    )
+    table.add_row("  of these in the paper", *overall, style="dim")
     console.print(table)
     console.print(
         "Ours: the mean ± s.d. (runs), and the change from the baseline's runs of the same seed and precision; "
-        "lower is better. "
+        "lower is better. All rows: the mean of the changes ± its standard error. "
         "Not the paper's metric, widths and lengths: compare changes, not numbers. - is not measured yet."
     )
     for note in notes:
@@ -142,12 +148,13 @@ def paper_change(fids: dict[str, float], column: str) -> float | None:
 
 
 def over_rows(changes: Iterable[float | None]) -> str:
-    """The mean of the changes of a column, and in how many rows it is better than the baseline."""
+    """The mean of the changes of a column, its standard error, and in how many rows it is better than the baseline."""
     known = [percent for percent in changes if percent is not None]
     if not known:
         return ""
     better = sum(percent < 0 for percent in known)
-    return f"{mean(known):+.1f} %, better in {better} of {len(known)}"
+    error = f" ± {stdev(known) / math.sqrt(len(known)):.1f}" if len(known) > 1 else ""
+    return f"{mean(known):+.1f}{error} %, better in {better} of {len(known)}"
 
 
 def _paper(fids: dict[str, float], column: str) -> str:

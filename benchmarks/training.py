@@ -53,48 +53,16 @@ from torchvision import transforms
 
 from benchmarks.machine import processor, versions
 from benchmarks.projection import show, turns
-from sparsegen.training import terms
 from sparsegen.training.data import Batches, Images
 from sparsegen.training.loop import Networks, train
-from sparsegen.training.recipes import PENALTIES, RECIPES, Phase, Recipe, adam, linear_decay
-from sparsegen.zoo import residual
-from sparsegen.zoo.blocks import normalize_spectrum, xavier_init
+from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo.files import write_json
-from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.table1 import DCGAN, REGULARIZERS, Architecture
+from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS, ModelSpec
 
 RECORDS = Path(__file__).parent / "records" / "training.json"
 SEED, BATCH, ENDLESS = 0, 64, 1_000_000_000
 
 # ---- Ours ----
-
-SNGAN = Architecture(
-    partial(residual.generator, init=xavier_init),
-    partial(residual.discriminator, init=xavier_init, constrain=normalize_spectrum),
-    atoms=256,
-)
-SNGAN_RECIPE = Recipe(
-    (
-        Phase("discriminator", {"hinge": terms.hinge}, adam(0.0, 0.9), updates=5),
-        Phase("generator", {"negative_score": terms.negative_score}, adam(0.0, 0.9)),
-    ),
-    rate=linear_decay,
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What `Networks` takes from a `ModelSpec`: a row, which need not be in Table 1, a column and a width."""
-
-    row: Architecture
-    column: str
-    atoms: int
-
-    def generator(self) -> Generator:
-        return self.row.sparse_generator(REGULARIZERS[self.column], self.atoms)
-
-    def companions(self) -> dict[str, nn.Module]:
-        return self.row.companions(self.atoms)
 
 
 class Bfloat16(Accelerator):
@@ -299,12 +267,11 @@ Losses = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]
 class Setting:
     """A row under its recipe, and how others have it.
 
-    `atoms` is the width that is measured by default; `names` are those of the generator's and of the
-    discriminator's weights.
+    `row` is the name of ours; `atoms` is the width that is measured by default; `names` are those of the generator's
+    and of the discriminator's weights.
     """
 
-    row: Architecture
-    recipe: Recipe
+    row: str
     atoms: int
     generator: Callable[[int, int], nn.Module]
     discriminator: Callable[[int], nn.Module]
@@ -317,8 +284,7 @@ class Setting:
 
 SETTINGS = {
     "sngan": Setting(
-        row=SNGAN,
-        recipe=SNGAN_RECIPE,
+        row="sngan_resnet",
         atoms=32,
         generator=ResidualGenerator,
         discriminator=lambda atoms: ResidualDiscriminator(round(atoms / 2)),
@@ -329,8 +295,7 @@ SETTINGS = {
         studiogan=(hinge, negative_mean),
     ),
     "dcgan": Setting(
-        row=DCGAN,
-        recipe=RECIPES["dcgan"],
+        row="dcgan",
         atoms=128,
         generator=ConvGenerator,
         discriminator=ConvDiscriminator,
@@ -347,7 +312,7 @@ class Usual:
     """A pair of networks, contiguous, on the weights of ours, and two Adams that are not fused."""
 
     def __init__(self, setting: Setting, ours: Networks, losses: Losses):
-        self.z_dim, self.updates = setting.row.z_dim, setting.updates
+        self.z_dim, self.updates = ARCHITECTURES[setting.row].z_dim, setting.updates
         atoms = ours.generator.code_shapes[0][0]
         self.generator, self.discriminator = (
             setting.generator(atoms, self.z_dim),
@@ -477,7 +442,9 @@ def loading(images: Images, updates: int) -> dict[str, Callable[[], Any]]:
 
 def check(setting: Setting, ours: Networks, theirs: Usual) -> None:
     """Raises: AssertionError unless images, scores and the gradients of all weights are the same."""
-    z = torch.from_numpy(np.random.default_rng(SEED).standard_normal((8, setting.row.z_dim), np.float32))
+    z = torch.from_numpy(
+        np.random.default_rng(SEED).standard_normal((8, ARCHITECTURES[setting.row].z_dim), np.float32)
+    )
     results = []
     for generator, discriminator in (ours.trained.values(), theirs.networks):
         generator.train()
@@ -503,8 +470,9 @@ def check(setting: Setting, ours: Networks, theirs: Usual) -> None:
 
 def stepper(setting: Setting, column: str, atoms: int, batches: Any, accelerator: Accelerator) -> Callable:
     """One step of ours at each call."""
-    recipe = setting.recipe.with_terms("generator", PENALTIES.get(column, {}))
-    networks = Networks(Cell(setting.row, column, atoms), recipe, SEED)
+    spec = ModelSpec.of(setting.row, column, atoms)
+    recipe = recipe_of(spec)
+    networks = Networks(spec, recipe, SEED)
     steps = train(
         networks, recipe, batches, accelerator, seed=SEED, start=0, steps=ENDLESS, measure_every=ENDLESS
     )
@@ -514,7 +482,8 @@ def stepper(setting: Setting, column: str, atoms: int, batches: Any, accelerator
 def candidates(setting: Setting, atoms: int, images: Images) -> dict[str, Callable[[], Any]]:
     """Steps and loadings by name; the rebuilds are checked against ours."""
     real = Batches(images, BATCH, SEED).at(0)[0]
-    ours = Networks(Cell(setting.row, "baseline", atoms), setting.recipe, SEED)
+    spec = ModelSpec.of(setting.row, "baseline", atoms)
+    ours = Networks(spec, recipe_of(spec), SEED)
     theirs = {
         "mimicry": Mimicry(setting, ours, setting.mimicry),
         "StudioGAN": StudioGan(setting, ours, setting.studiogan),

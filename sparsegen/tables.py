@@ -46,7 +46,7 @@ def own_k(record: dict) -> bool:
 def show_table1(console: Console, records: Iterable[dict]) -> None:
     """Prints table 1: all architectures, on all of the data."""
     whole = [record for record in records if record["share"] == 1 and own_k(record)]
-    rows = {row: (by_column(whole, row, 1.0), PAPER_FID[row]) for row in ARCHITECTURES}
+    rows = {row: (by_column(whole, row, 1.0), fids) for row, fids in PAPER_FID.items()}
     _show(console, "Table 1: CIFAR-10", rows, REGULARIZERS)
 
 

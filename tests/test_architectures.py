@@ -38,6 +38,8 @@ FACTS = {
     "ssgan": Facts("xavier", (), 0.0, sees="image in [0, 1]", unit_range=True),
     "biggan": Facts("normal", ("generator", "discriminator"), 0.0),
     "diffcr_biggan": Facts("normal", ("generator", "discriminator"), 0.0),
+    "wgan_gp_resnet": Facts("xavier, 3 x 3 gain √2", (), 0.0),
+    "sngan_resnet": Facts("xavier, 3 x 3 gain √2", ("discriminator",), 0.0),
 }
 rows = pytest.mark.parametrize("row", ARCHITECTURES)
 
@@ -102,7 +104,9 @@ def test_weights_are_drawn_as_the_tables_say(row: str) -> None:
                     values, torch.ones_like(values), rtol=1e-4, atol=1e-4, msg=f"{name}.{key}"
                 )
                 continue
-            deviation = {"normal": 0.02, "xavier": math.sqrt(2 / fans)}[FACTS[row].init]
+            deviation = {"normal": 0.02}.get(FACTS[row].init, math.sqrt(2 / fans))
+            if FACTS[row].init == "xavier, 3 x 3 gain √2" and weight.shape[2:] == (3, 3):
+                deviation *= math.sqrt(2)
             expected = 5 / math.sqrt(2 * weight.numel())  # five standard errors, of normal draws
             assert weight.std().item() == pytest.approx(deviation, rel=expected), f"{name}.{key}"
             beyond = weight.abs().max().item() > math.sqrt(3) * deviation * 1.001  # where a uniform draw ends

@@ -61,6 +61,8 @@ COUNTS = {  # of generator, discriminator and encoder: architectures.md, section
     "ssgan": (4_276_739, 1_144_338, 4_273_024),
     "biggan": (4_304_387, 4_207_361),
     "diffcr_biggan": (4_304_387, 4_207_361),
+    "wgan_gp_resnet": (4_276_739, 1_053_825),
+    "sngan_resnet": (4_276_739, 1_053_825),
 }
 
 
@@ -85,7 +87,10 @@ CODES = {  # of Γ1 and Γ2, and the size of an atom of D1, D2 and D_eff: archit
     "msgan": ((128, 16, 16), (256, 8, 8), 4, 4, 10),
     "wgan_gp": ((64, 32, 32), (128, 16, 16), 3, 4, 6),
     "sngan": ((64, 32, 32), (128, 16, 16), 3, 4, 6),
-    **dict.fromkeys(("sagan", "ssgan", "biggan", "diffcr_biggan"), ((256, 32, 32), (256, 32, 32), 3, 3, 5)),
+    **dict.fromkeys(
+        ("sagan", "ssgan", "biggan", "diffcr_biggan", "wgan_gp_resnet", "sngan_resnet"),
+        ((256, 32, 32), (256, 32, 32), 3, 3, 5),
+    ),
 }
 
 
@@ -142,10 +147,20 @@ def test_a_wrong_name_is_answered_with_the_right_ones(name: str, message: str) -
         ModelSpec.parse(name)
 
 
-def test_the_paper_has_a_figure_for_each_cell() -> None:
+def test_the_paper_has_a_figure_for_each_cell_but_of_the_residual_alternatives() -> None:
+    rows = [row for row in ARCHITECTURES if not row.endswith("_resnet")]
     assert {row: set(figures) for row, figures in PAPER_FID.items()} == {
-        row: set(REGULARIZERS) for row in ARCHITECTURES
+        row: set(REGULARIZERS) for row in rows
     }
+
+
+@pytest.mark.parametrize(("row", "gather"), [("wgan_gp_resnet", torch.mean), ("sngan_resnet", torch.sum)])
+def test_features_are_averaged_or_summed_before_they_are_scored(row: str, gather: object) -> None:
+    discriminator = ModelSpec.of(row, "ml", 8).companions()["discriminator"].eval()
+    discriminator.head.linear.bias.data.fill_(0.3)
+    images = torch.randn(2, 3, 32, 32)
+    scores = gather(discriminator.features(images), (2, 3)) @ discriminator.head.linear.weight.T
+    torch.testing.assert_close(discriminator(images), scores.flatten() + 0.3)
 
 
 def test_the_scores_of_ssgan_start_undecided_and_the_others_do_not() -> None:

@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.training import SETTINGS, Cell, Mimicry, StudioGan, Usual, check
+from benchmarks.training import SETTINGS, Mimicry, StudioGan, Usual, check
 from sparsegen.training.loop import Networks
+from sparsegen.training.recipes import recipe_of
+from sparsegen.zoo.table1 import ModelSpec
 
 
 @pytest.fixture(params=SETTINGS)
 def networks(request: pytest.FixtureRequest) -> tuple[str, Networks]:
     setting = SETTINGS[request.param]
-    return request.param, Networks(Cell(setting.row, "baseline", 8), setting.recipe, seed=0)
+    spec = ModelSpec.of(setting.row, "baseline", 8)
+    return request.param, Networks(spec, recipe_of(spec), seed=0)
 
 
 def weights(usual: Usual) -> list[Tensor]:

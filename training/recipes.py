@@ -109,18 +109,20 @@ HINGE, NEGATIVE_SCORE = {"hinge": terms.hinge}, {"negative_score": terms.negativ
 BIGGAN = Recipe(
     _pair(HINGE, NEGATIVE_SCORE, adam(0.0, 0.999), updates=4), batch_size=50, steps=250_000, ema=0.9999
 )
+WGAN_GP = Recipe(
+    _pair(
+        {"wasserstein": terms.wasserstein, "gradient_penalty": terms.GradientPenalty(10)},
+        NEGATIVE_SCORE,
+        adam(0.0, 0.9),
+        updates=5,
+    ),
+    rate=linear_decay,
+)
 RECIPES = {
     "dcgan": Recipe(_pair(CROSS_ENTROPY, NON_SATURATING, adam(0.5, 0.999))),
     "cgan": Recipe(_pair(CROSS_ENTROPY, NON_SATURATING, adam(0.5, 0.999))),
-    "wgan_gp": Recipe(
-        _pair(
-            {"wasserstein": terms.wasserstein, "gradient_penalty": terms.GradientPenalty(10)},
-            NEGATIVE_SCORE,
-            adam(0.0, 0.9),
-            updates=5,
-        ),
-        rate=linear_decay,
-    ),
+    "wgan_gp": WGAN_GP,
+    "wgan_gp_resnet": WGAN_GP,
     "msgan": Recipe(  # the original's losses are sums over the two copies, which counts beside weight decay
         _pair(
             {"cross_entropy": Weighted(2, terms.cross_entropy)},
@@ -159,6 +161,7 @@ RECIPES = {
         steps=300_000,
         rate=half_then_linear,
     ),
+    "sngan_resnet": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.0, 0.9), updates=5), rate=linear_decay),
     "biggan": BIGGAN,
     "diffcr_biggan": replace(BIGGAN, augment=augment.cutout).with_terms(
         "discriminator", {"consistency": terms.Consistency(10, terms.moved)}

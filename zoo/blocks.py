@@ -234,24 +234,28 @@ class SelfAttention(nn.Module):
 
 
 class Score(nn.Module):
-    """A dense score of the features, summed over the places; and with classes, how well they fit the label:
+    """A dense score of the features, gathered over the places; and with classes, how well they fit the label:
     the projection <e(y), h> (Miyato & Koyama, 2018).
+
+    Args:
+        gather: `torch.sum` or `torch.mean`.
 
     Shape: features (B, C, H, W), labels (B,) -> scores (B,).
     Raises: ValueError if there are classes and no labels.
     """
 
-    def __init__(self, channels: int, classes: int = 0):
+    def __init__(self, channels: int, classes: int = 0, gather: Callable[..., Tensor] = torch.sum):
         super().__init__()
+        self.gather = gather
         self.linear = nn.Linear(channels, 1)
         self.embedding = nn.Embedding(classes, channels) if classes else None
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        summed = features.sum((2, 3))
-        scores = self.linear(summed).flatten()
+        gathered = self.gather(features, (2, 3))
+        scores = self.linear(gathered).flatten()
         if self.embedding is None:
             return scores
-        return scores + (self.embedding(needed(labels)) * summed).sum(1)
+        return scores + (self.embedding(needed(labels)) * gathered).sum(1)
 
 
 def needed(labels: Tensor | None) -> Tensor:
@@ -307,12 +311,24 @@ def normal_init(network: nn.Module) -> None:
 def xavier_init(network: nn.Module) -> None:
     """Draws weights after Glorot & Bengio (2010), norm gains 1, biases 0.
 
-    Without the gain of √2 that others have in 3 x 3 convolutions: a discriminator without norm would multiply it up.
+    Without the gain of √2 that `residual_init` has: a discriminator without norm and with a sum over the places would
+    multiply it up.
     """
     for part in _parts(network):
         init = nn.init.ones_ if isinstance(part, nn.BatchNorm2d) else nn.init.xavier_uniform_
         init(part.weight)
         _zero_bias(part)
+
+
+def residual_init(network: nn.Module) -> None:
+    """As `xavier_init`, with a gain of √2 in 3 x 3 convolutions (Miyato et al., 2018).
+
+    Choice: in that of the image, too.
+    """
+    xavier_init(network)
+    for part in _parts(network):
+        if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3):
+            part.weight.data *= 2**0.5
 
 
 def undecided(init: Init) -> Init:

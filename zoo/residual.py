@@ -2,7 +2,9 @@
 
 Choice: the paper does not say where the codes of a residual generator are. Here Γ1 is the input of the last
 convolution, after the last norm and ReLU. Γ2 is the input of the second convolution of the last block, after its
-norm and ReLU, so that this convolution is D2; what the block's shortcut adds goes around Γ2, the bypass.
+norm and ReLU, so that this convolution is D2; what the block's shortcut adds goes around Γ2, the bypass. The other
+place there is, the input of the last block, has a norm, of a label where there are labels, and two convolutions
+between it and Γ1: no single dictionary makes Γ1 of that code.
 
     Γ1 = ReLU(norm(D2 Γ2 + bypass)),   image = tanh(D1 Γ1)
 """
@@ -107,15 +109,17 @@ def discriminator(
     at_least: int = 1,
     pool: Callable[[int], nn.Module] = average_pool,
     attention: Callable[[int], nn.Module] | None = None,
+    gather: Callable[..., Tensor] = torch.sum,
     turns: int = 0,
     entry: Entry = alone,
 ) -> Discriminator:
-    """Builds four residual blocks, the first two of which halve the side, and a score of their summed features.
+    """Builds four residual blocks, the first two of which halve the side, and a score of their gathered features.
 
     Args:
         width: Of the blocks, times the atoms.
         at_least: Channels of the blocks, however few the atoms.
         attention: Made of a number of channels; it sits after the first block, at 16 x 16.
+        gather: Over the places, see `Score`.
         turns: Classes that a second head, on the features at 8 x 8, tells apart; 0: no such head.
     """
     channels = max(at_least, round(width * atoms))
@@ -129,7 +133,7 @@ def discriminator(
     if attention:
         blocks.insert(1, attention(channels))
     second = nn.Sequential(nn.Flatten(), nn.Linear(channels * 8 * 8, turns)) if turns else None
-    built = Discriminator(nn.Sequential(*blocks), Score(channels, classes), entry, second)
+    built = Discriminator(nn.Sequential(*blocks), Score(channels, classes, gather), entry, second)
     init(built)
     constrain(built)
     return built

@@ -15,6 +15,7 @@ import typer
 import sparsegen
 from benchmarks import dial as turned
 from benchmarks import dip
+from benchmarks import table1 as campaign
 from sparsegen.tables import (
     MISSING,
     PAPER_LOW_DATA,
@@ -37,6 +38,7 @@ from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES
 from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS
 
 ROOT = Path(__file__).parent.parent
+AGAIN = Path(__file__).parent / "records" / "again.jsonl"
 NOISES = {
     "gaussian": "Gaussian, {} (told)",
     "poisson": "Poisson, {} photons in white",
@@ -194,6 +196,21 @@ def table2() -> str:
     return distances(PAPER_LOW_DATA, ("baseline", "l0_inf", "l0", "ml"))
 
 
+def again() -> str:
+    """Runs of table 1 that were made a second time, by `benchmarks.table1 --records` of another file."""
+    first = {campaign.key(record): record["distance"] for record in read_records(TABLES["table1"][0])}
+    rows = []
+    for record in read_records(AGAIN):
+        before = first[campaign.key(record)]
+        rows.append((
+            f"`{record['architecture']}`, `{record['regularizer']}`, seed {record['seed']}",
+            f"{before:.1f}",
+            f"{record['distance']:.1f}",
+            f"{100 * (record['distance'] / before - 1):+.1f} %",
+        ))  # fmt: skip
+    return markdown(("run", "distance", "made again", "change"), rows)
+
+
 def dial() -> str:
     """What bundled models draw with other k than they were trained with."""
     cells: dict[tuple[str, int], dict[float, dict]] = {}
@@ -243,7 +260,8 @@ def bundled() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    block.__name__: block for block in (speed, stop, sparsity, yardstick, table1, table2, bundled, real, dial)
+    block.__name__: block
+    for block in (speed, stop, sparsity, yardstick, table1, again, table2, bundled, real, dial)
 }
 
 

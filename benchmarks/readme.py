@@ -253,10 +253,11 @@ def bundled() -> str:
             f"`{name}`",
             ", ".join(map(str, config["k"])) or "–",
             f"{training['steps']:,} of {training['batch_size']}{start}",
+            f"{training['seed']}, {'bfloat16' if training['precision'] == 'bf16' else 'float32'}",
             f"{verdict['distance']:.0f}",
             ", ".join(f"{share:.2f}" for share in verdict["density"]),
         ))  # fmt: skip
-    return markdown(("bundled model", "k", "steps", "distance", "density of Γ1, Γ2"), rows)
+    return markdown(("bundled model", "k", "steps", "seed, precision", "distance", "density of Γ1, Γ2"), rows)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

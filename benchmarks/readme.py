@@ -198,15 +198,14 @@ def table2() -> str:
 
 def again() -> str:
     """Runs of table 1 that were made a second time, by `benchmarks.table1 --records` of another file."""
-    first = {campaign.key(record): record["distance"] for record in read_records(TABLES["table1"][0])}
+    first = {campaign.key(record): record for record in read_records(TABLES["table1"][0])}
     rows = []
     for record in read_records(AGAIN):
         before = first[campaign.key(record)]
         rows.append((
             f"`{record['architecture']}`, `{record['regularizer']}`, seed {record['seed']}",
-            f"{before:.1f}",
-            f"{record['distance']:.1f}",
-            f"{100 * (record['distance'] / before - 1):+.1f} %",
+            *(f"{run['distance']:.1f}, {run['hardware'].split(',')[0]}" for run in (before, record)),
+            f"{100 * (record['distance'] / before['distance'] - 1):+.1f} %",
         ))  # fmt: skip
     return markdown(("run", "distance", "made again", "change"), rows)
 

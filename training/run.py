@@ -259,9 +259,8 @@ class Run:
         )
         self.networks = Networks(plan.spec, self.recipe, plan.seed, device)
         _check_labels(images, self.networks.generator.classes, plan.model)
-        self.class_names = self._class_names(images)
         if self.networks.generator.classes:
-            self.networks.averaged.config = {"class_names": self.class_names}
+            self.networks.averaged.config = {"class_names": self._class_names(images)}
         self.step, self.best = 0, None
         if goes_on:
             self._load()
@@ -386,7 +385,7 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None
         if classes := self.networks.generator.classes:
-            order = labels.places(self.class_names, self.source.class_names, classes)
+            order = labels.places(self.networks.averaged.class_names, self.source.class_names, classes)
             for network in (self.networks.generator, *self.networks.companions.values()):
                 labels.renumber(network, order)
         self.networks.start_average()
@@ -458,13 +457,17 @@ def _read_plan(path: Path) -> dict:
 
 def _with_k(plan: Plan, source: Source | None) -> Plan:
     """The plan with its k written out."""
-    if plan.k is None and source and source.k is not None and _column(source.model) == plan.spec.regularizer:
+    if plan.k is not None:
+        return plan
+    if source and source.k is not None and ModelSpec.parse(source.model).regularizer == plan.spec.regularizer:
         return replace(plan, k=tuple(source.k))
-    return replace(plan, k=plan.spec.generator().spec.k)
+    return replace(plan, k=_columns_k(plan.model))
 
 
-def _column(model: str) -> str:
-    return ModelSpec.parse(model).regularizer
+def _columns_k(model: str) -> tuple[int, ...]:
+    """The k of a model's column, by a generator without weights."""
+    with torch.device("meta"):
+        return ModelSpec.parse(model).generator().spec.k
 
 
 def _identity(plan: dict) -> dict:
@@ -473,7 +476,7 @@ def _identity(plan: dict) -> dict:
     What an older plan does not say was as it is by default.
     """
     if plan.get("k") is None:
-        plan = plan | {"k": list(ModelSpec.parse(plan["model"]).generator().spec.k)}
+        plan = plan | {"k": list(_columns_k(plan["model"]))}
     source = plan.get("start_from")
     defaults = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
     same = {key: value for key, value in (defaults | plan).items() if key != "data"}

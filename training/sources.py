@@ -97,11 +97,12 @@ def _in_folder(folder: Path, split: str, name: str) -> Source:
             )
         return Source(name, _stamps(files), lambda: _parquet_rows(_of_split(folder, split), name))
     root = _split_folder(folder, split)
-    if unread := [file for file in _files(root, ("",)) if _is_unread_image(file)]:
+    found = _files(root, ("",))
+    if unread := [file for file in found if _is_unread_image(file)]:
         log.warning(
             "%d image files of %s are left out, as %s: %s are read", len(unread), name, unread[0], KINDS
         )
-    if files := _files(root, SUFFIXES):
+    if files := [file for file in found if file.name.lower().endswith(SUFFIXES)]:
         as_split = f"its folder {root.name} is taken for a split" if root != folder else ""
         return Source(name, _stamps(files), partial(_folder_rows, root, files, as_split))
     raise ValueError(f"no images in {root} or below it (looked for {KINDS} and .parquet)")
@@ -141,11 +142,11 @@ def _folder_rows(root: Path, files: list[Path], as_split: str) -> Rows:
     def read(chosen: Collection[int]) -> Iterator[tuple[str, bytes]]:
         return ((names[row], files[row].read_bytes()) for row in sorted(chosen))
 
-    if unlabeled := _why_unlabeled(names, classes, as_split):
+    unlabeled = _why_unlabeled(names, classes, as_split)
+    if unlabeled or not classes:
         return Rows(len(files), None, read, unlabeled=unlabeled)
-    if not classes:
-        return Rows(len(files), None, read)
-    labels = [classes.index(name.partition("/")[0]) for name in names]
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers[name.partition("/")[0]] for name in names]
     return Rows(len(files), np.array(labels, np.int64), read, tuple(classes))
 
 

@@ -213,7 +213,10 @@ class Precision(StrEnum):
 @app.command(epilog="Example: sparsegen train dcgan.ml --data cifar10.parquet --out runs/ml --steps 20000")
 def train(
     model: Annotated[
-        str, typer.Argument(help="architecture[-atoms].regularizer, as dcgan.ml or dcgan-64.l0.")
+        str,
+        typer.Argument(
+            help="architecture[-atoms].regularizer[.recipe], e.g. dcgan.ml, dcgan-64.l0 or biggan-64.ml.projected."
+        ),
     ],
     data: Data,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
@@ -246,6 +249,13 @@ def train(
         float,
         typer.Option(help="Learning rates, as a multiple of the recipe's: less to fine-tune gently."),
     ] = 1.0,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="Frozen network of the projected recipe: cifar10-classifier, efficientnet-lite0, or auto, which takes "
+            "the first for the images that it was trained on, and the second for others."
+        ),
+    ] = "auto",
     judge_every: Annotated[int, typer.Option(min=1, help="Steps between Fréchet distances.")] = 2_000,
     judge_count: Annotated[int, typer.Option(help="Images drawn for one, 2 at least; 0 for none.")] = 2_000,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
@@ -258,6 +268,7 @@ def train(
     import torch
 
     from sparsegen.training.data import check_share
+    from sparsegen.training.projected import find_frozen, frozen_for
     from sparsegen.training.recipes import recipe_of
     from sparsegen.training.run import (
         Plan,
@@ -273,7 +284,8 @@ def train(
     from sparsegen.zoo.table1 import ModelSpec
 
     spec = _at(ModelSpec.parse(model), k)
-    recipe = recipe_of(spec, check_share(share)).faster(rate)
+    check_share(share)
+    frozen = find_frozen(spec, features)  # before the images are decoded, which may take long
     noise.check_seed(seed)
     check_folder(out_folder)
     if resume and not checkpoints(out_folder):
@@ -287,6 +299,9 @@ def train(
         torch.set_num_threads(threads)
     images = _open(data, limit=limit)
     part = images.part(share)
+    if frozen is None and spec.recipe == "projected":
+        frozen = frozen_for(images.fingerprint)
+    recipe = recipe_of(spec, share, frozen).faster(rate)
     plan = Plan(
         model=spec.name,
         k=spec.k,
@@ -299,6 +314,7 @@ def train(
         rate=rate,
         start_from=start_from,
         warm_up=warm_up if start_from else 0,
+        features=frozen and frozen.name,
     )
 
     def judged(done: int, count: int) -> None:

@@ -40,6 +40,7 @@ FACTS = {
     "diffcr_biggan": Facts("normal", ("generator", "discriminator"), 0.0),
     "wgan_gp_resnet": Facts("xavier, 3 x 3 gain √2", (), 0.0),
     "sngan_resnet": Facts("xavier, 3 x 3 gain √2", ("discriminator",), 0.0),
+    "biggan_tapered": Facts("normal", ("generator", "discriminator"), 0.0),
 }
 rows = pytest.mark.parametrize("row", ARCHITECTURES)
 

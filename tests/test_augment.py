@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sparsegen.training import augment
 
-ALL = [augment.flip, augment.translate, augment.cutout, augment.color]
-names = pytest.mark.parametrize("part", ALL, ids=lambda part: part.__name__)
+ALL = [augment.flip, augment.translate, augment.cutout, augment.Color()]
+names = pytest.mark.parametrize("part", ALL, ids=lambda part: getattr(part, "__name__", repr(part)))
 
 
 def source(seed: int = 0) -> torch.Generator:
@@ -93,7 +93,7 @@ def test_flips_mirror_whole_images_about_half_of_them() -> None:
 def test_color_adds_brightness_then_scales_saturation_then_contrast_within_their_ranges() -> None:
     """All three numbers can be read off: they are what is left of means and of differences."""
     images = torch.rand(2_000, 3, 4, 4, dtype=torch.float64)
-    made = augment.color(images, source())
+    made = augment.Color()(images, source())
     brightness = (made - images).mean((1, 2, 3))  # neither of the other two moves the mean
     gray, gray_made = images.mean(1), made.mean(1)  # nor does saturation move the gray of a pixel
     spread, spread_made = (x - x.mean((1, 2), keepdim=True) for x in (gray, gray_made))

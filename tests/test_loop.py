@@ -177,6 +177,7 @@ TABLE = {  # betas, updates of the discriminator, batch size, steps: architectur
     "diffcr_biggan": ((0.0, 0.999), 4, 50, 250_000),
     "wgan_gp_resnet": ((0.0, 0.9), 5, 64, 100_000),
     "sngan_resnet": ((0.0, 0.9), 5, 64, 100_000),
+    "biggan_tapered": ((0.0, 0.999), 4, 50, 250_000),
 }
 
 

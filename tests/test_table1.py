@@ -63,6 +63,8 @@ COUNTS = {  # of generator, discriminator and encoder: architectures.md, section
     "diffcr_biggan": (4_304_387, 4_207_361),
     "wgan_gp_resnet": (4_276_739, 1_053_825),
     "sngan_resnet": (4_276_739, 1_053_825),
+    # Layer by layer: dense 528,384; blocks 1,256,192, 483,200 and 122,816 with D2; norm 128; D1 1,731.
+    "biggan_tapered": (2_392_451, 265_409),
 }
 
 
@@ -91,6 +93,7 @@ CODES = {  # of Γ1 and Γ2, and the size of an atom of D1, D2 and D_eff: archit
         ("sagan", "ssgan", "biggan", "diffcr_biggan", "wgan_gp_resnet", "sngan_resnet"),
         ((256, 32, 32), (256, 32, 32), 3, 3, 5),
     ),
+    "biggan_tapered": ((64, 32, 32), (64, 32, 32), 3, 3, 5),
 }
 
 

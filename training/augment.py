@@ -6,6 +6,7 @@ Shape: images (B, C, H, W) in [-1, 1] -> the same.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,13 +49,24 @@ def cutout(images: Tensor, random: torch.Generator) -> Tensor:
     return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
-def color(images: Tensor, random: torch.Generator) -> Tensor:
-    """Adds up to ±0.5 of brightness, then multiplies saturation by 0 to 2, then contrast by 0.5 to 1.5."""
-    images = images + _uniform(images, random) - 0.5
-    gray = images.mean(1, keepdim=True)
-    images = gray + (images - gray) * _uniform(images, random) * 2
-    mean = images.mean((1, 2, 3), keepdim=True)
-    return mean + (images - mean) * (_uniform(images, random) + 0.5)
+@dataclass(frozen=True)
+class Color:
+    """Adds up to ±0.5 of brightness, then multiplies saturation by 0 to 2, then contrast by 0.5 to 1.5.
+
+    `strength` scales all three ranges.
+    """
+
+    strength: float = 1.0
+
+    def __call__(self, images: Tensor, random: torch.Generator) -> Tensor:
+        images = images + self._around(0, 0.5, images, random)
+        gray = images.mean(1, keepdim=True)
+        images = gray + (images - gray) * self._around(1, 1, images, random)
+        mean = images.mean((1, 2, 3), keepdim=True)
+        return mean + (images - mean) * self._around(1, 0.5, images, random)
+
+    def _around(self, center: float, reach: float, images: Tensor, random: torch.Generator) -> Tensor:
+        return center + self.strength * reach * (2 * _uniform(images, random) - 1)
 
 
 def chain(*parts: Augment) -> Augment:

@@ -39,6 +39,7 @@ class Networks:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.generator, companions = spec.generator(), spec.companions()
+            companions |= {name: build(self.generator) for name, build in recipe.networks.items()}
             self.averaged = spec.generator()
         self.device = torch.device(device)
         self.averaged.eval().requires_grad_(False)

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
+from torch import nn
 
-from sparsegen.training import augment, terms
+from sparsegen.training import augment, projected, terms
 from sparsegen.training.augment import Augment
+from sparsegen.training.projected import FrozenFeatures
 from sparsegen.training.terms import Term, Weighted
+from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.residual import uniform_prior
 from sparsegen.zoo.table1 import ModelSpec
 
@@ -55,6 +58,7 @@ class Recipe:
         rate: From the share of the training that is done to the factor of the learning rate.
         augment: Of all images that the discriminator sees, in all phases.
         copies: Generated images for each real one; ModeSeeking wants two, of one label.
+        networks: What is trained beside the architecture's own networks, each made for a generator.
     """
 
     phases: tuple[Phase, ...]
@@ -64,6 +68,7 @@ class Recipe:
     rate: Callable[[float], float] = constant
     augment: Augment = augment.nothing
     copies: int = 1
+    networks: Mapping[str, Callable[[Generator], nn.Module]] = field(default_factory=dict)
 
     def with_terms(self, network: str, more: Mapping[str, Term]) -> "Recipe":
         """This recipe, with more terms in the loss of one network."""
@@ -163,6 +168,7 @@ RECIPES = {
     ),
     "sngan_resnet": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.0, 0.9), updates=5), rate=linear_decay),
     "biggan": BIGGAN,
+    "biggan_tapered": BIGGAN,
     "diffcr_biggan": replace(BIGGAN, augment=augment.cutout).with_terms(
         "discriminator", {"consistency": terms.Consistency(10, terms.moved)}
     ),
@@ -179,11 +185,49 @@ LOW_DATA = {
 PENALTIES: Mapping[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(10.0)}}
 
 
-def recipe_of(spec: ModelSpec, share: float = 1.0) -> Recipe:
-    """The recipe of a cell of Table 1: its architecture's, with its regularizer's penalty.
+DIFF_AUGMENT = augment.chain(augment.Color(0.5), augment.translate, augment.cutout)
+
+
+def with_projected_heads(recipe: Recipe, features: FrozenFeatures) -> Recipe:
+    """A row's recipe, with a discriminator over the features of a frozen network beside its own.
+
+    Both teach the generator in the same update; the heads have one update of their own per step.
+    Choice: Adam with β (0, 0.99) and DiffAugment (Zhao et al., 2020) as in Sauer et al. (2021), its colors at half
+    the strength, since at full strength the samples of a first try were oversaturated. 64 images per batch at least:
+    batch norm in the heads.
+    """
+    heads = projected.NETWORK
+    phases = (
+        *recipe.phases[:-1],
+        Phase(heads, {"projected_hinge": projected.ProjectedHinge(DIFF_AUGMENT)}, adam(0.0, 0.99)),
+        recipe.phases[-1],
+    )
+    more = replace(
+        recipe,
+        phases=phases,
+        networks={heads: partial(_heads, features)},
+        batch_size=max(64, recipe.batch_size),
+    )
+    return more.with_terms("generator", {"projected_score": projected.ProjectedScore(DIFF_AUGMENT)})
+
+
+def _heads(features: FrozenFeatures, generator: Generator) -> nn.Module:
+    return projected.ProjectedDiscriminator(features, generator.side, generator.classes)
+
+
+def recipe_of(spec: ModelSpec, share: float = 1.0, features: FrozenFeatures | None = None) -> Recipe:
+    """The recipe of a model: its architecture's, with its regularizer's penalty.
 
     Args:
         share: Of the images that are trained on, of all there are.
+        features: The frozen network, of the projected recipe.
+
+    Raises: ValueError if the recipe is the projected one and there are no features.
     """
     table = RECIPES | LOW_DATA if share < 1 else RECIPES
-    return table[spec.architecture].with_terms("generator", PENALTIES.get(spec.regularizer, {}))
+    recipe = table[spec.architecture].with_terms("generator", PENALTIES.get(spec.regularizer, {}))
+    if spec.recipe != "projected":
+        return recipe
+    if features is None:
+        raise ValueError(f"{spec.name} is trained with the features of a frozen network: name one")
+    return with_projected_heads(recipe, features)

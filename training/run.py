@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save
 
 from sparsegen.training.data import Batches, Images
 from sparsegen.training.loop import Networks, Progress, train
+from sparsegen.training.projected import NETWORK as HEADS
+from sparsegen.training.projected import open_frozen
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import images as pictures
 from sparsegen.zoo import labels
@@ -67,6 +69,7 @@ class Plan:
     rate: float = 1.0  # of learning, as a multiple of the recipe's
     start_from: str | None = None
     warm_up: int = 0  # steps of the discriminator alone; none where `start_from` brings its own
+    features: str | None = None  # frozen network under the heads of the projected recipe
 
     @property
     def spec(self) -> ModelSpec:
@@ -82,13 +85,23 @@ class Source:
     discriminator: bool
     k: Sequence[int] | None = None
     class_names: Sequence[str] = ()
+    heads: str | None = None  # the frozen network under the projected heads that it brings
 
     @classmethod
     def of(cls, checkpoint: Path) -> Self:
         config = read_config(checkpoint)
-        steps = config.get("training", {}).get("steps")
-        discriminator = (checkpoint / COMPANIONS["discriminator"]).is_file()
-        return cls(config["model"], steps, discriminator, config["k"], config.get("class_names", ()))
+        training = config.get("training", {})
+        discriminator, heads = (
+            (checkpoint / COMPANIONS[name]).is_file() for name in ("discriminator", HEADS)
+        )
+        return cls(
+            config["model"],
+            training.get("steps"),
+            discriminator,
+            config["k"],
+            config.get("class_names", ()),
+            training.get("features") if heads else None,
+        )
 
     def __str__(self) -> str:
         return self.model + (f" after {self.steps} steps" if self.steps else "")
@@ -226,7 +239,8 @@ class Run:
         self.plan = plan = _with_k(plan, self.source)
         if goes_on:
             self._check_same(recorded, resume)
-        self.warm_up = 0 if self.source and self.source.discriminator else plan.warm_up
+        brought = self.source and self.source.discriminator and self.source.heads == plan.features
+        self.warm_up = 0 if brought else plan.warm_up
         if 0 < self.warm_up >= schedule.steps:
             raise ValueError(
                 f"the new discriminator warms up for {self.warm_up} steps and the run ends after "
@@ -248,7 +262,8 @@ class Run:
                 device.type,
             )
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
-        self.recipe = recipe_of(plan.spec, plan.share).faster(plan.rate)
+        features = open_frozen(plan.features) if plan.features else None
+        self.recipe = recipe_of(plan.spec, plan.share, features).faster(plan.rate)
         self.batches = Batches(
             images,
             plan.batch_size,
@@ -379,8 +394,8 @@ class Run:
     def _start_from(self, checkpoint: Path) -> None:
         try:
             load_weights(self.networks.generator, checkpoint / WEIGHTS)
-            if self.source.discriminator:
-                for name, network in self.networks.companions.items():
+            for name, network in self.networks.companions.items():
+                if self.source.heads == self.plan.features if name == HEADS else self.source.discriminator:
                     load_weights(network, checkpoint / COMPANIONS[name])
         except ValueError as error:
             raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None

@@ -65,9 +65,14 @@ class Forward:
     def real(self) -> Tensor:
         return self.augment(self.draw.real, self.draw.random)
 
+    @property
+    def made(self) -> Tensor:
+        """The generated images before any augmentation."""
+        return self._as_learned("generator", self.draw.generated[0])
+
     @cached_property
     def fake(self) -> Tensor:
-        return self.augment(self._as_learned("generator", self.draw.generated[0]), self.draw.random)
+        return self.augment(self.made, self.draw.random)
 
     @property
     def codes(self) -> tuple[Tensor, ...]:

@@ -23,6 +23,8 @@ METRICS = {
 must not be compared with one, those of the paper included.""",
 }
 FACTS = {
+    "recipe": "recipe",
+    "features": "frozen network under the discriminator's projected heads",
     "data": "images",
     "share": "share of these images that was trained on",
     "steps": "steps",
@@ -86,7 +88,7 @@ def model_card(config: dict) -> str:
         _use(spec, generator.dials, generator.classes),
         _labels(generator.classes, config.get("class_names", ())),
         _k(generator.dials),
-        _training(training),
+        _training(training and {"recipe": spec.recipe, **training}),
         _distance(evaluation),
         LIMITS.format(labels=LABELED if generator.classes else UNLABELED),
         PAPER,

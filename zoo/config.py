@@ -14,6 +14,7 @@ ENTRIES = {  # besides the format
     "model": str,
     "architecture": str,
     "regularizer": str,
+    "recipe": str,
     "atoms": int,
     "k": list,
     "license": str,
@@ -21,7 +22,7 @@ ENTRIES = {  # besides the format
     "training": dict,
     "evaluation": dict,
 }
-OPTIONAL = ("license", "class_names", "training", "evaluation")
+OPTIONAL = ("recipe", "license", "class_names", "training", "evaluation")
 VERDICT = {"metric": str, "distance": Real}  # what an evaluation tells at least, if it tells anything
 
 

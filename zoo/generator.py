@@ -79,6 +79,12 @@ class Generator(nn.Module):
         return next(self.parameters()).dtype
 
     @property
+    def side(self) -> int:
+        """Side of the square images, in pixels."""
+        conv = self.stages[0].conv
+        return self.code_shapes[0][1] * (conv.stride[0] if isinstance(conv, nn.ConvTranspose2d) else 1)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """What the labels mean, as far as the config tells."""
         return tuple(self.config.get("class_names", ()))

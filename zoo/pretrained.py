@@ -1,7 +1,7 @@
 """Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -167,6 +167,7 @@ def save_pretrained(
         "model": generator.spec.name,
         "architecture": generator.spec.architecture,
         "regularizer": generator.spec.regularizer,
+        "recipe": generator.spec.recipe,
         "atoms": generator.spec.atoms,
         "k": k,
         "license": generator.config.get("license", LICENSE),
@@ -179,20 +180,37 @@ def save_pretrained(
 
 
 def save_companions(source: Path, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Copies what the generator was trained with, the discriminator and the encoder where there is one, from one
-    checkpoint's folder to another's, as `dtype`.
+    """Copies what the generator was trained with from one checkpoint's folder to another's, as `dtype`: the
+    discriminator, the encoder and the projected heads, of the last two those that there are.
 
-    Raises: FileNotFoundError if the checkpoint does not bring them.
+    Raises: FileNotFoundError if the checkpoint does not bring those of its architecture.
     """
     for name, network in spec.companions().items():
         load_weights(network, source / COMPANIONS[name])
         save_weights(network, folder / COMPANIONS[name], dtype)
+    for name in COMPANIONS.keys() - spec.companions().keys():
+        if (source / COMPANIONS[name]).is_file():
+            write_tensors(load_file(source / COMPANIONS[name]), folder / COMPANIONS[name], dtype)
 
 
 def save_weights(network: nn.Module, path: Path, dtype: torch.dtype) -> None:
     """Writes a network's weights as safetensors, atomically."""
+    write_tensors(network.state_dict(), path, dtype)
+
+
+def write_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+    dtype: torch.dtype,
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Writes tensors as safetensors, atomically, those of floating-point numbers as `dtype`; `about` as metadata."""
+    packed = {
+        key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for key, tensor in tensors.items()
+    }
     with atomic_write(path) as temporary:
-        temporary.write_bytes(save(packed(network, dtype), metadata={"format": "pt"}))
+        temporary.write_bytes(save(packed, metadata={"format": "pt", **(about or {})}))
 
 
 def upload(folder: Path, hub_id: str, private: bool = False, revision: str | None = None) -> str:
@@ -236,14 +254,6 @@ def check_bundle(folder: Path, source: Path) -> None:
         )
     if names and not {CONFIG, GRAPH} <= names <= set(FILES):
         raise FileExistsError(f"{folder} holds other files than an exported model: choose another folder")
-
-
-def packed(network: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """A network's state on the CPU, contiguous, its floating-point tensors as `dtype`."""
-    return {
-        key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-        for key, tensor in network.state_dict().items()
-    }
 
 
 def _some(what: str, keys: list[str]) -> str:

@@ -74,6 +74,7 @@ def generator(
     projections: Sequence[nn.Module],
     init: Init,
     constrain: Init = unconstrained,
+    widths: Sequence[int] = (1, 1, 1),
     attention: Callable[[int], nn.Module] | None = None,
     squash: Callable[[], nn.Module] = nn.Tanh,
     prior: Callable[[Tensor], Tensor] = normal_prior,
@@ -84,15 +85,17 @@ def generator(
 
     Args:
         constrain: Called after `init`, as `normalize_spectrum`.
+        widths: Channels before each block, as multiples of the atoms; the last block makes `atoms` channels.
         attention: Made of a number of channels; it sits after the second block, at 16 x 16.
     """
     norm: Norm = partial(LabelNorm, classes=classes) if classes else BatchNorm
-    blocks = [UpBlock(atoms, atoms, norm) for _ in range(BLOCKS - 1)]
-    blocks += [attention(atoms)] if attention else []
-    coder = Coder(DenseMap(z_dim, atoms, SIDE), blocks, UpCode(atoms, atoms, norm), prior)
+    channels = [width * atoms for width in widths]
+    blocks = [UpBlock(inputs, outputs, norm) for inputs, outputs in zip(channels, channels[1:], strict=False)]
+    blocks += [attention(channels[-1])] if attention else []
+    coder = Coder(DenseMap(z_dim, channels[0], SIDE), blocks, UpCode(channels[-1], atoms, norm), prior)
     second = Stage(nn.Conv2d(atoms, atoms, 3, padding=1), BatchNorm(atoms), nn.ReLU())
     image = Stage(nn.Conv2d(atoms, 3, 3, padding=1), nn.Identity(), squash())
-    side = SIDE * 2**BLOCKS
+    side = SIDE * 2 ** len(widths)
     built = Generator(coder, [image, second], projections, [(atoms, side, side)] * 2, z_dim, classes)
     init(built)
     constrain(built)

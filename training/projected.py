@@ -1,0 +1,258 @@
+"""A discriminator over the features of a frozen network (Sauer et al., 2021, "Projected GANs Converge Faster").
+
+    images -> frozen network -> maps at several scales -> frozen random mixing -> one head per scale -> scores
+
+The frozen network knows pictures before the training starts, so that the heads ask early for shapes that one can
+recognize. It sees no fine grid noise, which a discriminator of pixels beside it does (Kumari et al., 2022).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from sparsegen.training.augment import Augment
+from sparsegen.training.classifier import Classifier, open_classifier, trained_on
+from sparsegen.training.terms import Forward
+from sparsegen.zoo.blocks import needed
+from sparsegen.zoo.table1 import ModelSpec
+
+NETWORK = "projected"  # by which phases, terms and checkpoints have it
+SMALLEST = 4  # side that a head reduces its map to
+WIDEST = 256  # channels of a head
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """A trained network that gives maps of an image at several scales; none of its weights is trained further.
+
+    Args:
+        name: By which a run records it.
+        channels, strides: Of each map, from the finest to the coarsest.
+        network: In eval mode, its weights frozen.
+        maps: By that network from images (B, 3, H, W) in [-1, 1] to maps (B, C_i, H / stride_i, W / stride_i).
+    """
+
+    name: str
+    channels: Sequence[int]
+    strides: Sequence[int]
+    network: nn.Module
+    maps: Callable[[Tensor], list[Tensor]]
+
+
+def classifier_features() -> FrozenFeatures:
+    """Our own CIFAR-10 classifier. Raises: FileNotFoundError if its weights are missing."""
+    network = open_classifier()
+    return FrozenFeatures(
+        "cifar10-classifier", Classifier.channels, Classifier.strides, network, network.maps
+    )
+
+
+def efficientnet_features() -> FrozenFeatures:
+    """EfficientNet-Lite0, trained on ImageNet, on images that are enlarged three times, to at least 96 pixels.
+
+    Raises: ImportError if its packages are not installed.
+    """
+    from sparsegen.training.features import efficientnet_lite0
+
+    network = efficientnet_lite0()
+    ends = [index - 1 for index, block in enumerate(network._blocks) if _stride(block) == 2][1:]
+    ends.append(len(network._blocks) - 1)
+
+    def maps(images: Tensor) -> list[Tensor]:
+        pixels = (images + 1) * 127.5
+        x = F.interpolate(pixels, scale_factor=3.0, mode="bilinear", align_corners=False)
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
+        x, found = network._swish(network._bn0(network._conv_stem(x))), []
+        for index, block in enumerate(network._blocks):
+            x = block(x)
+            if index in ends:
+                found.append(x)
+        return found
+
+    channels = [network._blocks[end]._block_args.output_filters for end in ends]
+    return FrozenFeatures("efficientnet-lite0", channels, [4 / 3, 8 / 3, 16 / 3, 32 / 3], network, maps)
+
+
+FEATURES = {"cifar10-classifier": classifier_features, "efficientnet-lite0": efficientnet_features}
+
+
+def open_frozen(name: str) -> FrozenFeatures:
+    """Opens a feature network by its name.
+
+    Raises: ValueError listing the names; FileNotFoundError, ImportError with the remedy if it is not installed.
+    """
+    if name not in FEATURES:
+        raise ValueError(f"no feature network {name!r}: there are {', '.join(FEATURES)}")
+    return FEATURES[name]()
+
+
+def find_frozen(spec: ModelSpec, name: str) -> FrozenFeatures | None:
+    """Opens the feature network that somebody asked for by name, or finds out that "auto" will open one.
+
+    Returns: None if the recipe needs none, or for "auto": then `frozen_for` chooses by the images.
+    Raises: ValueError if the recipe needs none and one is named; as `open_frozen`.
+    """
+    if spec.recipe != NETWORK:
+        if name != "auto":
+            raise ValueError(
+                f"features are of the projected recipe, and {spec.name} has its own: leave them out, or train "
+                f"{spec.name}.projected"
+            )
+        return None
+    if name != "auto":
+        return open_frozen(name)
+    for known in FEATURES:
+        open_frozen(known)
+    return None
+
+
+def frozen_for(fingerprint: str) -> FrozenFeatures:
+    """Our own classifier for the images that it was trained on, EfficientNet-Lite0 for others."""
+    return open_frozen("cifar10-classifier" if fingerprint == trained_on() else "efficientnet-lite0")
+
+
+class Mixing(nn.Module):
+    """Random convolutions that stay as they are drawn: 1 x 1 within each scale, then 3 x 3 from coarse to fine.
+
+    They spread what the frozen network attends to over all channels, so that a head cannot rely on a few of them
+    (Sauer et al., 2021, section 3.2). They are buffers: saved with the heads, never trained.
+
+    Shape: maps (B, C_i, H_i, W_i) -> maps (B, outputs_i, H_i, W_i).
+    """
+
+    def __init__(self, channels: Sequence[int], outputs: Sequence[int]):
+        super().__init__()
+        self.count = len(channels)
+        for index, (inputs, made) in enumerate(zip(channels, outputs, strict=True)):
+            self.register_buffer(f"within_{index}", _kaiming(made, inputs, 1))
+        for index, (fine, coarse) in enumerate(zip(outputs, outputs[1:], strict=False)):
+            self.register_buffer(f"across_{index}", _kaiming(fine, coarse, 3))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        mixed = [F.conv2d(x, getattr(self, f"within_{index}")) for index, x in enumerate(maps)]
+        for index in reversed(range(self.count - 1)):
+            side = mixed[index].shape[2:]
+            above = F.interpolate(mixed[index + 1], side, mode="bilinear", align_corners=False)
+            mixed[index] = mixed[index] + F.conv2d(above, getattr(self, f"across_{index}"), padding=1)
+        return mixed
+
+
+class Head(nn.Module):
+    """Scores every place of a map, after strided convolutions down to a side of about 4; with classes, also how well
+    it fits the label (projection, Miyato & Koyama, 2018).
+
+    Shape: map (B, C, H, W), labels (B,) -> scores (B, 1, h, w).
+    """
+
+    def __init__(self, channels: int, halvings: int, classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(halvings):
+            wider = min(2 * channels, WIDEST)
+            layers += _layer(nn.Conv2d(channels, wider, 4, 2, 1))
+            channels = wider
+        self.stages = nn.Sequential(*layers, *_layer(nn.Conv2d(channels, channels, 3, padding=1)))
+        self.score = spectral_norm(nn.Conv2d(channels, 1, 1))
+        self.embedding = spectral_norm(nn.Embedding(classes, channels)) if classes else None
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        features = self.stages(x)
+        scores = self.score(features)
+        if self.embedding is None:
+            return scores
+        direction = self.embedding(needed(labels))[:, :, None, None]
+        return scores + (features * direction).sum(1, keepdim=True)
+
+
+class ProjectedDiscriminator(nn.Module):
+    """One head per scale of a frozen network's mixed features.
+
+    The frozen network is no part of the module's state: checkpoints name it.
+
+    Args:
+        side: Of the square images, in pixels.
+        classes: 0 if the generator is unconditional.
+        width: Channels of the finest mixed map; the coarser ones have twice as many.
+
+    Shape: images (B, 3, side, side) in [-1, 1], labels (B,) where there are classes -> scores (B, 1, h, w) per scale.
+    Raises: ValueError if the images are too small for the feature network.
+    """
+
+    def __init__(self, features: FrozenFeatures, side: int, classes: int, width: int = 64):
+        super().__init__()
+        if side / features.strides[-1] < 2:
+            raise ValueError(
+                f"{features.name} halves images until the side is divided by {features.strides[-1]:g}, which leaves "
+                f"nothing of {side} pixels: use images of at least {2 * features.strides[-1]:.0f} pixels"
+            )
+        outputs = [width, *[2 * width] * (len(features.channels) - 1)]
+        self._features = features  # no module, so that its network is not registered as a part of this one
+        self.mixing = Mixing(features.channels, outputs)
+        self.heads = nn.ModuleList(
+            Head(channels, _halvings(side / stride), classes)
+            for channels, stride in zip(outputs, features.strides, strict=True)
+        )
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        maps = self.mixing(self._features.maps(images))
+        return [head(x, labels) for head, x in zip(self.heads, maps, strict=True)]
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "ProjectedDiscriminator":
+        """Moves the frozen network along to another device."""
+        self._features.network._apply(change)
+        return super()._apply(change, recurse)
+
+
+@dataclass(frozen=True)
+class ProjectedHinge:
+    """The heads' loss: the hinge of every scale, over all places, added up."""
+
+    augment: Augment
+
+    def __call__(self, forward: Forward) -> Tensor:
+        real = _scores(forward, forward.draw.real, forward.draw.labels, self.augment)
+        fake = _scores(forward, forward.made, forward.draw.fake_labels, self.augment)
+        return sum(F.relu(1 - score).mean() for score in real) + sum(
+            F.relu(1 + score).mean() for score in fake
+        )
+
+
+@dataclass(frozen=True)
+class ProjectedScore:
+    """The generator's loss beside `ProjectedHinge`: the negative score of every scale, added up."""
+
+    augment: Augment
+
+    def __call__(self, forward: Forward) -> Tensor:
+        fake = _scores(forward, forward.made, forward.draw.fake_labels, self.augment)
+        return -sum(score.mean() for score in fake)
+
+
+def _scores(forward: Forward, images: Tensor, labels: Tensor | None, augment: Augment) -> list[Tensor]:
+    heads = forward.draw.networks[NETWORK]
+    seen = augment(images, forward.draw.random).contiguous(memory_format=torch.channels_last)
+    return [score.float() for score in heads(seen, labels)]
+
+
+def _layer(conv: nn.Conv2d) -> list[nn.Module]:
+    return [spectral_norm(conv), nn.BatchNorm2d(conv.out_channels), nn.LeakyReLU(0.2)]
+
+
+def _halvings(side: float) -> int:
+    halvings = 0
+    while side / 2 >= SMALLEST:
+        side, halvings = side / 2, halvings + 1
+    return halvings
+
+
+def _kaiming(outputs: int, inputs: int, kernel: int) -> Tensor:
+    return nn.init.kaiming_normal_(torch.empty(outputs, inputs, kernel, kernel))
+
+
+def _stride(block: nn.Module) -> int:
+    stride = block._block_args.stride
+    return stride[0] if isinstance(stride, list | tuple) else stride

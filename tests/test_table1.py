@@ -143,6 +143,7 @@ def test_a_cell_takes_one_k_a_projected_level(k: tuple[int, ...]) -> None:
         ("dcgan", "architecture.regularizer"),
         ("dcgan-wide.ml", "did you mean 'dcgan'"),
         ("dcgan-2.ml", "from 4 to 1024; got 2"),
+        ("dcgan.ml.projekted", "no recipe 'projekted': there are paper, projected; did you mean 'projected'"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_ones(name: str, message: str) -> None:
@@ -150,11 +151,25 @@ def test_a_wrong_name_is_answered_with_the_right_ones(name: str, message: str) -
         ModelSpec.parse(name)
 
 
-def test_the_paper_has_a_figure_for_each_cell_but_of_the_residual_alternatives() -> None:
-    rows = [row for row in ARCHITECTURES if not row.endswith("_resnet")]
+def test_the_paper_has_a_figure_for_each_cell_of_its_own_rows() -> None:
+    rows = ARCHITECTURES.keys() - {"wgan_gp_resnet", "sngan_resnet", "biggan_tapered"}
     assert {row: set(figures) for row, figures in PAPER_FID.items()} == {
         row: set(REGULARIZERS) for row in rows
     }
+
+
+def test_a_recipe_is_the_last_part_of_a_name_unless_it_is_the_papers() -> None:
+    spec = ModelSpec.parse("biggan-64.ml.projected")
+    assert (spec.architecture, spec.atoms, spec.regularizer, spec.recipe) == ("biggan", 64, "ml", "projected")
+    assert spec.name == "biggan-64.ml.projected"
+    config = {
+        "architecture": "biggan",
+        "regularizer": "ml",
+        "atoms": 64,
+        "k": [16, 16],
+    }  # as older ones have it
+    assert ModelSpec.from_config(config).name == "biggan-64.ml" == ModelSpec.parse("biggan-64.ml.paper").name
+    assert ModelSpec.from_config(config | {"recipe": "projected"}).recipe == "projected"
 
 
 @pytest.mark.parametrize(("row", "gather"), [("wgan_gp_resnet", torch.mean), ("sngan_resnet", torch.sum)])

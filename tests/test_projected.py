@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_run import assert_equal, pictures, start, state
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +28,7 @@ from sparsegen.training.projected import (
 from sparsegen.training.recipes import RECIPES, recipe_of
 from sparsegen.training.terms import Draw, Forward
 from sparsegen.zoo.bundled import COMPANIONS
-from sparsegen.zoo.pretrained import from_pretrained
+from sparsegen.zoo.pretrained import from_pretrained, save_companions
 from sparsegen.zoo.table1 import ModelSpec
 
 PROJECTED = {"model": "biggan-8.ml.projected", "features": "cifar10-classifier", "batch_size": 4}
@@ -199,6 +200,19 @@ def test_fine_tuning_takes_the_heads_along_with_the_same_features_only(tmp_path:
     assert warm.warm_up == 0
     cold = start(tmp_path / "cold", 4, **tuned | {"features": "efficientnet-lite0"})
     assert cold.warm_up == 1
+
+
+def test_the_heads_are_published_with_the_model_in_half_precision(tmp_path: Path) -> None:
+    for _ in start(tmp_path / "run", 2, save_every=2, **PROJECTED):
+        pass
+    source, folder = tmp_path / "run" / "checkpoints" / "00000002", tmp_path / "published"
+    save_companions(source, folder, ModelSpec.parse(PROJECTED["model"]), torch.float16)
+    found = load_file(folder / COMPANIONS["projected"])
+    expected = load_file(source / COMPANIONS["projected"])
+    assert_equal(
+        found, {key: value.half() if value.is_floating_point() else value for key, value in expected.items()}
+    )
+    assert (folder / COMPANIONS["discriminator"]).is_file()
 
 
 def test_the_features_are_chosen_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:

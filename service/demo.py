@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
+from fastapi import FastAPI
 
 from sparsegen.service import markup, restore_page, xray
 from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
@@ -38,6 +39,14 @@ ANY = -1  # the class of each image is drawn from the seed
 XRAY = """## X-ray
 Click an image above to see where its code is dense and which atoms it is made of; then switch some of them
 off."""
+
+
+def mount(app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store]) -> None:
+    """Puts the page into an application, at /ui."""
+    blocks = page(models, jobs)
+    gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
+    # `launch` would set it; without it Gradio does not check the paths that requests name.
+    blocks.has_launched = True
 
 
 def page(models: Mapping[str, Model], jobs: Callable[[], Store]) -> gr.Blocks:

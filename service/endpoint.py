@@ -25,6 +25,7 @@ import sparsegen
 from sparsegen.service import restoration, xray
 from sparsegen.service.batching import Batcher
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused
+from sparsegen.service.guards import EVENTS, MAX_EVENT, KnownAddresses, PageRequests, addresses
 from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
@@ -64,10 +65,7 @@ DRAWN = {
 LIMITS = {  # bytes of a body, where it is not BodyLimit's own
     ("POST", "/restore"): restoration.MAX_UPLOAD,
     ("POST", UPLOAD): restoration.MAX_UPLOAD + MAX_BODY,  # a file, and what is around it
-    (
-        "POST",
-        "/ui/gradio_api/process_recording",
-    ): 0,  # Gradio's, which no page of ours needs, and it writes files
+    **{("POST", path): MAX_EVENT for path in EVENTS},
 }
 ICON = xray.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
@@ -189,22 +187,22 @@ class SparseGen:
     """Images from generators whose inner representation is a sparse code."""
 
     def __init__(self) -> None:
-        import gradio
-
         from sparsegen.service import demo
 
         models, refused = open_models(models_folder())
         for reason in refused:
             logger.warning(reason)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        page = demo.page(models, lambda: app.state.jobs())
-        gradio.mount_gradio_app(app, page, path="/ui", **demo.LOOK)
+        demo.mount(app, models, lambda: app.state.jobs())
 
     @bentoml.on_shutdown
     def close(self) -> None:
         app.state.batcher.close()
 
 
+# The first is the outermost.
+SparseGen.add_asgi_middleware(KnownAddresses, known=addresses([*app.routes, *restoration.router.routes]))
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
 SparseGen.add_asgi_middleware(UploadRoom)
+SparseGen.add_asgi_middleware(PageRequests)

@@ -249,7 +249,7 @@ def test_a_body_that_is_not_declared_as_json_is_refused(server, content_type):
         ("/sample", "1,048,576"),
         ("/restore", "33,554,432"),
         ("/ui/gradio_api/upload", "34,603,008"),
-        ("/ui/gradio_api/queue/join", "1,048,576"),
+        ("/ui/gradio_api/queue/join", "65,536"),
     ],
 )
 def test_a_body_of_50_mb_is_refused_as_too_large(server, path, limit, body):

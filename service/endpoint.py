@@ -25,9 +25,11 @@ import sparsegen
 from sparsegen.service import restoration, xray
 from sparsegen.service.batching import Batcher
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused
-from sparsegen.service.guards import EVENTS, MAX_EVENT, KnownAddresses, PageRequests, addresses
+from sparsegen.service.exposure import Exposure
+from sparsegen.service.guards import guards
 from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
+from sparsegen.service.page_events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD, UploadRoom
 from sparsegen.zoo import images
@@ -181,7 +183,7 @@ def create_batcher(models: Mapping[str, Model]) -> Batcher:
 app = create_app()
 
 
-@bentoml.service(name="sparsegen", traffic={"timeout": 30, "max_concurrency": 256}, threads=4)
+@bentoml.service(name="sparsegen", traffic={"timeout": 30}, threads=4)
 @bentoml.asgi_app(app, path="/")
 class SparseGen:
     """Images from generators whose inner representation is a sparse code."""
@@ -193,7 +195,7 @@ class SparseGen:
         for reason in refused:
             logger.warning(reason)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        demo.mount(app, models, lambda: app.state.jobs())
+        app.state.queued = demo.mount(app, models, lambda: app.state.jobs())
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -201,8 +203,12 @@ class SparseGen:
 
 
 # The first is the outermost.
-SparseGen.add_asgi_middleware(KnownAddresses, known=addresses([*app.routes, *restoration.router.routes]))
+exposure = Exposure.from_environment()
+for guard, options in guards(exposure, [*app.routes, *restoration.router.routes]):
+    SparseGen.add_asgi_middleware(guard, **options)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
 SparseGen.add_asgi_middleware(UploadRoom)
-SparseGen.add_asgi_middleware(PageRequests)
+SparseGen.add_asgi_middleware(
+    PageRequests, queued=lambda client: app.state.queued(client), limit=exposure.client_events
+)

@@ -18,10 +18,10 @@ from pictures import encoded
 from PIL import Image
 from server import Server, running_server, small_models  # noqa: F401 (two are fixtures)
 
-from sparsegen.service import guards
+from sparsegen.service import page_events
 from sparsegen.service.errors import Refused
 
-API = guards.API
+API = page_events.API
 SECRET = "the-secret-of-the-machine"
 FILE = {"meta": {"_type": "gradio.FileData"}}
 
@@ -195,17 +195,19 @@ def test_a_request_cannot_freeze_the_server(server, taking_a_file, device):
     "body", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 60_000, b'{"data": ' + b"[" * 400 + b"]" * 400 + b"}"]
 )
 def test_what_is_no_event_of_the_page_is_refused(server, body):
-    for path in guards.EVENTS:
+    for path in page_events.EVENTS:
         status, _, answer = server.ask("POST", path, body)
         assert status == 400 and sentence(answer)
 
 
 def test_gradio_reads_what_was_checked_and_not_a_second_key(tmp_path):
-    assert guards.read_event(b'{"data": [1], "data": [2], "batched": true, "request": {}}') == {"data": [2]}
+    assert page_events.read_event(b'{"data": [1], "data": [2], "batched": true, "request": {}}') == {
+        "data": [2]
+    }
     plain = {"data": [{"index": 3}, "a", None, [1.5]], "event_data": {"off": [1, 2]}, "fn_index": 4}
-    assert guards.clean(plain, tmp_path) == plain
+    assert page_events.clean(plain, tmp_path) == plain
     with pytest.raises(Refused, match="opens no other"):
-        guards.clean({"data": [{"url": "http://127.0.0.1"}]}, tmp_path)
+        page_events.clean({"data": [{"url": "http://127.0.0.1"}]}, tmp_path)
 
 
 WITHOUT_GUARDS = """

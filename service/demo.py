@@ -4,6 +4,7 @@ import json
 import math
 import secrets
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from sparsegen.service.clients import client_of
 from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
 from sparsegen.service.jobs import Store
 from sparsegen.service.models import Model
+from sparsegen.service.page_events import MAX_EVENTS
 from sparsegen.service.restoration import MAX_UPLOAD
 from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import images, noise
@@ -30,7 +32,6 @@ LOOK = {
     "allowed_paths": [str(restore_page.EXAMPLES)],
     "ssr_mode": False,
 }
-MAX_QUEUE = 48  # events of the page that wait, of all visitors: some seconds of drawing
 INTRODUCTION = """Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a
 stack of small maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the
 code into pixels. The entries of the code at one place, one for each atom, are a **needle**."""
@@ -43,19 +44,19 @@ Click an image above to see where its code is dense and which atoms it is made o
 off."""
 
 
-def mount(app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store]) -> Callable[[str], int]:
+def mount(app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store]) -> Callable[[], Counter[str]]:
     """Puts the page into an application, at /ui.
 
-    Returns: How many events of a client, as `client_of` calls it, wait or run.
+    Returns: What says how many events of each client, as `client_of` calls it, wait or run.
     """
     blocks = page(models, jobs)
-    blocks.queue(max_size=MAX_QUEUE)
+    blocks.queue(max_size=2 * MAX_EVENTS)  # behind the guard, which requests that arrive together may pass
     gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
     # `launch` would set it; without it Gradio does not check the paths that requests name.
     blocks.has_launched = True
 
-    def queued(client: str) -> int:
-        return sum(client_of(event.request) == client for event in blocks._queue.event_ids_to_events.values())
+    def queued() -> Counter[str]:
+        return Counter(client_of(event.request) for event in blocks._queue.event_ids_to_events.values())
 
     return queued
 

@@ -23,8 +23,8 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 
 import sparsegen
 from sparsegen.service import restoration, xray
-from sparsegen.service.batching import Batcher
-from sparsegen.service.errors import SENTENCES, JsonErrors, Refused
+from sparsegen.service.batching import Batcher, Overloaded
+from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
 from sparsegen.service.exposure import Exposure
 from sparsegen.service.guards import guards
 from sparsegen.service.limits import MAX_BODY, BodyLimit
@@ -43,7 +43,8 @@ REFUSALS = {
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "A value is missing, unknown or out of range.",
-    429: "The server has too many requests at once.",
+    429: "The client has too many requests at once.",
+    503: "The server has too much to do; Retry-After says when to ask again.",
     504: "The server did not manage within its time limit.",
 }
 IMAGES = {
@@ -80,6 +81,10 @@ def create_app() -> FastAPI:
     @app.exception_handler(Refused)
     async def refused(request: Request, refusal: Refused) -> Response:
         return JSONResponse({"error": str(refusal)}, refusal.status)
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(request: Request, refusal: Overloaded) -> Response:
+        return busy(503, str(refusal), refusal.seconds)
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
@@ -133,8 +138,8 @@ def create_app() -> FastAPI:
     )
     async def sample(request: Request) -> Response:
         """Draws `count` images from one model. The same request gives the same pixels, bit for bit."""
-        body = read_json(await request.body(), request.headers.get("content-type", ""))
-        asked = SampleRequest.of(body, app.state.models)
+        content, kind = await request.body(), request.headers.get("content-type", "")
+        asked = await asyncio.to_thread(lambda: SampleRequest.of(read_json(content, kind), app.state.models))
         pixels = await app.state.batcher((asked.model.name, asked.k), asked.rows())
         return await asyncio.to_thread(encode, pixels, asked.format)
 
@@ -177,7 +182,7 @@ def create_batcher(models: Mapping[str, Model]) -> Batcher:
         image, _ = sampler.run(rows["z"], list(k) or None, codes=False, labels=labels)
         return images.to_uint8(image)
 
-    return Batcher(run, MAX_COUNT, workers=processors(), observe=sizes.observe)
+    return Batcher(run, MAX_COUNT, workers=processors(), observe=sizes.observe, kind=lambda key: key[0])
 
 
 app = create_app()
@@ -209,6 +214,4 @@ for guard, options in guards(exposure, [*app.routes, *restoration.router.routes]
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
 SparseGen.add_asgi_middleware(UploadRoom)
-SparseGen.add_asgi_middleware(
-    PageRequests, queued=lambda client: app.state.queued(client), limit=exposure.client_events
-)
+SparseGen.add_asgi_middleware(PageRequests, queued=lambda: app.state.queued(), limit=exposure.client_events)

@@ -8,12 +8,13 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparsegen.service.clients import client_of
@@ -23,6 +24,7 @@ from sparsegen.service.uploads import KEEP_UPLOADS, UPLOAD, upload_folder
 API = "/ui/gradio_api"
 JOIN = f"{API}/queue/join"
 EVENTS = [JOIN, *(f"{API}/{name}" for name in ("run/predict", "cancel", "reset"))]  # take JSON from the page
+MAX_EVENTS = 48  # in the queue of the page, of all visitors: some seconds of drawing
 MAX_EVENT = 64 << 10  # bytes of it; the page sends a few kilobytes
 FILE = re.compile(rf"{API}/file=(.+)", re.DOTALL)
 
@@ -32,16 +34,17 @@ class PageRequests:
 
     A file is named only by a path below the upload folder of this server. All else that a file could be said to be
     (a URL, a name, a stream) is dropped, so that nothing which a client names is ever opened or fetched. An event
-    is refused with 429 if its client has `limit` in the queue, so that nobody fills it alone.
+    is refused with 429 if its client has `limit` in the queue, so that nobody fills it alone, and with 503 if the
+    queue is full.
 
     Args:
-        queued: Says how many events of a client, as `client_of` calls it, wait or run.
+        queued: Says how many events of each client, as `client_of` calls it, wait or run.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        queued: Callable[[str], int],
+        queued: Callable[[], Counter[str]],
         limit: int,
         folder: Callable[[], Path] = upload_folder,
     ) -> None:
@@ -53,11 +56,8 @@ class PageRequests:
             return
         if not scope["path"].startswith(f"{API}/"):
             scope = {**scope, "query_string": b""}  # Gradio opens what its parameter deep_link names
-        if scope["path"] == JOIN and self.queued(client_of(HTTPConnection(scope))) >= self.limit:
-            sentence = (
-                f"one client has at most {self.limit} events of the page in the queue: wait for an answer"
-            )
-            await busy(429, sentence, 2)(scope, receive, send)
+        if scope["path"] == JOIN and (refusal := self._no_room(client_of(HTTPConnection(scope)))):
+            await refusal(scope, receive, send)
             return
         try:
             if named := FILE.fullmatch(scope["path"]):
@@ -69,6 +69,17 @@ class PageRequests:
             await JSONResponse({"error": str(refusal)}, refusal.status)(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    def _no_room(self, client: str) -> Response | None:
+        queued = self.queued()
+        if queued[client] >= self.limit:
+            sentence = (
+                f"one client has at most {self.limit} events of the page in the queue: wait for an answer"
+            )
+            return busy(429, sentence, 2)
+        if queued.total() >= MAX_EVENTS:
+            return busy(503, f"{MAX_EVENTS} events of the page are in the queue: try again in a moment", 5)
+        return None
 
 
 KEYS = {"data", "event_data", "event_id", "fn_index", "session_hash", "trigger_id"}  # of what the page sends

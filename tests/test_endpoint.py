@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +32,8 @@ from server import (  # noqa: F401 (two are fixtures)
 )
 
 from sparsegen.export.runtime import open_sampler
-from sparsegen.service.batching import Batcher
+from sparsegen.service import batching
+from sparsegen.service.batching import Batcher, Overloaded
 from sparsegen.service.models import open_models
 from sparsegen.service.sampling import SampleRequest
 from sparsegen.service.serve import serve
@@ -406,6 +408,51 @@ def test_the_batcher_tells_everyone_of_an_error_and_goes_on():
         assert (await stays).shape == (2, 1)
 
     asyncio.run(ask())
+
+
+def test_the_batcher_refuses_at_once_what_it_would_not_do_in_time():
+    started, go_on = threading.Event(), threading.Event()
+
+    def run(key: str, rows: np.ndarray) -> np.ndarray:
+        started.set()
+        assert go_on.wait(30)
+        return rows
+
+    async def ask() -> tuple[list, int]:
+        in_time = int(2 / batching.FIRST_PACE)  # rows
+        batcher = Batcher(run, limit=in_time, patience=1)
+        busy = asyncio.ensure_future(batcher("slow", np.ones((in_time, 1))))
+        await asyncio.to_thread(started.wait)
+        refused = await asyncio.gather(
+            *(batcher(key, np.ones((1, 1))) for key in ("slow", "other")), return_exceptions=True
+        )
+        go_on.set()
+        await busy
+        return refused, len(await batcher("slow", np.ones((1, 1))))
+
+    refused, served = asyncio.run(ask())
+    assert [type(error) for error in refused] == [Overloaded] * 2 and served == 1
+    assert [error.seconds for error in refused] == pytest.approx([1, 1], abs=0.01)
+
+
+def test_the_batcher_expects_of_each_kind_what_it_took_before():
+    def run(key: tuple[str, int], rows: np.ndarray) -> np.ndarray:
+        time.sleep(0.02 if key[0] == "slow" else 0)
+        return rows
+
+    async def ask() -> tuple[float, float]:
+        batcher, expected = Batcher(run, kind=lambda key: key[0]), []
+        for name in ("slow", "fast"):
+            await batcher((name, 1), np.ones((1, 1)))
+            waiting = asyncio.ensure_future(batcher((name, 2), np.ones((10, 1))))
+            await asyncio.sleep(0)
+            expected.append(batcher.expected_seconds())
+            await waiting
+        assert batcher.expected_seconds() == 0
+        return tuple(expected)
+
+    slow, fast = asyncio.run(ask())
+    assert slow >= 0.2 > fast
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])

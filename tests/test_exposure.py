@@ -1,18 +1,28 @@
 """Who may reach the server: names, origins, the token, the headers for browsers, and what one client may hold."""
 
+import asyncio
+import contextlib
 import http.client
+import json
+import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from answers import sentence
 from server import Server, running_server, small_models, start, until  # noqa: F401 (two are fixtures)
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
 from test_browser import CHROMIUM, DRIVER, Page
 
 from sparsegen.service import page_events
+from sparsegen.service.clients import client_of
 from sparsegen.service.exposure import Exposure
+from sparsegen.service.guards import ClientLimits
 
 TOKEN = "a-token-of-the-tests-0123"
 GOOD, SPACE, EVIL = "https://good.example", "https://space.example", "https://evil.example"
@@ -301,3 +311,125 @@ def test_serve_refuses_a_bad_token_in_one_line_that_does_not_hold_it(models, tmp
     )
     (line,) = run.stderr.splitlines()
     assert run.returncode == 2 and "at least 16" in line and "tooshort" not in line
+
+
+def holding(
+    server: Server, stack: contextlib.ExitStack, count: int, request: str, **headers: str
+) -> list[int]:
+    """Sends so many requests without reading on; returns the statuses of those that are answered at once."""
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    sockets = [
+        stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+        for _ in range(count)
+    ]
+    for number, connection in enumerate(sockets):
+        line = f"{request.format(number)} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n"
+        connection.sendall(line.encode())
+    return [int(connection.recv(12).split()[1]) for connection in sockets]
+
+
+def test_idle_streams_of_one_client_keep_nobody_out(server):
+    limit = Exposure.client_streams
+    with contextlib.ExitStack() as stack:
+        statuses = holding(server, stack, limit + 10, f"GET {page_events.API}/heartbeat/{{}}")
+        assert sorted(statuses) == [200] * limit + [429] * 10
+        status, headers, answer = ask(server, "GET", f"{page_events.API}/heartbeat/a")
+        assert (
+            status == 429
+            and f"at most {limit} streams" in sentence(answer)
+            and int(headers["retry-after"]) > 0
+        )
+        assert ask(server, "GET", "/models")[0] == 200 and ask(server, "GET", "/ui/")[0] == 200
+        assert holding(
+            server, stack, 1, f"GET {page_events.API}/heartbeat/b", X_Forwarded_For="10.0.0.1"
+        ) == [200]
+    again = f"GET {page_events.API}/heartbeat/c"
+
+    def free() -> bool:
+        with contextlib.ExitStack() as stack:
+            return holding(server, stack, 1, again) == [200]
+
+    assert until(free, True)
+
+
+def test_requests_of_one_client_that_do_not_end_keep_no_other_out(server):
+    promise = {"Content_Type": "application/json", "Content_Length": "9", "X_Forwarded_For": "10.0.0.2"}
+    with contextlib.ExitStack() as stack:
+        for _ in range(Exposure.client_requests):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in promise.items())
+            connection.sendall(f"POST /sample HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode())
+        mine = until(lambda: ask(server, "GET", "/models", X_Forwarded_For="10.0.0.2")[0], 429)
+        assert mine == 429 and ask(server, "GET", "/models", X_Forwarded_For="10.0.0.3")[0] == 200
+
+
+def test_the_queue_of_the_page_is_bounded_and_one_client_does_not_fill_it(server):
+    dependencies = json.loads(server.ask("GET", "/ui/config")[2])["dependencies"]
+    (draw,) = [one["id"] for one in dependencies if one["api_name"] == "draw"]
+    data = ["sagan-8.ml", -1, 1, 64, 2, False, 2, 0]
+
+    def join(address: str) -> int:
+        body = json.dumps({"fn_index": draw, "session_hash": uuid.uuid4().hex, "data": data}).encode()
+        status, headers, _ = ask(server, "POST", page_events.JOIN, body, X_Forwarded_For=address)
+        assert (headers["retry-after"] is not None) == (status in (429, 503))
+        return status
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(join, ["10.0.0.4"] * 60)) == {200, 429}
+        assert join("10.0.0.5") == 200
+        many = [f"10.0.1.{number % 25}" for number in range(150)]
+        assert set(pool.map(join, many)) == {200, 503}
+    assert until(lambda: join("10.0.0.5"), 200) == 200
+
+
+def test_all_clients_together_are_bounded_and_streams_apart():
+    async def ask_all() -> list[int]:
+        held, statuses = asyncio.Event(), []
+
+        async def app(scope, receive, send):
+            await held.wait()
+            await PlainTextResponse("done")(scope, receive, send)
+
+        limits = ClientLimits(app, requests=2, streams=1, all_requests=3, all_streams=1)
+
+        async def get(path: str, address: str) -> None:
+            async def send(message):
+                if message["type"] == "http.response.start":
+                    statuses.append((path[-1], address[-1], message["status"]))
+
+            scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": (address, 1)}
+            await limits(scope, None, send)
+
+        stream = f"{page_events.API}/heartbeat/s"
+        wanted = [("/r", "10.0.0.1")] * 3 + [("/r", "10.0.0.2"), ("/r", "10.0.0.3")]
+        wanted += [(stream, "10.0.0.1"), (stream, "10.0.0.2"), ("/livez", "10.0.0.1")]
+        tasks = [asyncio.create_task(get(*one)) for one in wanted]
+        await asyncio.sleep(0)
+        refused = list(statuses)
+        held.set()
+        await asyncio.gather(*tasks)
+        assert not limits.held["requests"] and not limits.held["streams"]
+        return refused
+
+    assert asyncio.run(ask_all()) == [("r", "1", 429), ("r", "3", 503), ("s", "2", 503)]
+
+
+def test_a_network_of_ipv6_is_one_client():
+    def client(address: str) -> str:
+        return client_of(HTTPConnection({"type": "http", "client": (address, 1)}))
+
+    assert client("2001:db8::1") == client("2001:db8::ffff:1") != client("2001:db8:0:1::1")
+    assert client("::ffff:10.0.0.1") == client("10.0.0.1") != client("10.0.0.2")
+
+
+def test_a_proxy_is_believed_only_where_it_is_trusted(models, tmp_path):
+    settings = {"SPARSEGEN_PROXY": "10.9.9.9", "SPARSEGEN_CLIENT_STREAMS": "1"}
+    server = start(tmp_path / "run", models, **settings)
+    try:
+        server.wait_until_ready()
+        with contextlib.ExitStack() as stack:
+            request = f"GET {page_events.API}/heartbeat/{{}}"
+            assert holding(server, stack, 1, request, X_Forwarded_For="10.0.0.1") == [200]
+            assert holding(server, stack, 1, request, X_Forwarded_For="10.0.0.2") == [429]
+    finally:
+        server.stop()

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
-from sparsegen.service import restoration, xray
+from sparsegen.service import connections, restoration, xray
 from sparsegen.service.batching import Batcher, Overloaded
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
 from sparsegen.service.exposure import Exposure
@@ -207,6 +207,7 @@ class SparseGen:
         app.state.batcher.close()
 
 
+connections.use()
 # The first is the outermost.
 exposure = Exposure.from_environment()
 for guard, options in guards(exposure, [*app.routes, *restoration.router.routes]):

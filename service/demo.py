@@ -32,6 +32,7 @@ LOOK = {
     "allowed_paths": [str(restore_page.EXAMPLES)],
     "ssr_mode": False,
 }
+MAX_SESSIONS = 256  # visitors for whom the page's queue keeps answers
 INTRODUCTION = """Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a
 stack of small maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the
 code into pixels. The entries of the code at one place, one for each atom, are a **needle**."""
@@ -50,10 +51,13 @@ def mount(app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store]) 
     Returns: What says how many events of each client, as `client_of` calls it, wait or run.
     """
     blocks = page(models, jobs)
-    blocks.queue(max_size=2 * MAX_EVENTS)  # behind the guard, which requests that arrive together may pass
+    # Twice the guard's bound, which requests that arrive together may pass. Nothing goes around the queue.
+    blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
     gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
     # `launch` would set it; without it Gradio does not check the paths that requests name.
     blocks.has_launched = True
+    # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte.
+    blocks._queue.pending_messages_per_session.max_size = MAX_SESSIONS
 
     def queued() -> Counter[str]:
         return Counter(client_of(event.request) for event in blocks._queue.event_ids_to_events.values())

@@ -77,7 +77,7 @@ def guards(exposure: Exposure, routes: Iterable[BaseRoute]) -> list[tuple[type, 
 
 POLICY = {"object-src": "'none'", "base-uri": "'self'", "form-action": "'self'"}
 SCRIPTS = POLICY | {"default-src": "'self'", "style-src": "'self' 'unsafe-inline'"}
-POLICIES = {  # Content-Security-Policy, by the first part of the path
+POLICIES = {  # Content-Security-Policy of pages, by the first part of their path
     # Gradio puts its configuration into the page as a script, and makes functions of the text of handlers.
     "ui": SCRIPTS
     | {
@@ -120,9 +120,8 @@ class SecurityHeaders:
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
     def _add(self, headers: MutableHeaders, path: str) -> None:
-        policy = POLICIES.get(path.split("/")[1] if "/" in path else "", NOTHING) | {
-            "frame-ancestors": self.frames
-        }
+        page = None if path.startswith(API) else POLICIES.get(path.split("/")[1])
+        policy = (page or NOTHING) | {"frame-ancestors": self.frames}
         headers["content-security-policy"] = "; ".join(f"{name} {value}" for name, value in policy.items())
         headers["x-content-type-options"] = "nosniff"
         headers["cross-origin-resource-policy"] = self.readers

@@ -90,7 +90,7 @@ FILE_KEYS = {"path", "url", "meta", "orig_name", "mime_type", "is_stream"}
 def read_event(body: bytes) -> dict:
     """Decodes what the page sends when something on it is touched.
 
-    Raises: Refused with 400 unless it is a JSON object.
+    Raises: Refused with 400 unless it is a JSON object with short ids.
     """
     try:
         event = json.loads(body)
@@ -98,6 +98,9 @@ def read_event(body: bytes) -> dict:
         event = None
     if not isinstance(event, dict):
         raise Refused(400, "the body is to be a JSON object, as the page sends it")
+    for name in ("session_hash", "event_id"):  # Gradio keeps them
+        if not re.fullmatch(r"[\w-]{0,64}", str(event.get(name) or ""), re.ASCII):
+            raise Refused(400, f"{name} has at most 64 letters and digits")
     return {key: value for key, value in event.items() if key in KEYS}
 
 

@@ -23,6 +23,7 @@ from sparsegen.service import page_events
 from sparsegen.service.clients import client_of
 from sparsegen.service.exposure import Exposure
 from sparsegen.service.guards import ClientLimits
+from sparsegen.service.serve import serve
 
 TOKEN = "a-token-of-the-tests-0123"
 GOOD, SPACE, EVIL = "https://good.example", "https://space.example", "https://evil.example"
@@ -154,16 +155,26 @@ def test_an_allowed_origin_may_use_the_api(guarded):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/ui/", "/models", "/docs", "/nosuch", "/restore/a", "/metrics", "/ui/theme.css"]
+    "path",
+    [
+        "/",
+        "/ui/",
+        "/models",
+        "/docs",
+        "/nosuch",
+        "/restore/a",
+        "/metrics",
+        "/ui/theme.css",
+        f"{page_events.API}/file=a",
+    ],
 )
 def test_every_answer_has_the_headers_that_protect_a_browser(server, path):
     _, got, _ = ask(server, "GET", path)
     assert got["x-content-type-options"] == "nosniff" and got["referrer-policy"] == "no-referrer"
     assert "frame-ancestors 'none'" in got["content-security-policy"] and got["x-frame-options"] == "DENY"
     assert got["cross-origin-resource-policy"] == "same-origin"
-    assert ("default-src 'none'" in got["content-security-policy"]) == (
-        path.split("/")[1] not in ("ui", "docs")
-    )
+    page = path.split("/")[1] in ("ui", "docs") and not path.startswith(page_events.API)
+    assert ("default-src 'none'" in got["content-security-policy"]) != page
 
 
 def test_the_page_is_framed_only_where_that_is_allowed(guarded):
@@ -302,6 +313,18 @@ def test_settings_survive_the_way_through_the_environment():
     assert Exposure.from_environment({"SPARSEGEN_TOKEN": "b" * 20}, token=TOKEN).token == TOKEN
     with pytest.raises(ValueError, match="SPARSEGEN_CLIENT_REQUESTS is an integer"):
         Exposure.from_environment({"SPARSEGEN_CLIENT_REQUESTS": "many"})
+
+
+def test_serve_warns_before_it_opens_to_the_network(models, monkeypatch, caplog):
+    monkeypatch.setenv("SPARSEGEN_MODELS", str(models))
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        for host, warned in (("0.0.0.0", True), ("127.0.0.1", False)):
+            caplog.clear()
+            with pytest.raises(OSError, match="cannot listen"):
+                serve(host, taken.getsockname()[1])
+            assert ("--token" in caplog.text) == warned
 
 
 def test_serve_refuses_a_bad_token_in_one_line_that_does_not_hold_it(models, tmp_path):

@@ -210,6 +210,24 @@ def test_gradio_reads_what_was_checked_and_not_a_second_key(tmp_path):
         page_events.clean({"data": [{"url": "http://127.0.0.1"}]}, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["draw", "look", "choose", "restore"])
+def test_no_event_goes_around_the_queue(server, dependencies, name):
+    (handler,) = [one for one in dependencies if one["api_name"] == name]
+    status, answer = event(
+        server, f"{API}/run/predict", fn_index=handler["id"], data=[None] * len(handler["inputs"])
+    )
+    assert status == 404 and "queue" in answer
+
+
+@pytest.mark.parametrize("name", ["session_hash", "event_id"])
+@pytest.mark.parametrize("value", ["a" * 65, "a b", ["a"], {"a": 1}])
+def test_ids_that_gradio_keeps_are_short(server, name, value):
+    for path in page_events.EVENTS:
+        body = {"session_hash": "a", "fn_index": 0, "data": []} | {name: value}
+        status, _, answer = server.ask("POST", path, json.dumps(body))
+        assert status == 400 and "at most 64" in sentence(answer)
+
+
 WITHOUT_GUARDS = """
 import sys
 from pathlib import Path

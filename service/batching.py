@@ -62,14 +62,18 @@ class Batcher:
     async def __call__(self, key: Hashable, rows: np.ndarray) -> np.ndarray:
         if len(rows) > self._limit:
             raise ValueError(f"a request has at most {self._limit} rows; got {len(rows)}")
-        if (expected := self.expected_seconds()) > self._patience:
-            raise Overloaded(expected - self._patience)
+        self.check_room()
         kind = self._kind(key)
         self._rows[kind] += len(rows)
         try:
             return await self._enqueue(key, rows)
         finally:
             self._rows[kind] -= len(rows)
+
+    def check_room(self) -> None:
+        """Raises: Overloaded if a request would be refused now."""
+        if (expected := self.expected_seconds()) > self._patience:
+            raise Overloaded(expected - self._patience)
 
     def expected_seconds(self) -> float:
         """How long the rows that wait or run are expected to take."""

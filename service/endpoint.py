@@ -138,6 +138,7 @@ def create_app() -> FastAPI:
     )
     async def sample(request: Request) -> Response:
         """Draws `count` images from one model. The same request gives the same pixels, bit for bit."""
+        app.state.batcher.check_room()  # before anything is read
         content, kind = await request.body(), request.headers.get("content-type", "")
         asked = await asyncio.to_thread(lambda: SampleRequest.of(read_json(content, kind), app.state.models))
         pixels = await app.state.batcher((asked.model.name, asked.k), asked.rows())

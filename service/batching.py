@@ -4,6 +4,8 @@ Choice: not bentoml's `batchable=True`, whose batches cannot differ in k or mode
 """
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,19 +13,31 @@ import numpy as np
 
 Run = Callable[[Hashable, np.ndarray], np.ndarray]
 Waiting = list[tuple[np.ndarray, asyncio.Future]]  # the rows of a request, and where its results go
+FIRST_PACE = 0.005  # seconds a row of a kind that has not run yet is expected to take
+MEMORY = 0.7  # of the pace so far, when a batch has been timed
+
+
+class Overloaded(Exception):
+    """There is more work than will be done in time; `seconds` is when to ask again."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("the server has more to draw than it manages: ask again in a moment")
+        self.seconds = seconds
 
 
 class Batcher:
     """Merges the rows of concurrent requests of one key into batches, and hands each request its own back.
 
-    The first request of a key waits `latency` seconds for others; while every worker is busy, batches grow.
+    The first request of a key waits `latency` seconds for others; while every worker is busy, batches grow. A request
+    is refused at once if those before it are expected to take more than `patience` seconds.
 
     Args:
         run: Maps (key, rows) to one result for each row; is called in a thread.
         limit: Rows of the largest batch; no request may have more.
         observe: Is told the rows of every batch.
+        kind: Keys of one kind take equally long; there are few of them.
 
-    Raises: ValueError if a request has more rows than a batch.
+    Raises: ValueError if a request has more rows than a batch, Overloaded if it would wait too long.
     """
 
     def __init__(
@@ -33,8 +47,13 @@ class Batcher:
         latency: float = 0.004,
         workers: int = 1,
         observe: Callable[[int], None] = lambda rows: None,
+        patience: float = 10,
+        kind: Callable[[Hashable], Hashable] = lambda key: key,
     ) -> None:
         self._run, self._limit, self._latency, self._observe = run, limit, latency, observe
+        self._workers, self._patience, self._kind = workers, patience, kind
+        self._pace: dict[Hashable, float] = {}  # seconds a row of a kind takes
+        self._rows: Counter[Hashable] = Counter()  # of a kind, that wait or run
         self._pool = ThreadPoolExecutor(workers, "sampler")
         self._free = asyncio.Semaphore(workers)
         self._waiting: dict[Hashable, Waiting] = {}
@@ -43,6 +62,28 @@ class Batcher:
     async def __call__(self, key: Hashable, rows: np.ndarray) -> np.ndarray:
         if len(rows) > self._limit:
             raise ValueError(f"a request has at most {self._limit} rows; got {len(rows)}")
+        self.check_room()
+        kind = self._kind(key)
+        self._rows[kind] += len(rows)
+        try:
+            return await self._enqueue(key, rows)
+        finally:
+            self._rows[kind] -= len(rows)
+
+    def check_room(self) -> None:
+        """Raises: Overloaded if a request would be refused now."""
+        if (expected := self.expected_seconds()) > self._patience:
+            raise Overloaded(expected - self._patience)
+
+    def expected_seconds(self) -> float:
+        """How long the rows that wait or run are expected to take."""
+        work = sum(rows * self._pace.get(kind, FIRST_PACE) for kind, rows in self._rows.items())
+        return work / self._workers
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _enqueue(self, key: Hashable, rows: np.ndarray) -> np.ndarray:
         future = asyncio.get_running_loop().create_future()
         if key in self._waiting:
             self._waiting[key].append((rows, future))
@@ -50,9 +91,6 @@ class Batcher:
             self._waiting[key] = [(rows, future)]
             self._start(self._drain(key))
         return await future
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, coroutine: Coroutine) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -82,7 +120,9 @@ class Batcher:
                 return
             rows = np.concatenate([rows for rows, _ in batch])
             self._observe(len(rows))
+            began = time.monotonic()
             results = await asyncio.get_running_loop().run_in_executor(self._pool, self._run, key, rows)
+            self._note((time.monotonic() - began) / len(rows), self._kind(key))
             first = 0
             for rows, future in batch:
                 if not future.done():
@@ -94,3 +134,6 @@ class Batcher:
                     future.set_exception(error)
         finally:
             self._free.release()
+
+    def _note(self, pace: float, kind: Hashable) -> None:
+        self._pace[kind] = MEMORY * self._pace.get(kind, pace) + (1 - MEMORY) * pace

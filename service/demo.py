@@ -4,16 +4,20 @@ import json
 import math
 import secrets
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
+from fastapi import FastAPI
 
 from sparsegen.service import markup, restore_page, xray
+from sparsegen.service.clients import client_of
 from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
 from sparsegen.service.jobs import Store
 from sparsegen.service.models import Model
+from sparsegen.service.page_events import MAX_EVENTS
 from sparsegen.service.restoration import MAX_UPLOAD
 from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import images, noise
@@ -28,6 +32,7 @@ LOOK = {
     "allowed_paths": [str(restore_page.EXAMPLES)],
     "ssr_mode": False,
 }
+MAX_SESSIONS = 256  # visitors for whom the page's queue keeps answers
 INTRODUCTION = """Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a
 stack of small maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the
 code into pixels. The entries of the code at one place, one for each atom, are a **needle**."""
@@ -38,6 +43,26 @@ ANY = -1  # the class of each image is drawn from the seed
 XRAY = """## X-ray
 Click an image above to see where its code is dense and which atoms it is made of; then switch some of them
 off."""
+
+
+def mount(app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store]) -> Callable[[], Counter[str]]:
+    """Puts the page into an application, at /ui.
+
+    Returns: What says how many events of each client, as `client_of` calls it, wait or run.
+    """
+    blocks = page(models, jobs)
+    # Twice the guard's bound, which requests that arrive together may pass. Nothing goes around the queue.
+    blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
+    gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
+    # `launch` would set it; without it Gradio does not check the paths that requests name.
+    blocks.has_launched = True
+    # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte.
+    blocks._queue.pending_messages_per_session.max_size = MAX_SESSIONS
+
+    def queued() -> Counter[str]:
+        return Counter(client_of(event.request) for event in blocks._queue.event_ids_to_events.values())
+
+    return queued
 
 
 def page(models: Mapping[str, Model], jobs: Callable[[], Store]) -> gr.Blocks:

@@ -22,11 +22,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
-from sparsegen.service import restoration, xray
-from sparsegen.service.batching import Batcher
-from sparsegen.service.errors import SENTENCES, JsonErrors, Refused
+from sparsegen.service import connections, restoration, xray
+from sparsegen.service.batching import Batcher, Overloaded
+from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
+from sparsegen.service.exposure import Exposure
+from sparsegen.service.guards import guards
 from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
+from sparsegen.service.page_events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD, UploadRoom
 from sparsegen.zoo import images
@@ -40,7 +43,8 @@ REFUSALS = {
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "A value is missing, unknown or out of range.",
-    429: "The server has too many requests at once.",
+    429: "The client has too many requests at once.",
+    503: "The server has too much to do; Retry-After says when to ask again.",
     504: "The server did not manage within its time limit.",
 }
 IMAGES = {
@@ -64,10 +68,7 @@ DRAWN = {
 LIMITS = {  # bytes of a body, where it is not BodyLimit's own
     ("POST", "/restore"): restoration.MAX_UPLOAD,
     ("POST", UPLOAD): restoration.MAX_UPLOAD + MAX_BODY,  # a file, and what is around it
-    (
-        "POST",
-        "/ui/gradio_api/process_recording",
-    ): 0,  # Gradio's, which no page of ours needs, and it writes files
+    **{("POST", path): MAX_EVENT for path in EVENTS},
 }
 ICON = xray.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
@@ -80,6 +81,10 @@ def create_app() -> FastAPI:
     @app.exception_handler(Refused)
     async def refused(request: Request, refusal: Refused) -> Response:
         return JSONResponse({"error": str(refusal)}, refusal.status)
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(request: Request, refusal: Overloaded) -> Response:
+        return busy(503, str(refusal), refusal.seconds)
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
@@ -133,8 +138,9 @@ def create_app() -> FastAPI:
     )
     async def sample(request: Request) -> Response:
         """Draws `count` images from one model. The same request gives the same pixels, bit for bit."""
-        body = read_json(await request.body(), request.headers.get("content-type", ""))
-        asked = SampleRequest.of(body, app.state.models)
+        app.state.batcher.check_room()  # before anything is read
+        content, kind = await request.body(), request.headers.get("content-type", "")
+        asked = await asyncio.to_thread(lambda: SampleRequest.of(read_json(content, kind), app.state.models))
         pixels = await app.state.batcher((asked.model.name, asked.k), asked.rows())
         return await asyncio.to_thread(encode, pixels, asked.format)
 
@@ -177,34 +183,37 @@ def create_batcher(models: Mapping[str, Model]) -> Batcher:
         image, _ = sampler.run(rows["z"], list(k) or None, codes=False, labels=labels)
         return images.to_uint8(image)
 
-    return Batcher(run, MAX_COUNT, workers=processors(), observe=sizes.observe)
+    return Batcher(run, MAX_COUNT, workers=processors(), observe=sizes.observe, kind=lambda key: key[0])
 
 
 app = create_app()
 
 
-@bentoml.service(name="sparsegen", traffic={"timeout": 30, "max_concurrency": 256}, threads=4)
+@bentoml.service(name="sparsegen", traffic={"timeout": 30}, threads=4)
 @bentoml.asgi_app(app, path="/")
 class SparseGen:
     """Images from generators whose inner representation is a sparse code."""
 
     def __init__(self) -> None:
-        import gradio
-
         from sparsegen.service import demo
 
         models, refused = open_models(models_folder())
         for reason in refused:
             logger.warning(reason)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        page = demo.page(models, lambda: app.state.jobs())
-        gradio.mount_gradio_app(app, page, path="/ui", **demo.LOOK)
+        app.state.queued = demo.mount(app, models, lambda: app.state.jobs())
 
     @bentoml.on_shutdown
     def close(self) -> None:
         app.state.batcher.close()
 
 
+connections.use()
+# The first is the outermost.
+exposure = Exposure.from_environment()
+for guard, options in guards(exposure, [*app.routes, *restoration.router.routes]):
+    SparseGen.add_asgi_middleware(guard, **options)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
 SparseGen.add_asgi_middleware(UploadRoom)
+SparseGen.add_asgi_middleware(PageRequests, queued=lambda: app.state.queued(), limit=exposure.client_events)

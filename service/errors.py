@@ -1,5 +1,7 @@
 """What is answered to a request that cannot be served, by our routes and by bentoml's own: one sentence."""
 
+import math
+
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +18,11 @@ class Refused(ValueError):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
+
+
+def busy(status: int, sentence: str, seconds: float) -> JSONResponse:
+    """A refusal for now, with when to ask again."""
+    return JSONResponse({"error": sentence}, status, {"retry-after": str(max(1, math.ceil(seconds)))})
 
 
 class JsonErrors:

@@ -163,6 +163,24 @@ watch(['before', 'after'], show);
 show();"""
 
 
+def login(note: str) -> str:
+    """The page that asks for the token of the server; it sends the token to its own address."""
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>sparsegen</title>
+<style>
+body {{font: 16px/1.5 system-ui, sans-serif; display: grid; place-items: center; min-height: 90vh; margin: 1rem}}
+form {{display: grid; gap: .75rem; width: min(100%, 22rem)}}
+input, button {{font: inherit; padding: .5rem .75rem; border: 1px solid #8aa; border-radius: 8px}}
+button {{background: #0d9488; color: white; border: 0; cursor: pointer}}
+p {{margin: 0}}
+</style>
+<form method="post"><h1>sparsegen</h1>
+<label for="token">This server asks for a token. Whoever runs it has it.</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<button>Log in</button><p role="alert">{escape(note)}</p></form></html>
+"""
+
+
 def picture(pixels: np.ndarray, alt: str) -> str:
     """An image, uint8 (H, W, 3), as a PNG inside the HTML; enlarged by the browser without smoothing."""
     return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(images.png(pixels)).decode()}">'

@@ -18,6 +18,7 @@ from sparsegen.service import markup, restoration
 from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
 from sparsegen.service.jobs import LIVE, UNHEARD, Store, StoreError
 from sparsegen.service.restoration import MAX_PIXELS
+from sparsegen.service.uploads import KEEP_UPLOADS
 from sparsegen.zoo.restoration.pictures import Picture
 from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.settings import (
@@ -32,7 +33,6 @@ from sparsegen.zoo.restoration.settings import (
 )
 
 EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_examples.py
-KEEP_UPLOADS = 900  # seconds that a dropped file lies on the server, for a second start with other settings
 SWEEP_UPLOADS = (60, KEEP_UPLOADS)  # Gradio looks for older ones every minute
 ASK_EVERY = 1.5  # seconds
 INTRODUCTION = """A network that has seen nothing but your picture learns to draw it. Structure comes before noise,

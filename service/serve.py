@@ -15,6 +15,7 @@ from http.client import HTTPConnection, HTTPException
 
 import psutil
 
+from sparsegen.service.exposure import Exposure
 from sparsegen.service.jobs import ENVIRONMENT as JOBS
 from sparsegen.service.models import models_folder, open_models
 from sparsegen.service.worker import WORKERS, stop_signals
@@ -36,14 +37,18 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
         jobs: Where the restorations are kept, a SQLite file or a Redis URL; see `jobs.default_place`.
 
     Raises: FileNotFoundError if there are no models, OSError if the port is taken or the host unknown,
-        RuntimeError if the server or its worker ends before it is ready.
+        ValueError if a setting of `Exposure` cannot be used, RuntimeError if the server or its worker ends before
+        it is ready.
     """
+    exposure = Exposure.from_environment(host=host)
+    for warning in exposure.warnings():
+        logger.warning(warning)
     open_models(models_folder())  # here, since bentoml starts a worker that fails again and again
     check_port(host, port)
     with tempfile.TemporaryDirectory(prefix="sparsegen-serve-") as home, stop_signals() as stopped:
         command = [sys.executable, "-m", BENTO, "serve", SERVICE, "--host", host, "--port", str(port)]
         command += ["--timeout-graceful-shutdown", "3"]  # an open page would keep its connection for good
-        variables = environment(home, jobs)
+        variables = environment(home, jobs) | exposure.environment()
         crew = Crew(workers, variables)
         server = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables, start_new_session=True)
         try:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 UPLOAD = "/ui/gradio_api/upload"
 ROOM = 1 << 30  # bytes
+KEEP_UPLOADS = 900  # seconds that a dropped file lies on the server, for a second start with other settings
 
 
 class UploadRoom:

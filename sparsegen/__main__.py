@@ -453,10 +453,53 @@ def serve(
         int, typer.Option(min=0, max=61, help="Processes beside the server that restore pictures.")
     ] = 1,
     jobs: Jobs = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="Token that clients have to present, 16 characters or more. Other users of this machine see "
+            "arguments: SPARSEGEN_TOKEN or --token-file hide it.",
+            show_default=False,
+        ),
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File that holds the token.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that requests may address the server by, beside localhost and --host; * is any."
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin, such as https://example.org, whose pages may use the API; * is any."),
+    ] = None,
+    allow_frame: Annotated[
+        list[str] | None, typer.Option(help="Origin whose pages may show the page in a frame; * is any.")
+    ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a proxy whose X-Forwarded-For is believed (default: this machine)."
+        ),
+    ] = None,
 ) -> None:
-    """Serves the bundled models, or your own, and restorations, over HTTP, with the page at /ui."""
+    """Serves the bundled models, or your own, and restorations, over HTTP, with the page at /ui.
+
+    The options from --token on may be given as variables, too: SPARSEGEN_TOKEN, SPARSEGEN_ALLOW_HOST, …
+    """
+    from sparsegen.service.exposure import Exposure
     from sparsegen.service.serve import serve
 
+    if token and token_file:
+        raise ValueError("--token and --token-file both give the token: leave one of them out")
+    exposure = Exposure.from_environment(
+        host=host,
+        token=token_file.read_text().strip() if token_file else token,
+        hosts=tuple(allow_host or ()),
+        origins=tuple(allow_origin or ()),
+        frames=tuple(allow_frame or ()),
+        proxies=tuple(proxy or ()),
+    )
+    os.environ.update(exposure.environment())
     if models:
         os.environ["SPARSEGEN_MODELS"] = str(models.resolve())
     sys.exit(serve(host, port, workers, jobs))

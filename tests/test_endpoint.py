@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +32,8 @@ from server import (  # noqa: F401 (two are fixtures)
 )
 
 from sparsegen.export.runtime import open_sampler
-from sparsegen.service.batching import Batcher
+from sparsegen.service import batching
+from sparsegen.service.batching import Batcher, Overloaded
 from sparsegen.service.models import open_models
 from sparsegen.service.sampling import SampleRequest
 from sparsegen.service.serve import serve
@@ -249,7 +251,7 @@ def test_a_body_that_is_not_declared_as_json_is_refused(server, content_type):
         ("/sample", "1,048,576"),
         ("/restore", "33,554,432"),
         ("/ui/gradio_api/upload", "34,603,008"),
-        ("/ui/gradio_api/queue/join", "1,048,576"),
+        ("/ui/gradio_api/queue/join", "65,536"),
     ],
 )
 def test_a_body_of_50_mb_is_refused_as_too_large(server, path, limit, body):
@@ -289,10 +291,10 @@ def test_bentomls_addresses_and_the_page_answer(server, path):
 
 def test_more_requests_at_once_than_allowed_are_refused_until_some_end(server):
     with contextlib.ExitStack() as stack:
-        for _ in range(256):  # requests that never send the body they promise
+        for _ in range(100):  # requests that never send the body they promise
             waiting = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             waiting.sendall(
-                b"POST /sample HTTP/1.1\r\nHost: x\r\n"
+                b"POST /sample HTTP/1.1\r\nHost: localhost\r\n"
                 b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n"
             )
         statuses = until(lambda: server.ask("GET", "/models")[0], 429)
@@ -406,6 +408,51 @@ def test_the_batcher_tells_everyone_of_an_error_and_goes_on():
         assert (await stays).shape == (2, 1)
 
     asyncio.run(ask())
+
+
+def test_the_batcher_refuses_at_once_what_it_would_not_do_in_time():
+    started, go_on = threading.Event(), threading.Event()
+
+    def run(key: str, rows: np.ndarray) -> np.ndarray:
+        started.set()
+        assert go_on.wait(30)
+        return rows
+
+    async def ask() -> tuple[list, int]:
+        in_time = int(2 / batching.FIRST_PACE)  # rows
+        batcher = Batcher(run, limit=in_time, patience=1)
+        busy = asyncio.ensure_future(batcher("slow", np.ones((in_time, 1))))
+        await asyncio.to_thread(started.wait)
+        refused = await asyncio.gather(
+            *(batcher(key, np.ones((1, 1))) for key in ("slow", "other")), return_exceptions=True
+        )
+        go_on.set()
+        await busy
+        return refused, len(await batcher("slow", np.ones((1, 1))))
+
+    refused, served = asyncio.run(ask())
+    assert [type(error) for error in refused] == [Overloaded] * 2 and served == 1
+    assert [error.seconds for error in refused] == pytest.approx([1, 1], abs=0.01)
+
+
+def test_the_batcher_expects_of_each_kind_what_it_took_before():
+    def run(key: tuple[str, int], rows: np.ndarray) -> np.ndarray:
+        time.sleep(0.02 if key[0] == "slow" else 0)
+        return rows
+
+    async def ask() -> tuple[float, float]:
+        batcher, expected = Batcher(run, kind=lambda key: key[0]), []
+        for name in ("slow", "fast"):
+            await batcher((name, 1), np.ones((1, 1)))
+            waiting = asyncio.ensure_future(batcher((name, 2), np.ones((10, 1))))
+            await asyncio.sleep(0)
+            expected.append(batcher.expected_seconds())
+            await waiting
+        assert batcher.expected_seconds() == 0
+        return tuple(expected)
+
+    slow, fast = asyncio.run(ask())
+    assert slow >= 0.2 > fast
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])

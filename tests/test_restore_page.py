@@ -291,4 +291,4 @@ def test_the_page_takes_larger_files_at_one_address_and_no_recordings(server):
     assert post("/ui/gradio_api/upload", 2 << 20) == 200
     assert post("/ui/gradio_api/upload", restoration.MAX_UPLOAD + 1) == 413
     assert post("/ui/gradio_api/run/predict", 2 << 20) == 413
-    assert post("/ui/gradio_api/process_recording", 10) == 413
+    assert post("/ui/gradio_api/process_recording", 10) == 404

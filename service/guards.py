@@ -1,0 +1,311 @@
+"""What every request passes before it reaches our routes, BentoML's or Gradio's: ASGI middleware, in one order.
+
+`guards` lists them. What one of them refuses is answered at once, in one sentence, and nothing of it is read.
+"""
+
+import hashlib
+import hmac
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection, Request, cookie_parser
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sparsegen.service import markup
+from sparsegen.service.clients import client_of
+from sparsegen.service.errors import SENTENCES, busy
+from sparsegen.service.exposure import Exposure, host_of
+from sparsegen.service.page_events import API, EVENTS, FILE
+from sparsegen.service.uploads import UPLOAD
+
+READ, WRITE = frozenset({"GET", "HEAD"}), frozenset({"POST"})
+Address = tuple[frozenset[str], re.Pattern[str]]  # methods and path
+STREAM = re.compile(rf"{API}/(heartbeat/[\w-]{{1,64}}|queue/data|upload_progress)")
+FOREIGN: Sequence[Address] = [  # of BentoML and of Gradio, what is used
+    (READ, re.compile(r"/(livez|readyz|healthz|metrics|docs\.json|schema\.json)")),
+    (READ, re.compile(r"/static_content/[\w-][\w.-]*")),
+    (READ, re.compile(r"/ui/?|/ui/(config|theme\.css)/?")),
+    (READ, re.compile(r"/ui/(assets|static)/([\w@+~-][\w@+~.-]*/)*[\w@+~-][\w@+~.-]*")),
+    (READ, re.compile(rf"{API}/(info|startup-events|app_id|theme\.css)/?")),
+    (READ, STREAM),
+    (READ, FILE),
+    *((WRITE, re.compile(path)) for path in (UPLOAD, *EVENTS)),
+]
+PROBES = frozenset({"/livez", "/readyz", "/healthz"})  # answer whatever the host, the token and the load
+PUBLIC = PROBES | {
+    "/favicon.ico",
+    "/manifest.json",
+}  # need no token; browsers ask for these two without a cookie
+PAGES = re.compile(r"/|/ui/?|/docs")  # where somebody without a token is asked for it
+MAX_LOGIN = 4096  # bytes
+SESSION_SECONDS = 30 * 24 * 3600
+ALL_REQUESTS, ALL_STREAMS = 512, 1024  # of all clients, at once
+
+
+def guards(exposure: Exposure, routes: Iterable[BaseRoute]) -> list[tuple[type, dict]]:
+    """The middleware that every request passes, the outermost first, each with its options.
+
+    Args:
+        routes: Our own, whose addresses are known beside FOREIGN.
+    """
+    own = [
+        (frozenset(route.methods or ()), re.compile(route.path_regex.pattern))
+        for route in routes
+        if isinstance(route, Route)
+    ]
+    cors = {"allow_origins": exposure.origins, "allow_methods": ["GET", "POST", "DELETE"]}
+    cors |= {
+        "allow_headers": ["authorization", "content-type"],
+        "expose_headers": ["location", "retry-after"],
+    }
+    return [
+        *([(CORSMiddleware, cors)] if exposure.origins else []),
+        (SecurityHeaders, {"exposure": exposure}),
+        (AllowedHosts, {"exposure": exposure}),
+        (OwnOrigin, {"exposure": exposure}),
+        (KnownAddresses, {"known": [*own, *FOREIGN, *([(WRITE, PAGES)] if exposure.token else [])]}),
+        *([(Login, {"token": exposure.token})] if exposure.token else []),
+        (ClientLimits, {"requests": exposure.client_requests, "streams": exposure.client_streams}),
+    ]
+
+
+POLICY = {"object-src": "'none'", "base-uri": "'self'", "form-action": "'self'"}
+SCRIPTS = POLICY | {"default-src": "'self'", "style-src": "'self' 'unsafe-inline'"}
+POLICIES = {  # Content-Security-Policy of pages, by the first part of their path
+    # Gradio puts its configuration into the page as a script, and makes functions of the text of handlers.
+    "ui": SCRIPTS
+    | {
+        "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
+        "img-src": "'self' data: blob:",
+        "font-src": "'self' data:",
+        "connect-src": "'self' data: blob:",
+        "worker-src": "'self' blob:",
+    },
+    "docs": SCRIPTS | {"script-src": "'self' 'unsafe-inline'", "img-src": "'self' data:"},
+}
+NOTHING = POLICY | {
+    "default-src": "'none'",
+    "style-src": "'unsafe-inline'",
+}  # of an answer that is not a page
+
+
+class SecurityHeaders:
+    """Adds the headers that keep a browser from reading, framing or guessing more of an answer than it should.
+
+    What Gradio says about other origins is dropped: `CORSMiddleware` outside of it says it, if anybody does.
+    """
+
+    def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
+        self.app = app
+        self.frames = " ".join(["'self'", *exposure.frames]) if exposure.frames else "'none'"
+        self.readers = "cross-origin" if exposure.origins else "same-origin"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    header
+                    for header in message.get("headers", [])
+                    if not header[0].startswith(b"access-control-")
+                ]
+                self._add(MutableHeaders(raw=message["headers"]), scope["path"])
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+    def _add(self, headers: MutableHeaders, path: str) -> None:
+        page = None if path.startswith(API) else POLICIES.get(path.split("/")[1])
+        policy = (page or NOTHING) | {"frame-ancestors": self.frames}
+        headers["content-security-policy"] = "; ".join(f"{name} {value}" for name, value in policy.items())
+        headers["x-content-type-options"] = "nosniff"
+        headers["cross-origin-resource-policy"] = self.readers
+        headers.setdefault("referrer-policy", "no-referrer")
+        if self.frames == "'none'":
+            headers["x-frame-options"] = "DENY"
+
+
+class AllowedHosts:
+    """Answers 421 to a request that addresses the server by a name that is not its own."""
+
+    def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
+        self.app, self.exposure = app, exposure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in PROBES:
+            given = Headers(scope=scope).getlist("host")
+            name = host_of(given[0]) if len(given) == 1 else ""
+            if not self.exposure.allows_host(name):
+                sentence = (
+                    f"this server is not called {name[:100]!r}: its operator allows a name with --allow-host"
+                )
+                await JSONResponse({"error": sentence}, 421)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class OwnOrigin:
+    """Answers 403 to what the page of another website asks of the server.
+
+    A browser says where a request comes from, in Sec-Fetch-Site or Origin. Of another site it may only follow a link.
+    Programs that are not browsers send neither.
+    """
+
+    def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
+        self.app, self.origins = app, exposure.origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._foreign(scope["method"], Headers(scope=scope)):
+            sentence = "a page of another origin may not use this server: its operator allows one with --allow-origin"
+            await JSONResponse({"error": sentence}, 403)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _foreign(self, method: str, headers: Headers) -> bool:
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if "*" in self.origins or origin in self.origins:
+            return False
+        if site is not None:
+            link = method in READ and headers.get("sec-fetch-mode") == "navigate"
+            return site not in ("same-origin", "none") and not link
+        if origin is None:
+            return False
+        own = {headers.get("host"), headers.get("x-forwarded-host")}
+        return urlsplit(origin).netloc not in own
+
+
+class KnownAddresses:
+    """Answers 404 to every path that is not among `known`, 405 to another method, and OPTIONS with the methods."""
+
+    def __init__(self, app: ASGIApp, known: Sequence[Address]) -> None:
+        self.app, self.known = app, known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "this server has no WebSockets"})
+        elif scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["method"] in (methods := self._methods(scope["path"])):
+            await self.app(scope, receive, send)
+        else:
+            await _refusal(scope, methods)(scope, receive, send)
+
+    def _methods(self, path: str) -> set[str]:
+        return {method for methods, pattern in self.known if pattern.fullmatch(path) for method in methods}
+
+
+def _refusal(scope: Scope, methods: set[str]) -> Response:
+    if not methods:
+        return JSONResponse({"error": SENTENCES[404].format(**scope)}, 404)
+    allow = {"allow": ", ".join(sorted({*methods, "OPTIONS"}))}
+    if scope["method"] == "OPTIONS":
+        return Response(status_code=204, headers=allow)
+    return JSONResponse({"error": SENTENCES[405].format(**scope)}, 405, allow)
+
+
+class Login:
+    """Asks for the token: a program for a bearer token, a visitor of the page by a form.
+
+    The form sets a cookie that proves knowledge of the token and does not contain it.
+    """
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self.token = app, token.encode()
+        self.cookie = (
+            f"sparsegen_{self._proof('name')[:8]}"  # servers of one host, at other ports, have their own
+        )
+        self.session = self._proof("session")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PUBLIC:
+            await self.app(scope, receive, send)
+        elif scope["method"] == "POST" and PAGES.fullmatch(scope["path"]):
+            await (await self._log_in(scope, receive))(scope, receive, send)
+        elif self._knows(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+        else:
+            await self._ask(scope)(scope, receive, send)
+
+    def _proof(self, what: str) -> str:
+        return hmac.new(self.token, f"sparsegen {what}".encode(), hashlib.sha256).hexdigest()
+
+    def _knows(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self.token):
+            return True
+        kept = cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
+        return hmac.compare_digest(kept.encode("latin-1", "replace"), self.session.encode())
+
+    def _ask(self, scope: Scope, note: str = "") -> Response:
+        headers = {"www-authenticate": "Bearer", "cache-control": "no-store"}
+        if PAGES.fullmatch(scope["path"]):
+            # The form would else be sent with the origin "null".
+            return HTMLResponse(markup.login(note), 401, headers | {"referrer-policy": "same-origin"})
+        sentence = "this server asks for a token: send it in the header Authorization: Bearer TOKEN"
+        return JSONResponse({"error": sentence}, 401, headers)
+
+    async def _log_in(self, scope: Scope, receive: Receive) -> Response:
+        body = b""
+        async for chunk in Request(scope, receive).stream():
+            body += chunk
+            if len(body) > MAX_LOGIN:
+                return JSONResponse(
+                    {"error": f"a login has at most {MAX_LOGIN:,} bytes"}, 413, {"connection": "close"}
+                )
+        (given, *_) = parse_qs(body.decode("latin-1")).get("token", [""])
+        if not hmac.compare_digest(given.strip().encode(), self.token):
+            return self._ask(scope, "That is not the token of this server.")
+        back = f"./{scope['path'].rpartition('/')[2]}"  # relative, since a proxy may serve below a path of its own
+        answer = RedirectResponse(back, 303, {"cache-control": "no-store"})
+        secure = "https" in (scope["scheme"], Headers(scope=scope).get("x-forwarded-proto"))
+        answer.set_cookie(
+            self.cookie, self.session, SESSION_SECONDS, secure=secure, httponly=True, samesite="strict"
+        )
+        return answer
+
+
+class ClientLimits:
+    """Answers 429 to a client that holds too many requests, or streams of the page, at once, and 503 if all do.
+
+    Streams stay open while a page is, so they are counted apart: idle ones keep nobody from asking.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        requests: int,
+        streams: int,
+        all_requests: int = ALL_REQUESTS,
+        all_streams: int = ALL_STREAMS,
+    ) -> None:
+        self.app = app
+        self.limits = {"requests": (requests, all_requests), "streams": (streams, all_streams)}
+        self.held: dict[str, Counter[str]] = {kind: Counter() for kind in self.limits}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self.app(scope, receive, send)
+            return
+        kind = "streams" if STREAM.fullmatch(scope["path"]) else "requests"
+        (limit, of_all), held, client = self.limits[kind], self.held[kind], client_of(HTTPConnection(scope))
+        if held[client] >= limit:
+            await busy(429, f"one client has at most {limit} {kind} at once: wait for an answer", 2)(
+                scope, receive, send
+            )
+        elif held.total() >= of_all:
+            await busy(503, f"the server has at most {of_all} {kind} at once: try again in a moment", 10)(
+                scope, receive, send
+            )
+        else:
+            held[client] += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                held[client] -= 1
+                if not held[client]:
+                    del held[client]

@@ -1,0 +1,116 @@
+"""Connections before they are requests: slow heads, and bytes that break readers of headers and logs."""
+
+import asyncio
+import socket
+from collections.abc import Coroutine
+
+import pytest
+import uvicorn
+from answers import sentence
+from server import Server, free_port, running_server, small_models, until  # noqa: F401 (two are fixtures)
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
+from sparsegen.service import connections, page_events
+
+HEAD = b"GET /models HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def exchange(server: Server, request: bytes) -> tuple[int, bytes]:
+    """Sends these bytes; returns status and body of the answer, after which the server closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(request)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+@pytest.mark.parametrize(
+    "name", [b"User-Agent", b"Traceparent", b"Cookie", b"Accept", b"Authorization", b"X-A"]
+)
+def test_a_header_that_is_not_ascii_harms_nothing(server, name):
+    request = HEAD + b"Connection: close\r\n" + name + b": \xff\xfe\\x0\x80\r\n\r\n"
+    assert exchange(server, request)[0] == 200
+
+
+def form(path: str, content_type: bytes) -> bytes:
+    body = b'--b\r\nContent-Disposition: form-data; name="kind"\r\n\r\ndenoise\r\n--b--\r\n'
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + b"Content-Type: " + content_type + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize("charset", [b"undefined", b"\xff", b'"rot13"', b"base64", b"utf-16", b"", b"mbcs"])
+def test_a_form_of_any_character_set_is_read_as_utf_8(server, charset):
+    content_type = b"multipart/form-data; charset=" + charset + b"; boundary=b"
+    status, body = exchange(server, form("/restore", content_type))
+    assert status in (422, 503) and sentence(body)  # no picture; or no worker lives yet
+    assert exchange(server, form(page_events.UPLOAD, content_type))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/sample", "/restore"])
+def test_a_content_type_that_is_not_utf_8_is_answered(server, path):
+    before = len(server.log.read_text().splitlines())
+    status, body = exchange(server, form(path, b"application/x\xff\xfe"))
+    assert status in (415, 503) and sentence(body)
+    assert len(server.log.read_text().splitlines()) - before < 5
+
+
+def test_control_characters_of_a_path_do_not_reach_the_log(server):
+    path = "/restore/a%0A2026-01-01%20forged%0Dentry%1B[31m%C2%85%E2%80%A8"
+    status, body = exchange(
+        server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert status == 404 and sentence(body)
+    assert server.ask("GET", "/models")[0] == 200
+    log = server.log.read_text()
+    assert "\x1b[31m" not in log and "\r" not in log
+    assert not [line for line in log.splitlines() if line.startswith("2026-01-01 forged")]
+
+
+def test_a_head_that_does_not_arrive_in_time_ends_its_connection(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.4)
+
+    async def app(scope, receive, send):
+        await Request(scope, receive).body()
+        await asyncio.sleep(0.8)  # a slow answer is not a slow head
+        await PlainTextResponse("done")(scope, receive, send)
+
+    async def closed(port: int, *parts: bytes, every: float = 0.1) -> bytes:
+        """Sends the parts one after the other, and returns all that comes until the server closes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            for part in parts:
+                writer.write(part)
+                await asyncio.sleep(every)
+            return await asyncio.wait_for(reader.read(), 5)
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+    async def run(port: int, tries: list[Coroutine]) -> list[bytes]:
+        config = uvicorn.Config(
+            app, port=port, http=connections.Connection, lifespan="off", log_level="error"
+        )
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            return await asyncio.gather(*tries)
+        finally:
+            server.should_exit = True
+            await task
+
+    port = free_port()
+    trickle = [bytes([byte]) for byte in HEAD]
+    tries = [closed(port), closed(port, HEAD), closed(port, *trickle), closed(port, b"GET")]
+    tries += [
+        closed(port, HEAD + b"\r\n" + HEAD, every=1.5),
+        closed(port, HEAD + b"Connection: close\r\n\r\n"),
+    ]
+    *silent, twice, whole = asyncio.run(run(port, tries))
+    assert silent == [b""] * 4
+    assert twice.count(b"200 OK") == 1 and whole.endswith(b"done")

@@ -1,0 +1,458 @@
+"""Who may reach the server: names, origins, the token, the headers for browsers, and what one client may hold."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from answers import sentence
+from server import Server, running_server, small_models, start, until  # noqa: F401 (two are fixtures)
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from test_browser import CHROMIUM, DRIVER, Page
+
+from sparsegen.service import page_events
+from sparsegen.service.clients import client_of
+from sparsegen.service.exposure import Exposure
+from sparsegen.service.guards import ClientLimits
+from sparsegen.service.serve import serve
+
+TOKEN = "a-token-of-the-tests-0123"
+GOOD, SPACE, EVIL = "https://good.example", "https://space.example", "https://evil.example"
+HEALTH = ["/livez", "/readyz", "/healthz"]
+
+
+@pytest.fixture(scope="module", name="guarded")
+def server_with_a_token(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "token").write_text(f"{TOKEN}\n")
+    options = ["--host", "0.0.0.0", "--allow-host", "Images.example", "--allow-origin", GOOD]
+    options += ["--allow-frame", SPACE, "--token-file", str(folder / "token"), "--port"]
+    server = start(folder / "run", models, [sys.executable, "-m", "sparsegen", "serve", *options])
+    try:
+        yield server.wait_until_ready()
+        assert TOKEN not in server.log.read_text()
+    finally:
+        server.stop()
+
+
+def ask(
+    server: Server, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Sends a request with these headers, in which _ stands for -."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, given)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "192.168.7.7:3000",
+        "a@localhost",
+        "",
+    ],
+)
+def test_a_name_that_is_not_the_server_s_is_refused(server, name):
+    for method, path in (("GET", "/ui/"), ("POST", "/restore"), ("GET", "/metrics"), ("GET", "/nosuch")):
+        status, _, answer = ask(server, method, path, Host=name)
+        assert status == 421 and "--allow-host" in sentence(answer)
+    for path in HEALTH:
+        assert ask(server, "GET", path, Host=name)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost", "LOCALHOST:80", "127.0.0.1", "127.8.9.1:3000", "[::1]:3000", "localhost."]
+)
+def test_the_names_of_loopback_lead_to_the_server(server, name):
+    assert ask(server, "GET", "/models", Host=name)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["images.example", "IMAGES.EXAMPLE:8443", "192.168.7.7:3000", "[2001:db8::1]"]
+)
+def test_a_server_of_the_network_is_reached_by_allowed_names_and_by_addresses(guarded, name):
+    assert ask(guarded, "GET", "/models", Host=name, **BEARER)[0] == 200
+    assert ask(guarded, "GET", "/models", Host="evil.example", **BEARER)[0] == 421
+
+
+STATE_CHANGING = [
+    ("POST", "/sample"),
+    ("POST", "/restore"),
+    ("DELETE", f"/restore/{'0' * 32}"),
+    ("POST", f"{page_events.API}/upload"),
+    *(("POST", path) for path in page_events.EVENTS),
+]
+FOREIGN = [
+    {"Origin": EVIL},
+    {"Origin": "null"},
+    {"Origin": EVIL, "Sec_Fetch_Site": "cross-site"},
+    {"Sec_Fetch_Site": "cross-site"},
+    {"Sec_Fetch_Site": "same-site", "Origin": "http://localhost:9999"},
+    {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"},  # the form of a foreign page
+    {"Origin": "http://127.0.0.1:1"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_the_page_of_another_origin_changes_nothing(server, headers):
+    for method, path in STATE_CHANGING:
+        status, got, answer = ask(server, method, path, b"{}", Content_Type="application/json", **headers)
+        assert status == 403 and "--allow-origin" in sentence(answer), path
+        assert "access-control-allow-origin" not in got
+
+
+def test_the_page_of_another_origin_reads_nothing_and_holds_no_stream(server):
+    for path in ("/models", "/ui/config", f"{page_events.API}/heartbeat/a", f"/restore/{'0' * 32}"):
+        for mode in ("cors", "no-cors"):
+            headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": mode}
+            assert ask(server, "GET", path, **headers)[0] == 403
+    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    assert ask(server, "GET", "/ui/", **link)[0] == 200
+    for path in ("/ui/config", "/models", f"{page_events.API}/info"):
+        status, got, _ = ask(server, "OPTIONS", path, Origin=EVIL, Access_Control_Request_Method="POST")
+        assert status == 403 and not [name for name in got if name.lower().startswith("access-control")]
+
+
+@pytest.mark.parametrize("own", [{}, {"Sec_Fetch_Site": "same-origin"}, {"Sec_Fetch_Site": "none"}], ids=str)
+def test_the_server_s_own_page_and_programs_are_served(server, own):
+    origin = {"Origin": server.url} if own else {}
+    body = b'{"model": "dcgan-8.ml", "count": 1}'
+    assert ask(server, "POST", "/sample", body, Content_Type="application/json", **own, **origin)[0] == 200
+    assert ask(server, "POST", "/sample", body, Content_Type="application/json", Origin=server.url)[0] == 200
+    proxied = {"Origin": "https://images.example", "X_Forwarded_Host": "images.example"}
+    assert ask(server, "POST", "/sample", body, Content_Type="application/json", **proxied)[0] == 200
+
+
+def test_an_allowed_origin_may_use_the_api(guarded):
+    preflight = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+    status, got, _ = ask(guarded, "OPTIONS", "/sample", Origin=GOOD, **preflight)
+    assert (status, got["access-control-allow-origin"]) == (200, GOOD)
+    status, got, _ = ask(guarded, "GET", "/ui/config", Origin=GOOD, Sec_Fetch_Site="cross-site", **BEARER)
+    assert (status, got.get_all("access-control-allow-origin")) == (200, [GOOD])
+    assert "access-control-allow-credentials" not in got  # the cookie is for the server's own page
+    assert ask(guarded, "OPTIONS", "/sample", Origin=EVIL, **preflight)[0] == 400
+    assert ask(guarded, "POST", "/sample", b"{}", Origin=EVIL, **BEARER)[0] == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/ui/",
+        "/models",
+        "/docs",
+        "/nosuch",
+        "/restore/a",
+        "/metrics",
+        "/ui/theme.css",
+        f"{page_events.API}/file=a",
+    ],
+)
+def test_every_answer_has_the_headers_that_protect_a_browser(server, path):
+    _, got, _ = ask(server, "GET", path)
+    assert got["x-content-type-options"] == "nosniff" and got["referrer-policy"] == "no-referrer"
+    assert "frame-ancestors 'none'" in got["content-security-policy"] and got["x-frame-options"] == "DENY"
+    assert got["cross-origin-resource-policy"] == "same-origin"
+    page = path.split("/")[1] in ("ui", "docs") and not path.startswith(page_events.API)
+    assert ("default-src 'none'" in got["content-security-policy"]) != page
+
+
+def test_the_page_is_framed_only_where_that_is_allowed(guarded):
+    _, got, _ = ask(guarded, "GET", "/ui/", **BEARER)
+    assert (
+        f"frame-ancestors 'self' {SPACE}" in got["content-security-policy"] and "x-frame-options" not in got
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/models"),
+        ("GET", "/metrics"),
+        ("GET", "/openapi.json"),
+        ("GET", "/ui/config"),
+        ("GET", f"{page_events.API}/queue/data?session_hash=a"),
+        ("GET", f"{page_events.API}/heartbeat/a"),
+        ("GET", "/static_content/swagger-ui.css"),
+        *STATE_CHANGING,
+    ],
+)
+def test_without_the_token_nothing_is_answered(guarded, method, path):
+    wrong = [
+        {},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Bearer {TOKEN[:-1]}"},
+        {"Authorization": TOKEN},
+    ]
+    wrong += [
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": "Bearer \xff"},
+        {"Cookie": f"sparsegen={TOKEN}"},
+    ]
+    for headers in wrong:
+        status, got, answer = ask(guarded, method, path, b"{}" if method == "POST" else None, **headers)
+        assert status == 401 and "Bearer TOKEN" in sentence(answer) and got["www-authenticate"] == "Bearer"
+
+
+def test_health_checks_need_no_token(guarded):
+    for path in HEALTH:
+        assert ask(guarded, "GET", path)[0] == 200
+
+
+def test_the_token_opens_the_api(guarded):
+    assert ask(guarded, "GET", "/models", Authorization=f"bearer {TOKEN}")[0] == 200
+    body = b'{"model": "dcgan-8.ml", "count": 1}'
+    assert ask(guarded, "POST", "/sample", body, Content_Type="application/json", **BEARER)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/ui", "/ui/", "/docs"])
+def test_a_visitor_logs_in_and_gets_a_cookie_without_the_token(guarded, path):
+    status, got, page = ask(guarded, "GET", path)
+    assert status == 401 and b'type="password"' in page and got["cache-control"] == "no-store"
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    status, got, page = ask(guarded, "POST", path, b"token=wrong", **form)
+    assert status == 401 and b"not the token" in page and "set-cookie" not in got
+    assert ask(guarded, "POST", path, f"token={TOKEN}".encode(), Origin=EVIL, **form)[0] == 403
+    assert ask(guarded, "POST", path, b"token=" + b"a" * 5000, **form)[0] == 413
+    status, got, _ = ask(guarded, "POST", path, f"token={TOKEN}".encode(), **form)
+    assert status == 303 and got["location"] == "./" + path.rpartition("/")[2]
+    cookie = got["set-cookie"]
+    assert (
+        TOKEN not in cookie
+        and "HttpOnly" in cookie
+        and "SameSite=strict" in cookie
+        and "Secure" not in cookie
+    )
+    kept = cookie.partition(";")[0]
+    assert ask(guarded, "GET", "/ui/config", Cookie=kept)[0] == 200
+    assert ask(guarded, "GET", "/ui/config", Cookie=kept[:-1])[0] == 401
+    _, got, _ = ask(guarded, "POST", path, f"token={TOKEN}".encode(), X_Forwarded_Proto="https", **form)
+    assert "Secure" in got["set-cookie"]
+
+
+def test_no_process_of_the_server_shows_the_token(guarded):
+    import psutil
+
+    tree = [psutil.Process(guarded.process.pid)]
+    tree += tree[0].children(recursive=True)
+    assert len(tree) > 2
+    assert not [process for process in tree if TOKEN in " ".join(process.cmdline())]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver on the PATH")
+def test_the_page_works_in_a_browser_after_the_login(guarded, tmp_path):
+    page = Page(guarded.url, 1280, tmp_path)
+    try:
+        page.driver.get(f"{guarded.url}/ui/#restore")
+        page.all("#token")[0].send_keys(f"{TOKEN}\n")
+        assert until(lambda: len(page.all("#examples .tile")), 4) == 4
+        assert page.driver.current_url == f"{guarded.url}/ui/#restore"
+        page.click("#tabs [role=tab]", 0)
+        assert until(lambda: len(page.pictures("#gallery")), 16) == 16
+        wrong = [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        assert len(wrong) <= 1 and all("401" in entry["message"] for entry in wrong)  # before the login
+    finally:
+        page.driver.quit()
+
+
+def test_the_command_line_warns_of_a_server_that_is_open_to_the_network():
+    for host in ("0.0.0.0", "::", "192.168.7.7", "images.example"):
+        (warning,) = Exposure(host=host).warnings()
+        assert host in warning and "--token" in warning
+        assert Exposure(host=host, token=TOKEN).warnings() == []
+    for host in ("127.0.0.1", "::1", "localhost", "127.0.0.2"):
+        assert Exposure(host=host).warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"token": "short"}, "at least 16"),
+        ({"token": "with spaces in the token"}, "no spaces"),
+        ({"origins": ("good.example",)}, "SPARSEGEN_ALLOW_ORIGIN takes an origin such as https"),
+        ({"frames": ("https://a.example/path",)}, "SPARSEGEN_ALLOW_FRAME"),
+        ({"frames": ("https://a.example; script-src *",)}, "SPARSEGEN_ALLOW_FRAME"),
+        ({"hosts": ("https://a.example",)}, "without scheme and port"),
+        ({"proxies": ("a.example",)}, "an address or a network"),
+        ({"client_requests": 0}, "at least 1"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_be_used_is_refused(given, words):
+    with pytest.raises(ValueError, match=words) as refused:
+        Exposure(**given)
+    assert str(given.get("token")) not in str(refused.value)
+
+
+def test_settings_survive_the_way_through_the_environment():
+    exposure = Exposure("::", ("a.example", "b"), (GOOD,), (SPACE, "*"), TOKEN, ("10.0.0.0/8",), 3, 4, 5)
+    assert Exposure.from_environment(exposure.environment()) == exposure
+    assert exposure.environment()["FORWARDED_ALLOW_IPS"] == "10.0.0.0/8"
+    assert Exposure.from_environment({}) == Exposure() and TOKEN not in repr(exposure)
+    assert Exposure.from_environment({"SPARSEGEN_TOKEN": "b" * 20}, token=TOKEN).token == TOKEN
+    with pytest.raises(ValueError, match="SPARSEGEN_CLIENT_REQUESTS is an integer"):
+        Exposure.from_environment({"SPARSEGEN_CLIENT_REQUESTS": "many"})
+
+
+def test_serve_warns_before_it_opens_to_the_network(models, monkeypatch, caplog):
+    monkeypatch.setenv("SPARSEGEN_MODELS", str(models))
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        for host, warned in (("0.0.0.0", True), ("127.0.0.1", False)):
+            caplog.clear()
+            with pytest.raises(OSError, match="cannot listen"):
+                serve(host, taken.getsockname()[1])
+            assert ("--token" in caplog.text) == warned
+
+
+def test_serve_refuses_a_bad_token_in_one_line_that_does_not_hold_it(models, tmp_path):
+    command = [sys.executable, "-m", "sparsegen", "serve", "--port", "1"]
+    run = subprocess.run(
+        command, env={"SPARSEGEN_TOKEN": "tooshort", "PATH": ""}, capture_output=True, text=True, timeout=60
+    )
+    (line,) = run.stderr.splitlines()
+    assert run.returncode == 2 and "at least 16" in line and "tooshort" not in line
+
+
+def holding(
+    server: Server, stack: contextlib.ExitStack, count: int, request: str, **headers: str
+) -> list[int]:
+    """Sends so many requests without reading on; returns the statuses of those that are answered at once."""
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    sockets = [
+        stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+        for _ in range(count)
+    ]
+    for number, connection in enumerate(sockets):
+        line = f"{request.format(number)} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n"
+        connection.sendall(line.encode())
+    return [int(connection.recv(12).split()[1]) for connection in sockets]
+
+
+def test_idle_streams_of_one_client_keep_nobody_out(server):
+    limit = Exposure.client_streams
+    with contextlib.ExitStack() as stack:
+        statuses = holding(server, stack, limit + 10, f"GET {page_events.API}/heartbeat/{{}}")
+        assert sorted(statuses) == [200] * limit + [429] * 10
+        status, headers, answer = ask(server, "GET", f"{page_events.API}/heartbeat/a")
+        assert (
+            status == 429
+            and f"at most {limit} streams" in sentence(answer)
+            and int(headers["retry-after"]) > 0
+        )
+        assert ask(server, "GET", "/models")[0] == 200 and ask(server, "GET", "/ui/")[0] == 200
+        assert holding(
+            server, stack, 1, f"GET {page_events.API}/heartbeat/b", X_Forwarded_For="10.0.0.1"
+        ) == [200]
+    again = f"GET {page_events.API}/heartbeat/c"
+
+    def free() -> bool:
+        with contextlib.ExitStack() as stack:
+            return holding(server, stack, 1, again) == [200]
+
+    assert until(free, True)
+
+
+def test_requests_of_one_client_that_do_not_end_keep_no_other_out(server):
+    promise = {"Content_Type": "application/json", "Content_Length": "9", "X_Forwarded_For": "10.0.0.2"}
+    with contextlib.ExitStack() as stack:
+        for _ in range(Exposure.client_requests):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in promise.items())
+            connection.sendall(f"POST /sample HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode())
+        mine = until(lambda: ask(server, "GET", "/models", X_Forwarded_For="10.0.0.2")[0], 429)
+        assert mine == 429 and ask(server, "GET", "/models", X_Forwarded_For="10.0.0.3")[0] == 200
+
+
+def test_the_queue_of_the_page_is_bounded_and_one_client_does_not_fill_it(server):
+    dependencies = json.loads(server.ask("GET", "/ui/config")[2])["dependencies"]
+    (draw,) = [one["id"] for one in dependencies if one["api_name"] == "draw"]
+    data = ["sagan-8.ml", -1, 1, 64, 2, False, 2, 0]
+
+    def join(address: str) -> int:
+        body = json.dumps({"fn_index": draw, "session_hash": uuid.uuid4().hex, "data": data}).encode()
+        status, headers, _ = ask(server, "POST", page_events.JOIN, body, X_Forwarded_For=address)
+        assert (headers["retry-after"] is not None) == (status in (429, 503))
+        return status
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(join, ["10.0.0.4"] * 60)) == {200, 429}
+        assert join("10.0.0.5") == 200
+        many = [f"10.0.1.{number % 25}" for number in range(150)]
+        assert set(pool.map(join, many)) == {200, 503}
+    assert until(lambda: join("10.0.0.5"), 200) == 200
+
+
+def test_all_clients_together_are_bounded_and_streams_apart():
+    async def ask_all() -> list[int]:
+        held, statuses = asyncio.Event(), []
+
+        async def app(scope, receive, send):
+            await held.wait()
+            await PlainTextResponse("done")(scope, receive, send)
+
+        limits = ClientLimits(app, requests=2, streams=1, all_requests=3, all_streams=1)
+
+        async def get(path: str, address: str) -> None:
+            async def send(message):
+                if message["type"] == "http.response.start":
+                    statuses.append((path[-1], address[-1], message["status"]))
+
+            scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": (address, 1)}
+            await limits(scope, None, send)
+
+        stream = f"{page_events.API}/heartbeat/s"
+        wanted = [("/r", "10.0.0.1")] * 3 + [("/r", "10.0.0.2"), ("/r", "10.0.0.3")]
+        wanted += [(stream, "10.0.0.1"), (stream, "10.0.0.2"), ("/livez", "10.0.0.1")]
+        tasks = [asyncio.create_task(get(*one)) for one in wanted]
+        await asyncio.sleep(0)
+        refused = list(statuses)
+        held.set()
+        await asyncio.gather(*tasks)
+        assert not limits.held["requests"] and not limits.held["streams"]
+        return refused
+
+    assert asyncio.run(ask_all()) == [("r", "1", 429), ("r", "3", 503), ("s", "2", 503)]
+
+
+def test_a_network_of_ipv6_is_one_client():
+    def client(address: str) -> str:
+        return client_of(HTTPConnection({"type": "http", "client": (address, 1)}))
+
+    assert client("2001:db8::1") == client("2001:db8::ffff:1") != client("2001:db8:0:1::1")
+    assert client("::ffff:10.0.0.1") == client("10.0.0.1") != client("10.0.0.2")
+
+
+def test_a_proxy_is_believed_only_where_it_is_trusted(models, tmp_path):
+    settings = {"SPARSEGEN_PROXY": "10.9.9.9", "SPARSEGEN_CLIENT_STREAMS": "1"}
+    server = start(tmp_path / "run", models, **settings)
+    try:
+        server.wait_until_ready()
+        with contextlib.ExitStack() as stack:
+            request = f"GET {page_events.API}/heartbeat/{{}}"
+            assert holding(server, stack, 1, request, X_Forwarded_For="10.0.0.1") == [200]
+            assert holding(server, stack, 1, request, X_Forwarded_For="10.0.0.2") == [429]
+    finally:
+        server.stop()

@@ -1,0 +1,270 @@
+"""What a stranger may send to the running server, and what is answered."""
+
+import errno
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.parse
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from answers import sentence
+from pictures import encoded
+from PIL import Image
+from server import Server, running_server, small_models  # noqa: F401 (two are fixtures)
+
+from sparsegen.service import page_events
+from sparsegen.service.errors import Refused
+
+API = page_events.API
+SECRET = "the-secret-of-the-machine"
+FILE = {"meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(scope="module")
+def dependencies(server: Server) -> list[dict]:
+    return json.loads(server.ask("GET", "/ui/config")[2])["dependencies"]
+
+
+@pytest.fixture(scope="module")
+def taking_a_file(server: Server, dependencies: list[dict]) -> int:
+    """The index of the handler that is called when a picture was dropped."""
+    components = json.loads(server.ask("GET", "/ui/config")[2])["components"]
+    (image,) = [part["id"] for part in components if part["props"].get("elem_id") == "image"]
+    (index,) = [one["id"] for one in dependencies if [image, "change"] in map(list, one["targets"])]
+    return index
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Path]:
+    """A pipe that shows whether anybody has opened it."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    yield path
+    with pytest.raises(OSError) as nobody:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    assert nobody.value.errno == errno.ENXIO
+
+
+def upload(server: Server, content: bytes, name: str = "a.png") -> str:
+    head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    body = head.encode() + content + b"\r\n--b--\r\n"
+    status, _, answer = server.ask("POST", f"{API}/upload", body, "multipart/form-data; boundary=b")
+    assert status == 200, answer
+    (path,) = json.loads(answer)
+    return path
+
+
+def event(server: Server, address: str, **body: object) -> tuple[int, str]:
+    """Sends what the page sends, waits for the answer of the queue if there is one, and returns all of it."""
+    session = uuid.uuid4().hex
+    status, _, answer = server.ask("POST", address, json.dumps({"session_hash": session, **body}))
+    if status == 200 and b"event_id" in answer:
+        path = f"{API}/queue/data?session_hash={session}"
+        if "/call/" in address:
+            path = f"{address}/{json.loads(answer)['event_id']}"
+        answer += server.ask("GET", path)[2]
+    return status, answer.decode()
+
+
+def shapes(path: str) -> dict[str, object]:
+    """The ways to name a file that Gradio has read, now or in earlier versions."""
+    return {
+        "file": {"path": path, **FILE},
+        "no mark": {"path": path},
+        "file address": {"path": f"file://{path}", **FILE},
+        "url": {"path": "a.png", "url": f"file://{path}", **FILE},
+        "name alone": {"orig_name": path, **FILE},
+        "stream": {"path": path, "is_stream": True, **FILE},
+        "nested": [{"a": [{"path": path, **FILE}]}],
+        "within": {"image": {"path": path, **FILE}, "other": 1},
+        "encoded": {"path": urllib.parse.quote(path, safe=""), **FILE},
+        "relative": {"path": f"../../../../../../../../..{path}", **FILE},
+        "twice": {"path": {"path": path, **FILE}, **FILE},
+    }
+
+
+@pytest.mark.parametrize("route", ["queue/join", "run/predict"])
+def test_no_path_of_a_request_is_opened_whatever_its_shape(server, taking_a_file, pipe, route):
+    for name, value in shapes(str(pipe)).items():
+        status, answer = event(server, f"{API}/{route}", fn_index=taking_a_file, data=[value, None])
+        assert status == 403, (name, answer)
+        assert "opens no other" in sentence(answer.encode())
+
+
+@pytest.mark.parametrize("where", ["data", "event_data"])
+def test_no_handler_reads_a_file_that_was_not_uploaded(server, dependencies, tmp_path, where):
+    (tmp_path / "secret").write_text(SECRET)
+    value = {"path": str(tmp_path / "secret"), **FILE}
+    for handler in dependencies:
+        body = {"data": [None] * len(handler["inputs"]), "fn_index": handler["id"]}
+        body[where] = [value] * max(len(handler["inputs"]), 1) if where == "data" else value
+        status, answer = event(server, f"{API}/run/predict", **body)
+        assert status == 403 and SECRET not in answer
+
+
+@pytest.mark.parametrize("name", ["find", "find/", "v2/find", "restore", "draw", "look", "choose"])
+@pytest.mark.parametrize("route", ["call", "api", "run"])
+def test_handlers_have_no_address_of_their_own(server, pipe, route, name):
+    status, answer = event(server, f"{API}/{route}/{name}", data=[{"path": str(pipe), **FILE}])
+    assert status == 404 and sentence(answer.encode())
+
+
+OTHER_ROUTES = [
+    ("POST", "component_server"),
+    ("POST", "stream/1"),
+    ("POST", "process_recording"),
+    ("POST", "vibe-code/"),
+    ("POST", "vibe-edit/"),
+    ("POST", "run-history/connect"),
+    ("GET", "vibe-code"),
+    ("GET", "proxy=http://127.0.0.1:1/"),
+    ("GET", "custom_component/1/client/component/..%2f..%2fa"),
+    ("GET", "deep_link?session_hash=a"),
+    ("GET", "dev/reload"),
+    ("GET", "runs"),
+    ("GET", "queue/status"),
+    ("GET", "file/etc/passwd"),
+    ("GET", "nosuch"),
+]
+
+
+@pytest.mark.parametrize(("method", "route"), OTHER_ROUTES)
+def test_routes_of_gradio_that_the_page_does_not_use_are_not_there(server, method, route):
+    status, _, answer = server.ask(method, f"{API}/{route}", b"{}" if method == "POST" else None)
+    assert status == 404 and sentence(answer)
+
+
+@pytest.mark.parametrize("route", ["monitoring", "monitoring/summary", "login", "svelte/a.js", "pwa_icon"])
+def test_pages_of_gradio_that_are_not_used_are_not_there(server, route):
+    assert server.ask("GET", f"/ui/{route}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "/", "file://", "http://127.0.0.1:1", "http://169.254.169.254", "..%2f..%2f", "%2e%2e/"]
+)
+def test_a_file_that_was_not_uploaded_cannot_be_fetched(server, pipe, prefix):
+    for path in (f"{prefix}{pipe}", f"{prefix}{urllib.parse.quote(str(pipe), safe='')}"):
+        status, _, answer = server.ask("GET", f"{API}/file={path}")
+        assert status == 403 and sentence(answer), path
+
+
+def test_what_was_uploaded_is_read_and_nothing_beside_it(server, taking_a_file, tmp_path):
+    picture = encoded(Image.new("RGB", (24, 20), (200, 10, 30)))
+    path = upload(server, picture)
+    call = {"fn_index": taking_a_file}
+    value = {"path": path, "url": f"http://other.example/{path}", "orig_name": "../../b", "size": 1, **FILE}
+    for route in ("run/predict", "queue/join"):
+        status, answer = event(server, f"{API}/{route}", **call, data=[value, None])
+        assert status == 200 and re.search(r'"width": ?24', answer), answer
+    assert server.ask("GET", f"{API}/file={path}")[2] == picture
+
+    folder = Path(path).parent
+    (tmp_path / "secret").write_text(SECRET)
+    for name, target in {"link.png": tmp_path / "secret", "inside.png": Path(path)}.items():
+        (folder / name).symlink_to(target)
+    beside = Path(path).parents[2] / "beside"
+    beside.write_text(SECRET)
+    tries = ["link.png", "inside.png", ".", "../../beside", "../" * 20 + str(tmp_path / "secret")]
+    for way in [*(f"{folder}/{name}" for name in tries), str(beside), f"{path}\0", "", "x" * 10_000]:
+        status, answer = event(server, f"{API}/run/predict", **call, data=[{"path": way, **FILE}, None])
+        assert status == 403 and SECRET not in answer, way
+        way = urllib.parse.quote(way[:2000])
+        assert server.ask("GET", f"{API}/file={way}")[0] in (403, 404)
+
+
+@pytest.mark.parametrize("name", ["../../a.png", "..%2fa.png", "/etc/cron.d/a", "a\\..\\b.png"])
+def test_an_upload_is_kept_in_its_own_folder_whatever_its_name(server, name):
+    path = upload(server, name.encode(), name)
+    assert server.ask("GET", f"{API}/file={urllib.parse.quote(path)}")[2] == name.encode()
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/proc/self/environ", "/proc/self/fd/0"])
+def test_a_request_cannot_freeze_the_server(server, taking_a_file, device):
+    status, _ = event(server, f"{API}/run/predict", fn_index=taking_a_file, data=[{"path": device}, None])
+    assert status == 403
+    assert server.ask("GET", "/livez")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 60_000, b'{"data": ' + b"[" * 400 + b"]" * 400 + b"}"]
+)
+def test_what_is_no_event_of_the_page_is_refused(server, body):
+    for path in page_events.EVENTS:
+        status, _, answer = server.ask("POST", path, body)
+        assert status == 400 and sentence(answer)
+
+
+def test_gradio_reads_what_was_checked_and_not_a_second_key(tmp_path):
+    assert page_events.read_event(b'{"data": [1], "data": [2], "batched": true, "request": {}}') == {
+        "data": [2]
+    }
+    plain = {"data": [{"index": 3}, "a", None, [1.5]], "event_data": {"off": [1, 2]}, "fn_index": 4}
+    assert page_events.clean(plain, tmp_path) == plain
+    with pytest.raises(Refused, match="opens no other"):
+        page_events.clean({"data": [{"url": "http://127.0.0.1"}]}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["draw", "look", "choose", "restore"])
+def test_no_event_goes_around_the_queue(server, dependencies, name):
+    (handler,) = [one for one in dependencies if one["api_name"] == name]
+    status, answer = event(
+        server, f"{API}/run/predict", fn_index=handler["id"], data=[None] * len(handler["inputs"])
+    )
+    assert status == 404 and "queue" in answer
+
+
+@pytest.mark.parametrize("name", ["session_hash", "event_id"])
+@pytest.mark.parametrize("value", ["a" * 65, "a b", ["a"], {"a": 1}])
+def test_ids_that_gradio_keeps_are_short(server, name, value):
+    for path in page_events.EVENTS:
+        body = {"session_hash": "a", "fn_index": 0, "data": []} | {name: value}
+        status, _, answer = server.ask("POST", path, json.dumps(body))
+        assert status == 400 and "at most 64" in sentence(answer)
+
+
+WITHOUT_GUARDS = """
+import sys
+from pathlib import Path
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sparsegen.service import demo
+from sparsegen.service.models import open_models
+models, handler, path, address = sys.argv[1:]
+app = FastAPI()
+demo.mount(app, open_models(Path(models))[0], lambda: None)
+value = {"path": path, "meta": {"_type": "gradio.FileData"}}
+answer = TestClient(app).post(address, json={"fn_index": int(handler), "data": [value, None]})
+print(answer.status_code)
+"""
+
+
+def test_gradio_checks_paths_too_behind_the_guards(server, taking_a_file, pipe):
+    arguments = [server.models, str(taking_a_file), pipe, f"{API}/run/predict"]
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_GUARDS, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout == "500\n", run.stderr
+    assert "not uploaded by a user" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/sample", "OPTIONS, POST"),
+        ("/models", "GET, OPTIONS"),
+        (f"/restore/{'0' * 32}", "DELETE, GET, OPTIONS"),
+    ],
+)
+def test_options_lists_every_method_of_an_address(server, path, allowed):
+    for method, expected in (("OPTIONS", 204), ("PATCH", 405)):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request(method, path)
+        response = connection.getresponse()
+        assert (response.status, response.headers["allow"]) == (expected, allowed)
+        connection.close()

@@ -101,14 +101,12 @@ class Crew:
 
 
 def environment(home: str, jobs: str | None = None) -> dict[str, str]:
-    """A server's environment: no tracking, and a home of its own, since two in one disturb each other."""
+    """A server's environment with a home of its own, since two servers in one disturb each other."""
     return {
         **os.environ,
         # Not an argument, since a URL may hold a password, and everybody sees arguments.
         **({JOBS: jobs} if jobs else {}),
         "BENTOML_HOME": home,
-        "BENTOML_DO_NOT_TRACK": "True",
-        "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": os.path.join(home, "gradio"),
     }
 

@@ -22,10 +22,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
-from sparsegen.service import restoration, xray
+from sparsegen.service import metrics, restoration, xray
 from sparsegen.service.batching import Batcher
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused
 from sparsegen.service.limits import MAX_BODY, BodyLimit
+from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import Model, models_folder, open_models
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD, UploadRoom
@@ -138,6 +139,11 @@ def create_app() -> FastAPI:
         pixels = await app.state.batcher((asked.model.name, asked.k), asked.rows())
         return await asyncio.to_thread(encode, pixels, asked.format)
 
+    @app.get("/metrics", include_in_schema=False)
+    def show_metrics() -> Response:  # not async: in a thread
+        content, media_type = metrics.exposition()
+        return Response(content, media_type=media_type)
+
     app.include_router(restoration.router)
     app.openapi = lambda: openapi(app)
     return app
@@ -165,10 +171,6 @@ def encode(pixels: np.ndarray, form: str) -> Response:
 
 def create_batcher(models: Mapping[str, Model]) -> Batcher:
     """Merges requests for one (model, k); the sizes of the batches are in /metrics."""
-    from prometheus_client import Histogram  # bentoml wants it imported once the worker has started
-
-    buckets = [1, 2, 4, 8, 16, 32, 64]
-    sizes = Histogram("sparsegen_batch_images", "Images of one run of a network", buckets=buckets)
 
     def run(key: tuple[str, tuple[int, ...]], rows: np.ndarray) -> np.ndarray:
         name, k = key
@@ -177,13 +179,19 @@ def create_batcher(models: Mapping[str, Model]) -> Batcher:
         image, _ = sampler.run(rows["z"], list(k) or None, codes=False, labels=labels)
         return images.to_uint8(image)
 
-    return Batcher(run, MAX_COUNT, workers=processors(), observe=sizes.observe)
+    return Batcher(run, MAX_COUNT, workers=processors(), observe=metrics.BATCH_IMAGES.observe)
 
 
 app = create_app()
 
 
-@bentoml.service(name="sparsegen", traffic={"timeout": 30, "max_concurrency": 256}, threads=4)
+@bentoml.service(
+    name="sparsegen",
+    traffic={"timeout": 30, "max_concurrency": 256},
+    threads=4,
+    metrics={"enabled": False},  # both would show the ids of jobs; `metrics` says more
+    logging={"access": {"enabled": False}},
+)
 @bentoml.asgi_app(app, path="/")
 class SparseGen:
     """Images from generators whose inner representation is a sparse code."""
@@ -193,6 +201,7 @@ class SparseGen:
 
         from sparsegen.service import demo
 
+        set_up_logs()
         models, refused = open_models(models_folder())
         for reason in refused:
             logger.warning(reason)
@@ -205,6 +214,7 @@ class SparseGen:
         app.state.batcher.close()
 
 
+SparseGen.add_asgi_middleware(metrics.Traffic, routes=[*app.routes, *restoration.router.routes])
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
 SparseGen.add_asgi_middleware(UploadRoom)

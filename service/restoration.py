@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, fields
-from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -20,6 +19,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from sparsegen.service import metrics
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs import (
     FILES,
@@ -394,16 +394,6 @@ def _encode(content: bytes, form: str) -> bytes:
         ) from None
 
 
-@cache
-def _gauges() -> dict[str, Any]:
-    from prometheus_client import Gauge  # bentoml wants it imported once the worker has started
-
-    return {
-        what: Gauge(f"sparsegen_jobs_{what}", f"Restorations {what}", multiprocess_mode="mostrecent")
-        for what in ("waiting", "running")
-    }
-
-
 async def _look_after(jobs: Jobs) -> None:
     sweep_at, told = 0.0, None
     while True:
@@ -412,8 +402,8 @@ async def _look_after(jobs: Jobs) -> None:
                 await asyncio.to_thread(lambda: jobs().sweep())
                 sweep_at = time.monotonic() + SWEEP_EVERY
             waiting, running = await asyncio.to_thread(lambda: jobs().counts())
-            _gauges()["waiting"].set(waiting)
-            _gauges()["running"].set(running)
+            metrics.JOBS_WAITING.set(waiting)
+            metrics.JOBS_RUNNING.set(running)
             told = None
         except (StoreError, ValueError) as error:
             if str(error) != told:  # once, not every few seconds

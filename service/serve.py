@@ -22,7 +22,7 @@ from sparsegen.service.worker import WORKERS, stop_signals
 logger = logging.getLogger(__name__)
 
 SERVICE = "sparsegen.service.endpoint:SparseGen"
-WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bentoml runs
+HTTP_WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bentoml runs
 BENTO, RESTORER = "sparsegen.service.bento", "sparsegen.service.worker"  # both end with this process
 PATIENCE = 15.0  # seconds
 RESTART_AFTER = 5.0  # seconds from the start of a worker of restorations to that of its successor
@@ -162,7 +162,7 @@ def workers(server: subprocess.Popen) -> set[int]:
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(server.pid).children():
             with suppress(psutil.NoSuchProcess):  # a zombie, too
-                if WORKER in child.cmdline():
+                if HTTP_WORKER in child.cmdline():
                     alive.add(child.pid)
     return alive
 

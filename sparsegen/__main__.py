@@ -468,9 +468,10 @@ def worker(
     once: Annotated[bool, typer.Option("--once", help="End after one job, or if there is none.")] = False,
 ) -> None:
     """Does the restorations that servers take on: one at a time, on this or any other machine."""
+    from sparsegen.service.logs import set_up_logs
     from sparsegen.service.worker import work
 
-    logging.getLogger("sparsegen").setLevel(logging.INFO)
+    set_up_logs()
     sys.exit(work(jobs, once=once))
 
 

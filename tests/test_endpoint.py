@@ -125,11 +125,11 @@ def test_the_server_never_imports_torch(server):
     assert not server.torch_imports.exists(), server.torch_imports.read_text()
 
 
-def test_health_readiness_and_metrics_are_bentomls(server):
+def test_health_readiness_and_metrics_answer(server):
     server.sample(model=ML)
     assert server.ask("GET", "/healthz")[0] == server.ask("GET", "/readyz")[0] == 200
     metrics = server.ask("GET", "/metrics")[2].decode()
-    assert re.search(r'bentoml_service_request_total\{.*endpoint="/sample".*\} \d', metrics)
+    assert re.search(r'sparsegen_requests_total\{.*endpoint="/sample".*\} \d', metrics)
     assert "sparsegen_batch_images_bucket" in metrics
 
 

@@ -28,6 +28,7 @@ from sparsegen.service.errors import SENTENCES, JsonErrors, Refused
 from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import Model, models_folder, open_models
+from sparsegen.service.orphans import end_with_parent
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD, UploadRoom
 from sparsegen.zoo import images
@@ -202,6 +203,7 @@ class SparseGen:
         from sparsegen.service import demo
 
         set_up_logs()
+        end_with_parent()
         models, refused = open_models(models_folder())
         for reason in refused:
             logger.warning(reason)

@@ -29,6 +29,7 @@ from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import Model, models_folder, open_models
 from sparsegen.service.orphans import end_with_parent
+from sparsegen.service.readiness import Readiness
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD, UploadRoom
 from sparsegen.zoo import images
@@ -217,6 +218,7 @@ class SparseGen:
 
 
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=[*app.routes, *restoration.router.routes])
+SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
 SparseGen.add_asgi_middleware(UploadRoom)

@@ -48,7 +48,8 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
     check_port(host, port)
     with private_folder() as home, stop_signals() as stopped:
         variables = environment(home, jobs)
-        crew, server = Crew(workers, variables), HttpServer(host, port, {**variables, "TMPDIR": home})
+        variables[WORKERS] = str(workers)
+        crew, server = Crew(workers, variables), HttpServer(host, port, variables | {"TMPDIR": home})
         try:
             while not stopped:
                 crew.tend()

@@ -46,10 +46,25 @@ K = Annotated[
     str | None,
     typer.Option(help="The sparsity dial: non-zeros kept; one number, or one a level, Γ1 first, as 16,32."),
 ]
+
+
+def _place(jobs: str | None) -> str | None:
+    """Refuses a password as an argument."""
+    from sparsegen.service.places import has_password, public
+
+    if jobs and has_password(jobs) and jobs != os.environ.get("SPARSEGEN_JOBS"):
+        raise typer.BadParameter(
+            f"{public(jobs)} may hold a password, and every user of this machine can read arguments: set the "
+            "environment variable SPARSEGEN_JOBS to the URL instead"
+        )
+    return jobs
+
+
 Jobs = Annotated[
     str | None,
     typer.Option(
         envvar="SPARSEGEN_JOBS",
+        callback=_place,
         help="Where restorations are kept: a file, or redis://… for several machines. A file of yours by default.",
     ),
 ]

@@ -1,29 +1,39 @@
 """What an operator sees of a server, and what becomes of it when one of its processes is killed."""
 
+import asyncio
 import contextlib
 import http.client
+import json
 import logging
 import os
 import re
+import sqlite3
+import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server import (
+    SERVE,
     Server,
+    free_port,
     running_server,  # noqa: F401
     small_models,  # noqa: F401
     start,
     until,
 )
 
-from sparsegen.service import serve
+from sparsegen.service import places, restoration, serve
+from sparsegen.service.jobs import FileError, NoWorker, RedisDown, StoreError, StoreFull, open_store
 from sparsegen.service.logs import SafeFormatter
+from sparsegen.service.readiness import Health
 
 RECOVERY = 15.0  # seconds from the death of a process until all works again, or all is gone
 NOT_ON_WINDOWS = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
@@ -224,3 +234,153 @@ def test_the_folder_of_a_server_is_private_and_that_of_a_killed_one_is_removed_b
                 young.name,
             }
     assert [path.name for path in tmp_path.iterdir()] == [young.name]
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[restoration.Jobs]:
+    """The jobs of a server that was started with one worker, which gives no sign of life unless a test does."""
+    monkeypatch.setenv("SPARSEGEN_JOBS", str(tmp_path / "jobs.sqlite"))
+    monkeypatch.setenv("SPARSEGEN_WORKERS", "1")
+    queue = restoration.Jobs()
+    yield queue
+    queue.close()
+
+
+def problem(queue: restoration.Jobs) -> str | None:
+    """What a server says is wrong after it has looked once."""
+    health = Health()
+
+    async def look_once() -> None:
+        task = asyncio.create_task(restoration._look_after(queue, health))
+        while health.problem and "starting" in health.problem:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(look_once(), 30))
+    return health.problem
+
+
+def test_a_server_is_ready_while_a_worker_lives_and_the_file_can_be_written(queue):
+    queue().beat("A")
+    assert problem(queue) is None
+
+
+def test_a_server_without_a_living_worker_is_not_ready_unless_it_was_started_without(queue, monkeypatch):
+    assert "no worker gave a sign of life within 15 seconds" in problem(queue)
+    monkeypatch.setenv("SPARSEGEN_WORKERS", "0")
+    assert problem(queue) is None
+
+
+def test_a_server_whose_file_of_jobs_cannot_be_written_is_not_ready_and_names_no_path(queue, monkeypatch):
+    queue().beat("A")
+    readonly = sqlite3.OperationalError("attempt to write a readonly database")
+    monkeypatch.setattr(queue().jobs.storage, "incr", Mock(side_effect=readonly))
+    assert problem(queue) == FileError.public
+    assert FileError.public.startswith("the file of the jobs cannot be") and "/" not in FileError.public
+
+
+def test_a_server_whose_redis_is_away_is_not_ready_and_names_no_address(queue, monkeypatch):
+    monkeypatch.setenv("SPARSEGEN_JOBS", f"redis://x:secret@127.0.0.1:{free_port()}")
+    assert problem(queue) == RedisDown.public
+    assert not re.search(r"secret|127\.0\.0\.1", RedisDown.public)
+
+
+def test_a_server_whose_store_never_answers_is_not_ready(monkeypatch):
+    health, now = Health(), time.monotonic()
+    health.see(None)
+    assert health.problem is None
+    monkeypatch.setattr("time.monotonic", lambda: now + 61)
+    assert health.problem == "the store of the jobs has not answered for 61 seconds"
+
+
+def test_a_full_disk_that_silences_the_workers_is_said_in_place_of_their_silence(queue, monkeypatch):
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    with pytest.raises(NoWorker):
+        queue().check_room()
+    monkeypatch.setattr(queue().jobs.storage, "incr", Mock(side_effect=full))
+    with pytest.raises(StoreFull, match="the disk is full"):
+        queue().check_room()
+    assert problem(queue) == StoreFull.public
+
+
+def test_readyz_says_what_is_wrong_and_recovers_while_livez_stays_well(killable):
+    worker = wait_until_whole(killable, 30)["restoration worker"]
+    worker.suspend()  # is alive, so nobody starts another, but gives no sign of life
+    try:
+        answer = until(lambda: killable.ask("GET", "/readyz")[0], 503, 40)
+        status, kind, body = killable.ask("GET", "/readyz")
+        assert (answer, status, kind) == (503, 503, "application/json")
+        assert json.loads(body)["error"].startswith("no worker gave a sign of life within 15 seconds")
+        assert killable.ask("GET", "/livez")[0] == killable.ask("GET", "/healthz")[0] == 200
+    finally:
+        worker.resume()
+    assert until(lambda: killable.ask("GET", "/readyz")[0], 200, 15) == 200
+
+
+@ON_LINUX
+def test_a_full_temporary_folder_kills_no_process(models, tmp_path):
+    """The folder is a small file system of its own, in a namespace of mounts that ends with the server."""
+    (folder := tmp_path / "tmp").mkdir()
+    mount = 'mount -t tmpfs -o size=16m none "$TMPDIR" && exec "$@"'
+    inside = ["unshare", "-rm", "sh", "-c", mount, "sh"]
+    if subprocess.run([*inside, "true"], env={**os.environ, "TMPDIR": str(folder)}, check=False).returncode:
+        pytest.skip("namespaces of mounts are not allowed here")
+    command = [*inside, sys.executable, "-c", SERVE]
+    server = start(tmp_path / "run", models, command, "", TMPDIR=str(folder))
+    try:
+        server.wait_until_ready()
+        before = wait_until_whole(server, 30)
+        seen = Path(f"/proc/{server.process.pid}/root{folder}")
+        with pytest.raises(OSError, match="No space left"), (seen / "ballast").open("wb", 0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        for number in range(400):  # each would have been a new entry of BentoML's metrics
+            server.ask("GET", f"/nothing/{number}/{'x' * 1000}")
+        assert server.sample(model="dcgan-8.ml", count=4)
+        assert server.ask("GET", "/metrics")[0] == 200
+        assert alive(before.values()) == list(before.values())
+    finally:
+        server.stop()
+
+
+SECRETS = [
+    "redis://:{}@host:6379/0",
+    "redis://user:{}@host:6379/0",
+    "redis://host:6379/0?password={}",
+    "redis://host:6379/0?db=0&password={}",
+    "unix:///run/redis.sock?password={}",
+    "unix://user:{}@/run/redis.sock",
+]
+
+
+@pytest.mark.parametrize(
+    "secret", ["secret", "sec/secret", "s?secret", "s#secret", "s@secret", "s:secret", "1/secret@x"]
+)
+@pytest.mark.parametrize("url", SECRETS)
+def test_no_part_of_a_password_of_redis_is_shown(url, secret):
+    given = url.format(secret)
+    assert places.has_password(given)
+    assert "secret" not in places.public(given)
+    with pytest.raises(StoreError) as caught:
+        open_store(given)
+    assert "secret" not in str(caught.value) + caught.value.public
+
+
+def test_a_place_without_a_password_is_shown_as_it_is():
+    for place in ("redis://host:6379/0", "rediss://queue.example", "unix:///run/redis.sock"):
+        assert places.public(place) == place and not places.has_password(place)
+        places.check_redis_url(place)
+    assert not places.has_password("folder@home/jobs.sqlite")
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_password_is_refused_as_an_argument_and_not_repeated(command):
+    run = subprocess.run(
+        [sys.executable, "-m", "sparsegen", command, "--jobs", "redis://:secret@127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2 and "set the environment variable SPARSEGEN_JOBS" in run.stderr
+    assert "secret" not in run.stdout + run.stderr

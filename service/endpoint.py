@@ -10,6 +10,8 @@ import asyncio
 import base64
 import io
 import logging
+import os
+import tempfile
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -72,6 +74,9 @@ LIMITS = {  # bytes of a body, where it is not BodyLimit's own
         "/ui/gradio_api/process_recording",
     ): 0,  # Gradio's, which no page of ours needs, and it writes files
 }
+GRADIO_FOLDER = (
+    "GRADIO_TEMP_DIR"  # the environment variable that says where Gradio keeps what is dropped on the page
+)
 ICON = xray.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
 
@@ -205,6 +210,12 @@ class SparseGen:
 
         set_up_logs()
         end_with_parent()
+        # Gradio's own choice is a folder that every user of the machine may read, and that stays.
+        self._uploads = (
+            None if GRADIO_FOLDER in os.environ else tempfile.TemporaryDirectory(prefix="sparsegen-")
+        )
+        if self._uploads:
+            os.environ[GRADIO_FOLDER] = self._uploads.name
         models, refused = open_models(models_folder())
         for reason in refused:
             logger.warning(reason)
@@ -215,6 +226,8 @@ class SparseGen:
     @bentoml.on_shutdown
     def close(self) -> None:
         app.state.batcher.close()
+        if self._uploads:
+            self._uploads.cleanup()
 
 
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=[*app.routes, *restoration.router.routes])

@@ -8,6 +8,7 @@ The numbers are kept in memory and are those of one process. BentoML asks for fi
 instead, one set per process, and a write to such a map kills the process (SIGBUS) when the disk is full.
 """
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ FIXED = PROBES | {"/docs.json", "/schema.json"}  # of BentoML
 FOLDERS = ("/ui", "/static_content")  # of Gradio and BentoML; each is one endpoint with all that is below it
 OTHER = "other"
 TIMED_OUT = 504  # what BentoML answers to a request that it cancels
+GONE = 499  # as nginx counts a request whose client left before there was an answer
 
 REQUESTS = prometheus_client.Counter(
     "sparsegen_requests_total", "Requests that ended", ["method", "endpoint", "status"]
@@ -67,7 +69,7 @@ class Traffic:
             await self.app(scope, receive, send)
             return
         method = scope["method"] if scope["method"] in METHODS else OTHER
-        endpoint, began, status = self.endpoint(scope["path"]), default_timer(), TIMED_OUT
+        endpoint, began, status = self.endpoint(scope["path"]), default_timer(), GONE
 
         async def send_noting(message: Message) -> None:
             nonlocal status
@@ -78,6 +80,9 @@ class Traffic:
         try:
             with IN_PROGRESS.labels(endpoint).track_inprogress():
                 await self.app(scope, receive, send_noting)
+        except asyncio.CancelledError:
+            status = TIMED_OUT if status == GONE else status
+            raise
         except Exception:
             status = 500
             raise

@@ -29,7 +29,7 @@ HTTP_WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bent
 BENTO, RESTORER = "sparsegen.service.bento", "sparsegen.service.worker"  # both end with this process
 FOLDER, LOCK = "sparsegen-serve-", "lock"  # how the temporary folder of a server begins; a file in it
 PATIENCE = 8.0  # seconds between asking a process to end and killing it
-RESTART_AFTER = 5.0  # seconds from the start of a worker of restorations to that of its successor
+RESTART_AFTER = 5.0  # seconds from the start of a process to that of its successor
 
 
 def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str | None = None) -> int:
@@ -76,20 +76,21 @@ class HttpServer:
         self._arbiter: subprocess.Popen | None = None
         self._workers: set[psutil.Process] = set()
         self._answers = self._announced = False
+        self._started = -math.inf
 
     def tend(self) -> None:
         """Starts the server, announces the page once it answers, and starts it again where a part of it has ended.
 
-        Raises: RuntimeError if a part of it ends before it answers.
+        Raises: RuntimeError if a part of it ends before it has answered for the first time.
         """
         if self._arbiter is None:
-            self._start()
+            if time.monotonic() - self._started >= RESTART_AFTER:
+                self._start()
         elif what := self._ended():
-            if not self._answers:
+            if not self._announced:
                 raise RuntimeError(f"{what} before it was ready; see above")
             logger.warning("%s: the server is started again", what)
             self.stop()
-            self._start()
         elif not self._answers and self._ask():
             self._answers = True
             if not self._announced:
@@ -119,7 +120,7 @@ class HttpServer:
         self._arbiter = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, env=self._variables, start_new_session=True
         )
-        self._workers, self._answers = set(), False
+        self._workers, self._answers, self._started = set(), False, time.monotonic()
 
     def _ended(self) -> str | None:
         """Says which part of the server has ended, if one has."""

@@ -24,6 +24,8 @@ from sparsegen.zoo import bundled, images, noise
 from sparsegen.zoo.dial import Dial, resolve
 from sparsegen.zoo.names import known_names
 
+onnxruntime.disable_telemetry_events()  # for a program that imported onnxruntime before sparsegen
+
 FORMAT = 1
 METADATA = "sparsegen"  # key of the model's metadata_props, which holds the JSON of onnx_file.describe
 _LOAD_ERRORS = (

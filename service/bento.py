@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 
-PATIENCE = 10.0  # seconds
+from sparsegen.service.orphans import PARENT
+
+PATIENCE = 6.0  # seconds; a worker that is left then ends by itself, see `orphans`
 
 
 def end_with_stdin(orphaned: threading.Event) -> None:
@@ -27,6 +29,7 @@ def end_with_stdin(orphaned: threading.Event) -> None:
 def main() -> None:
     orphaned = threading.Event()
     threading.Thread(target=end_with_stdin, args=[orphaned], daemon=True).start()
+    os.environ[PARENT] = str(os.getpid())
     sys.argv[0] = "bentoml"
     try:
         runpy.run_module("bentoml", run_name="__main__")

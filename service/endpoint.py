@@ -10,6 +10,8 @@ import asyncio
 import base64
 import io
 import logging
+import os
+import tempfile
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -22,14 +24,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
-from sparsegen.service import connections, restoration, xray
+from sparsegen.service import connections, metrics, restoration, xray
 from sparsegen.service.batching import Batcher, Overloaded
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
 from sparsegen.service.exposure import Exposure
 from sparsegen.service.guards import guards
 from sparsegen.service.limits import MAX_BODY, BodyLimit
+from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import Model, models_folder, open_models
+from sparsegen.service.orphans import end_with_parent
 from sparsegen.service.page_events import EVENTS, MAX_EVENT, PageRequests
+from sparsegen.service.readiness import Readiness
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD, UploadRoom
 from sparsegen.zoo import images
@@ -70,6 +75,9 @@ LIMITS = {  # bytes of a body, where it is not BodyLimit's own
     ("POST", UPLOAD): restoration.MAX_UPLOAD + MAX_BODY,  # a file, and what is around it
     **{("POST", path): MAX_EVENT for path in EVENTS},
 }
+GRADIO_FOLDER = (
+    "GRADIO_TEMP_DIR"  # the environment variable that says where Gradio keeps what is dropped on the page
+)
 ICON = xray.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
 
@@ -144,6 +152,11 @@ def create_app() -> FastAPI:
         pixels = await app.state.batcher((asked.model.name, asked.k), asked.rows())
         return await asyncio.to_thread(encode, pixels, asked.format)
 
+    @app.get("/metrics", include_in_schema=False)
+    def show_metrics() -> Response:  # not async: in a thread
+        content, media_type = metrics.exposition()
+        return Response(content, media_type=media_type)
+
     app.include_router(restoration.router)
     app.openapi = lambda: openapi(app)
     return app
@@ -171,10 +184,6 @@ def encode(pixels: np.ndarray, form: str) -> Response:
 
 def create_batcher(models: Mapping[str, Model]) -> Batcher:
     """Merges requests for one (model, k); the sizes of the batches are in /metrics."""
-    from prometheus_client import Histogram  # bentoml wants it imported once the worker has started
-
-    buckets = [1, 2, 4, 8, 16, 32, 64]
-    sizes = Histogram("sparsegen_batch_images", "Images of one run of a network", buckets=buckets)
 
     def run(key: tuple[str, tuple[int, ...]], rows: np.ndarray) -> np.ndarray:
         name, k = key
@@ -183,13 +192,25 @@ def create_batcher(models: Mapping[str, Model]) -> Batcher:
         image, _ = sampler.run(rows["z"], list(k) or None, codes=False, labels=labels)
         return images.to_uint8(image)
 
-    return Batcher(run, MAX_COUNT, workers=processors(), observe=sizes.observe, kind=lambda key: key[0])
+    return Batcher(
+        run,
+        MAX_COUNT,
+        workers=processors(),
+        observe=metrics.BATCH_IMAGES.observe,
+        kind=lambda key: key[0],
+    )
 
 
 app = create_app()
 
 
-@bentoml.service(name="sparsegen", traffic={"timeout": 30}, threads=4)
+@bentoml.service(
+    name="sparsegen",
+    traffic={"timeout": 30},
+    threads=4,
+    metrics={"enabled": False},  # both would show the ids of jobs; `metrics` says more
+    logging={"access": {"enabled": False}},
+)
 @bentoml.asgi_app(app, path="/")
 class SparseGen:
     """Images from generators whose inner representation is a sparse code."""
@@ -197,6 +218,14 @@ class SparseGen:
     def __init__(self) -> None:
         from sparsegen.service import demo
 
+        set_up_logs()
+        end_with_parent()
+        # Gradio's own choice is a folder that every user of the machine may read, and that stays.
+        self._uploads = (
+            None if GRADIO_FOLDER in os.environ else tempfile.TemporaryDirectory(prefix="sparsegen-")
+        )
+        if self._uploads:
+            os.environ[GRADIO_FOLDER] = self._uploads.name
         models, refused = open_models(models_folder())
         for reason in refused:
             logger.warning(reason)
@@ -206,13 +235,17 @@ class SparseGen:
     @bentoml.on_shutdown
     def close(self) -> None:
         app.state.batcher.close()
+        if self._uploads:
+            self._uploads.cleanup()
 
 
 connections.use()
 # The first is the outermost.
-exposure = Exposure.from_environment()
-for guard, options in guards(exposure, [*app.routes, *restoration.router.routes]):
+exposure, own_routes = Exposure.from_environment(), [*app.routes, *restoration.router.routes]
+SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
+for guard, options in guards(exposure, own_routes):
     SparseGen.add_asgi_middleware(guard, **options)
+SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
 SparseGen.add_asgi_middleware(UploadRoom)

@@ -25,6 +25,8 @@ from pathlib import Path
 from huey.exceptions import ConfigurationError
 from huey.storage import BaseStorage, RedisStorage, SqliteStorage
 
+from sparsegen.service.places import check_redis_url, is_redis, public
+
 ENVIRONMENT = "SPARSEGEN_JOBS"
 LEASE = 15.0  # seconds without a sign of life after which a worker is taken for dead
 BEAT_EVERY = 3.0
@@ -49,11 +51,30 @@ UNKNOWN = {  # what a status says of an attempt before there is one
 
 
 class StoreError(RuntimeError):
-    """The store of the jobs cannot be used; one sentence says why."""
+    """The store of the jobs cannot be used; one sentence says why, and is for whoever runs the server.
+
+    `public` is for clients: it names no path and no URL.
+    """
+
+    public = "the store of the jobs cannot be used: the log of the server says why"
+
+
+class NoStore(StoreError, ValueError):
+    """What was given as the place of the store is none."""
+
+
+class FileError(StoreError):
+    public = "the file of the jobs cannot be read or written: the log of the server says why"
+
+
+class RedisDown(StoreError):
+    public = "Redis, which keeps the jobs, cannot be used: the log of the server says why"
 
 
 class StoreFull(StoreError):
     """There is no room in the store."""
+
+    public = "the server has no room for another job: try again later"
 
 
 class Busy(RuntimeError):
@@ -66,6 +87,13 @@ class Busy(RuntimeError):
 
 class NoWorker(Busy):
     """Nobody would do a job."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"no worker gave a sign of life within {LEASE:.0f} seconds, so nobody would do the job: "
+            f"start one with `sparsegen worker`",
+            LEASE,
+        )
 
 
 class Shelf:
@@ -197,11 +225,8 @@ class Store:
         """As `check_room`, where `drafts` of the jobs that wait are our own."""
         alive, live = self._alive(), self.live()
         if not alive:
-            raise NoWorker(
-                f"no worker gave a sign of life within {LEASE:.0f} seconds, so nobody would do the job: "
-                f"start one with `sparsegen worker`",
-                LEASE,
-            )
+            self.check_writable()  # what keeps workers from giving a sign of life is worth more than that they do not
+            raise NoWorker
         if sum(job.waiting for job in live) - drafts >= limit:
             running = [left for job in live if job.running and (left := self._left(job)) is not None]
             raise Busy(
@@ -253,6 +278,14 @@ class Store:
         """The jobs that wait, and those that run."""
         running = [job.running for job in self.live()]
         return running.count(False), running.count(True)
+
+    def check_writable(self) -> None:
+        """Raises: StoreError, StoreFull if nothing can be written."""
+        self.jobs.next_number()
+
+    def workers_alive(self) -> int:
+        """The workers that gave a sign of life within LEASE."""
+        return len(self._alive())
 
     # What a worker does.
 
@@ -428,13 +461,13 @@ class Store:
 def open_store(where: str | None = None) -> Store:
     """Opens the store at a Redis URL or in a SQLite file; by default `default_place`.
 
-    Raises: StoreError; ValueError for a URL of another kind, or where the client of Redis is missing.
+    Raises: StoreError; NoStore for a URL of another kind, or where the client of Redis is missing.
     """
     where = where or default_place()
-    if re.match(r"(redis|rediss|unix)://", where):
+    if is_redis(where):
         return _open_redis(where)
     if "://" in where:
-        raise ValueError(f"jobs are kept in a file or at redis://…; got {_public(where)!r}")
+        raise NoStore(f"jobs are kept in a file or at redis://…; got {public(where)!r}")
     return _open_sqlite(Path(where).expanduser().absolute())
 
 
@@ -457,14 +490,14 @@ def _open_sqlite(path: Path) -> Store:
     def told(error: sqlite3.Error) -> StoreError:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             return StoreFull(f"no room for jobs in {path}: the disk is full, free some space")
-        return StoreError(f"jobs cannot be kept in {path} ({error}): set {ENVIRONMENT} to another file")
+        return FileError(f"jobs cannot be kept in {path} ({error}): set {ENVIRONMENT} to another file")
 
     guard = _guard(sqlite3.Error, told)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds people's pictures
     except OSError as error:
-        raise StoreError(
+        raise FileError(
             f"jobs cannot be kept in {path} ({os.strerror(error.errno)}): set {ENVIRONMENT} to another file"
         ) from error
     with guard():
@@ -482,12 +515,16 @@ def _open_redis(url: str) -> Store:
         from redis import ConnectionPool, RedisError
         from redis.exceptions import OutOfMemoryError
     except ImportError:
-        raise ValueError("jobs in Redis need its client: pip install 'sparsegen[redis]'") from None
+        raise NoStore("jobs in Redis need its client: pip install 'sparsegen[redis]'") from None
+    try:
+        check_redis_url(url)
+    except ValueError as error:
+        raise NoStore(str(error)) from None
 
     def told(error: Exception) -> StoreError:
         if isinstance(error, OutOfMemoryError):
-            return StoreFull(f"no room for jobs in {_public(url)}: raise its maxmemory")
-        return StoreError(f"jobs cannot be kept in {_public(url)} ({error}): is Redis running there?")
+            return StoreFull(f"no room for jobs in {public(url)}: raise its maxmemory")
+        return RedisDown(f"jobs cannot be kept in {public(url)} ({error}): is Redis running there?")
 
     guard = _guard((RedisError, ConfigurationError), told)
     with guard():
@@ -547,8 +584,3 @@ def _pack(value: object) -> bytes:
 
 def _load(value: bytes) -> dict | float:
     return json.loads(value)
-
-
-def _public(url: str) -> str:
-    """A URL without what it says about who may log in."""
-    return re.sub(r"//[^/@]*@", "//…@", url)

@@ -6,13 +6,13 @@ that do it are other processes (`sparsegen.service.worker`), on any machine that
 
 import asyncio
 import logging
+import os
 import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, fields
-from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -20,6 +20,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from sparsegen.service import metrics
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs import (
     FILES,
@@ -30,8 +31,12 @@ from sparsegen.service.jobs import (
     Store,
     StoreError,
     StoreFull,
+    default_place,
     open_store,
 )
+from sparsegen.service.places import is_redis
+from sparsegen.service.readiness import Health
+from sparsegen.service.worker import WORKERS
 from sparsegen.zoo.noise import MAX_SEED
 from sparsegen.zoo.restoration import pictures
 from sparsegen.zoo.restoration.damage import check_damage
@@ -125,9 +130,9 @@ UNKNOWN = "There is no such job."
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Keeps the gauges of /metrics right and old jobs swept while the server runs."""
-    app.state.jobs = Jobs()
-    task = asyncio.create_task(_look_after(app.state.jobs))
+    """Keeps the gauges of /metrics and the health of the server right, and old jobs swept, while it runs."""
+    app.state.jobs, app.state.health = Jobs(), Health()
+    task = asyncio.create_task(_look_after(app.state.jobs, app.state.health))
     try:
         yield
     finally:
@@ -376,11 +381,10 @@ async def _with(request: Request, ask: Callable[[Store], Any]) -> Any:
     except Busy as error:
         status = 503 if isinstance(error, NoWorker) else 429
         raise HTTPException(status, str(error), {"retry-after": str(error.retry_after)}) from None
-    except StoreFull as error:
-        raise HTTPException(507, str(error)) from None
-    except (StoreError, ValueError) as error:  # ValueError: the place is none
+    except StoreError as error:
         logger.error("%s", error)
-        raise HTTPException(503, str(error), {"retry-after": "10"}) from None
+        status = 507 if isinstance(error, StoreFull) else 503
+        raise HTTPException(status, error.public, {"retry-after": "10"}) from None
 
 
 def _encode(content: bytes, form: str) -> bytes:
@@ -394,29 +398,37 @@ def _encode(content: bytes, form: str) -> bytes:
         ) from None
 
 
-@cache
-def _gauges() -> dict[str, Any]:
-    from prometheus_client import Gauge  # bentoml wants it imported once the worker has started
-
-    return {
-        what: Gauge(f"sparsegen_jobs_{what}", f"Restorations {what}", multiprocess_mode="mostrecent")
-        for what in ("waiting", "running")
-    }
-
-
-async def _look_after(jobs: Jobs) -> None:
+async def _look_after(jobs: Jobs, health: Health) -> None:
+    """Sweeps old jobs, and keeps the metrics and what /readyz says up to date."""
     sweep_at, told = 0.0, None
     while True:
         try:
             if time.monotonic() >= sweep_at:
                 await asyncio.to_thread(lambda: jobs().sweep())
                 sweep_at = time.monotonic() + SWEEP_EVERY
-            waiting, running = await asyncio.to_thread(lambda: jobs().counts())
-            _gauges()["waiting"].set(waiting)
-            _gauges()["running"].set(running)
-            told = None
-        except (StoreError, ValueError) as error:
-            if str(error) != told:  # once, not every few seconds
-                logger.warning("restorations are not to be had: %s", error)
-            told = str(error)
-        await asyncio.sleep(REFRESH_EVERY)
+            problem = await asyncio.to_thread(lambda: _look(jobs()))
+            public = problem
+        except StoreError as error:
+            problem, public = str(error), error.public
+        health.see(public)
+        if problem != told:  # once, not every few seconds
+            logger.warning("%s", problem) if problem else logger.info("restorations can be had again")
+        told = problem
+        await asyncio.sleep(REFRESH_EVERY if problem is None else min(1, REFRESH_EVERY))
+
+
+def _look(store: Store) -> str | None:
+    """Brings the metrics of the jobs up to date, and says what is wrong, if something is.
+
+    A server that was started without workers, on a file that no other machine reaches, is not there to restore.
+
+    Raises: StoreError if the store cannot be read or written.
+    """
+    store.check_writable()
+    waiting, running = store.counts()
+    workers = store.workers_alive()
+    metrics.JOBS_WAITING.set(waiting)
+    metrics.JOBS_RUNNING.set(running)
+    metrics.WORKERS.set(workers)
+    expected = int(os.environ.get(WORKERS, 0)) > 0 or is_redis(default_place())
+    return None if workers or not expected else str(NoWorker())

@@ -269,8 +269,8 @@ class Handlers:
         try:
             status = self._status(job)
             preview = self.jobs().preview(job) if status is not None else None
-        except (StoreError, ValueError) as error:  # a sentence in place of a message at each tick
-            return markup.notice(str(error)), gr.skip(), gr.Timer(active=True), gr.skip(), gr.skip()
+        except StoreError as error:  # a sentence in place of a message at each tick
+            return markup.notice(error.public), gr.skip(), gr.Timer(active=True), gr.skip(), gr.skip()
         if status is None:
             return markup.notice(UNHEARD.format(job[:40])), gr.skip(), *buttons(live=False)
         # The number changes with the picture, so that the browser fetches each once.

@@ -4,14 +4,17 @@ import errno
 import logging
 import math
 import os
-import signal
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -23,45 +26,127 @@ from sparsegen.service.worker import WORKERS, stop_signals
 logger = logging.getLogger(__name__)
 
 SERVICE = "sparsegen.service.endpoint:SparseGen"
-WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bentoml runs
+HTTP_WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bentoml runs
 BENTO, RESTORER = "sparsegen.service.bento", "sparsegen.service.worker"  # both end with this process
-PATIENCE = 15.0  # seconds
-RESTART_AFTER = 5.0  # seconds from the start of a worker of restorations to that of its successor
+FOLDER, LOCK = "sparsegen-serve-", "lock"  # how the temporary folder of a server begins; a file in it
+PATIENCE = 8.0  # seconds between asking a process to end and killing it
+RESTART_AFTER = 5.0  # seconds from the start of a process to that of its successor
 
 
 def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str | None = None) -> int:
-    """Serves the models until SIGINT or SIGTERM, and returns the exit code, 0 if one of them ended it.
+    """Serves the models until SIGINT or SIGTERM, and returns the exit code 0.
+
+    A process that ends meanwhile, even if it is killed, is started again; all end with this one, even if it is killed.
 
     Args:
-        workers: Processes beside the server that do restorations; they end with this one, even if it is killed.
+        workers: Processes beside the server that do restorations.
         jobs: Where the restorations are kept, a SQLite file or a Redis URL; see `jobs.default_place`.
 
     Raises: FileNotFoundError if there are no models, OSError if the port is taken or the host unknown,
         ValueError if a setting of `Exposure` cannot be used, RuntimeError if the server or its worker ends before
-        it is ready.
+        it answers.
     """
     exposure = Exposure.from_environment(host=host)
     for warning in exposure.warnings():
         logger.warning(warning)
     open_models(models_folder())  # here, since bentoml starts a worker that fails again and again
     check_port(host, port)
-    with tempfile.TemporaryDirectory(prefix="sparsegen-serve-") as home, stop_signals() as stopped:
-        command = [sys.executable, "-m", BENTO, "serve", SERVICE, "--host", host, "--port", str(port)]
-        command += ["--timeout-graceful-shutdown", "3"]  # an open page would keep its connection for good
-        variables = environment(home, jobs) | exposure.environment()
-        crew = Crew(workers, variables)
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables, start_new_session=True)
+    with private_folder() as home, stop_signals() as stopped:
+        variables = environment(home, jobs) | exposure.environment() | {WORKERS: str(workers)}
+        crew, server = Crew(workers, variables), HttpServer(host, port, variables | {"TMPDIR": home})
         try:
-            crew.tend()  # now, so that somebody is there once the page is
-            if wait_until_ready(server, host, port, stopped):
-                print(f"The page: http://{_visible(host)}:{port}/ui", flush=True)
-            while server.poll() is None and not stopped:
+            while not stopped:
                 crew.tend()
+                server.tend()
                 time.sleep(0.2)
         finally:
-            stop(server)
+            server.stop()
             crew.stop()
-    return 0 if stopped else server.returncode
+    return 0
+
+
+class HttpServer:
+    """The arbiter of BentoML and its worker, which answers the requests.
+
+    Where one of them ends, both are started anew. The arbiter starts its worker again as well, but not in a container,
+    not at once, and without a word.
+    """
+
+    def __init__(self, host: str, port: int, variables: dict[str, str]) -> None:
+        self.url, self._variables = f"http://{_visible(host)}:{port}", variables
+        self._command = [sys.executable, "-m", BENTO, "serve", SERVICE, "--host", host, "--port", str(port)]
+        # An open page would keep its connection for good.
+        self._command += ["--timeout-graceful-shutdown", "3"]
+        self._arbiter: subprocess.Popen | None = None
+        self._workers: set[psutil.Process] = set()
+        self._answers = self._announced = False
+        self._started = -math.inf
+
+    def tend(self) -> None:
+        """Starts the server, announces the page once it answers, and starts it again where a part of it has ended.
+
+        Raises: RuntimeError if a part of it ends before it has answered for the first time.
+        """
+        if self._arbiter is None:
+            if time.monotonic() - self._started >= RESTART_AFTER:
+                self._start()
+        elif what := self._ended():
+            if not self._announced:
+                raise RuntimeError(f"{what} before it was ready; see above")
+            logger.warning("%s: the server is started again", what)
+            self.stop()
+        elif not self._answers and self._ask():
+            self._answers = True
+            if not self._announced:
+                print(f"The page: {self.url}/ui", flush=True)
+                self._announced = True
+
+    def stop(self, patience: float = PATIENCE) -> None:
+        """Ends the arbiter and its workers by SIGTERM; by SIGKILL if that takes too long or the arbiter is gone."""
+        if self._arbiter is None:
+            return
+        if self._arbiter.poll() is None:
+            self._workers |= _http_workers(self._arbiter.pid)
+            self._arbiter.terminate()
+            try:
+                self._arbiter.wait(patience)
+            except subprocess.TimeoutExpired:
+                self._arbiter.kill()
+                self._arbiter.wait()
+        for worker in self._workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        psutil.wait_procs(self._workers, timeout=patience)
+        self._arbiter.stdin.close()
+        self._arbiter = None
+
+    def _start(self) -> None:
+        self._arbiter = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, env=self._variables, start_new_session=True
+        )
+        self._workers, self._answers, self._started = set(), False, time.monotonic()
+
+    def _ended(self) -> str | None:
+        """Says which part of the server has ended, if one has."""
+        if self._arbiter.poll() is not None:
+            return f"the server ended with exit code {self._arbiter.returncode}"
+        if not self._answers:
+            self._workers |= _http_workers(self._arbiter.pid)
+        for worker in self._workers:
+            if not _lives(worker):
+                return "the server's worker ended"
+        return None
+
+    def _ask(self) -> bool:
+        """Whether it answers. Not whether it is ready, which may hang on others, as Redis."""
+        connection = HTTPConnection(self.url.removeprefix("http://"), timeout=2)
+        try:
+            connection.request("GET", "/livez")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False  # not listening yet
+        finally:
+            connection.close()
 
 
 class Crew:
@@ -106,14 +191,12 @@ class Crew:
 
 
 def environment(home: str, jobs: str | None = None) -> dict[str, str]:
-    """A server's environment: no tracking, and a home of its own, since two in one disturb each other."""
+    """A server's environment with a home of its own, since two servers in one disturb each other."""
     return {
         **os.environ,
         # Not an argument, since a URL may hold a password, and everybody sees arguments.
         **({JOBS: jobs} if jobs else {}),
         "BENTOML_HOME": home,
-        "BENTOML_DO_NOT_TRACK": "True",
-        "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": os.path.join(home, "gradio"),
     }
 
@@ -135,54 +218,51 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
-def wait_until_ready(server: subprocess.Popen, host: str, port: int, stopped: list[int]) -> bool:
-    """Polls /readyz until it answers 200; returns False if a signal came first.
+def _http_workers(arbiter: int) -> set[psutil.Process]:
+    """The worker processes of an arbiter that have not ended."""
+    found = set()
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(arbiter).children():
+            with suppress(psutil.NoSuchProcess):  # a zombie, too
+                if HTTP_WORKER in child.cmdline():
+                    found.add(child)
+    return found
 
-    Raises: RuntimeError if the server or its worker ends.
-    """
-    started: set[int] = set()
-    while not stopped:
-        if server.poll() is not None:
-            raise RuntimeError(
-                f"the server ended with exit code {server.returncode} before it was ready; see above"
-            )
-        alive = workers(server)
-        if started - alive:
-            raise RuntimeError("the server's worker ended before it was ready; see above")
-        started |= alive
-        connection = HTTPConnection(_visible(host), port, timeout=2)
-        try:
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return True
-        except (OSError, HTTPException):
-            pass  # not listening yet
-        finally:
-            connection.close()
-        time.sleep(0.2)
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def workers(server: subprocess.Popen) -> set[int]:
-    """Numbers of the worker processes of a server that have not ended."""
-    alive = set()
-    with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(server.pid).children():
-            with suppress(psutil.NoSuchProcess):  # a zombie, too
-                if WORKER in child.cmdline():
-                    alive.add(child.pid)
-    return alive
+@contextmanager
+def private_folder() -> Iterator[str]:
+    """A temporary folder that no other user may enter, removed at the end.
+
+    Folders of servers that were killed are removed first: nobody holds the lock of theirs.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*/{LOCK}"):
+        with suppress(OSError), left.open("r+") as lock:  # of another user, or gone meanwhile
+            old = time.time() - os.fstat(lock.fileno()).st_mtime > 60  # else it may not be locked yet
+            if old and _locked(lock) and left.parent.lstat().st_uid == os.geteuid():
+                shutil.rmtree(left.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as folder:
+        with open(os.path.join(folder, LOCK), "w") as lock:
+            _locked(lock)
+            yield folder
 
 
-def stop(server: subprocess.Popen, patience: float = PATIENCE) -> None:
-    """Ends a server and its workers: by SIGTERM, and by SIGKILL if that takes too long."""
-    if server.poll() is None:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(patience)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+def _locked(file: IO[str]) -> bool:
+    """Locks a file until it is closed; False if another process has locked it, or where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _visible(host: str) -> str:

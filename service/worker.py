@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sparsegen.service.jobs import BEAT_EVERY, STORED_PIXELS, Claim, Store, StoreError, open_store
+from sparsegen.service.logs import set_up_logs
 from sparsegen.zoo.restoration.pictures import Picture
 from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.settings import Task, fair_threads
@@ -267,6 +268,7 @@ def _await_end_of_stdin(stopped: list[int]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(process)d: %(message)s")
+    set_up_logs()
     try:
         sys.exit(work(until_stdin_closes=True))
     except (StoreError, ValueError) as failure:

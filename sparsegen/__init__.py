@@ -4,6 +4,7 @@ Everything public is here and is loaded when first used, so that `import sparseg
 that need no torch (`sparsegen.export.runtime`, `sparsegen.zoo.noise`) work where torch is not installed.
 """
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,17 @@ __version__ = "0.1.0"
 _here = Path(__file__).resolve().parent
 if not (_here / "zoo").is_dir() and (_here.parent / "zoo" / "__init__.py").is_file():
     __path__.append(str(_here.parent))
+
+# The libraries below send usage reports, and onnxruntime keeps a device id, unless these are set before they are
+# imported. Every process of ours imports this package first. A value that the user has set is kept.
+NO_TRACKING = {
+    "BENTOML_DO_NOT_TRACK": "True",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+for _name, _value in NO_TRACKING.items():
+    os.environ.setdefault(_name, _value)
 
 _PUBLIC = {
     "GlobalProjection": "sparsegen.zoo.projections",

@@ -46,10 +46,25 @@ K = Annotated[
     str | None,
     typer.Option(help="The sparsity dial: non-zeros kept; one number, or one a level, Γ1 first, as 16,32."),
 ]
+
+
+def _place(jobs: str | None) -> str | None:
+    """Refuses a password as an argument."""
+    from sparsegen.service.places import has_password, public
+
+    if jobs and has_password(jobs) and jobs != os.environ.get("SPARSEGEN_JOBS"):
+        raise typer.BadParameter(
+            f"{public(jobs)} may hold a password, and every user of this machine can read arguments: set the "
+            "environment variable SPARSEGEN_JOBS to the URL instead"
+        )
+    return jobs
+
+
 Jobs = Annotated[
     str | None,
     typer.Option(
         envvar="SPARSEGEN_JOBS",
+        callback=_place,
         help="Where restorations are kept: a file, or redis://… for several machines. A file of yours by default.",
     ),
 ]
@@ -511,9 +526,10 @@ def worker(
     once: Annotated[bool, typer.Option("--once", help="End after one job, or if there is none.")] = False,
 ) -> None:
     """Does the restorations that servers take on: one at a time, on this or any other machine."""
+    from sparsegen.service.logs import set_up_logs
     from sparsegen.service.worker import work
 
-    logging.getLogger("sparsegen").setLevel(logging.INFO)
+    set_up_logs()
     sys.exit(work(jobs, once=once))
 
 

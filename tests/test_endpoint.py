@@ -37,6 +37,7 @@ from sparsegen.service.batching import Batcher, Overloaded
 from sparsegen.service.models import open_models
 from sparsegen.service.sampling import SampleRequest
 from sparsegen.service.serve import serve
+from sparsegen.service.uploads import UPLOAD
 from sparsegen.zoo import noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
 from sparsegen.zoo.pretrained import from_pretrained
@@ -127,11 +128,11 @@ def test_the_server_never_imports_torch(server):
     assert not server.torch_imports.exists(), server.torch_imports.read_text()
 
 
-def test_health_readiness_and_metrics_are_bentomls(server):
+def test_health_readiness_and_metrics_answer(server):
     server.sample(model=ML)
     assert server.ask("GET", "/healthz")[0] == server.ask("GET", "/readyz")[0] == 200
     metrics = server.ask("GET", "/metrics")[2].decode()
-    assert re.search(r'bentoml_service_request_total\{.*endpoint="/sample".*\} \d', metrics)
+    assert re.search(r'sparsegen_requests_total\{.*endpoint="/sample".*\} \d', metrics)
     assert "sparsegen_batch_images_bucket" in metrics
 
 
@@ -477,12 +478,19 @@ def test_a_built_bento_serves_from_another_folder_without_the_checkout(models, t
     # Python's finder of the editable install, which knows the checkout, is taken out.
     without = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in str(f)]"
     command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", "127.0.0.1", "--port"]
-    server = start(tmp_path / "elsewhere", models, command, without, **home)
+    (temporary := tmp_path / "tmp").mkdir()
+    server = start(tmp_path / "elsewhere", models, command, without, TMPDIR=str(temporary), **home)
     try:
         server.wait_until_ready()
         assert pixels_of(server.sample(model=ML, count=2, format="npy")).shape == (2, 32, 32, 3)
+        body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\npixels\r\n--x--\r\n'
+        status, _, _ = server.ask("POST", UPLOAD, body, "multipart/form-data; boundary=x")
+        (upload,) = temporary.rglob("a.png")
+        folder = temporary / upload.relative_to(temporary).parts[0]
+        assert status == 200 and folder.stat().st_mode & 0o777 == 0o700  # nobody else may read it
     finally:
         server.stop()
+    assert not upload.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")

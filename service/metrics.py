@@ -1,0 +1,104 @@
+"""What GET /metrics reports, and the line of the log for each request.
+
+BentoML's own metrics and access log are off (see `endpoint`): they hold the path as it was sent, so that every job
+had a time series of its own and its id, which is the only guard of somebody's picture, could be read by anybody. Here
+a path becomes the template of its route before it is counted or logged. All labels come from fixed sets.
+
+The numbers are kept in memory and are those of one process. BentoML asks for files that are mapped into memory
+instead, one set per process, and a write to such a map kills the process (SIGBUS) when the disk is full.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+from timeit import default_timer
+
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # before the next import, which decides by it
+import prometheus_client  # noqa: E402
+
+logger = logging.getLogger("sparsegen.access")
+
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})
+FIXED = PROBES | {"/docs.json", "/schema.json"}  # of BentoML
+FOLDERS = ("/ui", "/static_content")  # of Gradio and BentoML; each is one endpoint with all that is below it
+OTHER = "other"
+TIMED_OUT = 504  # what BentoML answers to a request that it cancels
+GONE = 499  # as nginx counts a request whose client left before there was an answer
+
+REQUESTS = prometheus_client.Counter(
+    "sparsegen_requests_total", "Requests that ended", ["method", "endpoint", "status"]
+)
+IN_PROGRESS = prometheus_client.Gauge("sparsegen_requests_in_progress", "Requests in progress", ["endpoint"])
+SECONDS = prometheus_client.Histogram(
+    "sparsegen_request_seconds",
+    "Seconds from the first byte of a request to the last of its answer",
+    ["method", "endpoint"],
+    buckets=[0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30],
+)
+BATCH_IMAGES = prometheus_client.Histogram(
+    "sparsegen_batch_images", "Images of one run of a network", buckets=[1, 2, 4, 8, 16, 32, 64]
+)
+JOBS_WAITING = prometheus_client.Gauge("sparsegen_jobs_waiting", "Restorations waiting")
+JOBS_RUNNING = prometheus_client.Gauge("sparsegen_jobs_running", "Restorations running")
+WORKERS = prometheus_client.Gauge("sparsegen_workers", "Workers that gave a sign of life of late")
+
+
+def exposition() -> tuple[bytes, str]:
+    """All metrics of this process in the text format of Prometheus, and its content type."""
+    return prometheus_client.generate_latest(), prometheus_client.CONTENT_TYPE_LATEST
+
+
+class Traffic:
+    """ASGI middleware that counts and logs each request under the template of its route, as /restore/{job_id}.
+
+    Args:
+        routes: The routes that have an endpoint of their own; other paths are counted as `other`.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self.app = app
+        self.templates = [(route.path_regex, route.path) for route in routes if isinstance(route, Route)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        method = scope["method"] if scope["method"] in METHODS else OTHER
+        endpoint, began, status = self.endpoint(scope["path"]), default_timer(), GONE
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            with IN_PROGRESS.labels(endpoint).track_inprogress():
+                await self.app(scope, receive, send_noting)
+        except asyncio.CancelledError:
+            status = TIMED_OUT if status == GONE else status
+            raise
+        except Exception:
+            status = 500
+            raise
+        finally:
+            seconds = default_timer() - began
+            REQUESTS.labels(method, endpoint, status).inc()
+            SECONDS.labels(method, endpoint).observe(seconds)
+            if endpoint not in PROBES:
+                client = scope["client"][0] if scope.get("client") else "-"
+                logger.info("%s %s %s %d %.0f ms", client, method, endpoint, status, 1000 * seconds)
+
+    def endpoint(self, path: str) -> str:
+        """The template that a path fits, or a folder that it is in, or `other`."""
+        if path in FIXED:
+            return path
+        for pattern, template in self.templates:
+            if pattern.fullmatch(path):
+                return template
+        return next((f for f in FOLDERS if path == f or path.startswith(f"{f}/")), OTHER)

@@ -43,10 +43,11 @@ class DecodersBusy(Busy):
     """All decoders are at work, and enough pictures wait for one."""
 
     status = 503
-    sentence = f"{MAX_WAITING} pictures are waiting to be read, which is the limit: try again in a moment"
 
-    def __init__(self) -> None:
-        super().__init__(self.sentence, 2)
+    def __init__(self, waiting: int) -> None:
+        super().__init__(
+            f"{waiting} pictures are waiting to be read, which is the limit: try again in a moment", 2
+        )
 
 
 class _Gone(Exception):
@@ -106,7 +107,7 @@ class Decoders:
     @contextmanager
     def _slot(self) -> Iterator[None]:
         if not self._places.acquire(blocking=False):
-            raise DecodersBusy
+            raise DecodersBusy(MAX_WAITING)
         try:
             with self._slots:
                 yield

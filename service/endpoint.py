@@ -31,7 +31,7 @@ from sparsegen.service.limits import MAX_BODY, BodyLimit
 from sparsegen.service.models import Model, models_folder, open_models
 from sparsegen.service.page_events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
-from sparsegen.service.uploads import UPLOAD, UploadRoom
+from sparsegen.service.uploads import UPLOAD
 from sparsegen.zoo import images
 from sparsegen.zoo.restoration.settings import processors
 
@@ -215,5 +215,4 @@ for guard, options in guards(exposure, [*app.routes, *restoration.router.routes]
     SparseGen.add_asgi_middleware(guard, **options)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
-SparseGen.add_asgi_middleware(UploadRoom)
 SparseGen.add_asgi_middleware(PageRequests, queued=lambda: app.state.queued(), limit=exposure.client_events)

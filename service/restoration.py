@@ -23,10 +23,11 @@ from starlette.responses import JSONResponse, Response
 
 from sparsegen.service.budget import check_budget
 from sparsegen.service.clients import client_of
-from sparsegen.service.decoding import MAX_WAITING, DecodersBusy, decoders
+from sparsegen.service.decoding import DecodersBusy, decoders
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs import (
     FILES,
+    MAX_WAITING,
     STORED_PIXELS,
     UNHEARD,
     Busy,
@@ -384,7 +385,7 @@ async def _turn(request: Request) -> AsyncIterator[None]:
     """
     turns = request.app.state.orders
     if turns.statistics().tasks_waiting >= MAX_WAITING:
-        raise HTTPException(DecodersBusy.status, DecodersBusy.sentence, {"retry-after": "2"})
+        raise _unavailable(DecodersBusy(MAX_WAITING))
     async with turns:
         yield
 
@@ -441,7 +442,7 @@ async def _with(request: Request, ask: Callable[[Store], Any]) -> Any:
     try:
         return await asyncio.to_thread(lambda: ask(request.app.state.jobs()))
     except Busy as error:
-        raise HTTPException(error.status, str(error), {"retry-after": str(error.retry_after)}) from None
+        raise _unavailable(error) from None
     except StoreFull as error:
         raise HTTPException(507, str(error)) from None
     except Refused:
@@ -449,6 +450,10 @@ async def _with(request: Request, ask: Callable[[Store], Any]) -> Any:
     except (StoreError, ValueError) as error:  # ValueError: the place is none
         logger.error("%s", error)
         raise HTTPException(503, str(error), {"retry-after": "10"}) from None
+
+
+def _unavailable(error: Busy) -> HTTPException:
+    return HTTPException(error.status, str(error), {"retry-after": str(error.retry_after)})
 
 
 def _encode(content: bytes, form: str) -> bytes:

@@ -137,7 +137,7 @@ def tab(blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store]) -> None:
         None, job, None, js=ADDRESS_JS
     )
     start.click(
-        handlers.start, given, [job, stage], concurrency_limit=4, show_progress="hidden", api_name="restore"
+        handlers.start, given, [job, stage], concurrency_limit=2, show_progress="hidden", api_name="restore"
     ).success(**look).then(None, job, None, js=ADDRESS_JS).then(None, None, None, js=SHOW_JS)
     cancel.click(handlers.cancel, job, None, **quiet).then(**look)
     timer.tick(**look)

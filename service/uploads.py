@@ -1,34 +1,69 @@
-"""A bound on the files that people drop on the page, which Gradio keeps for a while and does not count."""
+"""The room in the temporary folder for uploads: those that arrive, their copies, and what the page keeps."""
 
 import asyncio
+import math
 import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from sparsegen.service.options import Options
 
 UPLOAD = "/ui/gradio_api/upload"
-ROOM = 1 << 30  # bytes
 KEEP_UPLOADS = 900  # seconds that a dropped file lies on the server, for a second start with other settings
+COPIES = 2  # of a body that arrives: as it came, and its files, which the parser of the form writes apart
+SPARE = 32 << 20  # bytes that stay free on the disk, for others that need the temporary folder
+LOOK_EVERY = 1.0  # seconds
 
 
-class UploadRoom:
-    """ASGI middleware that answers 507 to an upload while the files of others fill `room` bytes.
+class NoRoom(Exception):
+    """There is no room for more uploads now."""
 
-    It looks before it lets a file in, so uploads at the same time may exceed it by what they bring.
+
+class Room:
+    """Counts the bytes of all uploads together, against `limit` and the free space of the disk.
+
+    Bodies are counted as they arrive, not by what they announce, so that many at the same time do not exceed it.
+
+    Args:
+        limit: bytes; by default the option `uploads_mb`.
+        folder: where Gradio keeps what is dropped on the page.
     """
 
-    def __init__(self, app: ASGIApp, folder: Path | None = None, room: int = ROOM) -> None:
-        self.app, self.folder, self.room = app, folder, room
+    def __init__(self, limit: int | None = None, folder: Callable[[], Path] | None = None) -> None:
+        self.limit = Options.from_environment().uploads_mb << 20 if limit is None else limit
+        self._folder = folder or upload_folder
+        self._arriving = self._kept = 0
+        self._free, self._looked = math.inf, -math.inf
+        self._look = asyncio.Lock()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == UPLOAD:
-            taken = await asyncio.to_thread(size, self.folder or upload_folder())
-            if taken >= self.room:
-                sentence = "the server has no room for another picture: try again in some minutes"
-                await JSONResponse({"error": sentence}, 507, {"connection": "close"})(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+    async def look(self) -> None:
+        """Measures what is kept and what is free, at most once in LOOK_EVERY seconds."""
+        async with self._look:
+            if time.monotonic() - self._looked >= LOOK_EVERY:
+                self._kept, self._free = await asyncio.to_thread(self._measure)
+                self._looked = time.monotonic()
+
+    def take(self, size: int) -> None:
+        """Counts `size` more bytes of a body.
+
+        Raises: NoRoom; then nothing was counted.
+        """
+        arriving = self._arriving + COPIES * size
+        if self._kept + arriving > self.limit or arriving > self._free - SPARE:
+            raise NoRoom
+        self._arriving = arriving
+
+    def give_back(self, size: int, stays: bool = False) -> None:
+        """Counts `size` bytes less: their request has ended. What `stays` is measured before the next is counted."""
+        self._arriving -= COPIES * size
+        if stays:
+            self._looked = -math.inf
+
+    def _measure(self) -> tuple[int, int]:
+        return used(self._folder()), shutil.disk_usage(tempfile.gettempdir()).free
 
 
 def upload_folder() -> Path:
@@ -38,13 +73,14 @@ def upload_folder() -> Path:
     return Path(get_upload_folder())
 
 
-def size(folder: Path) -> int:
-    """The bytes of all files below a folder, some of which may go meanwhile."""
+def used(folder: Path) -> int:
+    """The bytes that a folder takes on the disk: whole blocks, and its folders. Files may go meanwhile."""
     total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
             try:
-                total += os.lstat(os.path.join(parent, name)).st_size
+                status = os.lstat(os.path.join(parent, name))
             except FileNotFoundError:
                 continue  # its time was over
+            total += max(status.st_size, 512 * getattr(status, "st_blocks", 0))
     return total

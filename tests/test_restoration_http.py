@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -378,6 +379,19 @@ def test_pictures_are_not_decoded_in_the_process_that_answers_requests(client):
     status, _, answer = client.post(("image", tiff_of_one_tile(16)))
     assert status == 400 and "TIFF in blocks of 20000 x 20000 x 4 values" in sentence(answer)
     assert peak(process) - before < 64 << 20  # the first takes 128 MB where it is decoded
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of another process")
+def test_many_large_uploads_at_once_lie_on_the_disk_and_not_in_memory(client):
+    process, content = worker_of(client.server), picture() + bytes(16 << 20)
+    before = peak(process)
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda _: client.post(("image", content)), range(16)))
+    assert {status for status, _, _ in answers} <= {202, 429, 503} and 202 in {
+        answer[0] for answer in answers
+    }
+    assert all(headers["retry-after"] for status, headers, _ in answers if status != 202)
+    assert peak(process) - before < 400 << 20  # in memory and copied as often as the parser does, 1 GB
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,13 @@ import fader
 import numpy as np
 import pytest
 from conftest import ROOT
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from gradio import Error
 from gradio.data_classes import FileData
 from pictures import encoded
 from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
-from sparsegen.service import markup, restoration, restore_page, uploads, worker
+from sparsegen.service import markup, restoration, restore_page, worker
 from sparsegen.service.jobs import MAX_WAITING, Store, StoreError, open_store
 from sparsegen.service.options import Options
 
@@ -302,18 +300,6 @@ def test_the_curve_marks_the_best_iteration_at_its_lowest_point(lift):
 )
 def test_durations_are_said_as_people_say_them(seconds, words):
     assert markup.duration(seconds) == words
-
-
-def test_uploads_are_refused_while_those_of_others_fill_the_room(tmp_path):
-    app = FastAPI()
-    app.post(uploads.UPLOAD)(lambda: "taken")
-    client = TestClient(uploads.UploadRoom(app, tmp_path, room=100))
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.png").write_bytes(b"a" * 99)
-    assert client.post(uploads.UPLOAD).json() == "taken"
-    (tmp_path / "b.png").write_bytes(b"b")
-    full = client.post(uploads.UPLOAD)
-    assert full.status_code == 507 and "try again" in full.json()["error"]
 
 
 def test_the_page_takes_larger_files_at_one_address_and_no_recordings(server):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 DECODER = "sparsegen.service.decoder"
 MAX_WAITING = 8  # pictures for which no decoder is free
+PER_CLIENT = 2  # pictures that are decoded or wait
 MAX_HEAD = 1 << 20  # bytes of the line before a picture; its notes are the most of it
 MAX_SENTENCE = 500
 MAX_PROFILE = 32 << 20  # bytes of a color profile, which is a part of an upload
@@ -44,9 +46,9 @@ class DecodersBusy(Busy):
 
     status = 503
 
-    def __init__(self, waiting: int) -> None:
+    def __init__(self, waiting: int, whose: str = "") -> None:
         super().__init__(
-            f"{waiting} pictures are waiting to be read, which is the limit: try again in a moment", 2
+            f"{waiting} pictures{whose} are waiting to be read, which is the limit: try again in a moment", 2
         )
 
 
@@ -65,16 +67,22 @@ class Decoders:
         self._slots = threading.BoundedSemaphore(options.decoders)
         self._places = threading.BoundedSemaphore(options.decoders + MAX_WAITING)
         self._idle: list[_Decoder] = []  # append and pop are atomic
+        self._clients: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
-    def read(self, source: bytes | Path, name: str, max_pixels: int, min_side: int = MIN_SIDE) -> Picture:
+    def read(
+        self, source: bytes | Path, name: str, max_pixels: int, min_side: int = MIN_SIDE, client: str = ""
+    ) -> Picture:
         """Reads a picture as `zoo.restoration.reading.read_picture` does, with its errors, within the limits.
 
         Args:
             source: the content of a file, or the path of a file that is ours; opened here, not in the decoder.
 
+            client: who sent it, and may send PER_CLIENT at once; unless one is named, only MAX_WAITING counts.
+
         Raises: DecodersBusy if too many wait; ValueError if the limits are exceeded.
         """
-        with self._slot():
+        with self._slot(client):
             decoder = self._idle.pop() if self._idle else _Decoder(self._options)
             try:
                 picture = decoder.read(source, name, max_pixels, min_side)
@@ -105,14 +113,22 @@ class Decoders:
             decoder.end()
 
     @contextmanager
-    def _slot(self) -> Iterator[None]:
-        if not self._places.acquire(blocking=False):
-            raise DecodersBusy(MAX_WAITING)
+    def _slot(self, client: str) -> Iterator[None]:
+        with self._lock:
+            if client and self._clients[client] >= PER_CLIENT:
+                raise DecodersBusy(PER_CLIENT, " of yours")
+            if not self._places.acquire(blocking=False):
+                raise DecodersBusy(MAX_WAITING)
+            self._clients[client] += 1
         try:
             with self._slots:
                 yield
         finally:
-            self._places.release()
+            with self._lock:
+                self._places.release()
+                self._clients[client] -= 1
+                if not self._clients[client]:
+                    del self._clients[client]
 
 
 class _Decoder:

@@ -5,9 +5,11 @@ import logging
 from collections.abc import Mapping
 from tempfile import SpooledTemporaryFile
 
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sparsegen.service.clients import client_of
 from sparsegen.service.uploads import UPLOAD, NoRoom, Room
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class BodyLimit:
             return
         path = scope["path"].rstrip("/")
         limit = self.exceptions.get((scope["method"], path), self.limit)
-        with _Body(self.room, stays=path == UPLOAD) as body:
+        with _Body(self.room, client_of(HTTPConnection(scope)), stays=path == UPLOAD) as body:
             try:
                 async with asyncio.timeout(self.seconds):
                     refusal = await self._receive(body, receive, limit)
@@ -80,10 +82,8 @@ class BodyLimit:
                 continue
             try:
                 await body.write(content)
-            except NoRoom:
-                refusal = _refusal(
-                    507, "the server has no room for another upload: try again in some minutes"
-                )
+            except NoRoom as error:
+                refusal = _refusal(507, str(error))
             except OSError as error:
                 logger.error("an upload cannot be written to the temporary folder: %s", error.strerror)
                 refusal = _refusal(507, "the server cannot store uploads now: try again in some minutes")
@@ -100,8 +100,8 @@ class _Disconnected(Exception):
 class _Body:
     """A body that has arrived, in memory or on the disk, and its part of the room."""
 
-    def __init__(self, room: Room, stays: bool) -> None:
-        self._room, self._stays, self._taken, self._size = room, stays, 0, 0
+    def __init__(self, room: Room, client: str, stays: bool) -> None:
+        self._room, self._client, self._stays, self._taken, self._size = room, client, stays, 0, 0
         self._counts_from = 0 if stays else IN_MEMORY  # small files that stay would fill the room as well
         self._file = SpooledTemporaryFile(IN_MEMORY)
 
@@ -113,15 +113,16 @@ class _Body:
 
     def close(self) -> None:
         self._file.close()
-        self._room.give_back(self._taken, self._stays)
-        self._taken = 0
+        if self._taken:
+            self._room.give_back(self._taken, self._client, self._stays)
+            self._taken = 0
 
     async def write(self, content: bytes) -> None:
         """Raises: NoRoom; OSError where the disk is full."""
         self._size += len(content)
         if content and self._size > self._counts_from:
             await self._room.look()
-            self._room.take(self._size - self._taken)
+            self._room.take(self._size - self._taken, self._client)
             self._taken = self._size
         self._file.write(content)
 

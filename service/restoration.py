@@ -9,6 +9,7 @@ import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
@@ -132,7 +133,7 @@ UNKNOWN = "There is no such job."
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Keeps the gauges of /metrics right and old jobs swept while the server runs."""
     app.state.jobs = Jobs()
-    app.state.orders = CapacityLimiter(Options.from_environment().decoders)
+    app.state.turns, app.state.clients = CapacityLimiter(Options.from_environment().decoders), Counter()
     task = asyncio.create_task(_look_after(app.state.jobs))
     try:
         yield
@@ -165,7 +166,7 @@ async def submit(request: Request) -> JSONResponse:
     """Takes a picture and what is to be done to it, and answers with the id of a job."""
     client = client_of(request)
     await _with(request, lambda store: check_room(store, client))  # before anything is read
-    async with _form(request) as form, _turn(request):
+    async with _form(request) as form, _turn(request, client):
         given, uploads = _sort(form)
         files = {name: await upload.read() for name, upload in uploads.items()}
         status, _ = await _with(request, lambda store: order(store, given, files, client))
@@ -378,16 +379,25 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
 
 
 @asynccontextmanager
-async def _turn(request: Request) -> AsyncIterator[None]:
+async def _turn(request: Request, client: str) -> AsyncIterator[None]:
     """Waits until an upload may be held in memory, of which a few are at once; the others lie on the disk.
 
-    Raises: HTTPException 503 if too many wait.
+    Raises: HTTPException 503 if too many wait, of all or of this client.
     """
-    turns = request.app.state.orders
+    turns, clients = request.app.state.turns, request.app.state.clients
+    quota = Options.from_environment().jobs_per_client
     if turns.statistics().tasks_waiting >= MAX_WAITING:
         raise _unavailable(DecodersBusy(MAX_WAITING))
-    async with turns:
-        yield
+    if clients[client] >= quota:
+        raise _unavailable(DecodersBusy(quota, " of yours"))
+    clients[client] += 1
+    try:
+        async with turns:
+            yield
+    finally:
+        clients[client] -= 1
+        if not clients[client]:
+            del clients[client]
 
 
 def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:

@@ -224,12 +224,12 @@ class Handlers:
         return tuple(gr.update(visible=kind == wanting) for wanting in ("inpaint", "upscale", "deblur"))
 
     @told
-    def take(self, image, job):
+    def take(self, image, job, request: gr.Request):
         """Shows a picture that was dropped; one that comes while a job is watched has to wait for its start."""
         if image is None or (job and (self._status(job) or {}).get("status") in LIVE):
             return gr.skip(), gr.skip(), gr.skip()
         with dropped_files():
-            picture = decoders().read(image, "the picture", MAX_PIXELS)
+            picture = decoders().read(image, "the picture", MAX_PIXELS, client=client_of(request))
         return "", "", gr.update(before=shown(picture), after=None)
 
     # Gradio hands the values of the components over one by one: hence the long signature.

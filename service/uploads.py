@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,12 +31,19 @@ class Room:
     Args:
         limit: bytes; by default the option `uploads_mb`.
         folder: where Gradio keeps what is dropped on the page.
+        share: how much of the limit one client may take.
     """
 
-    def __init__(self, limit: int | None = None, folder: Callable[[], Path] | None = None) -> None:
+    def __init__(
+        self,
+        limit: int | None = None,
+        folder: Callable[[], Path] | None = None,
+        share: float = 0.25,
+    ) -> None:
         self.limit = Options.from_environment().uploads_mb << 20 if limit is None else limit
         self._folder = folder or upload_folder
         self._arriving = self._kept = 0
+        self._share, self._clients = share, Counter()
         self._free, self._looked = math.inf, -math.inf
         self._look = asyncio.Lock()
 
@@ -46,21 +54,36 @@ class Room:
                 self._kept, self._free = await asyncio.to_thread(self._measure)
                 self._looked = time.monotonic()
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, client: str = "") -> None:
         """Counts `size` more bytes of a body.
 
         Raises: NoRoom; then nothing was counted.
         """
-        arriving = self._arriving + COPIES * size
+        arriving, own = self._arriving + COPIES * size, self._clients[client] + COPIES * size
         if self._kept + arriving > self.limit or arriving > self._free - SPARE:
-            raise NoRoom
-        self._arriving = arriving
+            raise NoRoom("the server has no room for another upload: try again in some minutes")
+        if own > self.limit * self._share:
+            raise NoRoom(
+                f"your uploads take {own >> 20} MB of the server's room, and more is not allowed: try later"
+            )
+        self._arriving, self._clients[client] = arriving, own
 
-    def give_back(self, size: int, stays: bool = False) -> None:
-        """Counts `size` bytes less: their request has ended. What `stays` is measured before the next is counted."""
+    def give_back(self, size: int, client: str = "", stays: bool = False) -> None:
+        """Counts `size` bytes less: their request has ended.
+
+        What `stays` is measured before the next is counted, and counts for its client for KEEP_UPLOADS seconds.
+        """
         self._arriving -= COPIES * size
         if stays:
             self._looked = -math.inf
+            asyncio.get_running_loop().call_later(KEEP_UPLOADS, self._forget, size, client)
+        else:
+            self._forget(size, client)
+
+    def _forget(self, size: int, client: str) -> None:
+        self._clients[client] -= COPIES * size
+        if not self._clients[client]:
+            del self._clients[client]
 
     def _measure(self) -> tuple[int, int]:
         return used(self._folder()), shutil.disk_usage(tempfile.gettempdir()).free

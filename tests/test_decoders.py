@@ -166,11 +166,28 @@ def test_pictures_wait_for_a_decoder_and_too_many_are_refused_at_once(pool):
         ]
         assert until(places, 0) == 0
         with pytest.raises(DecodersBusy, match="8 pictures are waiting") as busy:
-            decoders.read(PICTURE, "it", 10_000)
+            decoders.read(PICTURE, "it", 10_000, client="b")
         assert busy.value.status == 503 and busy.value.retry_after
         process.send_signal(signal.SIGCONT)
         assert {read.result().pixels.shape for read in reads} == {(32, 32, 3)}
     assert len(decoders._idle) == 1 and places() == 1 + decoding.MAX_WAITING
+
+
+def test_one_client_has_no_more_than_two_pictures_decoded_at_once(pool):
+    decoders = pool(decoders=1)
+    decoders.read(PICTURE, "it", 10_000)
+    process = idle(decoders)
+    process.suspend()
+    with ThreadPoolExecutor(3) as threads:
+        reads = [threads.submit(decoders.read, PICTURE, "it", 10_000, client="a") for _ in range(2)]
+        assert until(lambda: decoders._clients["a"], 2) == 2
+        with pytest.raises(DecodersBusy, match="2 pictures of yours are waiting"):
+            decoders.read(PICTURE, "it", 10_000, client="a")
+        reads.append(threads.submit(decoders.read, PICTURE, "it", 10_000, client="b"))
+        assert until(lambda: decoders._clients["b"], 1) == 1
+        process.resume()
+        assert {read.result().pixels.shape for read in reads} == {(32, 32, 3)}
+    assert not decoders._clients
 
 
 def test_decoders_end_with_the_process_that_started_them():

@@ -233,10 +233,10 @@ def test_the_address_of_the_page_opens_a_tab_or_a_job(tab, anchor, tab_opened, j
 def test_a_picture_dropped_while_a_job_runs_does_not_take_its_place(tab):
     job = tab.start()
     image = tab.drop("image", png(200))
-    kept, _, stage = tab.handlers.take(image, job)
+    kept, _, stage = tab.handlers.take(image, job, visitor())
     assert kept != "" and "before" not in stage
     tab.handlers.cancel(job)
-    cleared, panel, stage = tab.handlers.take(image, job)
+    cleared, panel, stage = tab.handlers.take(image, job, visitor())
     assert (cleared, panel, stage["before"]["width"], stage["after"]) == ("", "", 24, None)
 
 
@@ -262,7 +262,7 @@ def test_a_dropped_file_whose_time_is_over_is_to_be_dropped_again(tab, tmp_path)
     gone = file.preprocess(FileData(path=str(tmp_path / "gone.png")))
     assert gone == tmp_path / "gone.png"
     with pytest.raises(Error, match="drop or pick it again"):
-        tab.handlers.take(gone, "")
+        tab.handlers.take(gone, "", visitor())
     with pytest.raises(Error, match="drop or pick it again"):
         tab.handlers.start(gone, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor())
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from sparsegen.service import limits
+from sparsegen.service import limits, uploads
 from sparsegen.service.limits import IN_MEMORY, BodyLimit
 from sparsegen.service.uploads import COPIES, SPARE, UPLOAD, Room, used
 
@@ -35,8 +35,10 @@ class App:
         body = await request.body()
         return JSONResponse([len(body), body[:4].decode(), body[-4:].decode()])
 
-    async def post(self, body: bytes | AsyncIterator[bytes], path: str = "/any") -> httpx.Response:
-        transport = httpx.ASGITransport(self.limited)
+    async def post(
+        self, body: bytes | AsyncIterator[bytes], path: str = "/any", host: str = "192.0.2.1"
+    ) -> httpx.Response:
+        transport = httpx.ASGITransport(self.limited, client=(host, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.post(path, content=body)
 
@@ -44,7 +46,7 @@ class App:
 @pytest.fixture
 def room(tmp_path: Path) -> Callable[[int], Room]:
     """Makes rooms of some bytes beside an empty folder of the page."""
-    return lambda limit: Room(limit, lambda: tmp_path)
+    return lambda limit, share=1: Room(limit, lambda: tmp_path, share)
 
 
 def files_of_this_process() -> int:
@@ -99,8 +101,29 @@ def test_what_the_page_keeps_is_counted_with_its_folders_and_whole_blocks(room, 
             (tmp_path / str(number) / "a").write_bytes(b"a")  # a byte that takes a block, in a folder
         assert used(tmp_path) >= MIB
         app.limited.room.give_back(0, stays=True)  # as their uploads did
+        await asyncio.sleep(0)
         assert (await app.post(b"small", UPLOAD)).status_code == 507
         assert (await app.post(b"small")).status_code == 200  # of which nothing stays
+
+    asyncio.run(test())
+
+
+def test_one_client_cannot_take_the_room_of_the_others(room, monkeypatch):
+    async def test() -> None:
+        monkeypatch.setattr(uploads, "KEEP_UPLOADS", 0.5)
+        app = App(room(8 * MIB * COPIES, share=0.25))
+        app.open.clear()
+        held = [asyncio.create_task(app.post(bytes(MIB), UPLOAD)) for _ in range(2)]
+        while app.inside < 2:
+            await asyncio.sleep(0.01)
+        app.open.set()
+        assert {response.status_code for response in await asyncio.gather(*held)} == {200}
+        refused = await app.post(bytes(MIB))  # what stays counts as long as it lies there
+        assert refused.status_code == 507 and "your uploads take 6 MB" in refused.json()["error"]
+        assert (await app.post(bytes(MIB), host="192.0.2.2")).status_code == 200
+        await asyncio.sleep(0.6)
+        assert (await app.post(bytes(MIB))).status_code == 200
+        assert not app.limited.room._clients
 
     asyncio.run(test())
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from tempfile import SpooledTemporaryFile
 
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,7 +54,8 @@ class BodyLimit:
         with _Body(self.room, client_of(HTTPConnection(scope)), stays=path == UPLOAD) as body:
             try:
                 async with asyncio.timeout(self.seconds):
-                    refusal = await self._receive(body, receive, limit)
+                    announced = Headers(scope=scope).get("content-length", "")
+                    refusal = await self._receive(body, receive, limit, announced)
             except TimeoutError:
                 refusal = _refusal(
                     408, f"the body did not arrive within {self.seconds:g} seconds: send it faster"
@@ -65,12 +67,17 @@ class BodyLimit:
                 return
             await self.app(scope, body.replay(receive), send)
 
-    async def _receive(self, body: "_Body", receive: Receive, limit: int) -> Response | None:
+    async def _receive(self, body: "_Body", receive: Receive, limit: int, announced: str) -> Response | None:
         """Takes the body in; returns the answer if it cannot be taken.
 
         Raises: _Disconnected.
         """
         refusal, size, more = None, 0, True
+        try:
+            if announced.isdecimal() and len(announced) < 12 and int(announced) <= limit:
+                await body.reserve(int(announced))
+        except NoRoom as error:
+            refusal = _refusal(507, str(error))
         while more and size <= self.patience:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -117,13 +124,17 @@ class _Body:
             self._room.give_back(self._taken, self._client, self._stays)
             self._taken = 0
 
+    async def reserve(self, size: int) -> None:
+        """Takes room for a body of this size, unless that is taken.  Raises: NoRoom."""
+        if size > max(self._counts_from, self._taken):
+            await self._room.look()
+            self._room.take(size - self._taken, self._client)
+            self._taken = size
+
     async def write(self, content: bytes) -> None:
         """Raises: NoRoom; OSError where the disk is full."""
         self._size += len(content)
-        if content and self._size > self._counts_from:
-            await self._room.look()
-            self._room.take(self._size - self._taken, self._client)
-            self._taken = self._size
+        await self.reserve(self._size)
         self._file.write(content)
 
     def replay(self, receive: Receive) -> Receive:

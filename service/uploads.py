@@ -26,7 +26,8 @@ class NoRoom(Exception):
 class Room:
     """Counts the bytes of all uploads together, against `limit` and the free space of the disk.
 
-    Bodies are counted as they arrive, not by what they announce, so that many at the same time do not exceed it.
+    A body is counted before it arrives, by the length it announces, or else as it arrives: many at the same time do
+    not exceed the limit, and of too many the first are taken.
 
     Args:
         limit: bytes; by default the option `uploads_mb`.

@@ -36,11 +36,16 @@ class App:
         return JSONResponse([len(body), body[:4].decode(), body[-4:].decode()])
 
     async def post(
-        self, body: bytes | AsyncIterator[bytes], path: str = "/any", host: str = "192.0.2.1"
+        self,
+        body: bytes | AsyncIterator[bytes],
+        path: str = "/any",
+        host: str = "192.0.2.1",
+        length: int | None = None,
     ) -> httpx.Response:
         transport = httpx.ASGITransport(self.limited, client=(host, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post(path, content=body)
+            headers = {} if length is None else {"content-length": str(length)}
+            return await client.post(path, content=body, headers=headers)
 
 
 @pytest.fixture
@@ -88,6 +93,26 @@ def test_bodies_that_arrive_at_once_share_the_room_and_give_it_back(room):
         assert {response.status_code for response in await asyncio.gather(*held)} == {200}
         assert (await app.post(bytes(8 * MIB))).status_code == 200
         assert app.limited.room._arriving == 0
+
+    asyncio.run(test())
+
+
+def test_of_two_bodies_that_arrive_together_the_first_is_taken_and_the_second_refused(room):
+    async def test() -> None:
+        app, started = App(room(3 * MIB)), asyncio.Event()
+
+        async def slow(first: bool) -> AsyncIterator[bytes]:
+            yield bytes(MIB // 2)
+            if first:
+                await started.wait()
+            yield bytes(MIB // 2)
+
+        first = asyncio.create_task(app.post(slow(True), length=MIB))
+        while not app.limited.room._arriving:
+            await asyncio.sleep(0.01)
+        assert (await app.post(slow(False), length=MIB)).status_code == 507
+        started.set()
+        assert (await first).status_code == 200 and app.limited.room._arriving == 0
 
     asyncio.run(test())
 

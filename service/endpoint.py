@@ -36,7 +36,7 @@ from sparsegen.service.orphans import end_with_parent
 from sparsegen.service.page_events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.readiness import Readiness
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
-from sparsegen.service.uploads import UPLOAD, UploadRoom
+from sparsegen.service.uploads import UPLOAD
 from sparsegen.zoo import images
 from sparsegen.zoo.restoration.settings import processors
 
@@ -248,5 +248,4 @@ for guard, options in guards(exposure, own_routes):
 SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
-SparseGen.add_asgi_middleware(UploadRoom)
 SparseGen.add_asgi_middleware(PageRequests, queued=lambda: app.state.queued(), limit=exposure.client_events)

@@ -11,6 +11,7 @@ write to a Redis could run code in the workers. The unfinished jobs, in order, a
 """
 
 import json
+import logging
 import math
 import os
 import re
@@ -21,11 +22,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huey.exceptions import ConfigurationError
 from huey.storage import BaseStorage, RedisStorage, SqliteStorage
 
 from sparsegen.service.places import check_redis_url, is_redis, public
+
+logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "SPARSEGEN_JOBS"
 LEASE = 15.0  # seconds without a sign of life after which a worker is taken for dead
@@ -36,10 +40,11 @@ MAX_LOST = 3  # attempts that ended with their worker, after which a job is fail
 TELLING = 5.0  # seconds; a shorter job was mostly a start, and does not tell how long others take
 DRAFT = 600.0  # seconds after which a job whose submission did not end is removed
 FILES = ("image", "mask", "kernel")
+REMOVED = "removed"  # of an end: somebody deleted the job
 LIVE = ("waiting", "running")  # of the words for where a job is; the others are of ends
 ID = re.compile("[0-9a-f]{32}")
-UNHEARD = "There is no job {!r}: it never was, or ended more than a day ago."
-STORED_PIXELS = 2**31  # of pictures that lie here, which were checked before, or are our own
+UNHEARD = "There is no job {!r}: it never was, was deleted, or ended more than a day ago."
+STORED_PIXELS = 1_000_000  # of a picture that lies here, whether it was uploaded or restored
 SHELVES = ("jobs", "attempts", "ends", "workers", "blobs")
 UNKNOWN = {  # what a status says of an attempt before there is one
     "iteration": None,
@@ -78,7 +83,9 @@ class StoreFull(StoreError):
 
 
 class Busy(RuntimeError):
-    """No further job is taken now; `retry_after` says in how many seconds to ask again."""
+    """No further job is taken now; `retry_after` says in how many seconds to ask again, `status` is HTTP's."""
+
+    status = 429
 
     def __init__(self, sentence: str, retry_after: float) -> None:
         super().__init__(sentence)
@@ -87,6 +94,8 @@ class Busy(RuntimeError):
 
 class NoWorker(Busy):
     """Nobody would do a job."""
+
+    status = 503
 
     def __init__(self) -> None:
         super().__init__(
@@ -170,9 +179,16 @@ class Live:
 class Store:
     """The jobs of all servers and workers that were given the same place; see `open_store`."""
 
-    def __init__(self, shelves: Mapping[str, Shelf], clock: Callable[[], float], close: Callable[[], None]):
+    def __init__(
+        self,
+        shelves: Mapping[str, Shelf],
+        clock: Callable[[], float],
+        close: Callable[[], None],
+        scrub: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`scrub` overwrites what was deleted, where the storage keeps that."""
         self.jobs, self.attempts, self.ends, self.workers, self.blobs = (shelves[name] for name in SHELVES)
-        self.clock, self.close = clock, close
+        self.clock, self.close, self._scrub = clock, close, scrub
 
     # What a server does.
 
@@ -183,22 +199,24 @@ class Store:
         notes: Iterable[str] = (),
         limit: int = MAX_WAITING,
         effort: float = 1.0,
+        client: str = "",
+        quota: int = MAX_WAITING,
     ) -> dict:
         """Takes a job, and returns its status; `effort` is how much work it is, beside others.
+
+        A `client` has `quota` unfinished jobs at most; unless one is named, only `limit` counts.
 
         Its draft is written before it is known whether there is room, so that servers that ask at the same
         time never take more than `limit`; and a draft is nothing that a worker would claim.
 
         Raises: NoWorker, Busy; StoreError, StoreFull.
         """
-        self.check_room(limit)
-        job_id, draft = (
-            uuid.uuid4().hex,
-            {"draft": True, "number": self.jobs.next_number(), "at": self.clock()},
-        )
+        self.check_room(limit, client, quota)
+        job_id = uuid.uuid4().hex
+        draft = {"draft": True, "number": self.jobs.next_number(), "at": self.clock(), "client": client}
         self.jobs.put(job_id, _pack(draft))
         try:
-            self._check_room(limit, drafts=1)
+            self._check_room(limit, client, quota, drafts=1)
             for name, content in files.items():
                 self.blobs.put(f"{job_id}:{name}", content)
             record = {
@@ -217,18 +235,28 @@ class Store:
         assert status is not None, "an end is kept for longer than this takes"
         return status
 
-    def check_room(self, limit: int = MAX_WAITING) -> None:
-        """Raises: NoWorker if none gave a sign of life within LEASE, Busy if `limit` jobs wait; StoreError."""
-        self._check_room(limit, drafts=0)
+    def check_room(self, limit: int = MAX_WAITING, client: str = "", quota: int = MAX_WAITING) -> None:
+        """Checks whether a job would be taken.
 
-    def _check_room(self, limit: int, drafts: int) -> None:
+        Raises: NoWorker if none gave a sign of life within LEASE; Busy if `limit` jobs wait, or `quota` of the
+            client are unfinished; StoreError.
+        """
+        self._check_room(limit, client, quota, drafts=0)
+
+    def _check_room(self, limit: int, client: str, quota: int, drafts: int) -> None:
         """As `check_room`, where `drafts` of the jobs that wait are our own."""
         alive, live = self._alive(), self.live()
         if not alive:
             self.check_writable()  # what keeps workers from giving a sign of life is worth more than that they do not
             raise NoWorker
+        running = [left for job in live if job.running and (left := self._left(job)) is not None]
+        if client and sum(job.record.get("client") == client for job in live) - drafts >= quota:
+            raise Busy(
+                f"{quota} jobs of yours are unfinished, which is the limit for one client: wait for one to end, or "
+                f"cancel one",
+                min(running, default=60),
+            )
         if sum(job.waiting for job in live) - drafts >= limit:
-            running = [left for job in live if job.running and (left := self._left(job)) is not None]
             raise Busy(
                 f"{limit} jobs are waiting, which is the limit: ask again later, or start another worker",
                 min(running, default=60),
@@ -240,7 +268,7 @@ class Store:
             return None
         job = self.jobs.get(job_id)  # before its end: a job goes only once that is written
         if (end := self.ends.get(job_id)) is not None:
-            return _told(job_id, **_load(end))
+            return _ended(job_id, end)
         if job is None or _load(job).get("draft"):
             return None
         live = self.live()
@@ -248,7 +276,7 @@ class Store:
             if job.id == job_id:
                 return self._status(job, live)
         end = self.ends.get(job_id)  # it ended while we looked
-        return None if end is None else _told(job_id, **_load(end))
+        return None if end is None else _ended(job_id, end)
 
     def preview(self, job_id: str) -> bytes | None:
         """A PNG of the present picture of a job that runs or is done."""
@@ -265,6 +293,26 @@ class Store:
         end = self.ends.get(job_id)
         attempt = None if end is None else _load(end).get("attempt")
         return None if attempt is None else self.blobs.get(f"{job_id}:result:{attempt}")
+
+    def delete(self, job_id: str) -> dict | None:
+        """Cancels a job that lives, or removes one that has ended and all that is known of it; returns its last status.
+
+        Of a job that was removed a mark stays for as long as its end would have: a worker that comes back from the
+        dead finds it, and cannot end the job anew.
+        """
+        status = self.status(job_id)
+        if status is None or status["status"] in LIVE:
+            return self.cancel(job_id)
+        if (end := self.ends.get(job_id)) is None:  # its time was over while we looked
+            return status
+        kept = {name: _load(end)[name] for name in ("at", "attempts")}
+        self.ends.put(
+            job_id, _pack(kept | {"status": REMOVED})
+        )  # first, so that `finish` puts no picture back
+        self._clear_up(job_id)  # what a kill left behind
+        self._remove_pictures(job_id, kept["attempts"])
+        self._scrub()
+        return status
 
     def cancel(self, job_id: str) -> dict | None:
         """Ends a job unless it has ended, and returns its status; its worker stops within one iteration."""
@@ -339,6 +387,10 @@ class Store:
     def show(self, claim: Claim, preview: bytes) -> None:
         self.blobs.put(f"{claim.id}:preview:{claim.attempt}", preview)
 
+    def withdraw(self, claim: Claim) -> None:
+        """Removes the preview of an attempt that lost its job: it may have been written after the others went."""
+        self.blobs.delete(f"{claim.id}:preview:{claim.attempt}")
+
     def give_back(self, claim: Claim) -> None:
         """Lets the job wait again, at its place; this is no attempt that was lost."""
         if self.holds(claim):
@@ -371,11 +423,10 @@ class Store:
         jobs = {job_id: _load(job) for job_id, job in self.jobs.all().items()}
         ends = {job_id: _load(end) for job_id, end in self.ends.all().items()}
         for job_id, end in ends.items():
-            if now - end["at"] >= KEEP:
-                numbers = range(1, end["attempts"] + 1)
-                self.blobs.delete(
-                    *(f"{job_id}:{what}:{n}" for n in numbers for what in ("result", "preview"))
-                )
+            old = now - end["at"] >= KEEP
+            if old or end["status"] == REMOVED:
+                self._remove_pictures(job_id, end["attempts"])
+            if old:
                 self.ends.delete(job_id)
         for job_id, job in jobs.items():
             if job_id in ends:
@@ -388,6 +439,7 @@ class Store:
         for worker, beat in self.workers.all().items():
             if now - _load(beat)["at"] >= 10 * LEASE:
                 self.workers.delete(worker)
+        self._scrub()
 
     def live(self) -> list[Live]:
         """The unfinished jobs in the order of their submission, drafts included."""
@@ -426,6 +478,11 @@ class Store:
             self.attempts.delete(_key(job_id, number))
         self._discard(job_id)
 
+    def _remove_pictures(self, job_id: str, attempts: int) -> None:
+        """Removes what the attempts at a job have made."""
+        keys = [f"{job_id}:{what}:{n}" for n in range(1, attempts + 1) for what in ("result", "preview")]
+        self.blobs.delete(*self.blobs.present(*keys))
+
     def _discard(self, job_id: str) -> None:
         self.blobs.delete(*(f"{job_id}:{name}" for name in FILES))
         self.jobs.delete(job_id)
@@ -435,14 +492,14 @@ class Store:
         done = self.blobs.get("done")
         return {} if done is None else _load(done)
 
-    def _pace(self) -> float | None:
+    def pace(self) -> float | None:
         """Seconds that a unit of effort takes, judged by the jobs that are done; None before the first."""
         done = self._done()
         return done["seconds"] / done["effort"] if done else None
 
     def _left(self, job: Live) -> float | None:
         """Seconds of work on a job: what its worker says, else by the pace of others; None if nobody knows."""
-        left, pace = job.attempts[-1].get("seconds_left") if job.running else None, self._pace()
+        left, pace = job.attempts[-1].get("seconds_left") if job.running else None, self.pace()
         return pace * job.record["effort"] if left is None and pace is not None else left
 
     def _status(self, job: Live, live: list[Live]) -> dict:
@@ -501,13 +558,19 @@ def _open_sqlite(path: Path) -> Store:
             f"jobs cannot be kept in {path} ({os.strerror(error.errno)}): set {ENVIRONMENT} to another file"
         ) from error
     with guard():
-        storages = {name: SqliteStorage(name, filename=str(path), cache_mb=1) for name in SHELVES}
+        storages = {name: _Sqlite(name, filename=str(path), cache_mb=1) for name in SHELVES}
 
     def close() -> None:
         for storage in storages.values():
             storage.close()
 
-    return Store({name: Shelf(storage, guard) for name, storage in storages.items()}, time.time, close)
+    def scrub() -> None:
+        """Empties the write-ahead log, which holds deleted pictures; where others read it, their next write does."""
+        with guard():
+            storages["blobs"].conn.execute("pragma wal_checkpoint(truncate)")
+
+    shelves = {name: Shelf(storage, guard) for name, storage in storages.items()}
+    return Store(shelves, time.time, close, scrub)
 
 
 def _open_redis(url: str) -> Store:
@@ -530,6 +593,7 @@ def _open_redis(url: str) -> Store:
     with guard():
         pool = ConnectionPool.from_url(url, socket_timeout=5, socket_connect_timeout=5)
         storages = {name: RedisStorage(f"sparsegen_{name}", connection_pool=pool) for name in SHELVES}
+        storages["blobs"] = _RedisKeys("sparsegen_blobs", connection_pool=pool)
 
     def clock() -> float:
         """The time of Redis, since the clocks of machines differ."""
@@ -539,7 +603,64 @@ def _open_redis(url: str) -> Store:
 
     store = Store({name: Shelf(storage, guard) for name, storage in storages.items()}, clock, pool.disconnect)
     store.clock()  # whether somebody is there
+    with guard():
+        _check_policy(storages["jobs"].conn, public(url))
     return store
+
+
+class _Sqlite(SqliteStorage):
+    """A storage that overwrites what is deleted with zeros."""
+
+    def _create_connection(self) -> sqlite3.Connection:
+        connection = super()._create_connection()
+        connection.execute("pragma secure_delete=on")
+        return connection
+
+
+class _RedisKeys(RedisStorage):
+    """A storage with a key of Redis per value, where huey's has one hash of all.
+
+    A Redis that evicts keys then drops single pictures, not all of them at once.
+    """
+
+    def _full(self, key: str) -> str:
+        return f"{self.name}:{key}"
+
+    def put_data(self, key: str, value: bytes, is_result: bool = False) -> None:
+        self.conn.set(self._full(key), value)
+
+    def peek_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+        keys = list(keys)
+        values = self.conn.mget([self._full(key) for key in keys]) if keys else []
+        return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+
+    def put_if_empty(self, key: str, value: bytes, ttl: int | None = None) -> bool:
+        return bool(self.conn.set(self._full(key), value, nx=True, ex=ttl))
+
+    def delete_data(self, key: str) -> bool:
+        return self.conn.delete(self._full(key)) != 0
+
+    def result_items(self) -> dict[str, bytes]:
+        start = len(self._full(""))
+        return self.peek_many(key.decode()[start:] for key in self.conn.scan_iter(match=self._full("*")))
+
+
+def _check_policy(connection: Any, place: str) -> None:
+    """Warns where Redis may drop jobs to make room for others."""
+    from redis.exceptions import ResponseError
+
+    try:
+        policy = connection.config_get("maxmemory-policy").get("maxmemory-policy", "")
+    except ResponseError:
+        logger.info("the maxmemory-policy of %s cannot be read: it should be noeviction", place)
+        return
+    if policy.startswith("allkeys"):
+        logger.warning(
+            "Redis at %s drops keys when its memory is full (maxmemory-policy %s), and with them jobs and pictures: "
+            "set maxmemory-policy to noeviction",
+            place,
+            policy,
+        )
 
 
 def _guard(errors: type | tuple[type, ...], told: Callable[[Exception], StoreError]) -> Callable:
@@ -564,6 +685,12 @@ def _told(job_id: str, status: str, **known: object) -> dict:
         "notes": [],
     }
     return {"id": job_id, "status": status} | {name: known.get(name, none) for name, none in nothing.items()}
+
+
+def _ended(job_id: str, end: bytes) -> dict | None:
+    """The status of a job that has ended; None if it was removed."""
+    facts = _load(end)
+    return None if facts["status"] == REMOVED else _told(job_id, **facts)
 
 
 def _own(job_id: str, attempts: Mapping[str, bytes]) -> list[dict]:

@@ -1,21 +1,36 @@
-"""A bound on the bytes of a request, which bentoml and gradio do not set."""
+"""Bounds on the bytes of requests, which bentoml and gradio do not set."""
 
+import asyncio
+import logging
 from collections.abc import Mapping
+from tempfile import SpooledTemporaryFile
 
-from starlette.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sparsegen.service.clients import client_of
+from sparsegen.service.uploads import UPLOAD, NoRoom, Room
+
+logger = logging.getLogger(__name__)
+
 MAX_BODY = 1 << 20
+IN_MEMORY = 64 << 10  # bytes of a body; what is larger lies on the disk
+CHUNK = 256 << 10
+SECONDS = 300.0  # in which a body has to arrive: 32 MiB at a megabit per second
 
 
 class BodyLimit:
-    """ASGI middleware that reads a body before the app does, and answers 413 once it exceeds `limit` bytes.
+    """ASGI middleware that receives a body before the app does, and answers 413 once it exceeds `limit` bytes.
 
     `exceptions` are limits of their own for the methods and paths that need one.
 
-    The bytes are counted as they arrive, so a chunked body without a content-length is bounded too. No more
-    than the limit of them are kept; the others are read and dropped, up to `patience` in all, since a client
-    that is still sending when the connection closes does not see the answer.
+    The bytes are counted as they arrive, so a chunked body without a content-length is bounded too. Beyond
+    IN_MEMORY they lie in an unnamed temporary file, so memory does not grow with the uploads; `room` bounds those
+    files, the parsed copies and what the page keeps, and without room the answer is 507. Bytes beyond the limit
+    are read and dropped, up to `patience` in all, since a client that is still sending when the connection closes
+    does not see the answer. A body that takes longer than `seconds` is answered with 408.
     """
 
     def __init__(
@@ -24,32 +39,121 @@ class BodyLimit:
         limit: int = MAX_BODY,
         patience: int = 64 * MAX_BODY,
         exceptions: Mapping[tuple[str, str], int] | None = None,
+        room: Room | None = None,
+        seconds: float = SECONDS,
     ) -> None:
         self.app, self.limit, self.patience, self.exceptions = app, limit, patience, exceptions or {}
+        self.room, self.seconds = room or Room(), seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit = self.exceptions.get((scope["method"], scope["path"].rstrip("/")), self.limit)
-        parts, size, more = [], 0, True
-        while more:
+        path = scope["path"].rstrip("/")
+        limit = self.exceptions.get((scope["method"], path), self.limit)
+        with _Body(self.room, client_of(HTTPConnection(scope)), stays=path == UPLOAD) as body:
+            try:
+                async with asyncio.timeout(self.seconds):
+                    announced = Headers(scope=scope).get("content-length", "")
+                    refusal = await self._receive(body, receive, limit, announced)
+            except TimeoutError:
+                refusal = _refusal(
+                    408, f"the body did not arrive within {self.seconds:g} seconds: send it faster"
+                )
+            except _Disconnected:
+                return
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
+            await self.app(scope, body.replay(receive), send)
+
+    async def _receive(self, body: "_Body", receive: Receive, limit: int, announced: str) -> Response | None:
+        """Takes the body in; returns the answer if it cannot be taken.
+
+        Raises: _Disconnected.
+        """
+        refusal, size, more = None, 0, True
+        try:
+            if announced.isdecimal() and len(announced) < 12 and int(announced) <= limit:
+                await body.reserve(int(announced))
+        except NoRoom as error:
+            refusal = _refusal(507, str(error))
+        while more and size <= self.patience:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
-            more = message.get("more_body", False)
-            size += len(message.get("body", b""))
-            if size <= limit:
-                parts.append(message.get("body", b""))
-            elif size > self.patience:
-                break
+                raise _Disconnected
+            more, content = message.get("more_body", False), message.get("body", b"")
+            size += len(content)
+            if size > limit or refusal is not None:
+                body.close()
+                continue
+            try:
+                await body.write(content)
+            except NoRoom as error:
+                refusal = _refusal(507, str(error))
+            except OSError as error:
+                logger.error("an upload cannot be written to the temporary folder: %s", error.strerror)
+                refusal = _refusal(507, "the server cannot store uploads now: try again in some minutes")
         if size > limit:
             sentence = f"a request has at most {limit:,} bytes; this one has {'more than ' * more}{size:,}"
-            await JSONResponse({"error": sentence}, 413, {"connection": "close"})(scope, receive, send)
-            return
-        replay = iter([{"type": "http.request", "body": b"".join(parts), "more_body": False}])
+            return _refusal(413, sentence)
+        return refusal
+
+
+class _Disconnected(Exception):
+    """The client is gone."""
+
+
+class _Body:
+    """A body that has arrived, in memory or on the disk, and its part of the room."""
+
+    def __init__(self, room: Room, client: str, stays: bool) -> None:
+        self._room, self._client, self._stays, self._taken, self._size = room, client, stays, 0, 0
+        self._counts_from = 0 if stays else IN_MEMORY  # small files that stay would fill the room as well
+        self._file = SpooledTemporaryFile(IN_MEMORY)
+
+    def __enter__(self) -> "_Body":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._taken:
+            self._room.give_back(self._taken, self._client, self._stays)
+            self._taken = 0
+
+    async def reserve(self, size: int) -> None:
+        """Takes room for a body of this size, unless that is taken.  Raises: NoRoom."""
+        if size > max(self._counts_from, self._taken):
+            await self._room.look()
+            self._room.take(size - self._taken, self._client)
+            self._taken = size
+
+    async def write(self, content: bytes) -> None:
+        """Raises: NoRoom; OSError where the disk is full."""
+        self._size += len(content)
+        await self.reserve(self._size)
+        self._file.write(content)
+
+    def replay(self, receive: Receive) -> Receive:
+        """What gives the body to the app in pieces, and then what else is received."""
+        self._file.seek(0)
+        left, done = self._size, False
 
         async def receive_again() -> Message:
-            return next(replay, None) or await receive()
+            nonlocal left, done
+            if done:
+                return await receive()
+            content = self._file.read(CHUNK)
+            left -= len(content)
+            done = left <= 0
+            return {"type": "http.request", "body": content, "more_body": not done}
 
-        await self.app(scope, receive_again, send)
+        return receive_again
+
+
+def _refusal(status: int, sentence: str) -> JSONResponse:
+    later = {"retry-after": "60"} if status == 507 else {}
+    return JSONResponse({"error": sentence}, status, {"connection": "close"} | later)

@@ -10,20 +10,26 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from sparsegen.service import metrics
+from sparsegen.service.budget import check_budget
+from sparsegen.service.clients import client_of
+from sparsegen.service.decoding import DecodersBusy, decoders
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs import (
     FILES,
+    MAX_WAITING,
     STORED_PIXELS,
     UNHEARD,
     Busy,
@@ -34,6 +40,7 @@ from sparsegen.service.jobs import (
     default_place,
     open_store,
 )
+from sparsegen.service.options import Options
 from sparsegen.service.places import is_redis
 from sparsegen.service.readiness import Health
 from sparsegen.service.worker import WORKERS
@@ -57,7 +64,7 @@ from sparsegen.zoo.restoration.settings import (
 logger = logging.getLogger(__name__)
 
 MAX_UPLOAD = 32 << 20
-MAX_PIXELS = 1_000_000  # of the picture that is computed: some minutes of a processor
+MAX_PIXELS = STORED_PIXELS  # of the picture that is computed
 TILED = f"{pictures.MAX_PIXELS / 1e6:g} million"  # pixels, of the command line
 SCALARS = [field.name for field in fields(Task)]
 NUMBERS = {"density": float, "sigma": float, "seed": int, "iterations": int, "members": int, "by": int}
@@ -132,6 +139,7 @@ UNKNOWN = "There is no such job."
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Keeps the gauges of /metrics and the health of the server right, and old jobs swept, while it runs."""
     app.state.jobs, app.state.health = Jobs(), Health()
+    app.state.turns, app.state.clients = CapacityLimiter(Options.from_environment().decoders), Counter()
     task = asyncio.create_task(_look_after(app.state.jobs, app.state.health))
     try:
         yield
@@ -154,19 +162,20 @@ router = APIRouter(prefix="/restore", lifespan=lifespan)
         | {"headers": {"Location": {"description": "Where its state is.", "schema": {"type": "string"}}}},
         **{"400": "The body, or a picture in it, cannot be read.", "413": "The body is too large."},
         **{"415": "The body is no form.", "422": "A value is missing, unknown or out of range."},
-        **{"429": "Too many jobs wait.", "503": "No worker lives, or the jobs cannot be reached."},
+        **{"429": "Too many jobs wait, or too many are this client's."},
+        **{"503": "No worker lives, the jobs cannot be reached, or too many pictures wait to be read."},
         **{"507": "There is no room for a further job."},
     ),
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
 )
 async def submit(request: Request) -> JSONResponse:
     """Takes a picture and what is to be done to it, and answers with the id of a job."""
-    await _with(request, Store.check_room)  # before anything is read
-    async with _form(request) as form:
+    client = client_of(request)
+    await _with(request, lambda store: check_room(store, client))  # before anything is read
+    async with _form(request) as form, _turn(request, client):
         given, uploads = _sort(form)
         files = {name: await upload.read() for name, upload in uploads.items()}
-    task, notes, effort = await asyncio.to_thread(check, given, files)
-    status = await _with(request, lambda store: store.submit(asdict(task), files, notes, effort=effort))
+        status, _ = await _with(request, lambda store: order(store, given, files, client))
     return JSONResponse(status, 202, {"location": f"restore/{status['id']}"})
 
 
@@ -192,6 +201,7 @@ async def preview(request: Request, job_id: str) -> Response:
     content = await _with(request, lambda store: store.preview(job_id))
     if content is None:
         _check_result_possible(status)
+        _check_result_kept(status)
         raise HTTPException(404, "there is no picture yet: ask again in a moment", {"retry-after": "2"})
     return Response(content, media_type="image/png", headers={"cache-control": "no-store"})
 
@@ -226,6 +236,7 @@ async def result(request: Request, job_id: str) -> Response:
     _check_result_possible(status)
     content = await _with(request, lambda store: store.result(job_id)) if status["status"] == "done" else None
     if content is None:
+        _check_result_kept(status)
         left = status["seconds_left"]
         raise HTTPException(
             409,
@@ -238,10 +249,10 @@ async def result(request: Request, job_id: str) -> Response:
     return Response(content, media_type=FORMATS[form], headers=headers)
 
 
-@router.delete("/{job_id}", summary="Cancels a job", responses=_answers(200, STATE, **{"404": UNKNOWN}))
-async def cancel(request: Request, job_id: str) -> JSONResponse:
-    """Cancels a job; one that has ended stays as it is."""
-    return JSONResponse(await _status(request, job_id, lambda store: store.cancel(job_id)))
+@router.delete("/{job_id}", summary="Deletes a job", responses=_answers(200, STATE, **{"404": UNKNOWN}))
+async def delete(request: Request, job_id: str) -> JSONResponse:
+    """Cancels a job that waits or runs; removes one that has ended, with its picture. Answers its last state."""
+    return JSONResponse(await _status(request, job_id, lambda store: store.delete(job_id)))
 
 
 class Jobs:
@@ -263,10 +274,49 @@ class Jobs:
                 self._store.close()
 
 
-def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[Task, list[str], float]:
-    """Checks all of a request, and returns its task, what there is to know of its pictures, and its effort.
+@dataclass(frozen=True)
+class Order:
+    """A request that was checked: its task, the picture, notes on it, and the height and width of the result."""
 
-    Raises: Refused with 400 for a picture that cannot be read, else with 422.
+    task: Task
+    image: Picture
+    notes: list[str]
+    size: tuple[int, int]
+
+
+def check_room(store: Store, client: str) -> None:
+    """Raises: Busy, NoWorker, StoreError if `order` would refuse whatever this client asks."""
+    store.check_room(client=client, quota=Options.from_environment().jobs_per_client)
+
+
+def order(
+    store: Store, given: Mapping[str, str], files: Mapping[str, bytes], client: str
+) -> tuple[dict, Picture]:
+    """Checks a request and submits it as a job; returns the status of the job, and the picture that was given.
+
+    Raises: Refused as `check`, and with 422 above the budget; Busy, StoreError.
+    """
+    options, checked = Options.from_environment(), check(given, files)
+    try:
+        check_budget(checked.task, *checked.size, store.pace(), options)
+    except ValueError as error:
+        raise Refused(422, str(error)) from None
+    effort = checked.task.effort(*checked.size)
+    status = store.submit(
+        asdict(checked.task),
+        files,
+        checked.notes,
+        effort=effort,
+        client=client,
+        quota=options.jobs_per_client,
+    )
+    return status, checked.image
+
+
+def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
+    """Checks all of a request.
+
+    Raises: Refused with 400 for a picture that cannot be read, else with 422; DecodersBusy.
     """
     values = {name: _number(name, text) if name in NUMBERS else text for name, text in given.items()}
     if "kernel" in files:
@@ -291,7 +341,7 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[Task, l
         raise Refused(422, str(error)) from None
     notes = [note for picture in opened.values() for note in picture.notes]
     notes += [task.idle_sigma] if task.idle_sigma else []
-    return task, notes, task.effort(height, width)
+    return Order(task, image, notes, (height, width))
 
 
 def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
@@ -305,7 +355,9 @@ def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
 
 def _read(name: str, content: bytes) -> Picture:
     try:
-        return read_picture(content, f"the {name}", MAX_PIXELS, min_side=1 if name == "kernel" else MIN_SIDE)
+        return decoders().read(
+            content, f"the {name}", MAX_PIXELS, min_side=1 if name == "kernel" else MIN_SIDE
+        )
     except ImportError as error:
         raise Refused(415, str(error)) from None
     except TooLarge as error:
@@ -330,6 +382,28 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
         raise Refused(415, f"send the picture as multipart/form-data, as curl -F does; got {media[:60]!r}")
     async with request.form(max_files=len(FILES), max_fields=len(SCALARS), max_part_size=4096) as form:
         yield form
+
+
+@asynccontextmanager
+async def _turn(request: Request, client: str) -> AsyncIterator[None]:
+    """Waits until an upload may be held in memory, of which a few are at once; the others lie on the disk.
+
+    Raises: HTTPException 503 if too many wait, of all or of this client.
+    """
+    turns, clients = request.app.state.turns, request.app.state.clients
+    quota = Options.from_environment().jobs_per_client
+    if turns.statistics().tasks_waiting >= MAX_WAITING:
+        raise _unavailable(DecodersBusy(MAX_WAITING))
+    if clients[client] >= quota:
+        raise _unavailable(DecodersBusy(quota, " of yours"))
+    clients[client] += 1
+    try:
+        async with turns:
+            yield
+    finally:
+        clients[client] -= 1
+        if not clients[client]:
+            del clients[client]
 
 
 def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
@@ -371,6 +445,11 @@ def _check_result_possible(status: dict) -> None:
         raise HTTPException(410, f"the job is {status['status']}, so it has no result{reason}")
 
 
+def _check_result_kept(status: dict) -> None:
+    if status["status"] == "done":
+        raise HTTPException(410, "the job is done, but its picture is gone from the store: submit it again")
+
+
 async def _with(request: Request, ask: Callable[[Store], Any]) -> Any:
     """Asks the store, in a thread.
 
@@ -379,12 +458,15 @@ async def _with(request: Request, ask: Callable[[Store], Any]) -> Any:
     try:
         return await asyncio.to_thread(lambda: ask(request.app.state.jobs()))
     except Busy as error:
-        status = 503 if isinstance(error, NoWorker) else 429
-        raise HTTPException(status, str(error), {"retry-after": str(error.retry_after)}) from None
+        raise _unavailable(error) from None
     except StoreError as error:
         logger.error("%s", error)
         status = 507 if isinstance(error, StoreFull) else 503
         raise HTTPException(status, error.public, {"retry-after": "10"}) from None
+
+
+def _unavailable(error: Busy) -> HTTPException:
+    return HTTPException(error.status, str(error), {"retry-after": str(error.retry_after)})
 
 
 def _encode(content: bytes, form: str) -> bytes:

@@ -6,8 +6,9 @@ when the page is closed. The page asks how they are going, and shows pictures fr
 
 import base64
 import zlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it
 from gradio.data_classes import FileData  # noqa: TID253
 
 from sparsegen.service import markup, restoration
+from sparsegen.service.clients import client_of
+from sparsegen.service.decoding import decoders
 from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
 from sparsegen.service.jobs import LIVE, UNHEARD, Store, StoreError
 from sparsegen.service.restoration import MAX_PIXELS
@@ -65,23 +68,16 @@ SHOWN = (
 
 
 def dropped(label: str, elem_id: str) -> gr.File:
-    """A place to drop a file, whose bytes the handlers get; it lies on the server for KEEP_UPLOADS seconds.
+    """A place to drop a file, whose path the handlers get; it lies on the server for KEEP_UPLOADS seconds.
 
     Choice: its `preprocess` is replaced, since for a subclass Gradio writes a .pyi file beside the module. It
-    goes back to the original once a handler changes more of the component than its value.
+    goes back to the original once a handler changes more of the component than its value. Gradio's own reads the
+    file at once, however many visitors drop one.
     """
     file = gr.File(label=label, type="binary", height=110, elem_id=elem_id)
-    read = file.preprocess
 
-    def preprocess(payload: FileData | None) -> bytes | None:
-        try:
-            return read(payload)
-        except FileNotFoundError:
-            raise gr.Error(
-                f"the picture is no longer here, since the server keeps none for more than {KEEP_UPLOADS // 60} "
-                f"minutes: drop or pick it again",
-                print_exception=False,
-            ) from None
+    def preprocess(payload: FileData | None) -> Path | None:
+        return None if payload is None else Path(payload.path)
 
     file.preprocess = preprocess
     return file
@@ -141,7 +137,7 @@ def tab(blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store]) -> None:
         None, job, None, js=ADDRESS_JS
     )
     start.click(
-        handlers.start, given, [job, stage], concurrency_limit=4, show_progress="hidden", api_name="restore"
+        handlers.start, given, [job, stage], concurrency_limit=2, show_progress="hidden", api_name="restore"
     ).success(**look).then(None, job, None, js=ADDRESS_JS).then(None, None, None, js=SHOW_JS)
     cancel.click(handlers.cancel, job, None, **quiet).then(**look)
     timer.tick(**look)
@@ -228,22 +224,38 @@ class Handlers:
         return tuple(gr.update(visible=kind == wanting) for wanting in ("inpaint", "upscale", "deblur"))
 
     @told
-    def take(self, image, job):
+    def take(self, image, job, request: gr.Request):
         """Shows a picture that was dropped; one that comes while a job is watched has to wait for its start."""
         if image is None or (job and (self._status(job) or {}).get("status") in LIVE):
             return gr.skip(), gr.skip(), gr.skip()
-        return "", "", gr.update(before=shown(read_picture(image, "the picture", MAX_PIXELS)), after=None)
+        with dropped_files():
+            picture = decoders().read(image, "the picture", MAX_PIXELS, client=client_of(request))
+        return "", "", gr.update(before=shown(picture), after=None)
 
     # Gradio hands the values of the components over one by one: hence the long signature.
     @told
-    def start(self, image, mask, kind, by, blur, preset, regularizer, members, sigma, seed, loss):
+    def start(
+        self,
+        image,
+        mask,
+        kind,
+        by,
+        blur,
+        preset,
+        regularizer,
+        members,
+        sigma,
+        seed,
+        loss,
+        request: gr.Request,
+    ):
         """Submits a job, and returns its id and the picture as it was given."""
         if image is None:
             raise ValueError("there is no picture yet: drop one, or pick an example")
         if kind == "inpaint" and mask is None:
             raise ValueError("fill holes needs to know where they are: drop a mask, white in the holes")
-        store = self.jobs()
-        store.check_room()  # before anything is read
+        store, client = self.jobs(), client_of(request)
+        restoration.check_room(store, client)  # before anything is read
         asked = {
             "kind": kind,
             "preset": preset,
@@ -255,12 +267,11 @@ class Handlers:
         asked |= {"sigma": sigma} if sigma and kind == "denoise" else {}
         asked |= {"by": by} if kind == "upscale" else {}
         asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
-        files = {"image": image} | ({"mask": mask} if kind == "inpaint" else {})
+        with dropped_files():
+            files = {"image": image.read_bytes()} | ({"mask": mask.read_bytes()} if kind == "inpaint" else {})
         given = {name: str(value) for name, value in asked.items()}
-        task, notes, effort = restoration.check(given, files)
-        status = store.submit(asdict(task), files, notes, effort=effort)
-        before = shown(read_picture(image, "the picture", MAX_PIXELS))
-        return status["id"], gr.update(before=before, after=None)
+        status, picture = restoration.order(store, given, files, client)
+        return status["id"], gr.update(before=shown(picture), after=None)
 
     def look(self, job):
         """Says how a job is going: the panel, the pictures, whether to ask again, and what can be pressed."""
@@ -291,6 +302,18 @@ class Handlers:
 
     def _status(self, job: object) -> dict | None:
         return self.jobs().status(str(job))
+
+
+@contextmanager
+def dropped_files() -> Iterator[None]:
+    """Says on the page that a dropped file is no longer there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"the picture is no longer here, since the server keeps none for more than {KEEP_UPLOADS // 60} minutes: "
+            f"drop or pick it again"
+        ) from None
 
 
 def buttons(live: bool) -> tuple[gr.Timer, dict, dict]:

@@ -21,6 +21,7 @@ import psutil
 from sparsegen.service.exposure import Exposure
 from sparsegen.service.jobs import ENVIRONMENT as JOBS
 from sparsegen.service.models import models_folder, open_models
+from sparsegen.service.options import Options
 from sparsegen.service.worker import WORKERS, stop_signals
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,10 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
         jobs: Where the restorations are kept, a SQLite file or a Redis URL; see `jobs.default_place`.
 
     Raises: FileNotFoundError if there are no models, OSError if the port is taken or the host unknown,
-        ValueError if a setting of `Exposure` cannot be used, RuntimeError if the server or its worker ends before
-        it answers.
+        ValueError if a setting of `Exposure` or a limit of `Options` cannot be used, RuntimeError if the server or
+        its worker ends before it answers.
     """
+    Options.from_environment()  # here, as the models
     exposure = Exposure.from_environment(host=host)
     for warning in exposure.warnings():
         logger.warning(warning)

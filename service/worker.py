@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from sparsegen.service.decoding import decoders
 from sparsegen.service.jobs import BEAT_EVERY, STORED_PIXELS, Claim, Store, StoreError, open_store
 from sparsegen.service.logs import set_up_logs
+from sparsegen.service.options import Options
 from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.reading import read_picture
 from sparsegen.zoo.restoration.settings import Task, fair_threads
 
 if TYPE_CHECKING:
@@ -58,14 +59,15 @@ class Curve:
 
 
 class Reporter:
-    """The callback of one attempt: tells the store of it, and says when to stop.
+    """The callback of one attempt: reports it, and says when to stop, after `deadline` seconds at the latest.
 
     A store that cannot be reached does not stop the work: if meanwhile another worker takes over, the one that
     ends first has its result kept.
     """
 
-    def __init__(self, store: Store, claim: Claim, stopped: list[int]) -> None:
+    def __init__(self, store: Store, claim: Claim, stopped: list[int], deadline: float = math.inf) -> None:
         self.store, self.claim, self.stopped = store, claim, stopped
+        self.expires, self.expired = time.monotonic() + deadline, False
         self.curve, self.facts = Curve(), {}
         self.lost = self.left = False  # to another, or canceled; because the worker is to stop
         self._report_at = self._show_at = 0.0
@@ -88,7 +90,8 @@ class Reporter:
                 self._tell(progress)
         except StoreError as error:
             logger.warning("job %s goes on untold: %s", self.claim.id, error)
-        return self.lost
+        self.expired = time.monotonic() >= self.expires
+        return self.lost or self.expired
 
     def _tell(self, progress: "TaskProgress") -> None:
         now = time.monotonic()
@@ -114,9 +117,10 @@ def work(
         once: End after one job, or at once if there is none.
         until_stdin_closes: End with the process that holds the other end of standard input, even if it is killed.
 
-    Raises: StoreError, ValueError if the store cannot be opened, or the result of a job not be stored. The job
-        is then run again.
+    Raises: StoreError, ValueError if the store cannot be opened, a limit of the environment is out of range, or
+        the result of a job cannot be stored. The job is then run again.
     """
+    hours = Options.from_environment().job_deadline_hours
     store = open_store(where)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     with stop_signals() as stopped, beating(store, name):
@@ -134,7 +138,7 @@ def work(
                 logger.warning("cannot ask for jobs, will ask again: %s", error)
                 _pause(5, stopped)
             if claim is not None:
-                do(store, claim, run or _restore, stopped)
+                do(store, claim, run or _restore, stopped, hours)
             if once:
                 break
             if claim is None:
@@ -143,27 +147,31 @@ def work(
     return 0
 
 
-def do(store: Store, claim: Claim, run: "Run", stopped: list[int]) -> None:
-    """Does one job, and tells the store how it ended.
+def do(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: float = math.inf) -> None:
+    """Does one job, for some hours at most, and tells the store how it ended.
 
     Raises: StoreError if that cannot be told.
     """
     logger.info("job %s, attempt %d", claim.id, claim.attempt)
-    report = Reporter(store, claim, stopped)
+    report = Reporter(store, claim, stopped, hours * 3600)
     try:
         files = {
-            name: read_picture(content, name, STORED_PIXELS, min_side=1)
+            name: decoders().read(content, name, STORED_PIXELS, min_side=1)
             for name, content in claim.files.items()
         }
         outcome = run(
             Task.of(**claim.record["task"]), files["image"], files.get("mask"), files.get("kernel"), report
         )
-        if not (report.lost or report.left):
+        if report.lost:
+            with suppress(StoreError):  # then `sweep` removes it with the end of the job
+                store.withdraw(claim)
+        elif not report.left:
+            late = f"the deadline of {hours:g} hours was reached: this is the best picture so far"
             facts = report.facts | {
                 "iteration": outcome.iterations,
                 "fraction": 1.0,
                 "seconds": round(outcome.seconds, 2),
-                "stopped_because": outcome.stopped_because,
+                "stopped_because": late if report.expired else outcome.stopped_because,
             }
             result = outcome.image.encode(".png")
             _insist(lambda: store.finish(claim, result, facts), stopped)

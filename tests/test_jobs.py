@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +304,122 @@ def test_canceling_ends_a_job_once_and_its_worker_hears_of_it(store):
     assert store.claim("A") is None and not store.jobs.all() and not store.blobs.all()
 
 
+def test_a_job_that_has_ended_is_deleted_at_once_with_its_pictures_and_does_not_come_back(store):
+    job_id, live = submit(store), submit(store)
+    claim = store.claim("A")
+    store.show(claim, b"preview")
+    store.finish(claim, b"result", FACTS)
+    status = store.status(job_id)
+    assert store.delete(job_id) == status and status["status"] == "done"
+    assert (
+        store.status(job_id) is store.result(job_id) is store.preview(job_id) is store.delete(job_id) is None
+    )
+    assert set(store.blobs.all()) == {f"{live}:image", "done"}
+    assert not store.finish(claim, b"again", FACTS) and not store.fail(
+        claim, "broken", {}
+    )  # its worker had slept
+    assert store.status(job_id) is None and set(store.blobs.all()) == {f"{live}:image", "done"}
+    assert store.delete(live)["status"] == "canceled" == store.status(live)["status"]
+    assert store.delete(live)["status"] == "canceled" and store.status(live) is None
+    assert set(store.blobs.all()) == {"done"}
+    later(store, KEEP)
+    store.sweep()
+    assert not store.ends.all()
+
+
+def test_what_is_deleted_is_not_left_in_the_files_of_the_database(tmp_path):
+    store = open_store(str(tmp_path / "jobs.sqlite"))
+    store.beat("A")
+    secret, result = (np.random.default_rng(seed).bytes(20_000) for seed in range(2))
+    job_id = submit(store, content=secret)
+    store.finish(store.claim("A"), result, FACTS)
+
+    def found(content: bytes) -> bool:
+        return any(content[9000:9100] in file.read_bytes() for file in tmp_path.iterdir())
+
+    assert found(result)
+    store.delete(job_id)
+    assert not found(result) and not found(secret)
+    store.close()
+
+
+def test_a_preview_that_came_after_the_cancel_goes_as_well(store):
+    job_id = submit(store)
+    claim = store.claim("A")
+
+    def run(task, picture, mask, kernel, callback):
+        store.cancel(job_id)
+        store.show(claim, b"late")
+        assert callback(restorer.Progress(1, 2, picture))
+        return restorer.Restoration(picture, "it was asked to", 1, 1.0)
+
+    worker.do(store, claim, run, [])
+    assert not store.blobs.all() and status_of(store, job_id) == "canceled"
+
+
+def test_a_job_that_reaches_its_deadline_ends_with_the_best_picture_so_far_and_says_so(
+    store, where, monkeypatch
+):
+    monkeypatch.setenv("SPARSEGEN_JOB_DEADLINE_HOURS", str(1 / 3600))
+    job_id = submit(store, iterations=100_000)
+    work(where, restorer.run, once=True)
+    status = store.status(job_id)
+    assert status["status"] == "done" and 1 < status["iteration"] < 100_000
+    assert "deadline" in status["stopped_because"] and "best picture so far" in status["stopped_because"]
+    np.testing.assert_allclose(read_picture(store.result(job_id)).pixels, 1 - read_picture(png()).pixels)
+
+
+def test_a_client_has_no_more_unfinished_jobs_than_its_quota_even_if_it_asks_at_once(where, store):
+    stores = [open_store(where) for _ in range(6)]
+
+    def ask(one: Store) -> int:
+        taken = 0
+        for _ in range(4):
+            with suppress(Busy):
+                submit(one, client="a", quota=3)
+                taken += 1
+        return taken
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        taken = sum(pool.map(ask, stores))
+    for one in stores:
+        one.close()
+    assert 1 <= taken <= 3
+    submit(store, client="b", quota=3)
+    store.claim("A")
+    while taken < 3:
+        submit(store, client="a", quota=3)
+        taken += 1
+    with pytest.raises(Busy, match="3 jobs of yours are unfinished"):
+        submit(store, client="a", quota=3)
+    assert all("client" not in end.decode() for end in store.ends.all().values())
+
+
+@pytest.mark.parametrize("where", ["redis"], indirect=True)
+def test_redis_has_a_key_for_each_picture_and_a_warning_where_it_drops_keys(store, where, caplog):
+    import redis
+
+    job_id = submit(store)
+    with redis.Redis.from_url(where) as client:
+        assert client.type(f"sparsegen_blobs:{job_id}:image") == b"string"
+        assert client.delete(f"sparsegen_blobs:{job_id}:image")  # as an eviction does
+        assert store.claim("A") is None
+        assert "gone from the store: submit it again" in store.status(job_id)["error"]
+        with monkeypatched_policy("allkeys-lru"), caplog.at_level("WARNING"):
+            open_store(where).close()
+    assert "maxmemory-policy allkeys-lru" in caplog.text and "noeviction" in caplog.text
+
+
+@contextmanager
+def monkeypatched_policy(policy: str) -> Iterator[None]:
+    """The imitation of Redis knows no policies."""
+    import redis
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis.Redis, "config_get", lambda self, name: {name: policy})
+        yield
+
+
 def test_many_workers_claim_each_job_once(store, where):
     wanted = {submit(store) for _ in range(8)}
     stores = [open_store(where) for _ in range(6)]
@@ -523,7 +639,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.memory = Memory()
         self.store = self.memory.store()
-        self.ids, self.held, self.ended = [], [], {}
+        self.ids, self.held, self.ended, self.removed = [], [], {}, set()
 
     @rule()
     def ask(self) -> None:
@@ -576,6 +692,14 @@ class Life(RuleBasedStateMachine):
         if number < len(self.ids):
             self.store.cancel(self.ids[number])
 
+    @rule(number=st.integers(0, 9))
+    def delete(self, number: int) -> None:
+        if number < len(self.ids):
+            ended = self.ids[number] in self.ended
+            self.store.delete(self.ids[number])
+            if ended:
+                self.removed.add(self.ids[number])
+
     @rule(seconds=st.sampled_from([1, LEASE / 2, LEASE, -LEASE]))
     def wait(self, seconds: float) -> None:
         self.memory.time += seconds
@@ -590,7 +714,10 @@ class Life(RuleBasedStateMachine):
         assert len(holders) == len(set(holders))
         for job_id in self.ids:
             status = self.store.status(job_id)
-            if status["status"] in ("done", "failed", "canceled"):
+            assert (status is None) == (job_id in self.removed)
+            if status is None:
+                assert self.store.result(job_id) is None
+            elif status["status"] in ("done", "failed", "canceled"):
                 assert self.ended.setdefault(job_id, status) == status
             else:
                 assert job_id not in self.ended
@@ -602,7 +729,7 @@ class Life(RuleBasedStateMachine):
             self.store.beat("D")
             if (claim := self.store.claim("D")) is not None:
                 assert self.store.finish(claim, b"result", FACTS)
-        assert {status_of(self.store, each) for each in self.ids} <= {"done", "failed", "canceled"}
+        assert {status_of(self.store, each) for each in self.ids} <= {"done", "failed", "canceled", None}
         self.store.sweep()
         assert self.memory.holds("jobs", "attempts") == []
 

@@ -4,16 +4,20 @@ import http.client
 import json
 import re
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
+import psutil
 import pytest
 import restorer
 from answers import fuzz, sentence
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from pictures import encoded
+from pictures import encoded, tiff_of_one_tile, tiff_of_tiles
 from PIL import Image
 from server import Server, small_models, start, until  # noqa: F401 (one is a fixture)
 
@@ -98,7 +102,7 @@ class Client:
 def client(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A server in whose process torch cannot be imported, and one worker."""
     folder = tmp_path_factory.mktemp("restoration") / "run"
-    server = start(folder, models, [sys.executable, "-c", SERVE])
+    server = start(folder, models, [sys.executable, "-c", SERVE], SPARSEGEN_JOBS_PER_CLIENT="100")
     worker = None
     try:
         server.wait_until_ready()
@@ -190,15 +194,28 @@ def gauges(client: Client) -> dict[str, int]:
     return {what: int(float(value)) for what, value in found}
 
 
-def test_a_job_is_canceled_as_often_as_one_likes(client, endless):
-    for _ in range(2):
-        status, _, body = client.ask("DELETE", f"/restore/{endless}")
-        assert (status, json.loads(body)["status"]) == (200, "canceled")
+def test_a_job_is_canceled_by_a_first_delete_and_removed_by_a_second(client, endless):
+    status, _, body = client.ask("DELETE", f"/restore/{endless}")
+    assert (status, json.loads(body)["status"]) == (200, "canceled")
     for part in ("result", "preview"):
         assert client.refused("GET", f"/restore/{endless}/{part}")[:2] == (
             410,
             "the job is canceled, so it has no result",
         )
+    status, _, body = client.ask("DELETE", f"/restore/{endless}")
+    assert (status, json.loads(body)["status"]) == (200, "canceled")
+    for method in ("GET", "DELETE"):
+        assert client.refused(method, f"/restore/{endless}")[0] == 404
+
+
+def test_a_finished_job_that_is_deleted_is_gone_at_once_with_its_pictures(client):
+    job_id = client.submit()
+    client.wait(job_id, "done")
+    status, _, body = client.ask("DELETE", f"/restore/{job_id}")
+    assert (status, json.loads(body)["status"]) == (200, "done")
+    for path in ("", "/result", "/preview"):
+        status, text, _ = client.refused("GET", f"/restore/{job_id}{path}")
+        assert status == 404 and "was deleted" in text
 
 
 def test_a_job_that_fails_says_why(client):
@@ -339,6 +356,89 @@ def test_no_generated_request_breaks_the_server_or_its_openapi_document(client):
         assert client.server.ask("GET", path)[0] == 200
 
 
+def worker_of(server: Server) -> psutil.Process:
+    """The process that answers requests."""
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    (process,) = [child for child in children if "_bentoml_impl.worker.service" in child.cmdline()]
+    return process
+
+
+def peak(process: psutil.Process) -> int:
+    """The most bytes of memory that a process has had."""
+    (line,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{process.pid}/status").read_text(), re.M)
+    return int(line) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of another process")
+def test_pictures_are_not_decoded_in_the_process_that_answers_requests(client):
+    process = worker_of(client.server)
+    client.submit(("image", picture()))
+    before = peak(process)
+    hungry = tiff_of_tiles(16, 16, (4000, 4000))
+    read_picture(hungry)
+    assert client.post(("image", hungry))[0] == 202
+    status, _, answer = client.post(("image", tiff_of_one_tile(16)))
+    assert status == 400 and "TIFF in blocks of 20000 x 20000 x 4 values" in sentence(answer)
+    assert peak(process) - before < 64 << 20  # the first takes 128 MB where it is decoded
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of another process")
+def test_many_large_uploads_at_once_lie_on_the_disk_and_not_in_memory(client):
+    process, body, count = worker_of(client.server), form([("image", picture() + bytes(16 << 20))]), 12
+    before, gate = peak(process), threading.Barrier(count)
+
+    def post() -> tuple[int, str | None]:
+        connection = http.client.HTTPConnection("127.0.0.1", client.server.port, timeout=60)
+        connection.putrequest("POST", "/restore")
+        connection.putheader("Content-Type", "multipart/form-data; boundary=boundary")
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body[:-10])
+        gate.wait()
+        connection.send(body[-10:])
+        response = connection.getresponse()
+        response.read()
+        connection.close()
+        return response.status, response.headers["retry-after"]
+
+    with ThreadPoolExecutor(count) as threads:
+        answers = [answer.result() for answer in [threads.submit(post) for _ in range(count)]]
+    assert {status for status, _ in answers} <= {202, 429, 503, 507} and 202 in dict(answers)
+    assert all(retry_after for status, retry_after in answers if status != 202)
+    assert peak(process) - before < 400 << 20  # held in memory and copied, as a parser does, they were 1 GB
+
+
+@pytest.mark.parametrize(
+    ("parts", "texts", "words"),
+    [
+        (
+            [("image", plain(0, 256, 256))],
+            {"preset": "paper", "iterations": "100000"},
+            "hours, and the limit is 8: use fewer iterations or members, a smaller picture or the preset fast; the "
+            "operator can raise SPARSEGEN_JOB_HOURS",
+        ),
+        (
+            [("image", plain(0, 1000, 1000))],
+            {"preset": "paper", "iterations": "1"},
+            "about 12.8 GB of memory, and the limit is 4 GB: use a smaller picture, fewer members or the preset fast; "
+            "the operator can raise SPARSEGEN_JOB_MEMORY_GB",
+        ),
+        ([("image", plain(0, 1000, 1000))], {"members": "8", "iterations": "1"}, "12.1 GB of memory"),
+    ],
+    ids=["time", "memory", "members"],
+)
+def test_a_job_beyond_the_budget_is_refused_with_the_limit_and_the_remedy(client, parts, texts, words):
+    status, _, answer = client.post(*parts, **texts)
+    assert status == 422 and words in sentence(answer)
+
+
+@pytest.mark.parametrize(
+    ("side", "texts"), [(1000, {}), (512, {"preset": "paper"}), (512, {"members": "8"})], ids=str
+)
+def test_the_budget_takes_what_is_usual(client, side, texts):
+    job_id = client.submit(("image", plain(0, side, side)), **texts)
+    client.ask("DELETE", f"/restore/{job_id}")
+
+
 # What needs a store that is broken is asked of the application in this process.
 
 
@@ -357,6 +457,39 @@ def move(inside: TestClient, monkeypatch: pytest.MonkeyPatch, place: str) -> Non
     inside.app.state.jobs.close()
     inside.app.state.jobs = restoration.Jobs()
     monkeypatch.setenv("SPARSEGEN_JOBS", place)
+
+
+def test_a_client_has_a_few_unfinished_jobs_and_others_have_theirs(inside, monkeypatch):
+    monkeypatch.setenv("SPARSEGEN_JOBS_PER_CLIENT", "2")
+    inside.app.state.jobs().beat("A")
+
+    def post(host: str) -> httpx.Response:
+        return TestClient(inside.app, client=(host, 1)).post("/restore", files={"image": picture()})
+
+    assert [post("192.0.2.1").status_code for _ in range(2)] == [202, 202]
+    refused = post("192.0.2.1")
+    assert refused.status_code == 429 and refused.headers["retry-after"]
+    assert "2 jobs of yours are unfinished, which is the limit for one client" in refused.json()["detail"]
+    assert post("::ffff:192.0.2.1").status_code == 429
+    accepted = post("2001:db8:1:2::1")
+    assert [post(f"2001:db8:1:2::{each}").status_code for each in (2, 3)] == [
+        202,
+        429,
+    ]  # one network of a home
+    assert inside.delete(f"/restore/{accepted.json()['id']}").status_code == 200
+    assert [post(host).status_code for host in ("2001:db8:1:2::4", "192.0.2.2")] == [202, 202]
+
+
+def test_a_result_that_the_store_has_dropped_is_said_to_be_gone(inside):
+    store = inside.app.state.jobs()
+    store.beat("A")
+    job_id = inside.post("/restore", files={"image": picture()}).json()["id"]
+    claim = store.claim("A")
+    store.finish(claim, b"result", {"seconds": 1.0})
+    store.blobs.delete(f"{job_id}:result:1")
+    for part in ("result", "preview"):
+        response = inside.get(f"/restore/{job_id}/{part}")
+        assert response.status_code == 410 and "its picture is gone" in response.json()["detail"]
 
 
 def test_a_full_disk_is_told_with_507(inside, monkeypatch):

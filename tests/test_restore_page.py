@@ -10,17 +10,17 @@ import fader
 import numpy as np
 import pytest
 from conftest import ROOT
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from gradio import Error
 from gradio.data_classes import FileData
 from pictures import encoded
 from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
-from sparsegen.service import markup, restoration, restore_page, uploads, worker
+from sparsegen.service import markup, restoration, restore_page, worker
 from sparsegen.service.jobs import MAX_WAITING, Store, StoreError, open_store
+from sparsegen.service.options import Options
 
+EXAMPLE = restore_page.EXAMPLES / "noisy.jpg"
 ADVANCED = {"preset": "fast", "regularizer": "l0_inf", "members": 0, "sigma": 0, "seed": 0.0, "loss": "mse"}
 
 
@@ -34,15 +34,28 @@ def mask(side: int = 24) -> bytes:
     return encoded(image)
 
 
+def visitor(host: str = "192.0.2.1") -> SimpleNamespace:
+    """A request from this address."""
+    return SimpleNamespace(client=SimpleNamespace(host=host))
+
+
 class Tab:
     """The handlers, called as the page does, and what they say."""
 
-    def __init__(self, store: Store) -> None:
-        self.store, self.handlers = store, restore_page.Handlers(lambda: store)
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.store, self.handlers, self.folder = store, restore_page.Handlers(lambda: store), folder
 
-    def start(self, image=None, mask=None, kind="denoise", by=2, blur=1.6, **advanced) -> str:
-        image = png() if image is None else image
-        job, _ = self.handlers.start(image, mask, kind, by, blur, *(ADVANCED | advanced).values())
+    def drop(self, name: str, content: bytes) -> Path:
+        (self.folder / name).write_bytes(content)
+        return self.folder / name
+
+    def start(
+        self, image=None, mask=None, kind="denoise", by=2, blur=1.6, host="192.0.2.1", **advanced
+    ) -> str:
+        image = self.drop("image", png() if image is None else image)
+        mask = None if mask is None else self.drop("mask", mask)
+        settings = (ADVANCED | advanced).values()
+        job, _ = self.handlers.start(image, mask, kind, by, blur, *settings, visitor(host))
         return job
 
     def look(self, job: str) -> SimpleNamespace:
@@ -76,7 +89,7 @@ def tab_with_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(worker, "SHOW_EVERY", 0.02)
     store = open_store(str(tmp_path / "jobs.sqlite"))
     store.beat("w")
-    yield Tab(store)
+    yield Tab(store, tmp_path)
     store.close()
 
 
@@ -163,15 +176,31 @@ def test_what_cannot_be_done_is_told_in_a_sentence(tab, given, words):
 
 def test_without_a_picture_a_worker_or_room_the_page_says_what_to_do(tab):
     with pytest.raises(Error, match="drop one, or pick an example"):
-        tab.handlers.start(None, None, "denoise", 2, 1.6, *ADVANCED.values())
+        tab.handlers.start(None, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor())
     tab.store.leave("w")
     with pytest.raises(Error, match="start one with `sparsegen worker`"):
         tab.start()
     tab.store.beat("w")
-    for _ in range(MAX_WAITING):
-        tab.start()
+    for number in range(MAX_WAITING):
+        tab.start(host=f"192.0.2.{number}")
     with pytest.raises(Error, match="ask again later"):
+        tab.start(host="198.51.100.1")
+
+
+def test_one_visitor_has_a_few_unfinished_jobs_and_others_have_theirs(tab):
+    for _ in range(Options().jobs_per_client):
+        job = tab.start()
+    with pytest.raises(Error, match="4 jobs of yours are unfinished, .* cancel one"):
         tab.start()
+    tab.start(host="192.0.2.2")
+    tab.handlers.cancel(job)
+    tab.start()
+
+
+def test_a_restoration_beyond_the_budget_is_refused_on_the_page(tab, monkeypatch):
+    monkeypatch.setenv("SPARSEGEN_JOB_HOURS", "0.01")
+    with pytest.raises(Error, match="about 0.0609 hours, and the limit is 0.01: use fewer iterations"):
+        tab.start(preset="paper", image=png(side=33))
 
 
 @pytest.mark.parametrize("job", ["0" * 32, "../../etc/passwd", "<b>"])
@@ -189,7 +218,7 @@ def test_a_store_that_cannot_be_reached_is_told_in_the_panel_and_asked_again():
     panel, _, timer, *_ = handlers.look("0" * 32)
     assert StoreError.public in panel and "/there" not in panel and timer.active
     with pytest.raises(Error, match=StoreError.public):
-        handlers.start(png(), None, "denoise", 2, 1.6, *ADVANCED.values())
+        handlers.start(EXAMPLE, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor())
 
 
 @pytest.mark.parametrize(
@@ -203,10 +232,11 @@ def test_the_address_of_the_page_opens_a_tab_or_a_job(tab, anchor, tab_opened, j
 
 def test_a_picture_dropped_while_a_job_runs_does_not_take_its_place(tab):
     job = tab.start()
-    kept, _, stage = tab.handlers.take(png(200), job)
+    image = tab.drop("image", png(200))
+    kept, _, stage = tab.handlers.take(image, job, visitor())
     assert kept != "" and "before" not in stage
     tab.handlers.cancel(job)
-    cleared, panel, stage = tab.handlers.take(png(200), job)
+    cleared, panel, stage = tab.handlers.take(image, job, visitor())
     assert (cleared, panel, stage["before"]["width"], stage["after"]) == ("", "", 24, None)
 
 
@@ -227,12 +257,14 @@ def test_the_examples_are_part_of_the_package_and_of_the_bento():
     assert named == {path.name for path in restore_page.EXAMPLES.iterdir()}
 
 
-def test_a_dropped_file_whose_time_is_over_is_to_be_dropped_again(tmp_path):
+def test_a_dropped_file_whose_time_is_over_is_to_be_dropped_again(tab, tmp_path):
     file = restore_page.dropped("Picture", "image")
-    (tmp_path / "a.png").write_bytes(b"content")
-    assert file.preprocess(FileData(path=str(tmp_path / "a.png"))) == b"content"
+    gone = file.preprocess(FileData(path=str(tmp_path / "gone.png")))
+    assert gone == tmp_path / "gone.png"
     with pytest.raises(Error, match="drop or pick it again"):
-        file.preprocess(FileData(path=str(tmp_path / "gone.png")))
+        tab.handlers.take(gone, "", visitor())
+    with pytest.raises(Error, match="drop or pick it again"):
+        tab.handlers.start(gone, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor())
 
 
 def status(**known: object) -> dict:
@@ -268,18 +300,6 @@ def test_the_curve_marks_the_best_iteration_at_its_lowest_point(lift):
 )
 def test_durations_are_said_as_people_say_them(seconds, words):
     assert markup.duration(seconds) == words
-
-
-def test_uploads_are_refused_while_those_of_others_fill_the_room(tmp_path):
-    app = FastAPI()
-    app.post(uploads.UPLOAD)(lambda: "taken")
-    client = TestClient(uploads.UploadRoom(app, tmp_path, room=100))
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.png").write_bytes(b"a" * 99)
-    assert client.post(uploads.UPLOAD).json() == "taken"
-    (tmp_path / "b.png").write_bytes(b"b")
-    full = client.post(uploads.UPLOAD)
-    assert full.status_code == 507 and "try again" in full.json()["error"]
 
 
 def test_the_page_takes_larger_files_at_one_address_and_no_recordings(server):

@@ -1,6 +1,7 @@
 """Pictures at the borders of restoration: what one is, as a file to be written and as an array. Needs no torch."""
 
 import io
+import math
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,10 @@ class Limits:
             raise ValueError(
                 f"{name} has {width} x {height} pixels: each side is to have {self.min_side} at least"
             )
+
+    def hold(self, block: tuple[int, ...]) -> bool:
+        """Whether a tile of a file of this shape may be decoded; one much larger than any picture is a bomb."""
+        return math.prod(block) <= 16 * self.max_pixels
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,12 @@ def _read(file: IO[bytes], name: str, limits: Limits) -> Picture:
     limits.check(name, *image.size)
     with _decoding(name, start):
         notes, deep = _frames(image, file), _is_deep(image, file)
+        block = _block(image) if image.format == "TIFF" else ()
+    if not limits.hold(block):
+        raise ValueError(
+            f"{name} is a TIFF in blocks of {' x '.join(map(str, block))} values, much larger than a picture may be: "
+            f"save it anew, as a plain PNG"
+        )
     if image.format == "TIFF" and deep and image.mode != "CMYK":
         return _read_tiff(file, name, limits, start, notes)
     if image.format == "PNG" and start[24] == 16:
@@ -192,7 +198,7 @@ def _read_tiff(
         or axes not in ("YX", "YXS", "SYX")
         or not color <= samples <= color + 2
         or dtype not in ("uint8", "uint16", "uint32", "int32", "float16", "float32", "float64")
-        or np.prod(block, dtype=float) > 16 * limits.max_pixels  # a tile larger than any picture: a bomb
+        or not limits.hold(block)
     ):
         raise ValueError(
             f"{name} is a TIFF of a kind that is not read ({samples} channels of {dtype}, photometric "
@@ -279,6 +285,10 @@ def _decoding(name: str, start: bytes) -> Iterator[None]:
             yield
         except ImportError:
             raise
+        except MemoryError as error:
+            raise ValueError(
+                f"{name} takes more memory to decode than there is: save it anew, as a plain PNG"
+            ) from error
         except Image.DecompressionBombError as error:
             limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million"
             raise ValueError(f"{name} has too many pixels, more than {limit}: scale it down first") from error
@@ -330,6 +340,13 @@ def _is_deep(image: Image.Image, file: IO[bytes]) -> bool:
         told = file.read(COUNTED).partition(marker)[2][place : place + 1]
         return bool(told) and told[0] & bits > 7
     return image.mode[0] in "IF"
+
+
+def _block(image: Image.Image) -> tuple[int, ...]:
+    """The values of a TIFF that are decoded at once: height, width and channels of a tile or strip."""
+    tags, (width, height) = image.tag_v2, image.size
+    rows = min(int(tags.get(278, height)), height)
+    return int(tags.get(323, rows)), int(tags.get(322, width)), int(tags.get(277, 1))
 
 
 def _orientation(image: Image.Image) -> int:

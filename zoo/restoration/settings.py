@@ -159,6 +159,7 @@ MAX_THREADS = 1024
 MAX_TILE = 4096  # pixels of the result along a side
 MAX_WORKERS = 61  # Windows cannot wait for more processes
 SMALLEST = 64  # sides of the network's image, cut off from it: the coarsest code needs some pixels for its batch norm
+WORKER_BYTES = 850e6  # of a process that restores: torch, its kernels, the compiler; measured on an AMD EPYC
 MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
 LOSSES = {"mse": "squared, for noise of all sorts", "l1": "absolute, for outliers such as salt and pepper"}
 
@@ -258,6 +259,10 @@ class Task:
             sigma = 25 if self.sigma is None else max(self.sigma, 1)
             iterations = typical_iterations(sigma / 255, pixels)
         return min(iterations, settings.iterations) * pixels * settings.members * settings.cost
+
+    def memory(self, height: int, width: int) -> float:
+        """Bytes that a process takes at its peak for a result of so many pixels, all members computed at once."""
+        return WORKER_BYTES + self.settings.members * self.settings.pixel_bytes * height * width
 
 
 def typical_iterations(sigma: float, pixels: int) -> float:

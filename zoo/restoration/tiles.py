@@ -40,6 +40,7 @@ from sparsegen.zoo.restoration.settings import (
     MAX_TILE,
     MAX_WORKERS,
     SMALLEST,
+    WORKER_BYTES,
     Task,
     processors,
 )
@@ -53,9 +54,7 @@ REPORT_EVERY = 1.0  # seconds between two reports of a worker, each with its ima
 LEAST_AROUND = 500  # pixels: of these the watch keeps ten back, with fewer it would judge by chance
 LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the whole picture's share
 
-# Measured on an AMD EPYC with bfloat16, by the peak resident memory of a process.
-WORKER_BYTES = 850e6  # torch, its kernels and the just-in-time compiler
-MANAGER_BYTES = 50e6
+MANAGER_BYTES = 50e6  # peak resident memory, measured on an AMD EPYC
 
 
 @dataclass(frozen=True)

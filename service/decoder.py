@@ -1,0 +1,87 @@
+"""A process that decodes uploaded pictures within limits of its own: python -m sparsegen.service.decoder MB SECONDS.
+
+It reads requests from standard input and writes answers to standard output, one after the other, and ends when
+standard input does. Both are a line of JSON followed by bytes, never pickle: a picture may find a fault in a
+decoder, and what such a process answers must not run code in the one that asked.
+"""
+
+import json
+import os
+import sys
+from typing import IO
+
+from sparsegen.zoo.restoration.pictures import Picture, TooLarge
+from sparsegen.zoo.restoration.reading import read_picture
+
+ERRORS = {kind.__name__: kind for kind in (TooLarge, ImportError, ValueError)}  # the subclass first
+
+
+def limit(megabytes: int) -> None:
+    """Bounds what this process may take: address space, files it writes, core dumps. Not on Windows."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    for what, amount in (
+        (resource.RLIMIT_AS, megabytes << 20),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (amount, amount))
+
+
+def limit_next(seconds: int) -> None:
+    """Bounds the processor seconds from now on; beyond them the kernel kills this process."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (round(usage.ru_utime + usage.ru_stime) + 1 + seconds, hard))
+
+
+def answer(request: dict, content: bytes) -> tuple[dict, list[bytes]]:
+    """Decodes one picture; returns the head of the answer and the parts that follow it."""
+    try:
+        picture = read_picture(content, request["name"], request["max_pixels"], request["min_side"])
+    except tuple(ERRORS.values()) as error:
+        if isinstance(error.__cause__, MemoryError):
+            sys.exit("out of memory")  # which is said to the client where the limit is known
+        kind = next(name for name, kind in ERRORS.items() if isinstance(error, kind))
+        return {"error": kind, "sentence": str(error)}, []
+    return pack(picture)
+
+
+def pack(picture: Picture) -> tuple[dict, list[bytes]]:
+    """A picture as a head and bytes; `decoding.unpack` undoes it."""
+    head = {
+        "shape": picture.pixels.shape,
+        "alpha": None if picture.alpha is None else picture.alpha.dtype.str,
+        "icc": None if picture.icc is None else len(picture.icc),
+        "depth": picture.depth,
+        "mode": picture.mode,
+        "notes": picture.notes,
+    }
+    alpha = b"" if picture.alpha is None else picture.alpha.tobytes()
+    return head, [picture.pixels.tobytes(), alpha, picture.icc or b""]
+
+
+def main(megabytes: int, seconds: int, requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Answers until there are no more requests."""
+    limit(megabytes)
+    while line := requests.readline():
+        request = json.loads(line)
+        content = requests.read(request["size"])
+        limit_next(seconds)
+        head, parts = answer(request, content)
+        answers.write(json.dumps(head).encode() + b"\n")
+        for part in parts:
+            answers.write(part)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    with os.fdopen(0, "rb") as source, os.fdopen(os.dup(1), "wb") as sink:
+        os.dup2(2, 1)  # what a decoder prints is no answer
+        main(int(sys.argv[1]), int(sys.argv[2]), source, sink)

@@ -1,0 +1,215 @@
+"""Decodes uploaded pictures in processes with limits: a small file may take gigabytes, or find a fault in a decoder."""
+
+import atexit
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from sparsegen.service.decoder import ERRORS
+from sparsegen.service.jobs import Busy
+from sparsegen.service.options import Options
+from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture
+
+logger = logging.getLogger(__name__)
+
+DECODER = "sparsegen.service.decoder"
+MAX_WAITING = 8  # pictures for which no decoder is free
+PER_CLIENT = 2  # pictures that are decoded or wait
+MAX_HEAD = 1 << 20  # bytes of the line before a picture; its notes are the most of it
+MAX_SENTENCE = 500
+MAX_PROFILE = 32 << 20  # bytes of a color profile, which is a part of an upload
+START = 10.0  # seconds; a decoder needs a fraction of one to start
+READS = 200  # pictures after which a decoder is replaced, since its memory is fragmented by then
+# All that a decoder sees of the environment, which may hold passwords.
+INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL")
+SINGLE = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TIFFFILE_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"
+)  # each thread more takes address space, which is limited
+
+
+class DecodersBusy(Busy):
+    """All decoders are at work, and enough pictures wait for one."""
+
+    status = 503
+
+    def __init__(self, waiting: int, whose: str = "") -> None:
+        super().__init__(
+            f"{waiting} pictures{whose} are waiting to be read, which is the limit: try again in a moment", 2
+        )
+
+
+class _Gone(Exception):
+    """A decoder ended, or answered what none would."""
+
+
+class Decoders:
+    """A pool of processes that decode; one is started when a picture needs it, and reused.
+
+    Pictures are decoded side by side, up to `options.decoders` of them; MAX_WAITING more wait for their turn.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._slots = threading.BoundedSemaphore(options.decoders)
+        self._places = threading.BoundedSemaphore(options.decoders + MAX_WAITING)
+        self._idle: list[_Decoder] = []  # append and pop are atomic
+        self._clients: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def read(
+        self, source: bytes | Path, name: str, max_pixels: int, min_side: int = MIN_SIDE, client: str = ""
+    ) -> Picture:
+        """Reads a picture as `zoo.restoration.reading.read_picture` does, with its errors, within the limits.
+
+        Args:
+            source: the content of a file, or the path of a file that is ours; opened here, not in the decoder.
+
+            client: who sent it, and may send PER_CLIENT at once; unless one is named, only MAX_WAITING counts.
+
+        Raises: DecodersBusy if too many wait; ValueError if the limits are exceeded.
+        """
+        with self._slot(client):
+            decoder = self._idle.pop() if self._idle else _Decoder(self._options)
+            try:
+                picture = decoder.read(source, name, max_pixels, min_side)
+            except _Gone:
+                decoder.end()
+                raise ValueError(
+                    f"{name} takes more than {self._options.decoder_seconds} seconds or "
+                    f"{self._options.decoder_mb} MB to decode, the limits here: save it anew, as a plain PNG"
+                ) from None
+            except tuple(ERRORS.values()):
+                self._put_back(decoder)
+                raise
+            except BaseException:
+                decoder.end()
+                raise
+            self._put_back(decoder)
+            return picture
+
+    def close(self) -> None:
+        """Ends the decoders that are idle; those at work end with their picture's reader."""
+        while self._idle:
+            self._idle.pop().end()
+
+    def _put_back(self, decoder: "_Decoder") -> None:
+        if decoder.reads < READS:
+            self._idle.append(decoder)
+        else:
+            decoder.end()
+
+    @contextmanager
+    def _slot(self, client: str) -> Iterator[None]:
+        with self._lock:
+            if client and self._clients[client] >= PER_CLIENT:
+                raise DecodersBusy(PER_CLIENT, " of yours")
+            if not self._places.acquire(blocking=False):
+                raise DecodersBusy(MAX_WAITING)
+            self._clients[client] += 1
+        try:
+            with self._slots:
+                yield
+        finally:
+            with self._lock:
+                self._places.release()
+                self._clients[client] -= 1
+                if not self._clients[client]:
+                    del self._clients[client]
+
+
+class _Decoder:
+    """One process that decodes, and what is said to it."""
+
+    def __init__(self, options: Options) -> None:
+        self.reads = 0
+        self._patience = (
+            START + 3 * options.decoder_seconds
+        )  # the kernel counts processor time, this a clock's
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", DECODER, str(options.decoder_mb), str(options.decoder_seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # decoders print what strangers wrote
+            env=environment | SINGLE,
+            start_new_session=True,  # Ctrl-C is for the server, whose end closes standard input
+        )
+
+    def read(self, source: bytes | Path, name: str, max_pixels: int, min_side: int) -> Picture:
+        """Raises: _Gone if the process does not answer as it should; else the errors of `read_picture`."""
+        self.reads += 1
+        watchdog = threading.Timer(self._patience, self._process.kill)
+        watchdog.start()
+        try:
+            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+                request = {"name": name, "max_pixels": max_pixels, "min_side": min_side}
+                self._ask(file, request | {"size": file.seek(0, os.SEEK_END)})
+            head = json.loads(self._process.stdout.readline(MAX_HEAD))
+            if "error" not in head:
+                return self._unpack(head, max_pixels)
+        except (BrokenPipeError, KeyError, TypeError, ValueError) as error:
+            logger.warning("a decoder is replaced: %s, exit code %s", type(error).__name__, self.end())
+            raise _Gone from error
+        finally:
+            watchdog.cancel()
+        raise ERRORS.get(head["error"], ValueError)(str(head["sentence"])[:MAX_SENTENCE])
+
+    def _ask(self, file: IO[bytes], request: dict) -> None:
+        file.seek(0)
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        shutil.copyfileobj(file, self._process.stdin)
+        self._process.stdin.flush()
+
+    def _unpack(self, head: dict, max_pixels: int) -> Picture:
+        """Undoes `decoder.pack`.  Raises: KeyError, TypeError, ValueError for what is no picture within the limits."""
+        height, width, channels = head["shape"]
+        if not (0 < height * width <= max_pixels and channels in (1, 3)):
+            raise ValueError(f"a decoder answered with pixels of {head['shape']}")
+        if head["alpha"] not in (None, "|u1", "<u2", ">u2", "<f2", "<f4", "<f8"):
+            raise ValueError(f"a decoder answered with alpha of {head['alpha']}")
+        pixels = self._array((height, width, channels), "<f4")
+        alpha = None if head["alpha"] is None else self._array((height, width), head["alpha"])
+        icc = None if head["icc"] is None else self._take(min(head["icc"], MAX_PROFILE))
+        notes = tuple(str(note) for note in head["notes"])
+        return Picture(pixels, alpha, int(head["depth"]), str(head["mode"]), notes, icc)
+
+    def _array(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        count = math.prod(shape)
+        return np.frombuffer(self._take(count * np.dtype(dtype).itemsize), dtype).reshape(shape)
+
+    def _take(self, size: int) -> bytearray:
+        """Raises: ValueError if the process ends before."""
+        taken = bytearray(size)
+        if self._process.stdout.readinto(taken) != size:
+            raise ValueError("a decoder ended in the middle of its answer")
+        return taken
+
+    def end(self) -> int:
+        """Ends the process, whatever it does, and returns its exit code."""
+        self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # what was not written when it ended
+                pipe.close()
+        return self._process.wait()
+
+
+@cache
+def decoders() -> Decoders:
+    """Those of this process, with the limits of its environment."""
+    pool = Decoders(Options.from_environment())
+    atexit.register(pool.close)
+    return pool

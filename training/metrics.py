@@ -27,9 +27,24 @@ class Statistics:
         Shape: features (N, D), N >= 2.  Raises: ValueError on another shape, or on NaN or infinite entries.
         """
         features = np.asarray(features)
-        if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
+        check_features(features, least=2)
+        mean = features.mean(axis=0, dtype=np.float64)
+        scatter = np.zeros((len(mean), len(mean)))
+        for start in range(0, len(features), CHUNK):
+            centered = features[start : start + CHUNK] - mean
+            scatter += centered.T @ centered
+        return cls(mean, scatter / (len(features) - 1), len(features))
+
+
+def check_features(*sets: np.ndarray, least: int = 1) -> None:
+    """Refuses anything but finite features of equal dimension, (N, D), N >= `least`.
+
+    Raises: ValueError saying what was given.
+    """
+    for features in sets:
+        if features.ndim != 2 or len(features) < least or features.shape[1] < 1:
             raise ValueError(
-                f"features are a matrix (N, D) of at least 2 rows, one per image; "
+                f"features are a matrix (N, D) of at least {least} rows, one per image; "
                 f"got the shape {features.shape}"
             )
         if broken := int((~np.isfinite(features).all(axis=1)).sum()):
@@ -37,12 +52,8 @@ class Statistics:
                 f"{broken} of {len(features)} features hold NaN or infinity, so no distance is defined: "
                 f"look for NaN in the images they come from"
             )
-        mean = features.mean(axis=0, dtype=np.float64)
-        scatter = np.zeros((len(mean), len(mean)))
-        for start in range(0, len(features), CHUNK):
-            centered = features[start : start + CHUNK] - mean
-            scatter += centered.T @ centered
-        return cls(mean, scatter / (len(features) - 1), len(features))
+    if len(dimensions := {features.shape[1] for features in sets}) > 1:
+        raise ValueError(f"features that are compared have equal dimensions; got {sorted(dimensions)}")
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

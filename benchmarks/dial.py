@@ -18,7 +18,7 @@ import typer
 import sparsegen
 from sparsegen.__main__ import progress, reference
 from sparsegen.training.data import open_images
-from sparsegen.training.evaluation import evaluate
+from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.metrics import frechet_distance
 from sparsegen.zoo.bundled import MODELS
@@ -60,9 +60,8 @@ def main(
                 continue
             generator.set_k(turned(trained, factor))
             with progress(f"{name} at {factor:g} k", count) as show:
-                verdict = evaluate(
-                    generator, real, features, count, seed, progress=lambda done, _: show(done)
-                )
+                samples = draw(generator, [features], count, seed, progress=lambda done, _: show(done))
+            verdict = evaluate(samples, {features.metric: real})
             append_line(records, about | {"k": [dial.k for dial in generator.dials]} | asdict(verdict))
     if test:
         others = open_images(test)

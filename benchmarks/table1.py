@@ -28,7 +28,7 @@ from benchmarks.machine import circumstances
 from sparsegen.__main__ import progress, reference
 from sparsegen.tables import RECORDS, read_records
 from sparsegen.training.data import Images, open_images
-from sparsegen.training.evaluation import evaluate
+from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.recipes import recipe_of
 from sparsegen.training.run import Plan, Run, Schedule
@@ -191,7 +191,8 @@ def measure(
                 run.save()
                 sys.exit(130)
     with progress(f"{spec.name} seed {plan.seed}: distance", count) as show:
-        verdict = evaluate(run.networks.averaged, real, features, count, progress=lambda done, _: show(done))
+        samples = draw(run.networks.averaged, [features], count, progress=lambda done, _: show(done))
+    verdict = evaluate(samples, {features.metric: real})
     return {
         **asdict(verdict),
         "seed": plan.seed,

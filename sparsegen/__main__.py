@@ -338,7 +338,7 @@ def train(
     schedule = Schedule(steps=steps or recipe.steps, judge_every=judge_every, save_every=save_every)
     run = Run(out_folder, plan, part, schedule, resume=resume, device=device)
     if judge_count:  # by all images, so that distances of models that were trained on shares of them compare
-        run.judge = _judge(images, judge_count, device, judged)
+        run.judge = _judge(images, judge_count, device, plan.features, judged)
 
     def tell() -> None:
         if run.accelerator.is_main_process:
@@ -362,53 +362,138 @@ def train(
     out.print(f"{spec.name} trained for {run.step} steps in {out_folder}{best}", highlight=False)
 
 
-@app.command(epilog="Example: sparsegen evaluate dcgan.ml --data cifar10.parquet --count 10000")
+@app.command(epilog="Example: sparsegen evaluate dcgan.ml --data cifar10 --neighbors near.png")
 def evaluate(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A bundled model, a checkpoint's folder, or owner/name on the Hub; or the word real: then the test "
+            "images are measured like samples, as the yardstick."
+        ),
+    ],
     data: Data,
-    count: Annotated[int, typer.Option(help="Images drawn; a distance is biased by it.")] = 10_000,
+    test: Annotated[
+        str | None, typer.Option(help="Real test images (default: the split `test` of --data).")
+    ] = None,
+    count: Annotated[
+        int, typer.Option(help="Images measured; compare figures over equal counts only.")
+    ] = 10_000,
     seed: Seed = 0,
     k: K = None,
-    features: Annotated[str, typer.Option(help="inception (FID), efficientnet-lite0, or auto.")] = "auto",
+    features: Annotated[
+        str,
+        typer.Option(
+            help="Feature networks, separated by commas: inception (FID), efficientnet-lite0, cifar10-classifier. By "
+            "default (auto) inception if its weights are there, else efficientnet-lite0; on CIFAR-10 the classifier, "
+            "too. The headline figure is that of the first network that was not in the model's discriminator."
+        ),
+    ] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Inception's weights as a file.")] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Leave out class accuracy, precision, recall and memorization: only distances."
+        ),
+    ] = False,
+    neighbors: Annotated[
+        Path | None,
+        typer.Option(
+            "--neighbors",
+            "--neighbours",
+            help="A .png file: the first 16 samples beside their nearest training images.",
+        ),
+    ] = None,
     out_path: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Also write them into the config of the checkpoint's folder.")
     ] = False,
 ) -> None:
-    """Measures a model: Fréchet distance to real images, density of its codes, samples a second."""
-    from sparsegen.training.evaluation import evaluate
-    from sparsegen.training.features import open_features
+    """Measures a model against real images: Fréchet distances, class accuracy of conditional samples, precision and
+    recall, memorization; the density of its codes, samples a second.
+
+    The first time takes longer, since the features of the real images are computed and kept.
+    """
+    from sparsegen.training.evaluation import draw, evaluate
+    from sparsegen.training.features import headline_first, named_networks, open_features, second_networks
+    from sparsegen.training.quality import LEAST, measure_quality, neighbor_picture, real_samples
+    from sparsegen.training.reference import Reference
+    from sparsegen.zoo import images as pixels
     from sparsegen.zoo import noise
     from sparsegen.zoo.bundled import CONFIG
-    from sparsegen.zoo.files import check_writable, write_json
+    from sparsegen.zoo.files import atomic_write, check_writable, write_json
 
-    noise.check_integer("--count", count, 2, noise.MAX_COUNT, "the number of images to measure")
+    is_real = model == REAL
+    noise.check_integer(
+        "--count", count, 2 if quick else LEAST, noise.MAX_COUNT, "the number of images to measure"
+    )
     noise.check_seed(seed)
     if out_path:
         check_writable(out_path)
         if out_path.is_dir():
             raise IsADirectoryError(f"--out takes the name of a JSON file; {out_path} is a folder")
+    if neighbors:
+        _target(neighbors, ".png", option="--neighbors")
+    if is_real and (record or k):
+        raise ValueError(
+            f"{REAL} stands for the test images, not for a model: leave --record and --k out, or give the path of a "
+            f"folder of this name as ./{REAL}"
+        )
     if record:
         if not Path(model).is_dir():
             raise ValueError(f"--record writes into a checkpoint's folder of yours; {model} is none")
         check_writable(Path(model) / CONFIG)
-    generator = sparsegen.from_pretrained(model)
-    trained = generator.dials
-    generator.set_k(parse_k(k))
-    if record and generator.dials != trained:
-        raise ValueError("--record writes the figures of a model as it is: leave --k out, or --record")
-    network = open_features(features, weights)
+    generator = None if is_real else sparsegen.from_pretrained(model)
+    if generator:
+        trained = generator.dials
+        generator.set_k(parse_k(k))
+        if record and generator.dials != trained:
+            raise ValueError("--record writes the figures of a model as it is: leave --k out, or --record")
+    networks = {  # before the images are decoded, which may take long
+        name: open_features(name, weights if name == "inception" else None)
+        for name in named_networks(features, weights)
+    }
     images = _open(data)
-    real = reference(images, network)
-    with progress(f"{model}: {network.metric}", count) as show:
-        verdict = evaluate(generator, real, network, count, seed, progress=lambda done, _: show(done))
-    figures = {"k": [dial.k for dial in generator.dials], "data": Path(images.name).name, **asdict(verdict)}
+    test_images = _open_test(data, test, images, needed=is_real)
+    if features == "auto":
+        networks |= {name: open_features(name) for name in second_networks(images.fingerprint)}
+    discriminator = generator and generator.config.get("training", {}).get("features")
+    names, independent = headline_first(networks, discriminator)
+    references = [Reference(networks[name], images, test_images, progress) for name in names]
+    statistics = {real.network.metric: real.statistics for real in references}
+    if generator:
+        with progress(f"{model}: {', '.join(statistics)}", count) as show:
+            samples = draw(
+                generator, list(networks.values()), count, seed, progress=lambda done, _: show(done)
+            )
+    else:
+        samples = real_samples(references, count)
+    verdict = evaluate(samples, statistics)
+    figures = {
+        "k": [dial.k for dial in generator.dials] if generator else [],
+        "data": Path(images.name).name,
+        **asdict(verdict),
+        "independent": independent,
+    }
+    if not quick:
+        quality, remarks = measure_quality(samples, references[0], progress)
+        figures |= asdict(quality)
+        for remark in remarks:
+            say(err, remark)
+    if not independent:
+        say(
+            err, f"{verdict.metric} was in the discriminator of {model}, so it flatters it: no other is given"
+        )
     _show({"model": model, **figures})
+    if neighbors:
+        with atomic_write(neighbors) as file:
+            file.write_bytes(pixels.png(neighbor_picture(samples, references[0]), 2))
     if out_path:
         write_json(out_path, {"model": model, **figures})
     if record:
         write_json(Path(model) / CONFIG, {**generator.config, "evaluation": figures})
+
+
+REAL = "real"  # for a model: the test images
 
 
 @app.command(epilog="Example: sparsegen export dcgan.ml --out dcgan-ml.onnx --synthesis")
@@ -653,7 +738,7 @@ def info(model: Model) -> None:
 app.add_typer(restoring.app)
 
 
-def _target(path: Path, *suffixes: str, folder: bool = False) -> str:
+def _target(path: Path, *suffixes: str, folder: bool = False, option: str = "--out") -> str:
     """Checks before any work that `path` can be written; returns its suffix, in lower case, "" for a folder.
 
     A new folder may be called as a model, so that `serve` finds a dcgan.ml; another suffix is a mistake.
@@ -669,25 +754,41 @@ def _target(path: Path, *suffixes: str, folder: bool = False) -> str:
     if folder and (path.is_dir() or named_as_one):
         return ""
     or_folder = ", or a folder, its name without a dot or a model's" if folder else ""
-    raise ValueError(f"--out takes {' or '.join(suffixes)}{or_folder}; got {path}")
+    raise ValueError(f"{option} takes {' or '.join(suffixes)}{or_folder}; got {path}")
 
 
-def _open(data: str, limit: int | None = None):
+def _open(data: str, split: str = "train", limit: int | None = None):
     """Opens images with a bar, and says which of them were skipped."""
     from sparsegen.training.data import open_images
 
     with progress(f"decoding {data}", None) as show:
-        return open_images(data, limit=limit, progress=lambda done, total: show(done, total=total))
+        return open_images(data, split, limit=limit, progress=lambda done, total: show(done, total=total))
+
+
+def _open_test(data: str, test: str | None, images, needed: bool):
+    """The test images of --test or --data; None if --data has none besides its training images.
+
+    Raises: ValueError if there are none and they are needed.
+    """
+    from sparsegen.training.sources import NoSplitError
+
+    try:
+        found = _open(test) if test else _open(data, split="test")
+        if found.fingerprint != images.fingerprint:
+            return found
+        why = f"those of {data} are its training images"
+    except NoSplitError as error:
+        why = f"there are none: {error}"
+    if needed:
+        raise ValueError(f"{REAL} measures test images, and {why}; give some by --test")
+    return None
 
 
 def reference(images, network):
     """The statistics of the features of real images, computed with a bar unless they are in the cache."""
-    from sparsegen.training.evaluation import reference_statistics
+    from sparsegen.training.reference import Reference
 
-    with progress(f"reference statistics of {images.name}", len(images)) as show:
-        return reference_statistics(
-            images.numpy(), images.fingerprint, network, progress=lambda done, _: show(done)
-        )
+    return Reference(network, images, bar=progress).statistics
 
 
 def _at(spec, k: str | None):
@@ -697,14 +798,25 @@ def _at(spec, k: str | None):
     return spec if k is None else replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
 
 
-def _judge(images, count: int, device: str, progress: Callable[[int, int], None]):
-    """Measures the Fréchet distance of a fixed draw, to pick the best checkpoint by."""
-    from sparsegen.training.evaluation import evaluate
-    from sparsegen.training.features import open_features
+def _judge(images, count: int, device: str, discriminator: str | None, progress: Callable[[int, int], None]):
+    """Measures the Fréchet distance of a fixed draw, to pick the best checkpoint by.
 
-    network = open_features(device=device)
-    real = reference(images, network)
-    return lambda generator: asdict(evaluate(generator, real, network, count, progress=progress))
+    The feature network is not the one in the discriminator, if another is of use on these images; else the record says
+    that it is not independent.
+    """
+    from sparsegen.training.evaluation import draw, evaluate
+    from sparsegen.training.features import headline_first, named_networks, open_features, second_networks
+
+    names = named_networks("auto") + second_networks(images.fingerprint)
+    (name, *_), independent = headline_first(names, discriminator)
+    network = open_features(name, device=device)
+    real = {network.metric: reference(images, network)}
+
+    def measure(generator) -> dict:
+        verdict = evaluate(draw(generator, [network], count, progress=progress), real)
+        return {**asdict(verdict), "independent": independent}
+
+    return measure
 
 
 def _follow(run, interrupted: Callable[[], bool], show: Callable[[int, str], None]) -> None:
@@ -742,8 +854,14 @@ def _show(record: dict) -> None:
 
 
 def _told(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_told(part)}" for name, part in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_told, value)) or "none"
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

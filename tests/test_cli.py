@@ -17,6 +17,7 @@ from PIL import Image
 
 from sparsegen.__main__ import main
 from sparsegen.export.runtime import open_sampler
+from sparsegen.training.data import open_images
 from sparsegen.training.features import FeatureNetwork
 from sparsegen.zoo.bundled import MODELS, list_models
 from sparsegen.zoo.generator import Generator
@@ -328,21 +329,73 @@ def test_train_refuses_bad_input_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_judge_runs_where_the_training_does(
-    sparsegen: CLI, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("features", "known", "opened", "independent"),
+    [
+        (None, False, "efficientnet-lite0", True),
+        ("cifar10-classifier", False, "efficientnet-lite0", True),
+        ("efficientnet-lite0", True, "cifar10-classifier", True),
+        ("efficientnet-lite0", False, "efficientnet-lite0", False),
+    ],
+)
+def test_a_run_is_judged_where_it_trains_by_a_network_that_is_not_in_its_discriminator(
+    sparsegen: CLI,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    features: str | None,
+    known: bool,
+    opened: str,
+    independent: bool,
 ) -> None:
     asked = []
 
-    def opened(**how: object) -> FeatureNetwork:
-        asked.append(how)
+    def open_features(name: str, **how: object) -> FeatureNetwork:
+        asked.append((name, how))
         return FeatureNetwork("mean", 3, lambda images: images.float().mean(dim=(2, 3)))
 
-    monkeypatch.setattr("sparsegen.training.features.open_features", opened)
-    done = sparsegen("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8,
-                     "--steps", 1, "--judge-count", 4, "--device", "cpu")  # fmt: skip
+    monkeypatch.setattr("sparsegen.training.features.open_features", open_features)
+    if known:
+        trained_on = open_images(pictures).fingerprint
+        monkeypatch.setattr("sparsegen.training.features.trained_on", lambda: trained_on)
+    model = "dcgan-8.ml.projected" if features else "dcgan-8.ml"
+    done = sparsegen("train", model, "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8, "--steps", 1,
+                     "--judge-count", 4, "--device", "cpu", "--features", features or "auto")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert asked == [{"device": "cpu"}]
+    assert asked == [(opened, {"device": "cpu"})]
     assert "best mean" in done.stdout
+    evaluation = from_pretrained(tmp_path / "run" / "best").config["evaluation"]
+    assert evaluation["independent"] is independent and evaluation["distances"] == {
+        "mean": evaluation["distance"]
+    }
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature networks that one can compute by hand, in place of those that take long."""
+    networks = {
+        "efficientnet-lite0": FeatureNetwork("fd-mean", 3, lambda images: images.float().mean(dim=(2, 3))),
+        "cifar10-classifier": FeatureNetwork(
+            "fd-red", 1, lambda images: images[:, :1].float().mean(dim=(2, 3))
+        ),
+    }
+    monkeypatch.setattr(
+        "sparsegen.training.features.open_features", lambda name, weights=None: networks[name]
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Pictures of ten classes, of another shade of gray each, for training and for testing."""
+    for split, count in (("train", 6), ("test", 2)):
+        for label, name in enumerate(CLASSES):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                draws = np.random.default_rng([label, index, count])
+                pixels = draws.integers(20 * label, 20 * label + 60, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "data"
 
 
 def test_evaluate_names_its_metric_and_writes_its_figures(
@@ -352,19 +405,98 @@ def test_evaluate_names_its_metric_and_writes_its_figures(
                      "--features", "efficientnet-lite0")  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["metric"] == "fd-efficientnet-lite0"
-    assert figures["count"] == 16
+    assert figures["metric"] == figures["measured_by"] == "fd-efficientnet-lite0"
+    assert figures["count"] == figures["compared"] == 16
     assert figures["reference_count"] == 41
-    assert figures["distance"] > 0
-    assert "fd-efficientnet-lite0" in done.stdout
-    assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 1), "got 1")
-    assert sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--record").returncode == 0
+    assert figures["distance"] > 0 and figures["distances"] == {"fd-efficientnet-lite0": figures["distance"]}
+    assert "fd-efficientnet-lite0" in done.stdout and re.search(r"class_accuracy +-", done.stdout)
+    assert figures["class_accuracy"] is figures["memorized"] is None and "(--test gives some)" in done.stderr
+    assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 1, "--quick"), "got 1")
+    assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 3), "from 4 to 100000; got 3")
+    done = sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--record", "--quick")
+    assert done.returncode == 0 and "precision" not in done.stdout
     recorded = from_pretrained(model).config["evaluation"]
     assert recorded["count"] == 8
     assert recorded["data"] == "pictures"
     refused = sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--k", 1, "--record")
     assert_refused(refused, "leave --k out")
     assert from_pretrained(model).config["evaluation"] == recorded
+
+
+def test_evaluate_measures_a_conditional_model_by_all_that_it_has(
+    sparsegen: CLI, conditional: Path, data: Path, tmp_path: Path, stand_ins: None
+) -> None:
+    done = sparsegen("evaluate", conditional, "--data", data, "--count", 30, "--record",
+                     "--out", tmp_path / "all.json", "--neighbors", tmp_path / "near.png",
+                     "--features", "efficientnet-lite0,cifar10-classifier")  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    figures = json.loads((tmp_path / "all.json").read_text())
+    assert list(figures["distances"]) == ["fd-mean", "fd-red"] and figures["metric"] == "fd-mean"
+    for name in ("class_accuracy", "class_accuracy_real", "precision", "recall", "memorized"):
+        assert 0 <= figures[name] <= 1 and name in done.stdout
+    assert figures["class_accuracy_real"] > 0.8
+    assert figures["independent"] and figures["compared"] == 30
+    recorded = from_pretrained(conditional).config["evaluation"]
+    assert recorded == {name: value for name, value in figures.items() if name != "model"}
+    assert "fd-red" in sparsegen("info", conditional).stdout
+    picture = np.asarray(Image.open(tmp_path / "near.png"))
+    assert picture.shape == (2 * (16 * 34 + 2), 2 * (10 * 34 + 2), 3)
+    first = from_pretrained(conditional).sample(1)[0]
+    assert np.array_equal(picture[4:68:2, 4:68:2], first)
+
+
+@pytest.mark.parametrize(
+    ("features", "headline"), [("cifar10-classifier", "fd-mean"), ("efficientnet-lite0", "fd-red")]
+)
+def test_the_headline_of_a_projected_model_is_of_the_network_that_it_was_not_trained_against(
+    sparsegen: CLI, model: Path, data: Path, tmp_path: Path, stand_ins: None, features: str, headline: str
+) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"training": {"features": features}}))
+    arguments = (
+        "evaluate",
+        model,
+        "--data",
+        data,
+        "--count",
+        8,
+        "--out",
+        tmp_path / "all.json",
+        "--features",
+    )
+    assert sparsegen(*arguments, "efficientnet-lite0,cifar10-classifier").returncode == 0
+    figures = json.loads((tmp_path / "all.json").read_text())
+    assert figures["metric"] == figures["measured_by"] == headline and figures["independent"]
+    done = sparsegen(*arguments, features)
+    assert done.returncode == 0 and "was in the discriminator" in done.stderr
+    assert json.loads((tmp_path / "all.json").read_text())["independent"] is False
+
+
+def test_real_test_images_are_measured_like_samples(
+    sparsegen: CLI, data: Path, pictures: Path, tmp_path: Path, stand_ins: None
+) -> None:
+    arguments = ("--features", "efficientnet-lite0", "--out", tmp_path / "real.json")
+    done = sparsegen("evaluate", "real", "--data", data, *arguments)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    figures = json.loads((tmp_path / "real.json").read_text())
+    assert (figures["model"], figures["count"], figures["reference_count"]) == ("real", 20, 60)
+    assert figures["class_accuracy"] == figures["class_accuracy_real"] > 0.8
+    assert figures["seed"] is None and figures["density"] == [] and figures["memorized"] <= 0.1
+    assert sparsegen("evaluate", "real", "--data", data, "--count", 8, *arguments).returncode == 0
+    assert json.loads((tmp_path / "real.json").read_text())["count"] == 8
+    done = sparsegen("evaluate", "real", "--data", data / "train", "--test", data / "test", *arguments)
+    assert done.returncode == 0 and json.loads((tmp_path / "real.json").read_text())["count"] == 20
+
+
+def test_real_images_without_a_split_of_their_own_are_refused(
+    sparsegen: CLI, data: Path, pictures: Path, tmp_path: Path, stand_ins: None
+) -> None:
+    real = ("evaluate", "real", "--features", "efficientnet-lite0", "--data")
+    assert_refused(sparsegen(*real, data / "train"), "measures test images", "no split 'test'", "--test")
+    assert_refused(sparsegen(*real, data / "test", "--test", data / "test"), "are its training images")
+    assert_refused(sparsegen(*real, data, "--record"), "leave --record and --k out", "./real")
+    assert_refused(sparsegen(*real, data, "--neighbors", tmp_path / "near.jpg"), "--neighbors takes .png")
+    assert_refused(sparsegen("evaluate", "real", "--data", data, "--features", "vgg"), "got 'vgg'")
 
 
 def test_ctrl_c_before_any_work_is_told(

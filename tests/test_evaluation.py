@@ -1,17 +1,15 @@
 """Evaluation with a stand-in generator, a stand-in feature network, and, where it is found, CIFAR-10."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sparsegen.training import cache, evaluation
 from sparsegen.training.data import open_images
-from sparsegen.training.evaluation import evaluate, reference_statistics
+from sparsegen.training.evaluation import Evaluation, Samples, draw, evaluate
 from sparsegen.training.features import FeatureNetwork, open_features
 from sparsegen.training.metrics import Statistics, frechet_distance
+from sparsegen.training.reference import reference_statistics
 from sparsegen.zoo import images as pixels
 from sparsegen.zoo import noise
 
@@ -61,8 +59,12 @@ def reference(real, features) -> Statistics:
     return Statistics.of(features(real))
 
 
+def measured(generator, reference, features, *arguments, **options) -> Evaluation:
+    return evaluate(draw(generator, [features], *arguments, **options), {features.metric: reference})
+
+
 def test_an_evaluation_measures_exactly_the_images_of_its_seed(generator, reference, features):
-    result = evaluate(generator, reference, features, count=50, seed=3, batch=16)
+    result = measured(generator, reference, features, count=50, seed=3, batch=16)
     generator.eval()
     with torch.no_grad():
         image, codes = generator(torch.from_numpy(noise.z(50, 6, 3)))
@@ -75,31 +77,31 @@ def test_an_evaluation_measures_exactly_the_images_of_its_seed(generator, refere
     assert result.device == "cpu" and result.samples_per_second > 0
 
 
-def test_each_image_takes_one_forward_pass_and_progress_is_told(generator, reference, features):
+def test_each_image_takes_one_forward_pass_and_progress_is_told(generator, features):
     told = []
-    evaluate(generator, reference, features, 50, batch=20, progress=lambda *done: told.append(done))
+    draw(generator, [features], 50, batch=20, progress=lambda *done: told.append(done))
     assert generator.sizes == [20, 20, 10]
     assert told == [(20, 50), (40, 50), (50, 50)]
 
 
-def test_a_conditional_generator_is_asked_for_the_classes_of_its_seed(generator, reference, features):
+def test_a_conditional_generator_is_asked_for_the_classes_of_its_seed(generator, features):
     generator.classes = 10
-    evaluate(generator, reference, features, 50, seed=3, batch=20)
-    assert generator.labels == noise.labels(50, 10, seed=3).tolist()
+    samples = draw(generator, [features], 50, seed=3, batch=20)
+    assert generator.labels == samples.labels.tolist() == noise.labels(50, 10, seed=3).tolist()
 
 
 def test_the_batch_size_does_not_change_what_is_measured(generator, reference, features):
-    small, large = (evaluate(generator, reference, features, 30, batch=batch) for batch in (7, 30))
+    small, large = (measured(generator, reference, features, 30, batch=batch) for batch in (7, 30))
     assert small.distance == pytest.approx(large.distance, rel=1e-6)
     assert small.density == pytest.approx(large.density)
 
 
-def test_a_generator_is_left_as_it_was(generator, reference, features):
+def test_a_generator_is_left_as_it_was(generator, features):
     generator.train()
     generator.coder.eval()
     generator.norm.running_mean.fill_(0.5)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    evaluate(generator, reference, features, 10)
+    draw(generator, [features], 10)
     assert generator.training and generator.norm.training and not generator.coder.training
     for name, value in generator.state_dict().items():
         assert torch.equal(value, before[name])
@@ -117,123 +119,51 @@ def test_a_generator_is_left_as_it_was(generator, reference, features):
         ({"seed": -1}, ValueError, "seed .* from 0"),
     ],
 )
-def test_a_number_out_of_range_is_refused_before_any_work(
-    arguments, error, told, generator, reference, features
-):
+def test_a_number_out_of_range_is_refused_before_any_work(arguments, error, told, generator, features):
     with pytest.raises(error, match=told):
-        evaluate(generator, reference, features, **arguments)
+        draw(generator, [features], **arguments)
     assert not generator.sizes
 
 
 def test_a_reference_of_another_network_is_refused(generator, features):
+    samples = draw(generator, [features], 10)
     other = Statistics(np.zeros(5), np.eye(5), 100)
-    with pytest.raises(ValueError, match="5 dimensions and fd-quarters has 12"):
-        evaluate(generator, other, features, 10)
-    assert not generator.sizes
+    with pytest.raises(ValueError, match="12 and 5 dimensions"):
+        evaluate(samples, {"fd-quarters": other})
+    with pytest.raises(ValueError, match=r"fd-quarters; got \['fd-other'\]"):
+        evaluate(samples, {"fd-other": other})
+    with pytest.raises(ValueError, match="references are those"):
+        evaluate(samples, {})
 
 
-def test_weights_that_have_diverged_are_named_as_the_cause(generator, reference, features):
+def test_several_networks_see_the_same_samples_and_the_first_reference_is_the_headline(
+    generator, real, reference, features
+):
+    mean = FeatureNetwork("fd-mean", 3, lambda x: x.float().mean((2, 3)) / 255)
+    samples = draw(generator, [features, mean], 50, seed=3, batch=20)
+    assert generator.sizes == [20, 20, 10]
+    for network in (features, mean):
+        assert np.array_equal(samples.features[network.metric], network(samples.images))
+    result = evaluate(samples, {"fd-mean": Statistics.of(mean(real)), "fd-quarters": reference})
+    assert list(result.distances) == ["fd-mean", "fd-quarters"]
+    assert (result.metric, result.distance) == ("fd-mean", result.distances["fd-mean"])
+    alone = evaluate(samples, {"fd-quarters": reference})
+    assert alone.distance == result.distances["fd-quarters"] != result.distance
+
+
+def test_features_that_hold_nan_have_no_distance(reference):
+    broken = Samples(np.zeros((4, 2, 2, 3), np.uint8), {"fd-quarters": np.full((4, 12), np.nan, np.float32)})
+    with pytest.raises(ValueError, match="4 of 4 features hold NaN"):
+        evaluate(broken, {"fd-quarters": reference})
+
+
+def test_weights_that_have_diverged_are_named_as_the_cause(generator, features):
     with torch.no_grad():
         generator.dictionary.bias[0] = float("nan")
     generator.train()
     with pytest.raises(FloatingPointError, match="8 of 8 generated images.*diverged"):
-        evaluate(generator, reference, features, 20, batch=8)
+        draw(generator, [features], 20, batch=8)
     assert generator.training
-
-
-def count_calls(features: FeatureNetwork) -> tuple[FeatureNetwork, list[int]]:
-    sizes = []
-
-    def network(x):
-        sizes.append(len(x))
-        return features.network(x)
-
-    return FeatureNetwork(features.metric, features.dimension, network), sizes
-
-
-def test_reference_statistics_are_computed_once_and_then_read(real, features, tmp_path):
-    counting, sizes = count_calls(features)
-    told = []
-    first = reference_statistics(
-        real, "cifar10-train.a1b2", counting, tmp_path / "new", lambda *done: told.append(done)
-    )
-    assert told == [(500, 700), (700, 700)] and sum(sizes) == 700
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [
-        "fd-quarters-cifar10-train.a1b2-700.safetensors"
-    ]
-    again = reference_statistics(real, "cifar10-train.a1b2", counting, tmp_path / "new")
-    assert sum(sizes) == 700
-    direct = Statistics.of(features(real))
-    for statistics in (first, again):
-        assert np.array_equal(statistics.mean, direct.mean)
-        assert np.array_equal(statistics.covariance, direct.covariance)
-        assert statistics.count == 700
-
-
-def test_other_images_metrics_and_counts_have_files_of_their_own(real, features, tmp_path):
-    other = FeatureNetwork("fd-other", 12, features.network)
-    for images, fingerprint, network in [
-        (real, "a", features),
-        (real, "b", features),
-        (real[:600], "a", features),
-        (real, "a", other),
-    ]:
-        reference_statistics(images, fingerprint, network, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
-def test_a_damaged_cache_file_is_computed_again_with_a_warning(damage, real, features, tmp_path, caplog):
-    good = reference_statistics(real, "a", features, tmp_path)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes({"cut": path.read_bytes()[:200], "empty": b"", "text": b"statistics" * 50}[damage])
-    with caplog.at_level(logging.WARNING):
-        again = reference_statistics(real, "a", features, tmp_path)
-    assert np.array_equal(again.covariance, good.covariance)
-    assert len(caplog.records) == 1 and str(path) in caplog.text
-    caplog.clear()
-    reference_statistics(real, "a", features, tmp_path)
-    assert not caplog.records
-
-
-def test_statistics_of_an_older_format_are_computed_again(real, features, tmp_path, monkeypatch):
-    counting, sizes = count_calls(features)
-    for version in ("0", "1", "1"):
-        monkeypatch.setattr(evaluation, "FORMAT", version)
-        reference_statistics(real, "a", counting, tmp_path)
-    assert sum(sizes) == 2 * 700
-
-
-def test_a_write_that_fails_leaves_nothing_behind_and_the_numbers_still_come(
-    real, features, tmp_path, caplog, monkeypatch
-):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(cache, "save_file", full)
-    with caplog.at_level(logging.WARNING):
-        assert reference_statistics(real, "a", features, tmp_path).count == 700
-    assert "No space left" in caplog.text
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_a_folder_the_cache_of_the_user_keeps_the_statistics(real, features, tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSEGEN_CACHE", str(tmp_path))
-    reference_statistics(real, "a", features)
-    assert (tmp_path / "reference" / "fd-quarters-a-700.safetensors").is_file()
-
-
-@pytest.mark.parametrize("fingerprint", ["", "../a", "a/b", "a b", "a" * 101])
-def test_a_fingerprint_that_is_no_file_name_is_refused(fingerprint, real, features, tmp_path):
-    counting, sizes = count_calls(features)
-    with pytest.raises(ValueError, match="1 to 100 letters"):
-        reference_statistics(real, fingerprint, counting, tmp_path)
-    assert not sizes
-
-
-def test_one_image_is_no_reference(real, features, tmp_path):
-    with pytest.raises(ValueError, match="at least 2 images"):
-        reference_statistics(real[:1], "a", features, tmp_path)
 
 
 @pytest.mark.cifar10

@@ -7,9 +7,11 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sparsegen.training import features
-from sparsegen.training.features import open_features
+from sparsegen.training.classifier import open_classifier, trained_on
+from sparsegen.training.features import headline_first, named_networks, open_features, second_networks
 
 
 @pytest.fixture(autouse=True)
@@ -101,15 +103,83 @@ def test_what_is_no_batch_of_rgb_images_is_refused(efficientnet, images, told):
 
 
 def test_an_unknown_network_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="'vgg'.*auto, inception, efficientnet-lite0"):
+    with pytest.raises(ValueError, match="'vgg'.*auto, inception, efficientnet-lite0, cifar10-classifier"):
         open_features("vgg")
 
 
 def test_weights_are_for_inception_only_and_must_be_there(tmp_path):
     with pytest.raises(ValueError, match="leave weights out"):
         open_features("efficientnet-lite0", weights=tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="cifar10-classifier brings its own"):
+        open_features("cifar10-classifier", weights=tmp_path / "w.pth")
     with pytest.raises(FileNotFoundError, match="none at .*w.pth"):
         open_features("auto", weights=tmp_path / "w.pth")
+
+
+def test_the_classifiers_feature_is_what_it_reads_the_class_from(images):
+    network, classifier = open_features("cifar10-classifier"), open_classifier()
+    found = network(images)
+    assert (network.metric, network.dimension) == ("fd-cifar10-classifier", 256)
+    assert found.shape == (20, 256) and found.dtype == np.float32
+    real = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        maps = classifier.maps(real)[-1]
+        np.testing.assert_allclose(found, maps.flatten(2).max(2).values, rtol=1e-4, atol=1e-4)
+        logits = torch.from_numpy(found) @ classifier.linear.weight.T
+        np.testing.assert_allclose(logits / 9, classifier(real), rtol=1e-3, atol=1e-4)
+
+
+def test_other_weights_of_the_classifier_are_another_network_to_the_cache(tmp_path, monkeypatch):
+    before = open_features("cifar10-classifier")
+    changed = {name: value.contiguous() for name, value in open_classifier().state_dict().items()}
+    changed["linear.weight"] += 1
+    save_file(changed, tmp_path / "other.safetensors")
+    monkeypatch.setattr(features, "WEIGHTS", tmp_path / "other.safetensors")
+    after = open_features("cifar10-classifier")
+    assert before.metric == after.metric and before.key != after.key
+    assert before.key.startswith("fd-cifar10-classifier-")
+
+
+def test_networks_are_named_one_by_one_or_found():
+    assert named_networks("auto") == ["efficientnet-lite0"]
+    assert named_networks("auto", weights="w.pth") == ["inception"]
+    assert named_networks("cifar10-classifier, inception", weights="w.pth") == [
+        "cifar10-classifier",
+        "inception",
+    ]
+    for wrong in ("", "vgg", "auto,inception", "inception,inception", "inception,"):
+        with pytest.raises(
+            ValueError, match=f"auto, or some of .*cifar10-classifier, each once.*; got {wrong!r}"
+        ):
+            named_networks(wrong)
+    with pytest.raises(ValueError, match="weights are Inception's.*leave weights out"):
+        named_networks("efficientnet-lite0,cifar10-classifier", weights="w.pth")
+
+
+def test_the_classifier_measures_on_the_images_that_it_was_trained_on_only(monkeypatch):
+    assert second_networks(trained_on()) == ["cifar10-classifier"]
+    assert second_networks("0123456789abcdef") == []
+    monkeypatch.setattr(features, "trained_on", lambda: "")  # as it is without its weights
+    assert second_networks("7e03d8f0b91ccaa9") == []
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "names", "headline", "independent"),
+    [
+        (None, ["efficientnet-lite0", "cifar10-classifier"], "efficientnet-lite0", True),
+        ("cifar10-classifier", ["efficientnet-lite0", "cifar10-classifier"], "efficientnet-lite0", True),
+        ("efficientnet-lite0", ["efficientnet-lite0", "cifar10-classifier"], "cifar10-classifier", True),
+        ("efficientnet-lite0", ["inception", "cifar10-classifier"], "inception", True),
+        ("cifar10-classifier", ["cifar10-classifier", "inception", "efficientnet-lite0"], "inception", True),
+        ("efficientnet-lite0", ["efficientnet-lite0"], "efficientnet-lite0", False),
+    ],
+)
+def test_the_headline_is_of_the_first_network_that_was_not_in_the_discriminator(
+    discriminator, names, headline, independent
+):
+    ordered, is_independent = headline_first(names, discriminator)
+    assert (ordered[0], is_independent) == (headline, independent)
+    assert sorted(ordered) == sorted(names)
 
 
 @pytest.mark.parametrize("name", ["inception", "efficientnet-lite0"])

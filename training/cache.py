@@ -1,6 +1,7 @@
 """Tensors that took long to compute, kept in a file: written whole or not at all."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -31,3 +32,12 @@ def kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     except (OSError, SafetensorError) as error:
         log.warning("%s is damaged, it will be computed again: %s", path, error)
         return None
+
+
+def computed_once(path: Path, version: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in a file of this version; computed, and kept there, if it is missing, damaged or of another."""
+    tensors, about = kept(path) or ({}, {})
+    if about.get("format") != version:
+        tensors = compute()
+        keep(path, tensors, {"format": version})
+    return tensors

@@ -1,7 +1,7 @@
 r"""A small CIFAR-10 classifier, and the recipe it was trained by.
 
-Its features serve a projected discriminator (`sparsegen.training.projected`). It was trained on the training images
-alone, independently of the networks that `sparsegen evaluate` measures with.
+Its features serve a projected discriminator (`sparsegen.training.projected`), or measure generators that were trained
+without it (`sparsegen.training.features`). It was trained on the training images alone.
 
     python -m sparsegen.training.classifier --data cifar10 --out first.safetensors
     python -m sparsegen.training.classifier --data cifar10 --from first.safetensors --rate 0.2 --epochs 8 \
@@ -77,8 +77,12 @@ class Classifier(nn.Module):
             found.append(x)
         return found
 
+    def features(self, images: Tensor) -> Tensor:
+        """The maxima of the last maps, which the classes are read from. Shape: (B, 256)."""
+        return self.maps(images)[-1].amax((2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(self.maps(images)[-1].amax((2, 3))) / 9
+        return self.linear(self.features(images)) / 9
 
 
 def open_classifier(path: Path = WEIGHTS) -> Classifier:

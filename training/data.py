@@ -165,8 +165,8 @@ def open_images(
             Choice: labeled classes are taken in turn, because a prefix of sorted data is a single class.
         progress: called with (images done, images in all).
 
-    Raises: FileNotFoundError, ConnectionError (a Hub id while offline), ValueError (no images, no split),
-        OSError (the system does not let us read a file).
+    Raises: FileNotFoundError, ConnectionError (a Hub id while offline), ValueError (no images), NoSplitError (a
+        ValueError), OSError (the system does not let us read a file).
     """
     if size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"size and limit are at least 1; got size {size}, limit {limit}")

@@ -1,13 +1,17 @@
-"""The networks whose features a Fréchet distance compares, their weights pinned by hash.
+"""The networks whose features a Fréchet distance compares.
 
 Only Inception's distance is an FID. Where its weights are missing, EfficientNet-Lite0, whose weights come
-inside a Python package, measures instead; its distance has another name and another scale.
+inside a Python package, measures instead; its distance has another name and another scale. Our own classifier of
+CIFAR-10 is a second opinion on images like these.
+
+A generator that was trained against the features of a network is near real images in these first of all. So the
+headline figure is that of a network that was not in its discriminator, where there is one (`headline_first`).
 """
 
 import hashlib
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sparsegen.training.classifier import WEIGHTS, open_classifier, trained_on
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # torch.hub's convention: the name ends with how the hash begins
@@ -34,12 +40,19 @@ class FeatureNetwork:
         dimension: Entries of a feature.
         network: From uint8 (B, 3, H, W) to (B, dimension).
         device: Where the network's weights are.
+        version: Of weights that are not pinned: how their hash begins.
     """
 
     metric: str
     dimension: int
     network: Callable[[Tensor], Tensor] = field(repr=False)
     device: torch.device = torch.device("cpu")
+    version: str = ""
+
+    @property
+    def key(self) -> str:
+        """Names what it computes in the cache."""
+        return f"{self.metric}-{self.version}" if self.version else self.metric
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -82,27 +95,66 @@ def open_features(
     """Opens the feature network of a metric.
 
     Args:
-        name: "inception" (the metric is "fid"), "efficientnet-lite0" ("fd-efficientnet-lite0"), or "auto":
-            Inception if its weights are on this machine, else EfficientNet-Lite0. "auto" never downloads.
+        name: "inception" (the metric is "fid"), "efficientnet-lite0" ("fd-efficientnet-lite0"),
+            "cifar10-classifier" ("fd-cifar10-classifier"), or "auto": Inception if its weights are on this machine,
+            else EfficientNet-Lite0. "auto" never downloads.
         weights: File of Inception's weights; None for torch.hub's folder, which "inception" downloads to.
         device: Where the network runs.
 
     Raises:
-        ValueError: Unknown name, weights for EfficientNet, or weights whose hash is wrong.
-        FileNotFoundError: `weights` is no file.
+        ValueError: Unknown name, weights for another network than Inception, or weights whose hash is wrong.
+        FileNotFoundError: `weights` is no file, or the classifier's weights are missing.
         ImportError: The extra `train` is not installed.
         RuntimeError: Inception's weights are neither here nor to be had.
     """
     if name not in ("auto", *OPENERS):
         raise ValueError(f"unknown feature network {name!r}: choose one of {', '.join(('auto', *OPENERS))}")
-    if weights is not None and name == "efficientnet-lite0":
-        raise ValueError("weights are Inception's; EfficientNet-Lite0 brings its own: leave weights out")
+    if weights is not None and name not in ("auto", "inception"):
+        raise ValueError(f"weights are Inception's; {name} brings its own: leave weights out")
     if weights is not None and not Path(weights).is_file():
         raise FileNotFoundError(f"weights is the file {INCEPTION_FILE}; there is none at {weights}")
     path = inception_path() if weights is None else Path(weights)
-    if name == "auto":
-        name = "inception" if path.is_file() else "efficientnet-lite0"
-    return OPENERS[name](path, torch.device(device))
+    return OPENERS[_usual(weights) if name == "auto" else name](path, torch.device(device))
+
+
+def named_networks(wanted: str, weights: Path | None = None) -> list[str]:
+    """Reads names separated by commas; "auto" is one name, as in `open_features`.
+
+    Raises: ValueError if a name is not known, or given twice; or if weights are given, and Inception is not.
+    """
+    if wanted == "auto":
+        return [_usual(weights)]
+    names = [name.strip() for name in wanted.split(",")]
+    if set(names) - OPENERS.keys() or len(set(names)) < len(names):
+        raise ValueError(
+            f"feature networks are auto, or some of {', '.join(OPENERS)}, each once, separated by commas; "
+            f"got {wanted!r}"
+        )
+    if weights is not None and "inception" not in names:
+        raise ValueError(f"weights are Inception's, and the networks are {wanted}: leave weights out")
+    return names
+
+
+def second_networks(fingerprint: str) -> list[str]:
+    """Names what measures beside the network of "auto": our classifier, if it was trained on these very images."""
+    return ["cifar10-classifier"] if fingerprint == trained_on() else []
+
+
+def headline_first(names: Iterable[str], discriminator: str | None) -> tuple[list[str], bool]:
+    """Moves the network that was in the discriminator behind the others, since its figure flatters the model.
+
+    Args:
+        discriminator: The frozen network that the model was trained against; None if there was none.
+
+    Returns: The names, and whether the first was not in the discriminator. It was if there is no other.
+    """
+    ordered = sorted(names, key=lambda name: name == discriminator)
+    return ordered, ordered[0] != discriminator
+
+
+def _usual(weights: Path | None) -> str:
+    """Inception if its weights are on this machine, else EfficientNet-Lite0."""
+    return "inception" if weights is not None or inception_path().is_file() else "efficientnet-lite0"
 
 
 def inception_path() -> Path:
@@ -174,8 +226,28 @@ def open_efficientnet(_: Path, device: torch.device) -> FeatureNetwork:
     return FeatureNetwork("fd-efficientnet-lite0", 1280, features, device)
 
 
+def open_cifar10_classifier(_: Path, device: torch.device) -> FeatureNetwork:
+    """Opens our own classifier of CIFAR-10; the feature is the maxima of its last 256 maps.
+
+    It sees images as they are, at 8 x 8 pixels at least.
+    """
+    classifier = open_classifier(WEIGHTS).to(device)
+
+    def features(pixels: Tensor) -> Tensor:
+        return classifier.features(
+            pixels.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+        )
+
+    version = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:8]
+    return FeatureNetwork("fd-cifar10-classifier", classifier.linear.in_features, features, device, version)
+
+
 INSTALL = "pip install sparsegen[train]"
-OPENERS = {"inception": open_inception, "efficientnet-lite0": open_efficientnet}
+OPENERS = {
+    "inception": open_inception,
+    "efficientnet-lite0": open_efficientnet,
+    "cifar10-classifier": open_cifar10_classifier,
+}
 
 
 def _load(path: Path, sha256: str) -> dict[str, Tensor]:

@@ -27,6 +27,10 @@ ACCEPTED = "a Hub dataset id such as 'cifar10', a .parquet file, or a folder of 
 BLOCK = 256  # rows read at a time
 
 
+class NoSplitError(ValueError):
+    """A source does not have the split that it was asked for."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Encoded images.
@@ -126,7 +130,7 @@ def _split_folder(folder: Path, split: str) -> Path:
     if split in inside and inside <= SPLITS:
         return folder / split
     if split != "train":
-        raise ValueError(f"no split {split!r} in {folder}: its images are the split 'train'")
+        raise NoSplitError(f"no split {split!r} in {folder}: its images are the split 'train'")
     return folder
 
 
@@ -170,7 +174,7 @@ def _of_split(folder: Path, split: str) -> list[str]:
     literal = glob.escape(str(folder.absolute()))
     files = DataFilesDict.from_patterns(get_data_patterns(literal), literal, allowed_extensions=[".parquet"])
     if split not in files:
-        raise ValueError(f"no split {split!r} in {folder}; it has {', '.join(map(str, files))}")
+        raise NoSplitError(f"no split {split!r} in {folder}; it has {', '.join(map(str, files))}")
     return list(files[split])
 
 
@@ -212,7 +216,8 @@ def _download(name: str, split: str) -> "datasets.Dataset":
             "folder"
         ) from error
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"cannot open the Hub dataset {name!r}, split {split!r}: {error}") from error
+        kind = NoSplitError if str(error).startswith("Unknown split") else ValueError
+        raise kind(f"cannot open the Hub dataset {name!r}, split {split!r}: {error}") from error
 
 
 def _hub_rows(dataset: "datasets.Dataset", name: str) -> Rows:

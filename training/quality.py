@@ -1,0 +1,162 @@
+"""How good samples are beyond their distance, measured by the features of one network.
+
+Real test images are measured in the same way (`real_samples`), as the yardstick.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsegen.training.data import Images
+from sparsegen.training.evaluation import Samples
+from sparsegen.training.neighbors import K, coverage
+from sparsegen.training.reference import Bar, Reference, silent
+from sparsegen.zoo import images as pixels
+
+NEAR = 0.05  # quantile of the test images' distances; below it a sample counts as near to a training image
+LEAST = K + 1  # images on either side that precision and recall need
+ROWS, COLUMNS = 16, 8  # of `neighbor_picture`: samples, and nearest training images of each
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What `measure_quality` found; None stands for what could not be measured.
+
+    Args:
+        measured_by: The metric whose features were used.
+        class_accuracy: Share of the samples in which a linear classifier, trained on the features of the training
+            images, finds the class that was asked for.
+        class_accuracy_real: The same share of the test images.
+        precision: Share of the samples within the real images (`coverage`).
+        recall: Share of the real images within the samples.
+        compared: Images on either side of precision and recall; the real ones are training images.
+        memorized: Share of the samples that are nearer to a training image than 95 % of the test images are, about
+            0.05 for images that were never seen.
+    """
+
+    measured_by: str
+    class_accuracy: float | None
+    class_accuracy_real: float | None
+    precision: float
+    recall: float
+    compared: int
+    memorized: float | None
+
+
+def measure_quality(samples: Samples, real: Reference, bar: Bar = silent) -> tuple[Quality, list[str]]:
+    """Measures samples by the features of the network of `real`.
+
+    Returns: What was found, and a sentence for each measure that is missing and could have been expected.
+    Raises: ValueError if there are fewer than `LEAST` samples or training images, or features hold NaN or infinity.
+    """
+    features = samples.features[real.network.metric]
+    generated, training = equal_counts(features, real.train_features)
+    with bar(f"{real.network.metric}: precision", 2 * len(generated)) as show:
+        precision = coverage(generated, training, progress=show)
+    with bar(f"{real.network.metric}: recall", 2 * len(generated)) as show:
+        recall = coverage(training, generated, progress=show)
+    accuracy, missing = class_accuracy(samples, real)
+    remarks = [f"class accuracy is not measured: {missing}"] if missing else []
+    memorized, accuracy_real = None, None
+    if real.test is None:
+        remarks.append(
+            f"memorization and the class accuracy of real images are not measured: {real.train.name} has no test "
+            f"images that are not training images (--test gives some)"
+        )
+    else:
+        accuracy_real, missing_real = class_accuracy(real_samples([real]), real)
+        if missing_real and not missing:
+            remarks.append(f"class accuracy of real images is not measured: {missing_real}")
+        nearest, _ = real.nearest_train(features)
+        memorized = float((nearest[:, 0] < np.quantile(real.test_distances, NEAR)).mean())
+    quality = Quality(
+        measured_by=real.network.metric,
+        class_accuracy=accuracy,
+        class_accuracy_real=accuracy_real,
+        precision=precision,
+        recall=recall,
+        compared=len(generated),
+        memorized=memorized,
+    )
+    return quality, remarks
+
+
+def class_accuracy(samples: Samples, real: Reference) -> tuple[float | None, str]:
+    """The share of samples in which the linear classifier of the training images finds their class.
+
+    Returns: None if it is not defined, and why; "" if samples have no labels, so that nobody expects it.
+    """
+    if samples.labels is None:
+        return None, ""
+    if real.train.labels is None:
+        return None, f"{real.train.name} has no labels{real.train.unlabeled and f' ({real.train.unlabeled})'}"
+    if real.probe is None:
+        return None, f"{real.train.name} has images of one class only"
+    labels, lacking = _labels_in(real.train, samples)
+    if lacking:
+        return (
+            None,
+            f"{real.train.name} has no images of {', '.join(lacking)}, of which there are images to measure",
+        )
+    found = real.probe(samples.features[real.network.metric])
+    return float((found == labels).mean()), ""
+
+
+def _labels_in(images: Images, samples: Samples) -> tuple[np.ndarray, list[str]]:
+    """The labels of samples as the images number them: by the names of the classes where both have names.
+
+    Returns: The labels, and what the classes are called of which there are no such images.
+    """
+    present, names = set(images.labels.unique().tolist()), samples.class_names
+    labels, lacking = samples.labels.copy(), []
+    for label in np.unique(samples.labels).tolist():
+        number, called = label, f"class {label}"
+        if names and images.classes:
+            called = names[label]
+            number = images.classes.index(called) if called in images.classes else None
+        if number in present:
+            labels[samples.labels == label] = number
+        else:
+            lacking.append(called)
+    return labels, lacking
+
+
+def equal_counts(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of the generated features, and as many real ones, drawn at random but the same each time."""
+    count = min(len(generated), len(real))
+    return generated[:count], real[_draw_rows(len(real), count)]
+
+
+def real_samples(references: Sequence[Reference], count: int | None = None) -> Samples:
+    """The test images, to be measured like samples: `count` of them, drawn at random, or all if there are no more.
+
+    Args:
+        references: The same images, which include test images, as several networks see them.
+    """
+    test = references[0].test
+    rows = _draw_rows(len(test), min(count or len(test), len(test)))
+    return Samples(
+        images=test.numpy()[rows],
+        features={real.network.metric: real.test_features[rows] for real in references},
+        labels=None if test.labels is None else test.labels.numpy()[rows],
+        class_names=test.classes,
+    )
+
+
+def neighbor_picture(samples: Samples, real: Reference) -> np.ndarray:
+    """Shows the first samples, a row each, with the training images that are nearest to them by their features.
+
+    Shape: uint8 (H, W, 3).
+    """
+    features = samples.features[real.network.metric][:ROWS]
+    _, nearest = real.nearest_train(features, min(COLUMNS, len(real.train)))
+    rows = []
+    for image, found in zip(samples.images[:ROWS], nearest, strict=True):
+        rows += [image, np.full_like(image, 255), *real.train.numpy()[found]]
+    return pixels.grid(np.stack(rows), columns=2 + nearest.shape[1])
+
+
+def _draw_rows(total: int, count: int) -> np.ndarray:
+    """`count` of `total` rows in ascending order, drawn at random from a fixed seed."""
+    return np.sort(np.random.default_rng(0).permutation(total)[:count])

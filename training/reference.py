@@ -1,0 +1,163 @@
+"""Real images as a feature network sees them. What takes long to compute of them is kept in the cache."""
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sparsegen.training.cache import computed_once
+from sparsegen.training.data import Images
+from sparsegen.training.features import FeatureNetwork, check_images
+from sparsegen.training.metrics import Statistics
+from sparsegen.training.neighbors import nearest
+from sparsegen.training.probe import Probe, fit_probe
+from sparsegen.zoo.files import cache_folder
+
+FORMAT = "1"  # of a cache file; a change of how features are computed raises it
+CHUNK = 500  # images between two calls of a progress callback
+
+Progress = Callable[[int, int], object]  # images done, images in all
+Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], object]]]  # given what and total
+
+
+def reference_features(
+    images: np.ndarray,
+    fingerprint: str,
+    features: FeatureNetwork,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Computes the feature of each real image, or reads them if these images were measured before.
+
+    Args:
+        images: uint8 (N, H, W, 3), N >= 2.
+        fingerprint: Names these images in the cache, such as a hash of them: letters, digits and . _ -
+        cache_dir: None for reference/ in `cache_folder()`. A damaged file in it is computed again, and
+            where it cannot be written the features still come; a warning says so.
+        progress: Called with the images done and N; not at all if the cache has them.
+
+    Shape: float32 (N, D).  Raises: ValueError on other images or another fingerprint.
+    """
+    check_images(images, least=2)
+
+    def compute() -> dict[str, torch.Tensor]:
+        found = np.empty((len(images), features.dimension), np.float32)
+        for start in range(0, len(images), CHUNK):
+            found[start : start + CHUNK] = features(images[start : start + CHUNK])
+            if progress is not None:
+                progress(min(start + CHUNK, len(images)), len(images))
+        return {"features": torch.from_numpy(found)}
+
+    path = _path(cache_dir, features, fingerprint, len(images), "features")
+    return computed_once(path, FORMAT, compute)["features"].numpy()
+
+
+def reference_statistics(
+    images: np.ndarray,
+    fingerprint: str,
+    features: FeatureNetwork,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Computes the statistics of `reference_features`, or reads them.
+
+    Args, Raises: As `reference_features`.
+    """
+    check_images(images, least=2)
+
+    def compute() -> dict[str, torch.Tensor]:
+        found = Statistics.of(reference_features(images, fingerprint, features, cache_dir, progress))
+        return {"mean": torch.from_numpy(found.mean), "covariance": torch.from_numpy(found.covariance)}
+
+    path = _path(cache_dir, features, fingerprint, len(images))
+    tensors = computed_once(path, FORMAT, compute)
+    return Statistics(tensors["mean"].numpy(), tensors["covariance"].numpy(), len(images))
+
+
+@contextmanager
+def silent(what: str, total: int | None):
+    yield lambda done: None
+
+
+class Reference:
+    """Training images, and test images where there are any, as one feature network sees them.
+
+    Everything is computed when it is first asked for, and kept in the cache.
+
+    Args:
+        test: None if there are none, or none that are not training images, too.
+        bar: Shows what is computed, and how far it is.
+    """
+
+    def __init__(self, network: FeatureNetwork, train: Images, test: Images | None = None, bar: Bar = silent):
+        self.network, self.train, self.test, self._bar = network, train, test, bar
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        with self._bar(f"{self.network.metric}: statistics of {self.train.name}", len(self.train)) as show:
+            return reference_statistics(
+                self.train.numpy(),
+                self.train.fingerprint,
+                self.network,
+                progress=lambda done, _: show(done),
+            )
+
+    @cached_property
+    def train_features(self) -> np.ndarray:
+        return self._features(self.train)
+
+    @cached_property
+    def test_features(self) -> np.ndarray | None:
+        return None if self.test is None else self._features(self.test)
+
+    @cached_property
+    def probe(self) -> Probe | None:
+        """A linear classifier of the training images; None if they do not have labels of two classes."""
+        labels = self.train.labels
+        if labels is None or labels.min() == labels.max():
+            return None
+        path = _path(None, self.network, self.train.fingerprint, len(self.train), "probe")
+        features = self.train_features  # before the bar, since they have one of their own
+        with self._bar(f"{self.network.metric}: linear classifier of {self.train.name}", None):
+            return Probe(**computed_once(path, FORMAT, lambda: vars(fit_probe(features, labels.numpy()))))
+
+    @cached_property
+    def test_distances(self) -> np.ndarray | None:
+        """From each test image to its nearest training image. Shape: (N,)."""
+        if self.test is None:
+            return None
+
+        def compute() -> dict[str, torch.Tensor]:
+            return {"distances": torch.from_numpy(self.nearest_train(self.test_features)[0][:, 0])}
+
+        part = f"nearest-{self.test.fingerprint}"
+        path = _path(None, self.network, self.train.fingerprint, len(self.train), part)
+        return computed_once(path, FORMAT, compute)["distances"].numpy()
+
+    def nearest_train(self, features: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """The distances to the nearest training images, and which these are. Shape: (N, count) each."""
+        references = self.train_features  # before the bar, since they have one of their own
+        with self._bar(f"{self.network.metric}: nearest training images", len(features)) as show:
+            return nearest(features, references, count, show)
+
+    def _features(self, images: Images) -> np.ndarray:
+        with self._bar(f"{self.network.metric}: features of {images.name}", len(images)) as show:
+            return reference_features(
+                images.numpy(), images.fingerprint, self.network, progress=lambda done, _: show(done)
+            )
+
+
+def _path(
+    folder: Path | None, features: FeatureNetwork, fingerprint: str, count: int, part: str = ""
+) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", fingerprint):
+        raise ValueError(
+            f"a fingerprint names a file: 1 to 100 letters, digits and . _ - ; got {fingerprint!r}"
+        )
+    folder = cache_folder() / "reference" if folder is None else Path(folder)
+    name = "-".join(filter(None, (features.key, fingerprint, str(count), part)))
+    return folder / f"{name}.safetensors"

@@ -80,6 +80,24 @@ def test_the_measured_distance_has_its_name_and_its_protocol() -> None:
     )
 
 
+def test_further_measures_are_listed_as_far_as_they_are_known() -> None:
+    distances = {"fd-efficientnet-lite0": 81.234, "fd-cifar10-classifier": 12.5}
+    quality = {
+        "measured_by": "fd-efficientnet-lite0",
+        "class_accuracy": None,
+        "precision": 0.7,
+        "recall": 0.125,
+    }
+    evaluation = {**EVALUATION, "distances": distances, "independent": True, **quality}
+    card = model_card(config("ml", evaluation=evaluation))
+    assert "- fd-cifar10-classifier: 12.5\n" in card and card.count("81.23") == 1
+    assert "By the features of fd-efficientnet-lite0:" in card
+    assert "within the real images: 0.7\n" in card and "within the samples: 0.125\n" in card
+    assert "asked for:" not in card and "None" not in card and "flatters" not in card
+    assert "flatters" in model_card(config("ml", evaluation={**evaluation, "independent": False}))
+    assert "By the features" not in model_card(config("ml", evaluation=EVALUATION))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_card_speaks_of_labels_where_there_are_any(architecture: str) -> None:
     classes = ARCHITECTURES[architecture].classes

@@ -214,6 +214,7 @@ def test_a_config_that_is_none_is_named(folder: Path, text: str) -> None:
         ({"evaluation": "good"}, "evaluation is of type dict"),
         ({"evaluation": {"metric": "fid"}}, "evaluation.distance is missing"),
         ({"evaluation": {"metric": "fid", "distance": "low"}}, "got 'low'"),
+        ({"evaluation": {"metric": "fid", "distance": 3.0, "distances": [3.0]}}, "distances is of type dict"),
     ],
 )
 def test_a_config_with_a_wrong_entry_is_named(folder: Path, entry: dict, message: str) -> None:

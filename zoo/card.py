@@ -21,6 +21,17 @@ METRICS = {
     "fid": "This is the FID: the Fréchet distance of Inception features.",
     "fd-efficientnet-lite0": """This is the Fréchet distance of EfficientNet-Lite0 features. It is no FID and
 must not be compared with one, those of the paper included.""",
+    "fd-cifar10-classifier": """This is the Fréchet distance of the features of a small CIFAR-10 classifier. It is not
+an FID and must not be compared with one, those of the paper included.""",
+}
+FLATTERED = """The model was trained against these very features, so that this distance flatters it."""
+QUALITY = {
+    "class_accuracy": "share of samples recognized as the class that was asked for",
+    "class_accuracy_real": "the same share of real test images",
+    "precision": "precision, the share of samples within the real images",
+    "recall": "recall, the share of real images within the samples",
+    "compared": "images on either side of precision and recall",
+    "memorized": "share of samples nearer to a training image than 95 % of real test images are (real ones: 0.05)",
 }
 FACTS = {
     "recipe": "recipe",
@@ -163,9 +174,7 @@ def _k(dials: Sequence[Dial]) -> str:
 
 
 def _training(training: dict) -> str:
-    facts = [
-        f"- {name}: {_plain(training[key])}" for key, name in FACTS.items() if training.get(key) is not None
-    ]
+    facts = _facts({name: training.get(key) for key, name in FACTS.items()})
     return "\n".join(["## Training", "", *facts]) if facts else ""
 
 
@@ -179,17 +188,27 @@ def _distance(evaluation: dict) -> str:
         f"**{metric}: {evaluation['distance']:.2f}** (lower is better)",
         "",
         METRICS.get(metric, ""),
+        *([FLATTERED] if evaluation.get("independent") is False else []),
         "",
     ]
+    others = {name: value for name, value in evaluation.get("distances", {}).items() if name != metric}
     protocol = {
+        **others,
         "images drawn": evaluation.get("count"),
         "real images they are compared with": evaluation.get("reference_count"),
         "seed": evaluation.get("seed"),
         "share of non-zeros in each code, Γ1 first": evaluation.get("density"),
     }
-    lines += [f"- {name}: {_plain(value)}" for name, value in protocol.items() if value is not None]
+    lines += _facts(protocol)
     lines += ["", "A smaller count raises a Fréchet distance: compare only over equal counts."]
+    if quality := _facts({name: evaluation.get(key) for key, name in QUALITY.items()}):
+        lines += ["", f"By the features of {evaluation.get('measured_by', metric)}:", "", *quality]
     return "\n".join(lines)
+
+
+def _facts(values: dict[str, object]) -> list[str]:
+    """A line for each value that is known."""
+    return [f"- {name}: {_plain(value)}" for name, value in values.items() if value is not None]
 
 
 def _plain(value: object) -> str:

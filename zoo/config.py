@@ -23,7 +23,11 @@ ENTRIES = {  # besides the format
     "evaluation": dict,
 }
 OPTIONAL = ("recipe", "license", "class_names", "training", "evaluation")
-VERDICT = {"metric": str, "distance": Real}  # what an evaluation tells at least, if it tells anything
+VERDICT = {
+    "metric": str,
+    "distance": Real,
+    "distances": dict,
+}  # of an evaluation, the last since several are measured
 
 
 def read_entries(folder: Path) -> dict:
@@ -50,7 +54,7 @@ def read_entries(folder: Path) -> dict:
     try:
         _check(config, ENTRIES, OPTIONAL)
         if config.get("evaluation"):
-            _check(config["evaluation"], VERDICT, within="evaluation.")
+            _check(config["evaluation"], VERDICT, optional=("distances",), within="evaluation.")
         if not all(type(k) is int for k in config["k"]):
             raise TypeError(f"k is a list of integers, one a projected level; got {config['k']!r}")
         names = config.get("class_names", [])

@@ -16,6 +16,7 @@ from pictures import folder_of, noise, parquet, png
 from PIL import Image
 
 from sparsegen.training.data import open_images
+from sparsegen.training.sources import NoSplitError
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,7 @@ def test_a_folder_of_parquet_files_is_read_split_by_split(tmp_path):
     parquet(folder / "test-00000-of-00001.parquet", [png(3)])
     np.testing.assert_array_equal(open_images(folder).numpy(), np.stack([noise(seed) for seed in range(3)]))
     np.testing.assert_array_equal(open_images(folder, split="test").numpy(), noise(3)[None])
-    with pytest.raises(ValueError, match="validation.*train"):
+    with pytest.raises(NoSplitError, match="validation.*train"):
         open_images(folder, split="validation")
 
 
@@ -172,7 +173,7 @@ def test_split_folders_are_told_from_classes(tmp_path):
     folder = folder_of(tmp_path / "set", ["train/cat/0.png", "train/dog/1.png", "test/cat/2.png"])
     assert open_images(folder).labels.tolist() == [0, 1]
     np.testing.assert_array_equal(open_images(folder, split="test").numpy(), noise(2)[None])
-    with pytest.raises(ValueError, match="no split 'test'"):
+    with pytest.raises(NoSplitError, match="no split 'test'"):
         open_images(folder / "train", split="test")
 
 
@@ -261,3 +262,16 @@ def test_a_hub_dataset_is_read_like_a_local_one(tmp_path, monkeypatch):
     assert asked == [(("somebody/flowers",), {"split": "test"})]
     assert images.name == "somebody/flowers" and images.labels.tolist() == [2, 0, 1]
     np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in range(3)]))
+
+
+def test_a_split_that_a_hub_dataset_lacks_is_told_from_other_faults(tmp_path, monkeypatch):
+    path, load = str(parquet(tmp_path / "train.parquet", [png(0)])), datasets.load_dataset
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda _, split: load("parquet", data_files={"train": path}, split=split)
+    )
+    assert len(open_images("somebody/flowers")) == 1
+    with pytest.raises(NoSplitError, match="somebody/flowers.*'test'"):
+        open_images("somebody/flowers", split="test")
+    with pytest.raises(ValueError, match="cannot open") as other:
+        open_images("somebody/flowers", split="train[")
+    assert not isinstance(other.value, NoSplitError)

@@ -23,11 +23,8 @@ ENTRIES = {  # besides the format
     "evaluation": dict,
 }
 OPTIONAL = ("recipe", "license", "class_names", "training", "evaluation")
-VERDICT = {
-    "metric": str,
-    "distance": Real,
-    "distances": dict,
-}  # of an evaluation, the last since several are measured
+EVALUATION = {"metric": str, "distance": Real, "distances": dict}
+SINCE_SEVERAL = ("distances",)  # which older evaluations lack
 
 
 def read_entries(folder: Path) -> dict:
@@ -54,7 +51,7 @@ def read_entries(folder: Path) -> dict:
     try:
         _check(config, ENTRIES, OPTIONAL)
         if config.get("evaluation"):
-            _check(config["evaluation"], VERDICT, optional=("distances",), within="evaluation.")
+            _check(config["evaluation"], EVALUATION, SINCE_SEVERAL, within="evaluation.")
         if not all(type(k) is int for k in config["k"]):
             raise TypeError(f"k is a list of integers, one a projected level; got {config['k']!r}")
         names = config.get("class_names", [])

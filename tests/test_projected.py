@@ -151,7 +151,14 @@ def test_every_architecture_trains_with_heads_beside_its_own_discriminator(
         "projected",
         "generator",
     ]
-    assert {phase.updates for phase in run.recipe.phases} == {1}
+    assert [phase.updates for phase in run.recipe.phases] == [
+        *(min(2, phase.updates) for phase in own.phases[:-1]),
+        1,
+        1,
+    ]
+    assert run.networks.rates == {
+        phase.network: [1e-4 if phase.network == "generator" else 4e-4] for phase in run.recipe.phases
+    }
     assert terms == {phase.network: set(phase.terms) for phase in own.phases} | {
         "projected": {"projected_hinge"},
         "generator": {*own.phases[-1].terms, "projected_score"},

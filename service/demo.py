@@ -45,12 +45,17 @@ Click an image above to see where its code is dense and which atoms it is made o
 off."""
 
 
-def mount(app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store]) -> Callable[[], Counter[str]]:
+def mount(
+    app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False
+) -> Callable[[], Counter[str]]:
     """Puts the page into an application, at /ui.
+
+    Args:
+        asks_token: Whether the server asks for a token, which the calls that the page shows then send.
 
     Returns: What says how many events of each client, as `client_of` calls it, wait or run.
     """
-    blocks = page(models, jobs)
+    blocks = page(models, jobs, asks_token)
     # Twice the guard's bound, which requests that arrive together may pass. Nothing goes around the queue.
     blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
     gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
@@ -65,7 +70,7 @@ def mount(app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store]) 
     return queued
 
 
-def page(models: Mapping[str, Model], jobs: Callable[[], Store]) -> gr.Blocks:
+def page(models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False) -> gr.Blocks:
     """Lays the page out and connects it to the samplers and to the restoration jobs.
 
     Each tab has an address of its own, #sample and #restore, and so has each job, #restore=ID.
@@ -76,15 +81,15 @@ def page(models: Mapping[str, Model], jobs: Callable[[], Store]) -> gr.Blocks:
         gr.Markdown("# sparsegen")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Sample", id="sample"):
-                sample_tab(blocks, models)
+                sample_tab(blocks, models, asks_token)
             with gr.Tab("Restore", id="restore"):
                 restore_page.tab(blocks, tabs, jobs)
     return blocks
 
 
-def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model]) -> None:
+def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> None:
     """Lays the Sample tab out and connects it to the samplers."""
-    handlers = Handlers(models)
+    handlers = Handlers(models, asks_token)
     first = min(models.values(), key=merit)
     gr.Markdown(INTRODUCTION)
     gr.Markdown(SAMPLE)
@@ -187,8 +192,8 @@ class Choice:
 class Handlers:
     """What the page does when something on it is touched."""
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
-        self.models = models
+    def __init__(self, models: Mapping[str, Model], asks_token: bool = False) -> None:
+        self.models, self.asks_token = models, asks_token
 
     # Gradio hands the values of the components over one by one: hence the long signatures.
     @told
@@ -200,7 +205,7 @@ class Handlers:
             markup.tiles(images.to_uint8(image), shown.index, shown.classes(0, shown.count)),
             markup.facts(codes, shown.model.sampler.dials, shown.k),
             python_call(shown),
-            curl_call(shown, address(request)),
+            curl_call(shown, address(request), self.asks_token),
         )
 
     @told
@@ -351,7 +356,7 @@ def python_call(shown: Choice) -> str:
     )
 
 
-def curl_call(shown: Choice, server: str) -> str:
+def curl_call(shown: Choice, server: str, asks_token: bool) -> str:
     set_here = {"k": shown.k or None, "labels": shown.label}
     body = {
         "model": shown.model.name,
@@ -360,7 +365,8 @@ def curl_call(shown: Choice, server: str) -> str:
         **{name: value for name, value in set_here.items() if value is not None},
         "format": "npy",
     }
+    token = "  -H 'Authorization: Bearer TOKEN' \\\n" if asks_token else ""
     return (
-        f"curl {shlex.quote(server + '/sample')} -H 'Content-Type: application/json' \\\n"
+        f"curl {shlex.quote(server + '/sample')} -H 'Content-Type: application/json' \\\n{token}"
         f"  -d {shlex.quote(json.dumps(body))} -o pixels.npy"
     )

@@ -109,6 +109,11 @@ def create_app() -> FastAPI:
     async def front() -> Response:
         return RedirectResponse("ui/")
 
+    # Starlette's own redirect names the host and scheme as the proxy passed them on, which may not be the browser's.
+    @app.api_route("/ui", methods=["GET", "HEAD"], include_in_schema=False)
+    async def page() -> Response:
+        return RedirectResponse("ui/")
+
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:
         return Response(images.png(ICON, 8), media_type="image/png")
@@ -227,10 +232,12 @@ class SparseGen:
         if self._uploads:
             os.environ[GRADIO_FOLDER] = self._uploads.name
         models, refused = open_models(models_folder())
-        for reason in refused:
-            logger.warning(reason)
+        for warning in (*refused, *exposure.direct_warnings()):
+            logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        app.state.queued = demo.mount(app, models, lambda: app.state.jobs())
+        app.state.queued = demo.mount(
+            app, models, lambda: app.state.jobs(), asks_token=exposure.token is not None
+        )
 
     @bentoml.on_shutdown
     def close(self) -> None:

@@ -69,9 +69,10 @@ class Exposure:
                     raise ValueError(
                         f"a proxy is an address or a network such as 10.0.0.0/8, or *; got {proxy!r}"
                     ) from None
-        for name in ("client_requests", "client_streams", "client_events"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
+        for each in fields(self):
+            if isinstance(each.default, int) and getattr(self, each.name) < 1:
+                variable, value = each.metadata["variable"], getattr(self, each.name)
+                raise ValueError(f"{variable} is an integer of at least 1; got {value}")
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ, **given: object) -> "Exposure":
@@ -79,6 +80,10 @@ class Exposure:
         values = {name: value for name, value in given.items() if value not in (None, (), [])}
         for setting in fields(cls):
             text = variables.get(setting.metadata["variable"])
+            if setting.name not in values and text == "" and setting.name == "token":
+                raise ValueError(
+                    f"{PREFIX}TOKEN is empty, so the server would ask for no token: unset it, or give a token"
+                )
             if setting.name not in values and text:
                 values[setting.name] = _parse(setting.default, text, setting.metadata["variable"])
         return cls(**values)
@@ -110,6 +115,15 @@ class Exposure:
         if "*" in self.hosts or name in own:
             return True
         return _is_address(name) and (not self.loopback or ipaddress.ip_address(name).is_loopback)
+
+    def direct_warnings(self) -> list[str]:
+        """What the operator is to know if BentoML was started without `sparsegen serve`; it listens on 0.0.0.0."""
+        if self.host is not None or self.token is not None:
+            return []
+        return [
+            f"the server asks for no token, and `bentoml serve` listens on all addresses unless --host is given: set "
+            f"{PREFIX}TOKEN, or start `sparsegen serve`"
+        ]
 
     def warnings(self) -> list[str]:
         """What the operator is to know about these settings."""

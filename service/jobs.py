@@ -576,7 +576,9 @@ def _open_sqlite(path: Path) -> Store:
 def _open_redis(url: str) -> Store:
     try:
         from redis import ConnectionPool, RedisError
-        from redis.exceptions import OutOfMemoryError
+        from redis.exceptions import AuthenticationError, OutOfMemoryError
+        from redis.exceptions import ConnectionError as NoConnection
+        from redis.exceptions import TimeoutError as NoAnswer
     except ImportError:
         raise NoStore("jobs in Redis need its client: pip install 'sparsegen[redis]'") from None
     try:
@@ -587,11 +589,20 @@ def _open_redis(url: str) -> Store:
     def told(error: Exception) -> StoreError:
         if isinstance(error, OutOfMemoryError):
             return StoreFull(f"no room for jobs in {public(url)}: raise its maxmemory")
-        return RedisDown(f"jobs cannot be kept in {public(url)} ({error}): is Redis running there?")
+        away = isinstance(error, NoConnection | NoAnswer) and not isinstance(error, AuthenticationError)
+        remedy = "is Redis running there?" if away else "check user, password and database of the URL"
+        return RedisDown(f"jobs cannot be kept in {public(url)} ({error}): {remedy}")
 
     guard = _guard((RedisError, ConfigurationError), told)
     with guard():
-        pool = ConnectionPool.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+        try:
+            pool = ConnectionPool.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+            pool.make_connection()  # takes the options; nothing is connected yet
+        except (TypeError, ValueError):  # their sentences may quote a part of a password
+            raise NoStore(
+                f"the URL of Redis ({public(url)}) has an option that its client does not know, or a value it cannot "
+                "use: give what follows the ? as username=, password= or db="
+            ) from None
         storages = {name: RedisStorage(f"sparsegen_{name}", connection_pool=pool) for name in SHELVES}
         storages["blobs"] = _RedisKeys("sparsegen_blobs", connection_pool=pool)
 

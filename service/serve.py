@@ -62,6 +62,7 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
                 server.tend()
                 time.sleep(0.2)
         finally:
+            crew.ask_to_stop()  # before the server has ended: a container is killed after ten seconds
             server.stop()
             crew.stop()
     return 0
@@ -179,12 +180,15 @@ class Crew:
             )
             self._started[index] = now
 
-    def stop(self) -> None:
-        """Lets the workers put their jobs back, and kills those that take too long."""
-        alive = [worker for worker in self._workers if worker is not None]
-        for worker in alive:
+    def ask_to_stop(self) -> None:
+        """Lets the workers put their jobs back."""
+        for worker in filter(None, self._workers):
             worker.stdin.close()
-        for worker in alive:
+
+    def stop(self) -> None:
+        """Waits until the workers have ended, and kills those that take too long."""
+        self.ask_to_stop()
+        for worker in filter(None, self._workers):
             try:
                 worker.wait(PATIENCE)
             except subprocess.TimeoutExpired:

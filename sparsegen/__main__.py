@@ -593,7 +593,7 @@ def serve(
         raise ValueError("--token and --token-file both give the token: leave one of them out")
     exposure = Exposure.from_environment(
         host=host,
-        token=token_file.read_text().strip() if token_file else token,
+        token=read_token(token_file) if token_file else token,
         hosts=tuple(allow_host or ()),
         origins=tuple(allow_origin or ()),
         frames=tuple(allow_frame or ()),
@@ -603,6 +603,18 @@ def serve(
     if models:
         os.environ["SPARSEGEN_MODELS"] = str(models.resolve())
     sys.exit(serve(host, port, workers, jobs))
+
+
+def read_token(path: Path) -> str:
+    """Reads a token from the file that holds it.
+
+    Raises: ValueError if the file cannot be read, which shows nothing of it.
+    """
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(f"the token cannot be read from {path} ({why}): give a readable file") from None
 
 
 @app.command(epilog="Example: sparsegen worker --jobs redis://queue.example:6379")

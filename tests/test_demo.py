@@ -114,6 +114,14 @@ def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path, set
         np.testing.assert_array_equal(np.load(tmp_path / "pixels.npy"), pictures(tiles))
 
 
+def test_the_call_that_the_page_shows_sends_the_token_where_one_is_asked_for(models):
+    opened, _ = open_models(models)
+    handlers = demo.Handlers(opened, asks_token=True)
+    chosen = handlers._choice(ML, None, 0, 1, 3, False, 3, 0)
+    assert "-H 'Authorization: Bearer TOKEN'" in demo.curl_call(chosen, "http://host", handlers.asks_token)
+    assert "Authorization" not in demo.curl_call(chosen, "http://host", False)
+
+
 def test_the_page_calls_a_bundled_model_by_its_name():
     if not (names := bundled.list_models()):
         pytest.skip("no model is bundled")

@@ -313,6 +313,39 @@ def test_settings_survive_the_way_through_the_environment():
     assert Exposure.from_environment({"SPARSEGEN_TOKEN": "b" * 20}, token=TOKEN).token == TOKEN
     with pytest.raises(ValueError, match="SPARSEGEN_CLIENT_REQUESTS is an integer"):
         Exposure.from_environment({"SPARSEGEN_CLIENT_REQUESTS": "many"})
+    with pytest.raises(ValueError, match="SPARSEGEN_CLIENT_STREAMS is an integer of at least 1; got 0"):
+        Exposure.from_environment({"SPARSEGEN_CLIENT_STREAMS": "0"})
+
+
+def test_an_empty_token_does_not_open_the_server():
+    with pytest.raises(ValueError, match="SPARSEGEN_TOKEN is empty"):
+        Exposure.from_environment({"SPARSEGEN_TOKEN": ""})
+    assert Exposure.from_environment({"SPARSEGEN_TOKEN": ""}, token=TOKEN).token == TOKEN
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe secret"])
+def test_a_token_file_that_cannot_be_read_is_named_and_not_shown(tmp_path, content):
+    if content:
+        (tmp_path / "token").write_bytes(content)
+    command = [sys.executable, "-m", "sparsegen", "serve", "--token-file", str(tmp_path / "token")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2 and "the token cannot be read from" in run.stderr
+    assert "secret" not in run.stderr and "Errno" not in run.stderr
+
+
+def test_bentoml_without_serve_says_that_it_asks_for_no_token():
+    (warning,) = Exposure().direct_warnings()
+    assert "SPARSEGEN_TOKEN" in warning and "all addresses" in warning
+    assert Exposure(host="127.0.0.1").direct_warnings() == Exposure(token=TOKEN).direct_warnings() == []
+
+
+@pytest.mark.parametrize("path", ["/", "/ui"])
+@pytest.mark.parametrize("host", ["localhost", "localhost:3000"])
+def test_no_redirect_names_the_host_which_a_proxy_may_have_changed(server, path, host):
+    """The login sends its form through these, and a form may not lead to another origin."""
+    for method in ("GET", "HEAD"):
+        status, got, _ = ask(server, method, path, Host=host)
+        assert (status, got["location"]) == (307, "ui/") or (method, path, status) == ("HEAD", "/", 405)
 
 
 def test_serve_warns_before_it_opens_to_the_network(models, monkeypatch, caplog):

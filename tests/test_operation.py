@@ -366,6 +366,18 @@ def test_a_full_temporary_folder_kills_no_process(models, tmp_path):
         server.stop()
 
 
+def test_the_workers_are_asked_to_stop_before_the_server_has_ended(models, tmp_path, monkeypatch):
+    """One after the other may take longer than the ten seconds after which a container is killed."""
+    calls = Mock()
+    monkeypatch.setattr(serve, "Crew", calls.crew)
+    monkeypatch.setattr(serve, "HttpServer", calls.server)
+    monkeypatch.setattr(serve, "stop_signals", lambda: contextlib.nullcontext([15]))
+    monkeypatch.setenv("SPARSEGEN_MODELS", str(models))
+    assert serve.serve(port=free_port(), jobs=str(tmp_path / "jobs.sqlite")) == 0
+    ended = [name for name, *_ in calls.mock_calls if "stop" in name]
+    assert ended == ["crew().ask_to_stop", "server().stop", "crew().stop"]
+
+
 SECRETS = [
     "redis://:{}@host:6379/0",
     "redis://user:{}@host:6379/0",
@@ -387,6 +399,15 @@ def test_no_part_of_a_password_of_redis_is_shown(url, secret):
     with pytest.raises(StoreError) as caught:
         open_store(given)
     assert "secret" not in str(caught.value) + caught.value.public
+
+
+@pytest.mark.parametrize(
+    "option", ["secret=1", "socket_timeout=secret", "db=secret", "health_check_interval=secret"]
+)
+def test_an_option_of_redis_that_cannot_be_used_is_told_and_not_shown(option):
+    with pytest.raises(StoreError, match="has an option that its client does not know") as caught:
+        open_store(f"redis://127.0.0.1:1/0?{option}")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_place_without_a_password_is_shown_as_it_is():

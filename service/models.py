@@ -23,9 +23,9 @@ class Model:
 
     @property
     def source(self) -> str:
-        """What `open_sampler` opens it by: its name if it is bundled, else its folder."""
+        """What `open_sampler` opens it by: its name if it is bundled, else its folder, whose place visitors do not see."""
         folder = self.sampler.path.parent.resolve()
-        return self.name if folder == MODELS / self.name else str(folder)
+        return self.name if folder == MODELS / self.name else f"./{folder.name}"
 
     @property
     def classes(self) -> list[str]:

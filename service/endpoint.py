@@ -234,7 +234,7 @@ class SparseGen:
         for reason in refused:
             logger.warning(reason)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        app.state.queued = demo.mount(app, models, lambda: app.state.jobs())
+        app.state.queued, app.state.handlers = demo.mount(app, models, lambda: app.state.jobs())
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -254,4 +254,9 @@ for guard, options in guards(exposure, own_routes):
 SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
-SparseGen.add_asgi_middleware(PageRequests, queued=lambda: app.state.queued(), limit=exposure.client_events)
+SparseGen.add_asgi_middleware(
+    PageRequests,
+    queued=lambda: app.state.queued(),
+    handlers=lambda: app.state.handlers,
+    limit=exposure.client_events,
+)

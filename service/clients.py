@@ -9,11 +9,13 @@ def client_of(request: Any) -> str:
 
     Choice: one subscriber usually has a whole /64 of IPv6 addresses, so limits per address would not limit anyone.
     """
-    host = request.client.host if request.client else "local"  # no address: a Unix socket
+    if request.client is None:
+        return "local"  # a Unix socket
+    host = request.client.host
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:
-        return host
+        return "unknown"  # what a proxy passed on, unless it is an address, may be anything
     if isinstance(address, IPv6Address):
         mapped = address.ipv4_mapped
         return str(mapped) if mapped else str(ip_network((address, 64), strict=False))

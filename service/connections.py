@@ -5,35 +5,78 @@ BentoML starts uvicorn and leaves the protocol to it, so `use` puts this one in 
 
 import asyncio
 import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import quote
 
+import h11
 import uvicorn.config
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sparsegen.service.clients import client_of
+
+ANY = ("0.0.0.0/0", "::/0")
+CLIENT_CONNECTIONS = 256  # of one client at once; a process has often no more than 1,024 of all
+SMALL_CHUNKS = 1024  # of a body that may be smaller than MIN_CHUNK
+MIN_CHUNK = 64  # bytes on average of the further chunks; each takes some microseconds of the event loop
 HEAD_SECONDS = 10.0  # from the start of a connection, or from the first byte of a further request
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NOT_ASCII = re.compile(rb"[^\t -~]")
 CHARSET = re.compile(rb';\s*charset\s*=\s*("[^"]*"|[^;]*)', re.IGNORECASE)
 
 
-def use() -> None:
-    """Makes uvicorn serve with `Connection`."""
+def use(proxies: Iterable[str] = ()) -> None:
+    """Makes uvicorn serve with `Connection`; `proxies`, addresses and networks, may have any number of them."""
+    networks = [network for one in proxies for network in (ANY if one == "*" else [one])]
+    Connection.proxies = [ip_network(network, strict=False) for network in networks]
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
-class Connection(AutoHTTPProtocol):
-    """uvicorn's protocol, which closes a connection whose head does not arrive in time, and takes no WebSockets."""
+class Chunks(h11.Connection):
+    """Reads HTTP/1.1, but no body in a great many small chunks, which would keep the event loop busy."""
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Raises: h11.RemoteProtocolError, which uvicorn answers with 400."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks, self._bytes = self._chunks + event.chunk_end, self._bytes + len(event.data)
+            if self._chunks > SMALL_CHUNKS + self._bytes / MIN_CHUNK:
+                self._chunks = 0  # once
+                raise h11.RemoteProtocolError("the chunks of the body are too small")
+        return event
+
+
+class Connection(H11Protocol):
+    """uvicorn's protocol, without WebSockets.
+
+    It closes a connection whose head does not arrive in time, and those of a client that has too many.
+
+    Choice: h11, which limits the size of a head; httptools, which uvicorn prefers, does not.
+    """
+
+    proxies: Sequence[IPv4Network | IPv6Network] = ()
+    held: Counter[str] = Counter()  # connections of each client
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
+        self.conn = Chunks(h11.SERVER)
         self.app = PlainHead(self.app)
         self.ws_protocol_class = None
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._wait_for_head()
+        self._client = client_of(HTTPConnection({"type": "http", "client": self.client}))
+        self.held[self._client] += 1
+        if self.held[self._client] > CLIENT_CONNECTIONS and not self._from_proxy():
+            transport.abort()  # an answer would cost more than the connection
+        else:
+            self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -44,7 +87,17 @@ class Connection(AutoHTTPProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_waiting()
+        self.held[self._client] -= 1
+        if not self.held[self._client]:
+            del self.held[self._client]
         super().connection_lost(error)
+
+    def _from_proxy(self) -> bool:
+        try:
+            address = ip_address(self.client[0])
+        except (TypeError, ValueError):  # a Unix socket, at whose other end is a proxy
+            return True
+        return any(address in network for network in self.proxies)
 
     def _wait_for_head(self) -> None:
         if self._head_timer is None:  # else a byte now and then would keep it open

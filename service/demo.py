@@ -1,5 +1,6 @@
 """The Gradio page. Its Sample tab: draw images, turn the sparsity dial, and take an X-ray of one image."""
 
+import asyncio
 import json
 import math
 import secrets
@@ -32,7 +33,7 @@ LOOK = {
     "allowed_paths": [str(restore_page.EXAMPLES)],
     "ssr_mode": False,
 }
-MAX_SESSIONS = 256  # visitors for whom the page's queue keeps answers
+MAX_SESSIONS = 256  # visitors for whom the page keeps answers, settings and how far an upload has come
 INTRODUCTION = """Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a
 stack of small maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the
 code into pixels. The entries of the code at one place, one for each atom, are a **needle**."""
@@ -45,15 +46,35 @@ Click an image above to see where its code is dense and which atoms it is made o
 off."""
 
 
+class Latest(dict):
+    """The latest MAX_SESSIONS items; those that are missing are made, if it was said how."""
+
+    def __init__(self, make: Callable[[], object] | None = None) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: object) -> object:
+        if self._make is None:
+            raise KeyError(key)
+        self[key] = self._make()
+        return self[key]
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(key, value)
+        if len(self) > MAX_SESSIONS:
+            del self[next(iter(self))]
+
+
 def mount(
     app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False
-) -> Callable[[], Counter[str]]:
+) -> tuple[Callable[[], Counter[str]], frozenset[int]]:
     """Puts the page into an application, at /ui.
 
     Args:
         asks_token: Whether the server asks for a token, which the calls that the page shows then send.
 
-    Returns: What says how many events of each client, as `client_of` calls it, wait or run.
+    Returns: What says how many events of each client, as `client_of` calls it, wait or run; and the numbers of the
+        functions that events may name.
     """
     blocks = page(models, jobs, asks_token)
     # Twice the guard's bound, which requests that arrive together may pass. Nothing goes around the queue.
@@ -63,11 +84,16 @@ def mount(
     blocks.has_launched = True
     # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte.
     blocks._queue.pending_messages_per_session.max_size = MAX_SESSIONS
+    blocks._queue.pending_event_ids_session = Latest(set)
+    # The settings of a visitor take 120 kB, and Gradio keeps them for 10,000; of uploads, it forgets none.
+    blocks.state_holder.capacity = MAX_SESSIONS
+    uploads = gr.routes.file_upload_statuses
+    uploads._statuses, uploads._signals = Latest(), Latest(asyncio.Event)
 
     def queued() -> Counter[str]:
         return Counter(client_of(event.request) for event in blocks._queue.event_ids_to_events.values())
 
-    return queued
+    return queued, frozenset(number for number, function in blocks.fns.items() if function.fn is not None)
 
 
 def page(models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False) -> gr.Blocks:

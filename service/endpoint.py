@@ -21,6 +21,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
@@ -101,9 +102,7 @@ def create_app() -> FastAPI:
             sentence = SENTENCES[status].format(**request.scope)
         return JSONResponse({"error": sentence}, status, error.headers)
 
-    @app.exception_handler(Exception)  # is logged with its traceback, which stays here
-    async def broken(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": "something went wrong in the server; its log says what"}, 500)
+    app.exception_handler(Exception)(broken)
 
     @app.get("/", include_in_schema=False)
     async def front() -> Response:
@@ -165,6 +164,11 @@ def create_app() -> FastAPI:
     app.include_router(restoration.router)
     app.openapi = lambda: openapi(app)
     return app
+
+
+async def broken(request: Request, error: Exception) -> Response:
+    """The answer where something broke; the traceback stays in the log."""
+    return JSONResponse({"error": SENTENCES[500]}, 500)
 
 
 def openapi(app: FastAPI) -> dict:
@@ -235,7 +239,7 @@ class SparseGen:
         for warning in (*refused, *exposure.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        app.state.queued = demo.mount(
+        app.state.queued, app.state.handlers = demo.mount(
             app, models, lambda: app.state.jobs(), asks_token=exposure.token is not None
         )
 
@@ -246,13 +250,20 @@ class SparseGen:
             self._uploads.cleanup()
 
 
-connections.use()
-# The first is the outermost.
 exposure, own_routes = Exposure.from_environment(), [*app.routes, *restoration.router.routes]
+connections.use(exposure.proxies)
+# The first is the outermost.
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
+# For what breaks in the middleware, too: BentoML would answer it after its time limit, and not log it.
+SparseGen.add_asgi_middleware(ServerErrorMiddleware, handler=broken)
 for guard, options in guards(exposure, own_routes):
     SparseGen.add_asgi_middleware(guard, **options)
 SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
-SparseGen.add_asgi_middleware(PageRequests, queued=lambda: app.state.queued(), limit=exposure.client_events)
+SparseGen.add_asgi_middleware(
+    PageRequests,
+    queued=lambda: app.state.queued(),
+    handlers=lambda: app.state.handlers,
+    limit=exposure.client_events,
+)

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 SENTENCES = {
     404: "there is nothing at {path!r}; the addresses of this server are at /docs",
     405: "{path!r} does not take {method}; what each address takes is at /docs",
+    500: "something went wrong in the server; its log says what",
 }
 
 

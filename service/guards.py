@@ -3,12 +3,13 @@
 `guards` lists them. What one of them refuses is answered at once, in one sentence, and nothing of it is read.
 """
 
+import asyncio
 import hashlib
 import hmac
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -43,7 +44,7 @@ PUBLIC = PROBES | {
     "/manifest.json",
 }  # need no token; browsers ask for these two without a cookie
 PAGES = re.compile(r"/|/ui/?|/docs")  # where somebody without a token is asked for it
-MAX_LOGIN = 4096  # bytes
+MAX_LOGIN, LOGIN_SECONDS = 4096, 10.0  # bytes, and the time they have to arrive in
 SESSION_SECONDS = 30 * 24 * 3600
 ALL_REQUESTS, ALL_STREAMS = 512, 1024  # of all clients, at once
 
@@ -70,8 +71,9 @@ def guards(exposure: Exposure, routes: Iterable[BaseRoute]) -> list[tuple[type, 
         (AllowedHosts, {"exposure": exposure}),
         (OwnOrigin, {"exposure": exposure}),
         (KnownAddresses, {"known": [*own, *FOREIGN, *([(WRITE, PAGES)] if exposure.token else [])]}),
-        *([(Login, {"token": exposure.token})] if exposure.token else []),
+        # Before the login, whose form somebody without a token may send slowly.
         (ClientLimits, {"requests": exposure.client_requests, "streams": exposure.client_streams}),
+        *([(Login, {"token": exposure.token})] if exposure.token else []),
     ]
 
 
@@ -120,7 +122,7 @@ class SecurityHeaders:
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
     def _add(self, headers: MutableHeaders, path: str) -> None:
-        page = None if path.startswith(API) else POLICIES.get(path.split("/")[1])
+        page = None if path.startswith(API) else POLICIES.get(path.lstrip("/").partition("/")[0])
         policy = (page or NOTHING) | {"frame-ancestors": self.frames}
         headers["content-security-policy"] = "; ".join(f"{name} {value}" for name, value in policy.items())
         headers["x-content-type-options"] = "nosniff"
@@ -176,7 +178,8 @@ class OwnOrigin:
         if origin is None:
             return False
         own = {headers.get("host"), headers.get("x-forwarded-host")}
-        return urlsplit(origin).netloc not in own
+        name = origin.partition("://")[2]
+        return not name or name not in own
 
 
 class KnownAddresses:
@@ -225,7 +228,13 @@ class Login:
         if scope["type"] != "http" or scope["path"] in PUBLIC:
             await self.app(scope, receive, send)
         elif scope["method"] == "POST" and PAGES.fullmatch(scope["path"]):
-            await (await self._log_in(scope, receive))(scope, receive, send)
+            try:
+                async with asyncio.timeout(LOGIN_SECONDS):
+                    answer = await self._log_in(scope, receive)
+            except TimeoutError:
+                sentence = f"the login did not arrive within {LOGIN_SECONDS:g} seconds: send it faster"
+                answer = JSONResponse({"error": sentence}, 408, {"connection": "close"})
+            await answer(scope, receive, send)
         elif self._knows(Headers(scope=scope)):
             await self.app(scope, receive, send)
         else:

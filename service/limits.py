@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from tempfile import SpooledTemporaryFile
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
@@ -16,6 +17,9 @@ from sparsegen.service.uploads import UPLOAD, NoRoom, Room
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
+MAX_FILES = (
+    4  # of an upload; the page sends one. Each takes a folder and a block of the disk, however small it is
+)
 IN_MEMORY = 64 << 10  # bytes of a body; what is larger lies on the disk
 CHUNK = 256 << 10
 SECONDS = 300.0  # in which a body has to arrive: 32 MiB at a megabit per second
@@ -28,7 +32,8 @@ class BodyLimit:
 
     The bytes are counted as they arrive, so a chunked body without a content-length is bounded too. Beyond
     IN_MEMORY they lie in an unnamed temporary file, so memory does not grow with the uploads; `room` bounds those
-    files, the parsed copies and what the page keeps, and without room the answer is 507. Bytes beyond the limit
+    files, the parsed copies and what the page keeps, and without room the answer is 507. An upload of the page that
+    has more than MAX_FILES parts is answered with 413. Bytes beyond the limit
     are read and dropped, up to `patience` in all, since a client that is still sending when the connection closes
     does not see the answer. A body that takes longer than `seconds` is answered with 408.
     """
@@ -54,8 +59,11 @@ class BodyLimit:
         with _Body(self.room, client_of(HTTPConnection(scope)), stays=path == UPLOAD) as body:
             try:
                 async with asyncio.timeout(self.seconds):
-                    announced = Headers(scope=scope).get("content-length", "")
-                    refusal = await self._receive(body, receive, limit, announced)
+                    headers = Headers(scope=scope)
+                    announced, parts = headers.get("content-length", ""), None
+                    if path == UPLOAD:
+                        parts = Parts(headers.get("content-type", ""))
+                    refusal = await self._receive(body, receive, limit, announced, parts)
             except TimeoutError:
                 refusal = _refusal(
                     408, f"the body did not arrive within {self.seconds:g} seconds: send it faster"
@@ -67,7 +75,9 @@ class BodyLimit:
                 return
             await self.app(scope, body.replay(receive), send)
 
-    async def _receive(self, body: "_Body", receive: Receive, limit: int, announced: str) -> Response | None:
+    async def _receive(
+        self, body: "_Body", receive: Receive, limit: int, announced: str, parts: "Parts | None"
+    ) -> Response | None:
         """Takes the body in; returns the answer if it cannot be taken.
 
         Raises: _Disconnected.
@@ -84,6 +94,8 @@ class BodyLimit:
                 raise _Disconnected
             more, content = message.get("more_body", False), message.get("body", b"")
             size += len(content)
+            if parts is not None and parts.count(content) > MAX_FILES and refusal is None:
+                refusal = _refusal(413, f"an upload has at most {MAX_FILES} files: send the others apart")
             if size > limit or refusal is not None:
                 body.close()
                 continue
@@ -98,6 +110,23 @@ class BodyLimit:
             sentence = f"a request has at most {limit:,} bytes; this one has {'more than ' * more}{size:,}"
             return _refusal(413, sentence)
         return refusal
+
+
+class Parts:
+    """Counts the parts of a form while it arrives in pieces, by the delimiters before them."""
+
+    def __init__(self, content_type: str) -> None:
+        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")  # as Gradio reads it
+        self._delimiter, self._tail, self._found = b"--" + boundary, b"", 0
+
+    def count(self, content: bytes) -> int:
+        """The parts so far, with those that begin in `content`; the end of the form is a delimiter, too."""
+        content = self._tail + content
+        self._found += content.count(self._delimiter)
+        self._tail = content[
+            max(len(content) - len(self._delimiter) + 1, 0) :
+        ]  # may be the first part of one
+        return self._found - 1
 
 
 class _Disconnected(Exception):

@@ -14,8 +14,11 @@ import os
 from collections.abc import Iterable
 from timeit import default_timer
 
+from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sparsegen.service.clients import client_of
 
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # before the next import, which decides by it
 import prometheus_client  # noqa: E402
@@ -91,7 +94,7 @@ class Traffic:
             REQUESTS.labels(method, endpoint, status).inc()
             SECONDS.labels(method, endpoint).observe(seconds)
             if endpoint not in PROBES:
-                client = scope["client"][0] if scope.get("client") else "-"
+                client = client_of(HTTPConnection(scope))
                 logger.info("%s %s %s %d %.0f ms", client, method, endpoint, status, 1000 * seconds)
 
     def endpoint(self, path: str) -> str:

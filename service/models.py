@@ -23,7 +23,10 @@ class Model:
 
     @property
     def source(self) -> str:
-        """What `open_sampler` opens it by: its name if it is bundled, else its folder, whose place visitors do not see."""
+        """What `open_sampler` opens it by: its name if it is bundled, else its folder.
+
+        Where the folder lies is not shown to visitors.
+        """
         folder = self.sampler.path.parent.resolve()
         return self.name if folder == MODELS / self.name else f"./{folder.name}"
 

@@ -9,8 +9,9 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparsegen.service.clients import client_of
 from sparsegen.service.errors import Refused, busy
-from sparsegen.service.uploads import KEEP_UPLOADS, UPLOAD, upload_folder
+from sparsegen.service.uploads import KEEP_UPLOADS, upload_folder
 
 API = "/ui/gradio_api"
 JOIN = f"{API}/queue/join"
@@ -35,36 +36,38 @@ class PageRequests:
     A file is named only by a path below the upload folder of this server. All else that a file could be said to be
     (a URL, a name, a stream) is dropped, so that nothing which a client names is ever opened or fetched. An event
     is refused with 429 if its client has `limit` in the queue, so that nobody fills it alone, and with 503 if the
-    queue is full.
+    queue is full. Of a query only the ids are passed on.
 
     Args:
         queued: Says how many events of each client, as `client_of` calls it, wait or run.
+        handlers: Returns the numbers of the functions that an event may name.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         queued: Callable[[], Counter[str]],
+        handlers: Callable[[], Collection[int]],
         limit: int,
         folder: Callable[[], Path] = upload_folder,
     ) -> None:
-        self.app, self.queued, self.limit, self.folder = app, queued, limit, folder
+        self.app, self.queued, self.handlers = app, queued, handlers
+        self.limit, self.folder = limit, folder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/ui") or scope["path"] == UPLOAD:
+        if scope["type"] != "http" or not scope["path"].startswith("/ui"):
             await self.app(scope, receive, send)
             return
-        if not scope["path"].startswith(f"{API}/"):
-            scope = {**scope, "query_string": b""}  # Gradio opens what its parameter deep_link names
         if scope["path"] == JOIN and (refusal := self._no_room(client_of(HTTPConnection(scope)))):
             await refusal(scope, receive, send)
             return
         try:
+            scope = {**scope, "query_string": ids(scope["query_string"])}
             if named := FILE.fullmatch(scope["path"]):
                 stored(named[1], self.folder())
-            elif scope["method"] == "POST":
-                body = json.dumps(clean(read_event(await _body(receive)), self.folder())).encode()
-                scope, receive = _with_body(scope, receive, body)
+            elif scope["path"] in EVENTS:
+                event = clean(read_event(await _body(receive), self.handlers()), self.folder())
+                scope, receive = _with_body(scope, receive, json.dumps(event).encode())
         except Refused as refusal:
             await JSONResponse({"error": str(refusal)}, refusal.status)(scope, receive, send)
             return
@@ -87,21 +90,50 @@ DEEPEST = 16  # levels of lists and objects in it
 FILE_KEYS = {"path", "url", "meta", "orig_name", "mime_type", "is_stream"}
 
 
-def read_event(body: bytes) -> dict:
+def read_event(body: bytes, handlers: Collection[int]) -> dict:
     """Decodes what the page sends when something on it is touched.
 
-    Raises: Refused with 400 unless it is a JSON object with short ids.
+    Args:
+        handlers: The numbers of the functions that an event may name; what Gradio does not know, it logs in hundreds
+            of lines.
+
+    Raises: Refused with 400 unless it is a JSON object of Unicode text with short ids and a known function, if any.
     """
     try:
         event = json.loads(body)
+        json.dumps(
+            event, ensure_ascii=False
+        ).encode()  # fails for half of a surrogate pair, which no answer can hold
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):
         raise Refused(400, "the body is to be a JSON object, as the page sends it")
     for name in ("session_hash", "event_id"):  # Gradio keeps them
-        if not re.fullmatch(r"[\w-]{0,64}", str(event.get(name) or ""), re.ASCII):
-            raise Refused(400, f"{name} has at most 64 letters and digits")
+        _check_id(name, event.get(name) or "")
+    function = event.get("fn_index")
+    if "fn_index" in event and (type(function) is not int or function not in handlers):
+        raise Refused(400, f"the page has no function {str(function)[:40]}: load it anew")
     return {key: value for key, value in event.items() if key in KEYS}
+
+
+def ids(query: bytes) -> bytes:
+    """The query of a request with nothing in it but the ids that Gradio keeps; it opens what its `deep_link` names.
+
+    Raises: Refused with 400 if an id is long, or there are very many parameters.
+    """
+    try:
+        given = dict(parse_qsl(query.decode("latin-1"), max_num_fields=32))
+    except ValueError:
+        raise Refused(400, "a query has at most 32 parameters") from None
+    kept = {name: given[name] for name in ("session_hash", "upload_id") if name in given}
+    for name, value in kept.items():
+        _check_id(name, value)
+    return urlencode(kept).encode()
+
+
+def _check_id(name: str, value: object) -> None:
+    if not re.fullmatch(r"[\w-]{0,64}", str(value), re.ASCII):
+        raise Refused(400, f"{name} has at most 64 letters and digits")
 
 
 def clean(value: object, folder: Path, levels: int = DEEPEST) -> object:

@@ -10,8 +10,10 @@ from answers import sentence
 from server import Server, free_port, running_server, small_models, until  # noqa: F401 (two are fixtures)
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sparsegen.service import connections, page_events
+from sparsegen.service import connections
+from sparsegen.service.uploads import UPLOAD
 
 HEAD = b"GET /models HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -46,7 +48,7 @@ def test_a_form_of_any_character_set_is_read_as_utf_8(server, charset):
     content_type = b"multipart/form-data; charset=" + charset + b"; boundary=b"
     status, body = exchange(server, form("/restore", content_type))
     assert status in (422, 503) and sentence(body)  # no picture; or no worker lives yet
-    assert exchange(server, form(page_events.UPLOAD, content_type))[0] == 200
+    assert exchange(server, form(UPLOAD, content_type))[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/sample", "/restore"])
@@ -67,6 +69,32 @@ def test_control_characters_of_a_path_do_not_reach_the_log(server):
     log = server.log.read_text()
     assert "\x1b[31m" not in log and "\r" not in log
     assert not [line for line in log.splitlines() if line.startswith("2026-01-01 forged")]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "expected"),
+    [(b"OPTIONS *", 404), (b"GET ?a", 404), (b"GET models", 404), (b"CONNECT a:1", 404), (b"PRI *", 404)],
+)
+def test_a_request_for_what_is_no_path_is_answered_at_once(server, request_line, expected):
+    head = request_line + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    status, body = exchange(server, head)
+    assert status == expected and sentence(body)
+
+
+CHUNKED = b"POST /sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKED += b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+
+
+def test_a_body_in_a_great_many_small_chunks_is_refused(server):
+    few = b"1\r\n \r\n" * 1000 + b"400\r\n" + b" " * 1024 + b"\r\n0\r\n\r\n"
+    status, body = exchange(server, CHUNKED + few)
+    assert status == 400 and "empty" in sentence(body)
+    status, body = exchange(server, CHUNKED + b"1\r\n \r\n" * (connections.SMALL_CHUNKS + 100))
+    assert status == 400 and b"Invalid HTTP request" in body
+
+
+def test_heads_are_limited_whatever_is_installed():
+    assert issubclass(connections.Connection, H11Protocol)  # httptools takes heads of any size
 
 
 def test_a_head_that_does_not_arrive_in_time_ends_its_connection(monkeypatch):

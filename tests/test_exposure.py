@@ -14,12 +14,19 @@ from pathlib import Path
 
 import pytest
 from answers import sentence
-from server import Server, running_server, small_models, start, until  # noqa: F401 (two are fixtures)
+from server import (  # noqa: F401 (two are fixtures)
+    NO_TORCH,
+    Server,
+    running_server,
+    small_models,
+    start,
+    until,
+)
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from test_browser import CHROMIUM, DRIVER, Page
 
-from sparsegen.service import page_events
+from sparsegen.service import connections, page_events
 from sparsegen.service.clients import client_of
 from sparsegen.service.exposure import Exposure
 from sparsegen.service.guards import ClientLimits
@@ -110,6 +117,8 @@ FOREIGN = [
     {"Sec_Fetch_Site": "same-site", "Origin": "http://localhost:9999"},
     {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"},  # the form of a foreign page
     {"Origin": "http://127.0.0.1:1"},
+    {"Origin": "http://[::1"},
+    {"Origin": "a"},
 ]
 
 
@@ -248,6 +257,23 @@ def test_a_visitor_logs_in_and_gets_a_cookie_without_the_token(guarded, path):
     assert ask(guarded, "GET", "/ui/config", Cookie=kept[:-1])[0] == 401
     _, got, _ = ask(guarded, "POST", path, f"token={TOKEN}".encode(), X_Forwarded_Proto="https", **form)
     assert "Secure" in got["set-cookie"]
+
+
+SLOW_LOGIN = b"POST /ui/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\ntoken="
+
+
+def test_slow_logins_are_bounded_as_other_requests(guarded):
+    with contextlib.ExitStack() as stack:
+
+        def log_in(address: str) -> socket.socket:
+            source = (address, 0)
+            one = socket.create_connection(("127.0.0.1", guarded.port), 20, source_address=source)
+            stack.enter_context(one).sendall(SLOW_LOGIN)
+            return one
+
+        held = [log_in("127.0.0.3") for _ in range(Exposure.client_requests)]
+        assert until(lambda: log_in("127.0.0.3").recv(12), b"HTTP/1.1 429", 5) == b"HTTP/1.1 429"
+        assert held[0].recv(12) == b"HTTP/1.1 408"  # after some seconds
 
 
 def test_no_process_of_the_server_shows_the_token(guarded):
@@ -438,6 +464,25 @@ def test_the_queue_of_the_page_is_bounded_and_one_client_does_not_fill_it(server
     assert until(lambda: join("10.0.0.5"), 200) == 200
 
 
+def test_a_client_has_a_number_of_connections_and_others_have_theirs(few):
+    with contextlib.ExitStack() as stack:
+
+        def connect(address: str) -> socket.socket:
+            source = (address, 0)
+            return stack.enter_context(
+                socket.create_connection(("127.0.0.1", few.port), 10, source_address=source)
+            )
+
+        idle = [connect("127.0.0.2") for _ in range(connections.CLIENT_CONNECTIONS)]
+        with pytest.raises(ConnectionError):
+            one_more = connect("127.0.0.2")
+            assert not one_more.recv(1)
+            raise ConnectionAbortedError
+        assert few.ask("GET", "/models")[0] == 200
+        idle[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert idle[0].recv(12) == b"HTTP/1.1 200"
+
+
 def test_all_clients_together_are_bounded_and_streams_apart():
     async def ask_all() -> list[int]:
         held, statuses = asyncio.Event(), []
@@ -478,14 +523,38 @@ def test_a_network_of_ipv6_is_one_client():
     assert client("::ffff:10.0.0.1") == client("10.0.0.1") != client("10.0.0.2")
 
 
-def test_a_proxy_is_believed_only_where_it_is_trusted(models, tmp_path):
+def test_what_a_proxy_passes_on_as_an_address_forges_no_line_of_the_log(server):
+    forged = "203.0.113.9 DELETE /restore/{job_id} 200 1 ms"
+    assert ask(server, "GET", "/models", X_Forwarded_For=forged)[0] == 200
+    assert until(lambda: "unknown GET /models 200" in server.log.read_text(), True, 10)
+    assert "203.0.113.9" not in server.log.read_text()
+
+
+BREAKS = """
+from sparsegen.service.exposure import Exposure
+allows = Exposure.allows_host
+Exposure.allows_host = lambda self, name: 1 / 0 if name == "broken.example" else allows(self, name)
+"""
+
+
+@pytest.fixture(scope="module", name="few")
+def server_with_another_proxy(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings = {"SPARSEGEN_PROXY": "10.9.9.9", "SPARSEGEN_CLIENT_STREAMS": "1"}
-    server = start(tmp_path / "run", models, **settings)
+    server = start(tmp_path_factory.mktemp("few") / "run", models, start_up=NO_TORCH + BREAKS, **settings)
     try:
-        server.wait_until_ready()
-        with contextlib.ExitStack() as stack:
-            request = f"GET {page_events.API}/heartbeat/{{}}"
-            assert holding(server, stack, 1, request, X_Forwarded_For="10.0.0.1") == [200]
-            assert holding(server, stack, 1, request, X_Forwarded_For="10.0.0.2") == [429]
+        yield server.wait_until_ready()
     finally:
         server.stop()
+
+
+def test_what_breaks_in_a_guard_is_answered_and_logged(few):
+    status, _, answer = ask(few, "GET", "/models", Host="broken.example")
+    assert status == 500 and "log" in sentence(answer)
+    assert until(lambda: "ZeroDivisionError" in few.log.read_text(), True, 10)
+
+
+def test_a_proxy_is_believed_only_where_it_is_trusted(few):
+    with contextlib.ExitStack() as stack:
+        request = f"GET {page_events.API}/heartbeat/{{}}"
+        assert holding(few, stack, 1, request, X_Forwarded_For="10.0.0.1") == [200]
+        assert holding(few, stack, 1, request, X_Forwarded_For="10.0.0.2") == [429]

@@ -20,6 +20,7 @@ from server import Server, running_server, small_models  # noqa: F401 (two are f
 
 from sparsegen.service import page_events
 from sparsegen.service.errors import Refused
+from sparsegen.service.limits import MAX_FILES
 
 API = page_events.API
 SECRET = "the-secret-of-the-machine"
@@ -105,7 +106,7 @@ def test_no_handler_reads_a_file_that_was_not_uploaded(server, dependencies, tmp
         body = {"data": [None] * len(handler["inputs"]), "fn_index": handler["id"]}
         body[where] = [value] * max(len(handler["inputs"]), 1) if where == "data" else value
         status, answer = event(server, f"{API}/run/predict", **body)
-        assert status == 403 and SECRET not in answer
+        assert status == (403 if handler["backend_fn"] else 400) and SECRET not in answer
 
 
 @pytest.mark.parametrize("name", ["find", "find/", "v2/find", "restore", "draw", "look", "choose"])
@@ -201,9 +202,8 @@ def test_what_is_no_event_of_the_page_is_refused(server, body):
 
 
 def test_gradio_reads_what_was_checked_and_not_a_second_key(tmp_path):
-    assert page_events.read_event(b'{"data": [1], "data": [2], "batched": true, "request": {}}') == {
-        "data": [2]
-    }
+    body = b'{"data": [1], "data": [2], "batched": true, "request": {}}'
+    assert page_events.read_event(body, handlers=[]) == {"data": [2]}
     plain = {"data": [{"index": 3}, "a", None, [1.5]], "event_data": {"off": [1, 2]}, "fn_index": 4}
     assert page_events.clean(plain, tmp_path) == plain
     with pytest.raises(Refused, match="opens no other"):
@@ -226,6 +226,99 @@ def test_ids_that_gradio_keeps_are_short(server, name, value):
         body = {"session_hash": "a", "fn_index": 0, "data": []} | {name: value}
         status, _, answer = server.ask("POST", path, json.dumps(body))
         assert status == 400 and "at most 64" in sentence(answer)
+
+
+@pytest.mark.parametrize("number", ["99", "-1", "true", '"2"', "1e999", "2.0", "null", "[0]"])
+@pytest.mark.parametrize("route", ["queue/join", "run/predict"])
+def test_a_function_that_the_page_does_not_have_is_refused_in_a_line_of_the_log(server, route, number):
+    before = len(server.log.read_text().splitlines())
+    body = f'{{"session_hash": "a", "data": [], "fn_index": {number}}}'
+    status, _, answer = server.ask("POST", f"{API}/{route}", body)
+    assert status == 400 and "no function" in sentence(answer)
+    assert len(server.log.read_text().splitlines()) - before < 5
+
+
+def test_a_function_of_the_browser_alone_is_not_called_on_the_server(server, dependencies):
+    number = next(one["id"] for one in dependencies if not one["backend_fn"])
+    status, answer = event(server, f"{API}/run/predict", fn_index=number, data=[])
+    assert status == 400 and "no function" in answer
+
+
+def test_text_that_no_answer_can_hold_is_refused(server, dependencies):
+    (handler,) = [one for one in dependencies if one["api_name"] == "choose"]
+    before = len(server.log.read_text().splitlines())
+    status, answer = event(server, page_events.JOIN, fn_index=handler["id"], data=["\ud800", -1])
+    assert status == 400 and sentence(answer.encode())
+    assert len(server.log.read_text().splitlines()) - before < 5
+
+
+@pytest.mark.parametrize(
+    ("method", "address"),
+    [
+        ("POST", "upload?upload_id={}"),
+        ("GET", "upload_progress?upload_id={}"),
+        ("GET", "queue/data?session_hash={}"),
+    ],
+)
+def test_ids_of_a_query_are_short(server, method, address):
+    form = 'multipart/form-data; boundary="b"'
+    for value in ("a" * 65, "a" * 50_000, "a%20b", "%00"):
+        path = f"{API}/{address.format(value)}"
+        status, _, answer = server.ask(method, path, b"" if method == "POST" else None, form)
+        assert status == 400 and "at most 64" in sentence(answer)
+    assert page_events.ids(b"__theme=dark&deep_link=a&session_hash=a-b&upload_id=c") == (
+        b"session_hash=a-b&upload_id=c"
+    )
+    with pytest.raises(Refused, match="32"):
+        page_events.ids(b"a=1&" * 33)
+
+
+def test_an_upload_has_few_files(server):
+    def form(count: int) -> bytes:
+        part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n%d\r\n'
+        return b"".join(part % number for number in range(count)) + b"--b--\r\n"
+
+    for boundary in ("b", '"b"', "b; charset=utf-8"):
+        kind = f"multipart/form-data; boundary={boundary}"
+        status, _, answer = server.ask("POST", f"{API}/upload", form(MAX_FILES), kind)
+        assert status == 200 and len(json.loads(answer)) == MAX_FILES
+        status, _, answer = server.ask("POST", f"{API}/upload", form(MAX_FILES + 1), kind)
+        assert status == 413 and "files" in sentence(answer)
+
+
+VISITORS = """
+import sys
+from pathlib import Path
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sparsegen.service import demo
+from sparsegen.service.models import open_models
+demo.MAX_SESSIONS = 3
+app = FastAPI()
+demo.mount(app, open_models(Path(sys.argv[1]))[0], lambda: None)
+(blocks,) = [route.app.get_blocks() for route in app.routes if hasattr(getattr(route, "app", None), "get_blocks")]
+client, form = TestClient(app), {"files": b"a"}
+for number in range(8):
+    event = {"fn_index": int(sys.argv[2]), "data": ["inpaint"], "session_hash": f"s{number}"}
+    assert client.post(f"{sys.argv[4]}/run/predict", json=event).status_code == 200
+    event = {"fn_index": int(sys.argv[3]), "data": [], "session_hash": f"s{number}"}
+    assert client.post(f"{sys.argv[4]}/queue/join", json=event).status_code == 200
+    assert client.post(f"{sys.argv[4]}/upload?upload_id=u{number}", files=form).status_code == 200
+uploads, queue = gr.routes.file_upload_statuses, blocks._queue
+kept = [blocks.state_holder.session_data, queue.pending_event_ids_session, queue.pending_messages_per_session]
+print([len(some) for some in [*kept, uploads._statuses, uploads._signals]])
+"""
+
+
+def test_what_the_page_keeps_of_its_visitors_is_bounded(server, dependencies):
+    (choose,) = [one["id"] for one in dependencies if one["api_name"] == "choose_2"]
+    (roll,) = [one["id"] for one in dependencies if one["api_name"] == "roll"]
+    arguments = [str(server.models), str(choose), str(roll), API]
+    run = subprocess.run(
+        [sys.executable, "-c", VISITORS, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout == "[3, 3, 3, 3, 3]\n", run.stderr
 
 
 WITHOUT_GUARDS = """

@@ -139,7 +139,7 @@ UNKNOWN = "There is no such job."
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Keeps the gauges of /metrics and the health of the server right, and old jobs swept, while it runs."""
     app.state.jobs, app.state.health = Jobs(), Health()
-    app.state.turns, app.state.clients = CapacityLimiter(Options.from_environment().decoders), Counter()
+    app.state.turns = Turns(Options.from_environment())
     task = asyncio.create_task(_look_after(app.state.jobs, app.state.health))
     try:
         yield
@@ -274,6 +274,34 @@ class Jobs:
                 self._store.close()
 
 
+class Turns:
+    """Whose upload is held in memory and read: one of each client, a few at once; the others lie on the disk.
+
+    One client's pictures, which may take long to decode, so keep no decoder from all others.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._all, self._quota = CapacityLimiter(options.decoders), options.jobs_per_client
+        self._clients: Counter[str] = Counter()
+        self._own: dict[str, asyncio.Lock] = {}
+
+    @asynccontextmanager
+    async def of(self, client: str) -> AsyncIterator[None]:
+        """Waits for a turn.  Raises: DecodersBusy if too many wait, of all or of this client."""
+        if self._all.statistics().tasks_waiting >= MAX_WAITING:
+            raise DecodersBusy(MAX_WAITING)
+        if self._clients[client] >= self._quota:
+            raise DecodersBusy(self._quota, " of yours")
+        self._clients[client] += 1
+        try:
+            async with self._own.setdefault(client, asyncio.Lock()), self._all:
+                yield
+        finally:
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client], self._own[client]
+
+
 @dataclass(frozen=True)
 class Order:
     """A request that was checked: its task, the picture, notes on it, and the height and width of the result."""
@@ -386,24 +414,12 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
 
 @asynccontextmanager
 async def _turn(request: Request, client: str) -> AsyncIterator[None]:
-    """Waits until an upload may be held in memory, of which a few are at once; the others lie on the disk.
-
-    Raises: HTTPException 503 if too many wait, of all or of this client.
-    """
-    turns, clients = request.app.state.turns, request.app.state.clients
-    quota = Options.from_environment().jobs_per_client
-    if turns.statistics().tasks_waiting >= MAX_WAITING:
-        raise _unavailable(DecodersBusy(MAX_WAITING))
-    if clients[client] >= quota:
-        raise _unavailable(DecodersBusy(quota, " of yours"))
-    clients[client] += 1
+    """Raises: HTTPException 503 if too many wait, of all or of this client."""
     try:
-        async with turns:
+        async with request.app.state.turns.of(client):
             yield
-    finally:
-        clients[client] -= 1
-        if not clients[client]:
-            del clients[client]
+    except DecodersBusy as error:
+        raise _unavailable(error) from None
 
 
 def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:

@@ -1,5 +1,6 @@
 """The restoration jobs over HTTP: a real server, with a worker in a process of its own that restores nothing."""
 
+import asyncio
 import http.client
 import json
 import re
@@ -22,6 +23,7 @@ from PIL import Image
 from server import Server, small_models, start, until  # noqa: F401 (one is a fixture)
 
 from sparsegen.service import restoration
+from sparsegen.service.options import Options
 from sparsegen.zoo.restoration.reading import read_picture
 
 SERVE = (
@@ -478,6 +480,28 @@ def test_a_client_has_a_few_unfinished_jobs_and_others_have_theirs(inside, monke
     ]  # one network of a home
     assert inside.delete(f"/restore/{accepted.json()['id']}").status_code == 200
     assert [post(host).status_code for host in ("2001:db8:1:2::4", "192.0.2.2")] == [202, 202]
+
+
+def test_the_pictures_of_one_client_are_read_one_after_the_other():
+    async def read() -> list[str]:
+        turns, done, began = restoration.Turns(Options(decoders=2)), asyncio.Event(), []
+
+        async def take(client: str) -> None:
+            async with turns.of(client):
+                began.append(client)
+                await done.wait()
+
+        async with asyncio.TaskGroup() as group:
+            for client in ("A", "A", "A", "B"):
+                group.create_task(take(client))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            before = list(began)
+            done.set()
+        assert sorted(began) == ["A", "A", "A", "B"] and not turns._own and not turns._clients
+        return before
+
+    assert asyncio.run(read()) == ["A", "B"]
 
 
 def test_a_result_that_the_store_has_dropped_is_said_to_be_gone(inside):

@@ -104,8 +104,10 @@ def test_the_columns_of_one_network_stand_side_by_side(models):
 @pytest.mark.parametrize(
     "setting", [{}, {"model": CONDITIONAL, "label": CAT}, {"model": CONDITIONAL}], ids=str
 )
-def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path, setting):
+def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path, setting, monkeypatch):
     tiles, _, python, curl = ask(client, "/draw", count=3, k=3, apart=True, **setting)
+    assert str(server.models) not in python  # where the models lie is not shown to visitors
+    monkeypatch.chdir(server.models)
     names: dict = {}
     exec(python, names)
     np.testing.assert_array_equal(names["pixels"], pictures(tiles))

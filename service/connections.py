@@ -13,10 +13,11 @@ from urllib.parse import quote
 import h11
 import uvicorn.config
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sparsegen.service.clients import client_of
+from sparsegen.service.deadline import UNTIMED
 
 ANY = ("0.0.0.0/0", "::/0")
 CLIENT_CONNECTIONS = 256  # of one client at once; a process has often no more than 1,024 of all
@@ -124,7 +125,15 @@ class PlainHead:
             path = CONTROL.sub(lambda found: quote(found[0]), scope["path"])
             headers = [(name, _plain(name, value)) for name, value in scope["headers"]]
             scope = {**scope, "path": path, "headers": headers}
-        await self.app(scope, receive, send)
+        await self.app(scope, receive, _without(UNTIMED, send))
+
+
+def _without(dropped: Message, send: Send) -> Send:
+    async def send_others(message: Message) -> None:
+        if message is not dropped:
+            await send(message)
+
+    return send_others
 
 
 def _plain(name: bytes, value: bytes) -> bytes:

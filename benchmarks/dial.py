@@ -17,13 +17,13 @@ import typer
 
 import sparsegen
 from sparsegen.__main__ import progress, reference
+from sparsegen.common.files import append_line, read_lines
 from sparsegen.training.data import open_images
 from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.metrics import frechet_distance
 from sparsegen.zoo.bundled import MODELS
 from sparsegen.zoo.dial import Dial
-from sparsegen.zoo.files import append_line, read_lines
 from sparsegen.zoo.pretrained import read_config
 
 RECORDS = Path(__file__).parent / "records" / "dial.jsonl"

@@ -26,8 +26,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.machine import processor, versions
+from sparsegen.common.files import write_json
 from sparsegen.zoo import projections
-from sparsegen.zoo.files import write_json
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection, backend
 from sparsegen.zoo.table1 import build
 

@@ -16,7 +16,8 @@ import sparsegen
 from benchmarks import dial as turned
 from benchmarks import dip
 from benchmarks import table1 as campaign
-from sparsegen.tables import (
+from sparsegen.common.files import atomic_write, read_lines
+from sparsegen.reproduce.tables import (
     MISSING,
     PAPER_LOW_DATA,
     PAPER_PSNR,
@@ -31,10 +32,9 @@ from sparsegen.tables import (
     read_records,
     show_distance,
 )
+from sparsegen.restoration.settings import PRESETS, SPARSITIES
 from sparsegen.zoo.bundled import MODELS
-from sparsegen.zoo.files import atomic_write, read_lines
 from sparsegen.zoo.pretrained import read_config
-from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES
 from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,7 @@
     python -m benchmarks.table1 --print
 
 A run that has its record is skipped; one that was broken off goes on from its last checkpoint. Each finished
-run appends one line to sparsegen/records/table1.jsonl. The distance is that of the averaged generator after the
+run appends one line to reproduce/records/table1.jsonl. The distance is that of the averaged generator after the
 last step (no best checkpoint is picked), between `--count` samples and all images of `--data`, whatever part of
 them it was trained on. `sparsegen reproduce table1` prints them beside the paper's.
 """
@@ -26,15 +26,15 @@ from rich.table import Table
 
 from benchmarks.machine import circumstances
 from sparsegen.__main__ import progress, reference
-from sparsegen.tables import RECORDS, read_records
+from sparsegen.common.files import append_line
+from sparsegen.common.hardware import has_bfloat16
+from sparsegen.common.interrupt import stop_on_interrupt
+from sparsegen.reproduce.tables import RECORDS, read_records
 from sparsegen.training.data import Images, open_images
 from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.recipes import recipe_of
 from sparsegen.training.run import Plan, Run, Schedule
-from sparsegen.zoo.files import append_line
-from sparsegen.zoo.hardware import has_bfloat16
-from sparsegen.zoo.interrupt import stop_on_interrupt
 from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
 
 

@@ -53,10 +53,10 @@ from torchvision import transforms
 
 from benchmarks.machine import processor, versions
 from benchmarks.projection import show, turns
+from sparsegen.common.files import write_json
 from sparsegen.training.data import Batches, Images
 from sparsegen.training.loop import Networks, train
 from sparsegen.training.recipes import recipe_of
-from sparsegen.zoo.files import write_json
 from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS, ModelSpec
 
 RECORDS = Path(__file__).parent / "records" / "training.json"

@@ -13,6 +13,8 @@ import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it
 import numpy as np
 from fastapi import FastAPI
 
+from sparsegen.common.checks import check_integer
+from sparsegen.pictures import images
 from sparsegen.service import markup, restore_page, xray
 from sparsegen.service.clients import client_of
 from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
@@ -21,7 +23,7 @@ from sparsegen.service.models import Model
 from sparsegen.service.page_events import MAX_EVENTS
 from sparsegen.service.restoration import MAX_UPLOAD
 from sparsegen.service.sampling import MAX_COUNT
-from sparsegen.zoo import images, noise
+from sparsegen.zoo import noise
 from sparsegen.zoo.dial import Dial, resolve
 
 LOOK = {
@@ -250,7 +252,7 @@ class Handlers:
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         sampler = shown.model.sampler
         last = sampler.code_shapes[0][0] - 1
-        off = [noise.check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in event.off]
+        off = [check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in event.off]
         if not off:
             return markup.HINT
         image, codes = shown.run(shown.index, 1)
@@ -298,7 +300,7 @@ class Handlers:
         label = None if label == ANY else label
         given = [whole(k_1), whole(k_2 if apart else k_1)][: dials(model)]
         count = noise.check_count(whole(count), MAX_COUNT)
-        index = noise.check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
+        index = check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
         k = resolve(given or None, model.sampler.dials)
         return Choice(model, noise.check_seed(whole(seed)), count, k, min(index, count - 1), label)
 

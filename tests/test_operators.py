@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask, image_shape
+from sparsegen.restoration.operators import Blur, Downsample, Mask, image_shape
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:

@@ -12,10 +12,10 @@ import pytest
 from conftest import ROOT
 from gradio import Error
 from gradio.data_classes import FileData
-from pictures import encoded
 from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
+from pictures import encoded
 from sparsegen.service import markup, restoration, restore_page, worker
 from sparsegen.service.jobs import MAX_WAITING, Store, StoreError, open_store
 from sparsegen.service.options import Options

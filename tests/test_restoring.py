@@ -22,14 +22,14 @@ from PIL import Image
 from rich.console import Console
 from test_cli import CLI, assert_refused, sparsegen  # noqa: F401
 
-from sparsegen import reporting, restoring
-from sparsegen.zoo.interrupt import stop_on_interrupt
-from sparsegen.zoo.restoration import restore, tiles
-from sparsegen.zoo.restoration.fit import Progress
-from sparsegen.zoo.restoration.pictures import Picture, from_array
-from sparsegen.zoo.restoration.reading import read_picture
-from sparsegen.zoo.restoration.settings import Task
-from sparsegen.zoo.restoration.tiles import TiledProgress, run_tiled
+from sparsegen.cli import reporting, restoring
+from sparsegen.common.interrupt import stop_on_interrupt
+from sparsegen.pictures.picture import Picture, from_array
+from sparsegen.pictures.reading import read_picture
+from sparsegen.restoration import restore, tiles
+from sparsegen.restoration.fit import Progress
+from sparsegen.restoration.settings import Task
+from sparsegen.restoration.tiles import TiledProgress, run_tiled
 
 SIDE = 64
 FEW = ("--iterations", 10)

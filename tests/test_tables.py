@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sparsegen.figures import tradeoff
-from sparsegen.tables import TABLES, by_column, read_records, show_table1, show_table2
+from sparsegen.reproduce.figures import tradeoff
+from sparsegen.reproduce.tables import TABLES, by_column, read_records, show_table1, show_table2
 from sparsegen.zoo.table1 import PAPER_FID, REGULARIZERS, ModelSpec
 
 

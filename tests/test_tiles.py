@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sparsegen.zoo.restoration import tiles
-from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.plan import plan
-from sparsegen.zoo.restoration.restore import Restoration, run
-from sparsegen.zoo.restoration.settings import Task
-from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, WHOLE, Unfinished, estimate, run_tiled
+from sparsegen.pictures.picture import Picture
+from sparsegen.restoration import tiles
+from sparsegen.restoration.plan import plan
+from sparsegen.restoration.restore import Restoration, run
+from sparsegen.restoration.settings import Task
+from sparsegen.restoration.tiles import OVERLAP, TILE, WHOLE, Unfinished, estimate, run_tiled
 
 HISTORY = np.zeros(1, [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (1,))])
 
@@ -397,9 +397,9 @@ def test_who_wants_no_more_is_heard_before_any_tile_has_begun() -> None:
 def test_nothing_is_left_running_when_the_parent_is_killed() -> None:
     script = """
 import numpy as np
-from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.settings import Task
-from sparsegen.zoo.restoration.tiles import run_tiled
+from sparsegen.pictures.picture import Picture
+from sparsegen.restoration.settings import Task
+from sparsegen.restoration.tiles import run_tiled
 
 if __name__ == "__main__":
     picture = Picture(np.full((64, 160, 3), 0.5, np.float32))

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sparsegen.common.files import cache_folder
 from sparsegen.training.cache import computed_once
 from sparsegen.training.data import Images
 from sparsegen.training.features import FeatureNetwork, check_images
 from sparsegen.training.metrics import Statistics
 from sparsegen.training.neighbors import nearest
 from sparsegen.training.probe import Probe, fit_probe
-from sparsegen.zoo.files import cache_folder
 
 FORMAT = "1"  # of a cache file; a change of how features are computed raises it
 CHUNK = 500  # images between two calls of a progress callback

@@ -21,15 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from sparsegen.training.data import Batches, Images
-from sparsegen.training.loop import Networks, Progress, train
-from sparsegen.training.projected import NETWORK as HEADS
-from sparsegen.training.projected import open_frozen
-from sparsegen.training.recipes import recipe_of
-from sparsegen.zoo import images as pictures
-from sparsegen.zoo import labels
-from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
-from sparsegen.zoo.files import (
+from sparsegen.common.files import (
     append_line,
     atomic_folder,
     atomic_write,
@@ -37,8 +29,16 @@ from sparsegen.zoo.files import (
     read_lines,
     write_json,
 )
+from sparsegen.common.hardware import has_bfloat16
+from sparsegen.pictures import images as pictures
+from sparsegen.training.data import Batches, Images
+from sparsegen.training.loop import Networks, Progress, train
+from sparsegen.training.projected import NETWORK as HEADS
+from sparsegen.training.projected import open_frozen
+from sparsegen.training.recipes import recipe_of
+from sparsegen.zoo import labels
+from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.hardware import has_bfloat16
 from sparsegen.zoo.pretrained import find_checkpoint, load_weights, read_config, save_pretrained, save_weights
 from sparsegen.zoo.table1 import ModelSpec
 

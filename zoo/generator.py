@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsegen.zoo import images, noise
+from sparsegen.common.checks import check_integer
+from sparsegen.pictures import images
+from sparsegen.zoo import noise
 from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.dial import Dial, resolve
 from sparsegen.zoo.projections import Projection
@@ -293,7 +295,7 @@ class Generator(nn.Module):
 
         Shape: (atoms, C, h, w), C being 3 at level 1 and the atoms of the dictionary below at level 2.
         """
-        noise.check_integer("level", level, 1, len(self.stages), "the dictionary counted from the image")
+        check_integer("level", level, 1, len(self.stages), "the dictionary counted from the image")
         conv = self.stages[level - 1].conv
         weight = weight_of(conv).detach()
         if isinstance(conv, nn.ConvTranspose2d):

@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from sparsegen.common.files import atomic_write, write_json
+from sparsegen.common.names import known_names
 from sparsegen.zoo.bundled import COMPANIONS, CONFIG, GRAPH, MODELS, SYNTHESIS, WEIGHTS, list_models
 from sparsegen.zoo.config import FORMAT, LICENSE, read_entries
-from sparsegen.zoo.files import atomic_write, write_json
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.names import known_names
 from sparsegen.zoo.table1 import ARCHITECTURES, ModelSpec
 
 FILES = [CONFIG, WEIGHTS, *COMPANIONS.values(), GRAPH, SYNTHESIS, "README.md"]  # of a model on the Hub

@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from sparsegen.common.checks import check_integer
+from sparsegen.common.names import known_names
 from sparsegen.zoo import cnn, residual
 from sparsegen.zoo.blocks import (
     BatchNorm,
@@ -26,8 +28,6 @@ from sparsegen.zoo.blocks import (
 )
 from sparsegen.zoo.discriminator import in_unit_range
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.names import known_names
-from sparsegen.zoo.noise import check_integer
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection
 
 # How a model may be trained: as its row of Table 1, or with heads on the features of a frozen network beside that.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsegen.zoo.restoration.damage import LEAST_KNOWN
-from sparsegen.zoo.restoration.operators import Blur
-from sparsegen.zoo.restoration.settings import typical_iterations
+from sparsegen.restoration.damage import LEAST_KNOWN
+from sparsegen.restoration.operators import Blur
+from sparsegen.restoration.settings import typical_iterations
 
 
 class Watch(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sparsegen.zoo.files import atomic_write
+from sparsegen.common.files import atomic_write
 
 MAX_PIXELS = 12_000_000
 MIN_SIDE = 16  # the hourglass halves a picture several times

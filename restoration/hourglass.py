@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsegen.zoo.restoration.settings import Widths
+from sparsegen.restoration.settings import Widths
 
 MakeProjection = Callable[[int, int], nn.Module]  # of the level and the channels of a code
 

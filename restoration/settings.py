@@ -1,13 +1,13 @@
 """What can be asked of a restoration, as data: presets, sparsities, tasks. Needs no torch, since services check it."""
 
 import math
-import os
 from dataclasses import dataclass, field, fields, replace
-from numbers import Real
 from typing import Protocol
 
-from sparsegen.zoo.names import known_names
-from sparsegen.zoo.noise import check_integer, check_seed
+from sparsegen.common.checks import check_integer, check_real
+from sparsegen.common.hardware import processors
+from sparsegen.common.names import known_names
+from sparsegen.zoo.noise import check_seed
 
 
 @dataclass(frozen=True)
@@ -204,11 +204,11 @@ class Task:
                 raise ValueError(f"{name} is one of {known_names(str(value), table)}; got {value!r}")
         check_seed(task.seed)
         if task.sigma is not None:
-            _check_real(
+            check_real(
                 "sigma", task.sigma, 0, MAX_SIGMA, "the standard deviation of the noise in gray levels of 255"
             )
         if task.density is not None:
-            _check_real("density", task.density, 0, 1, "the share of non-zeros in a code")
+            check_real("density", task.density, 0, 1, "the share of non-zeros in a code")
             if SPARSITIES[task.regularizer].unit is None:
                 raise ValueError(f"the regularizer {task.regularizer} has no density: leave density out")
             if task.density == 0:
@@ -306,16 +306,3 @@ def fair_threads(members: int, fits: int = 1) -> int:
     """
     cores, fits = processors(), max(1, fits)
     return max(1, max(cores // 2, min(members * fits, cores)) // fits)
-
-
-def processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_real(name: str, value: object, low: float, high: float, meaning: str) -> None:
-    allowed = f"{name} is {meaning}, {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{allowed}; got {value!r}")
-    if not low <= value <= high:  # false for NaN, too
-        raise ValueError(f"{allowed}; got {value}")

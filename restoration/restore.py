@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsegen.zoo.noise import check_integer
-from sparsegen.zoo.restoration.damage import blur_kernel, known_pixels
-from sparsegen.zoo.restoration.fit import Fit, Progress
-from sparsegen.zoo.restoration.operators import (
+from sparsegen.common.checks import check_integer
+from sparsegen.pictures.picture import MIN_SIDE, Picture, from_array, to_array
+from sparsegen.restoration.damage import blur_kernel, known_pixels
+from sparsegen.restoration.fit import Fit, Progress
+from sparsegen.restoration.operators import (
     Blur,
     Downsample,
     Identity,
     Mask,
     Operator,
 )
-from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, from_array, to_array
-from sparsegen.zoo.restoration.settings import SPARSITIES, Preset, Task
-from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
+from sparsegen.restoration.settings import SPARSITIES, Preset, Task
+from sparsegen.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
 
 LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # of what `settings.LOSSES` describes
 LEAST_SIGMA = 1 / 255  # below it there is no noise to speak of, and none can be watched

@@ -6,15 +6,9 @@ that need no torch (`sparsegen.export.runtime`, `sparsegen.zoo.noise`) work wher
 
 import os
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
-
-# In a checkout the parts lie beside this package (zoo/, training/, …); in an installed wheel, inside it.
-_here = Path(__file__).resolve().parent
-if not (_here / "zoo").is_dir() and (_here.parent / "zoo" / "__init__.py").is_file():
-    __path__.append(str(_here.parent))
 
 # The libraries below send usage reports, and onnxruntime keeps a device id, unless these are set before they are
 # imported. Every process of ours imports this package first. A value that the user has set is kept.
@@ -32,7 +26,7 @@ _PUBLIC = {
     "NeedleProjection": "sparsegen.zoo.projections",
     "from_pretrained": "sparsegen.zoo.pretrained",
     "list_models": "sparsegen.zoo.bundled",
-    "restore": "sparsegen.zoo.restoration.restore",
+    "restore": "sparsegen.restoration.restore",
     "sparsify": "sparsegen.zoo.projections",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsegen.zoo.restoration.damage import (
+from sparsegen.restoration.damage import (
     check_kernel,
     check_kernel_size,
     check_mask,
     check_mask_size,
     gaussian_kernel,
 )
-from sparsegen.zoo.restoration.settings import FACTORS
+from sparsegen.restoration.settings import FACTORS
 
 Operator = Callable[[Tensor], Tensor]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from sparsegen.tables import by_column, protocol_of
+from sparsegen.reproduce.tables import by_column, protocol_of
 from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 import sparsegen
-from sparsegen import restoring
-from sparsegen.reporting import say
+from sparsegen.cli import restoring
+from sparsegen.cli.reporting import say
 
 app = typer.Typer(
     help="Image generators whose inner representation is a sparse code.",
@@ -194,8 +194,9 @@ def sample(
     """Draws images from a model."""
     import numpy as np
 
-    from sparsegen.zoo import images, noise
-    from sparsegen.zoo.files import atomic_write
+    from sparsegen.common.files import atomic_write
+    from sparsegen.pictures import images
+    from sparsegen.zoo import noise
 
     if count is not None:
         noise.check_count(count)
@@ -282,6 +283,8 @@ def train(
     """Trains a model, or fine-tunes one (--from); Ctrl-C saves, and --resume goes on."""
     import torch
 
+    from sparsegen.common.checks import check_integer
+    from sparsegen.common.interrupt import stop_on_interrupt
     from sparsegen.training.data import check_share
     from sparsegen.training.projected import find_frozen, frozen_for
     from sparsegen.training.recipes import recipe_of
@@ -295,7 +298,6 @@ def train(
         find_source,
     )
     from sparsegen.zoo import noise
-    from sparsegen.zoo.interrupt import stop_on_interrupt
     from sparsegen.zoo.table1 import ModelSpec
 
     spec = _at(ModelSpec.parse(model), k)
@@ -306,7 +308,7 @@ def train(
     if resume and not checkpoints(out_folder):
         raise ValueError(f"{out_folder} holds no run to go on with: leave --resume out, or give its folder")
     if judge_count:
-        noise.check_integer("--judge-count", judge_count, 2, noise.MAX_COUNT, "0, or the images drawn")
+        check_integer("--judge-count", judge_count, 2, noise.MAX_COUNT, "0, or the images drawn")
     device = str(find_device(device))
     if start_from and not resume:  # a resumed run has all it needs
         find_source(spec, start_from)
@@ -413,19 +415,18 @@ def evaluate(
 
     The first time takes longer, since the features of the real images are computed and kept.
     """
+    from sparsegen.common.checks import check_integer
+    from sparsegen.common.files import atomic_write, check_writable, write_json
+    from sparsegen.pictures import images as pixels
     from sparsegen.training.evaluation import draw, evaluate
     from sparsegen.training.features import headline_first, named_networks, open_features, second_networks
     from sparsegen.training.quality import LEAST, measure_quality, neighbor_picture, real_samples
     from sparsegen.training.reference import Reference
-    from sparsegen.zoo import images as pixels
     from sparsegen.zoo import noise
     from sparsegen.zoo.bundled import CONFIG
-    from sparsegen.zoo.files import atomic_write, check_writable, write_json
 
     is_real = model == REAL
-    noise.check_integer(
-        "--count", count, 2 if quick else LEAST, noise.MAX_COUNT, "the number of images to measure"
-    )
+    check_integer("--count", count, 2 if quick else LEAST, noise.MAX_COUNT, "the number of images to measure")
     noise.check_seed(seed)
     if out_path:
         check_writable(out_path)
@@ -513,9 +514,9 @@ def export(
     """
     import torch
 
+    from sparsegen.common.files import atomic_folder
     from sparsegen.export.onnx_file import STEPS, bundle, export
     from sparsegen.zoo.bundled import GRAPH
-    from sparsegen.zoo.files import atomic_folder
     from sparsegen.zoo.pretrained import check_bundle, find_checkpoint, save_companions
 
     suffix, source = _target(out_path, ".onnx", folder=True), find_checkpoint(model)
@@ -639,7 +640,7 @@ class TableName(StrEnum):
 @app.command(epilog="Example: sparsegen reproduce table1")
 def reproduce(table: Annotated[TableName, typer.Argument(help="Of the paper.")]) -> None:
     """Prints a table of the paper beside what was measured here, at a smaller scale, which it states."""
-    from sparsegen.tables import TABLES, read_records
+    from sparsegen.reproduce.tables import TABLES, read_records
 
     records, show = TABLES[table]
     show(Console(width=max(out.width, 118)), read_records(records))
@@ -671,14 +672,15 @@ def plot(
     seed: Seed = 0,
 ) -> None:
     """Draws a picture of what a model has learned."""
-    from sparsegen.zoo import images, plots
-    from sparsegen.zoo.files import atomic_write
+    from sparsegen.common.files import atomic_write
+    from sparsegen.pictures import images
+    from sparsegen.reproduce import plots
 
     out_path, models = out_path or Path(f"{what}.png"), models or []
     _target(out_path, ".png")
     if what is Picture.tradeoff:
-        from sparsegen.figures import tradeoff
-        from sparsegen.tables import TABLES, read_records
+        from sparsegen.reproduce.figures import tradeoff
+        from sparsegen.reproduce.tables import TABLES, read_records
 
         picture = plots.png(tradeoff(read_records(TABLES["table1"][0]), models))
     else:
@@ -755,7 +757,7 @@ def _target(path: Path, *suffixes: str, folder: bool = False, option: str = "--o
 
     A new folder may be called as a model, so that `serve` finds a dcgan.ml; another suffix is a mistake.
     """
-    from sparsegen.zoo.files import check_writable
+    from sparsegen.common.files import check_writable
     from sparsegen.zoo.table1 import REGULARIZERS
 
     check_writable(path)

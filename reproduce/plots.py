@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsegen.zoo import images, noise
+from sparsegen.pictures import images
+from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from sparsegen.reporting import (
+from sparsegen.cli.reporting import (
     Preview,
     enlarged,
     err,
@@ -28,25 +28,25 @@ from sparsegen.reporting import (
     write_history,
     write_side_by_side,
 )
-from sparsegen.zoo.files import check_writable
-from sparsegen.zoo.interrupt import stop_on_interrupt
-from sparsegen.zoo.noise import check_integer
-from sparsegen.zoo.restoration.damage import check_damage, check_kernel
-from sparsegen.zoo.restoration.pictures import MIN_SIDE, WRITABLE, Picture, check_suffix
-from sparsegen.zoo.restoration.reading import read_picture
-from sparsegen.zoo.restoration.settings import (
+from sparsegen.common.checks import check_integer
+from sparsegen.common.files import check_writable
+from sparsegen.common.hardware import processors
+from sparsegen.common.interrupt import stop_on_interrupt
+from sparsegen.pictures.picture import MIN_SIDE, WRITABLE, Picture, check_suffix
+from sparsegen.pictures.reading import read_picture
+from sparsegen.restoration.damage import check_damage, check_kernel
+from sparsegen.restoration.settings import (
     MAX_THREADS,
     MAX_TILE,
     MAX_WORKERS,
     SMALLEST,
     Task,
     fair_threads,
-    processors,
 )
 
 if TYPE_CHECKING:
-    from sparsegen.reporting import AnyProgress
-    from sparsegen.zoo.restoration.restore import Restoration
+    from sparsegen.cli.reporting import AnyProgress
+    from sparsegen.restoration.restore import Restoration
 
 app = typer.Typer()
 OF_A_PICTURE = (OSError, ValueError, RuntimeError, FloatingPointError, ImportError)  # others can go on
@@ -466,7 +466,7 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool]) -> None:
 
     Raises: OSError if tiles failed, or something could not be written; then it says where the picture went instead.
     """
-    from sparsegen.zoo.restoration.tiles import Unfinished
+    from sparsegen.restoration.tiles import Unfinished
 
     picture, failures = job.picture or read_picture(job.source), []
     try:
@@ -528,7 +528,7 @@ def run(work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]")
     Choice: a process per core, but no more than four by default, since each takes a gigabyte. What tiles become
     depends on the threads of a worker: one each, so that it does not depend on how many cores there are.
     """
-    from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, estimate, is_tiled, run_tiled
+    from sparsegen.restoration.tiles import OVERLAP, TILE, estimate, is_tiled, run_tiled
 
     options = work.options
     threads = options.threads or 1

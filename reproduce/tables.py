@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from rich.console import Console
 from rich.table import Table
 
-from sparsegen.zoo.files import read_lines
+from sparsegen.common.files import read_lines
 from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
 
 RECORDS = Path(__file__).parent / "records"

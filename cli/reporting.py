@@ -16,13 +16,13 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from sparsegen.zoo import images
-from sparsegen.zoo.files import atomic_write
-from sparsegen.zoo.restoration.pictures import Picture, from_array, write_picture
+from sparsegen.common.files import atomic_write
+from sparsegen.pictures import images
+from sparsegen.pictures.picture import Picture, from_array, write_picture
 
 if TYPE_CHECKING:
-    from sparsegen.zoo.restoration.restore import Restoration, TaskProgress
-    from sparsegen.zoo.restoration.tiles import TiledProgress
+    from sparsegen.restoration.restore import Restoration, TaskProgress
+    from sparsegen.restoration.tiles import TiledProgress
 
     AnyProgress = TaskProgress | TiledProgress
 
@@ -68,7 +68,7 @@ def shown(name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
 
 def state_of(progress: "AnyProgress", total: int) -> tuple[float, str]:
     """The share that is done, and a line on it. A fit may stop early, so it has from one time left to another."""
-    from sparsegen.zoo.restoration.tiles import TiledProgress
+    from sparsegen.restoration.tiles import TiledProgress
 
     statistic = "" if progress.statistic is None else f" statistic {progress.statistic:.3g}"
     least = _clock(progress.seconds_left)
@@ -142,7 +142,7 @@ def save(path: Path, picture: Picture) -> tuple[Path, list[str]]:
 def write_history(path: Path, outcome: "Restoration[Picture]") -> None:
     """Writes the statistic, loss and density of each look, as a table or as a curve."""
     if path.suffix.lower() == ".png":
-        from sparsegen.zoo import plots
+        from sparsegen.reproduce import plots
 
         with atomic_write(path) as file:
             plots.stop_curve(outcome.history, outcome.best_iteration).savefig(file, format="png")

@@ -6,8 +6,8 @@ from numbers import Real
 
 import numpy as np
 
-from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.settings import MAX_BLUR, Task, kernel_sigma
+from sparsegen.pictures.picture import Picture
+from sparsegen.restoration.settings import MAX_BLUR, Task, kernel_sigma
 
 LEAST_KNOWN = 20  # pixels, half of which are kept back to know when to stop
 HOLE = 1 / 16  # of white: what is brighter is a hole; below it is what JPEG makes of black

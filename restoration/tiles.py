@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sparsegen.zoo.noise import check_integer
-from sparsegen.zoo.restoration.crew import crew, thread
-from sparsegen.zoo.restoration.damage import check_damage
-from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask, Operator
-from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture
-from sparsegen.zoo.restoration.plan import Tile, plan
-from sparsegen.zoo.restoration.restore import (
+from sparsegen.common.checks import check_integer
+from sparsegen.common.hardware import processors
+from sparsegen.pictures.picture import MIN_SIDE, Picture
+from sparsegen.restoration.crew import crew, thread
+from sparsegen.restoration.damage import check_damage
+from sparsegen.restoration.operators import Blur, Downsample, Mask, Operator
+from sparsegen.restoration.plan import Tile, plan
+from sparsegen.restoration.restore import (
     Restoration,
     TaskProgress,
     history_kinds,
@@ -35,14 +36,13 @@ from sparsegen.zoo.restoration.restore import (
     to_pixels,
     to_tensor,
 )
-from sparsegen.zoo.restoration.settings import (
+from sparsegen.restoration.settings import (
     MAX_THREADS,
     MAX_TILE,
     MAX_WORKERS,
     SMALLEST,
     WORKER_BYTES,
     Task,
-    processors,
 )
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from sparsegen.zoo.restoration.pictures import (
+from sparsegen.pictures.picture import (
     MAX_PIXELS,
     MIN_SIDE,
     Limits,

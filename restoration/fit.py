@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsegen.zoo.hardware import has_bfloat16
+from sparsegen.common.hardware import has_bfloat16
+from sparsegen.restoration.hourglass import Hourglass
+from sparsegen.restoration.operators import Identity, Operator, image_shape
+from sparsegen.restoration.settings import SMALLEST, Preset, Sparsity
+from sparsegen.restoration.stopping import Watch
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
-from sparsegen.zoo.restoration.hourglass import Hourglass
-from sparsegen.zoo.restoration.operators import Identity, Operator, image_shape
-from sparsegen.zoo.restoration.settings import SMALLEST, Preset, Sparsity
-from sparsegen.zoo.restoration.stopping import Watch
 
 LOOK_EVERY = 10  # iterations from one look at the stop statistic to the next
 Loss = Callable[[Tensor], Tensor]  # of residuals, entry by entry

@@ -23,8 +23,8 @@ from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.metrics import frechet_distance
 from sparsegen.zoo.bundled import MODELS
+from sparsegen.zoo.checkpoint import read_config
 from sparsegen.zoo.dial import Dial
-from sparsegen.zoo.pretrained import read_config
 
 RECORDS = Path(__file__).parent / "records" / "dial.jsonl"
 FACTORS = (0.25, 0.5, 1.0, 2.0)

@@ -17,6 +17,7 @@ from benchmarks import dial as turned
 from benchmarks import dip
 from benchmarks import table1 as campaign
 from sparsegen.common.files import atomic_write, read_lines
+from sparsegen.reproduce import paper
 from sparsegen.reproduce.tables import (
     MISSING,
     PAPER_LOW_DATA,
@@ -33,9 +34,10 @@ from sparsegen.reproduce.tables import (
     show_distance,
 )
 from sparsegen.restoration.settings import PRESETS, SPARSITIES
+from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.bundled import MODELS
-from sparsegen.zoo.pretrained import read_config
-from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS
+from sparsegen.zoo.checkpoint import read_config
+from sparsegen.zoo.regularizers import REGULARIZERS
 
 ROOT = Path(__file__).parent.parent
 AGAIN = Path(__file__).parent / "records" / "again.jsonl"
@@ -189,7 +191,7 @@ def distances(lines: dict[tuple[str, float], dict[str, float]], columns: Iterabl
 
 
 def table1() -> str:
-    return distances({(row, 1.0): fids for row, fids in PAPER_FID.items()}, REGULARIZERS)
+    return distances({(row, 1.0): fids for row, fids in paper.FID.items()}, REGULARIZERS)
 
 
 def table2() -> str:

@@ -25,7 +25,7 @@ from sparsegen.export import onnx_file
 from sparsegen.export.runtime import OnnxSampler
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.projections import GlobalProjection
-from sparsegen.zoo.table1 import build
+from sparsegen.zoo.spec import build
 
 RECORDS = Path(__file__).parent / "records" / "sampling.json"
 

@@ -29,13 +29,16 @@ from sparsegen.__main__ import progress, reference
 from sparsegen.common.files import append_line
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.common.interrupt import stop_on_interrupt
+from sparsegen.reproduce import paper
 from sparsegen.reproduce.tables import RECORDS, read_records
 from sparsegen.training.data import Images, open_images
 from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.recipes import recipe_of
 from sparsegen.training.run import Plan, Run, Schedule
-from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
+from sparsegen.zoo.architectures import ARCHITECTURES
+from sparsegen.zoo.regularizers import REGULARIZERS
+from sparsegen.zoo.spec import ModelSpec
 
 
 class Scale(NamedTuple):
@@ -148,7 +151,7 @@ def main(
 def cell(row: str, column: str, atoms: int | None, density: float | None) -> ModelSpec:
     """The cell of Table 1 with its k written out, at the column's own density or at another."""
     spec = ModelSpec.of(row, column, atoms or SCALES[row].atoms)
-    dials = spec.generator().dials
+    dials = spec.dials
     return replace(
         spec, k=tuple(dial.k if density is None else max(1, round(density * dial.limit)) for dial in dials)
     )
@@ -231,7 +234,7 @@ def show_table(records: list[dict]) -> None:
                 ", ".join(str(record["seed"]) for record in sorted(found, key=lambda record: record["seed"])),
                 f"{mean(distances):.2f}{spread}",
                 *(f"{value:.3f}" for value in density),
-                f"{PAPER_FID[about['architecture']][column]:.2f}",
+                f"{paper.FID[about['architecture']][column]:.2f}",
             )
         console.print(
             f"\n{about['architecture']}, {about['atoms']} of {full} atoms, {about['steps']} steps of "

@@ -6,7 +6,8 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from sparsegen.reproduce.tables import by_column, protocol_of
-from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS
+from sparsegen.zoo.architectures import ARCHITECTURES
+from sparsegen.zoo.regularizers import REGULARIZERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,23 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsegen.common.files import read_lines
-from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
+from sparsegen.reproduce import paper
+from sparsegen.zoo.architectures import ARCHITECTURES
+from sparsegen.zoo.regularizers import REGULARIZERS
+from sparsegen.zoo.spec import ModelSpec
 
 RECORDS = Path(__file__).parent / "records"
 PROTOCOL = (
     "atoms", "steps", "batch_size", "count", "reference_count", "metric", "share", "rate", "fingerprint",
 )  # fmt: skip
-PAPER_LOW_DATA = {  # Table 2: (architecture, share of CIFAR-10) -> FIDs
-    ("biggan", 0.2): {"baseline": 20.25, "l0_inf": 19.78, "l0": 19.96, "ml": 17.72},
-    ("biggan", 0.1): {"baseline": 38.33, "l0_inf": 42.52, "l0": 35.72, "ml": 37.77},
-    ("diffcr_biggan", 0.2): {"baseline": 11.29, "l0_inf": 10.93, "l0": 10.62, "ml": 10.33},
-    ("diffcr_biggan", 0.1): {"baseline": 16.80, "l0_inf": 15.30, "l0": 15.82, "ml": 16.20},
-}
-PAPER_PSNR = {  # Table 3: single, average; of L0,∞ the scan is damaged, 29.03 is read for "2903"
-    "baseline": (28.74, 29.88),
-    "l0_inf": (29.03, 29.94),
-    "l0": (29.22, 30.21),
-}
 MISSING = "-"
 
 
@@ -40,14 +32,14 @@ def read_records(path: Path) -> list[dict]:
 def own_k(record: dict) -> bool:
     """Whether a run had the k of its column, and is none of a sweep."""
     spec = ModelSpec.of(record["architecture"], record["regularizer"], record["atoms"])
-    return [dial.k for dial in spec.generator().dials] == list(record["k"])
+    return [dial.k for dial in spec.dials] == list(record["k"])
 
 
 def show_table1(console: Console, records: Iterable[dict]) -> None:
     """Prints table 1: all architectures, on all of the data."""
     whole = [record for record in records if record["share"] == 1 and own_k(record)]
-    rows = {row: (by_column(whole, row, 1.0), fids) for row, fids in PAPER_FID.items()}
-    _show(console, "Table 1: CIFAR-10", rows, REGULARIZERS)
+    rows = {row: (by_column(whole, row, 1.0), fids) for row, fids in paper.FID.items()}
+    _show(console, "Table 1: CIFAR-10", rows, paper.COLUMNS)
 
 
 def show_table2(console: Console, records: Iterable[dict]) -> None:
@@ -55,7 +47,7 @@ def show_table2(console: Console, records: Iterable[dict]) -> None:
     part = [record for record in records if record["share"] < 1 and own_k(record)]
     rows = {
         f"{row}, {share:.0%} of the data": (by_column(part, row, share), fids)
-        for (row, share), fids in PAPER_LOW_DATA.items()
+        for (row, share), fids in paper.LOW_DATA_FID.items()
     }
     _show(console, "Table 2: a part of CIFAR-10", rows, ["baseline", "l0_inf", "l0", "ml"])
 
@@ -236,7 +228,7 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
                 f"{mean(losses):.3f}, {max(losses):.3f}" if losses else "",
                 f"{100 * mean(late):+.0f} %" if late else "",
             )
-            if noise == "gaussian:25" and regularizer in PAPER_PSNR:
+            if noise == "gaussian:25" and regularizer in paper.PSNR:
                 table.add_row("  paper's", "", "", *_paper_psnr(regularizer), style="dim")
         precision = "bfloat16" if "swift=True" in settings else "float32"
         hourglasses = "1 hourglass" if members == 1 else f"mean of {members} hourglasses"
@@ -255,7 +247,7 @@ def _place(item: tuple[tuple[str, float | None], dict]) -> tuple[int, float]:
 
 
 def _paper_psnr(regularizer: str) -> Iterable[str]:
-    for own, base in zip(PAPER_PSNR[regularizer], PAPER_PSNR["baseline"], strict=True):
+    for own, base in zip(paper.PSNR[regularizer], paper.PSNR["baseline"], strict=True):
         yield f"{own:.2f}"
         yield "" if regularizer == "baseline" else f"{own - base:+.2f}"
 

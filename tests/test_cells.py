@@ -19,10 +19,11 @@ from sparsegen.export.runtime import open_sampler
 from sparsegen.training.data import Images
 from sparsegen.training.run import Plan, Run, Schedule
 from sparsegen.zoo import noise
+from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.bundled import GRAPH
+from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import from_pretrained
-from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS
+from sparsegen.zoo.regularizers import REGULARIZERS
 
 CELLS = [f"{row}-8.{column}" for row in ARCHITECTURES for column in REGULARIZERS]
 

@@ -30,7 +30,7 @@ from sparsegen.training.run import (
     read_lines,
 )
 from sparsegen.zoo.bundled import COMPANIONS, CONFIG, WEIGHTS
-from sparsegen.zoo.pretrained import from_pretrained
+from sparsegen.zoo.checkpoint import from_pretrained
 
 COLUMNS = ["baseline", "l0_inf", "l0", "l1", "ml"]
 

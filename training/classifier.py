@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.training.data import Images, open_images
-from sparsegen.zoo.pretrained import write_tensors
+from sparsegen.zoo.weights import write_tensors
 
 log = logging.getLogger(__name__)
 

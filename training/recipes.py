@@ -14,7 +14,7 @@ from sparsegen.training.projected import FrozenFeatures
 from sparsegen.training.terms import Term, Weighted
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.residual import uniform_prior
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 
 @dataclass(frozen=True)

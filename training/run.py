@@ -38,9 +38,10 @@ from sparsegen.training.projected import open_frozen
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import labels
 from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
+from sparsegen.zoo.checkpoint import find_checkpoint, read_config
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import find_checkpoint, load_weights, read_config, save_pretrained, save_weights
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.spec import ModelSpec
+from sparsegen.zoo.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
@@ -421,7 +422,7 @@ class Run:
 
     def _publish(self, folder: Path, **about: object) -> None:
         """Writes what others need of this state: the config, the average, and the networks to tune it with."""
-        save_pretrained(self.networks.averaged, folder, training=self._about(), **about)
+        self.networks.averaged.save_pretrained(folder, training=self._about(), **about)
         for name, network in self.networks.companions.items():
             save_weights(network, folder / COMPANIONS[name], torch.float32)
 
@@ -480,9 +481,8 @@ def _with_k(plan: Plan, source: Source | None) -> Plan:
 
 
 def _columns_k(model: str) -> tuple[int, ...]:
-    """The k of a model's column, by a generator without weights."""
-    with torch.device("meta"):
-        return ModelSpec.parse(model).generator().spec.k
+    """The k of a model's column."""
+    return tuple(dial.k for dial in ModelSpec.parse(model).dials)
 
 
 def _identity(plan: dict) -> dict:

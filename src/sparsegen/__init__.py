@@ -24,7 +24,7 @@ for _name, _value in NO_TRACKING.items():
 _PUBLIC = {
     "GlobalProjection": "sparsegen.zoo.projections",
     "NeedleProjection": "sparsegen.zoo.projections",
-    "from_pretrained": "sparsegen.zoo.pretrained",
+    "from_pretrained": "sparsegen.zoo.checkpoint",
     "list_models": "sparsegen.zoo.bundled",
     "restore": "sparsegen.restoration.restore",
     "sparsify": "sparsegen.zoo.projections",

@@ -126,7 +126,7 @@ def list_models(
         print(*names, sep="\n")
         return
     from sparsegen.zoo.bundled import MODELS
-    from sparsegen.zoo.pretrained import read_config
+    from sparsegen.zoo.checkpoint import read_config
 
     facts = {name: _summary(read_config(MODELS / name)) for name in names}
     columns = list(next(iter(facts.values())))
@@ -150,7 +150,7 @@ COMMON = {"trained on": "", "distance by": ", lower is better", "license": ""}
 
 def _summary(config: dict) -> dict[str, str]:
     """A bundled model in the columns of the list."""
-    from sparsegen.zoo.table1 import ARCHITECTURES
+    from sparsegen.zoo.architectures import ARCHITECTURES
 
     row = ARCHITECTURES[config["architecture"]]
     training, verdict = config.get("training", {}), config.get("evaluation", {})
@@ -298,7 +298,7 @@ def train(
         find_source,
     )
     from sparsegen.zoo import noise
-    from sparsegen.zoo.table1 import ModelSpec
+    from sparsegen.zoo.spec import ModelSpec
 
     spec = _at(ModelSpec.parse(model), k)
     check_share(share)
@@ -515,9 +515,10 @@ def export(
     import torch
 
     from sparsegen.common.files import atomic_folder
+    from sparsegen.export.folder import check_bundle
     from sparsegen.export.onnx_file import STEPS, bundle, export
     from sparsegen.zoo.bundled import GRAPH
-    from sparsegen.zoo.pretrained import check_bundle, find_checkpoint, save_companions
+    from sparsegen.zoo.checkpoint import find_checkpoint, save_companions
 
     suffix, source = _target(out_path, ".onnx", folder=True), find_checkpoint(model)
     if suffix and discriminator:
@@ -708,7 +709,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
 ) -> None:
     """Pushes a model to the Hugging Face Hub, with its card."""
-    from sparsegen.zoo.pretrained import find_checkpoint, upload
+    from sparsegen.zoo.checkpoint import find_checkpoint, upload
 
     with err.status(f"pushing {model} to {hub_id}"):
         url = upload(find_checkpoint(model), hub_id, private=private, revision=revision)
@@ -758,7 +759,7 @@ def _target(path: Path, *suffixes: str, folder: bool = False, option: str = "--o
     A new folder may be called as a model, so that `serve` finds a dcgan.ml; another suffix is a mistake.
     """
     from sparsegen.common.files import check_writable
-    from sparsegen.zoo.table1 import REGULARIZERS
+    from sparsegen.zoo.regularizers import REGULARIZERS
 
     check_writable(path)
     suffix = path.suffix.lower()
@@ -809,7 +810,7 @@ def _at(spec, k: str | None):
     """A cell of Table 1 at this k; None leaves it open."""
     from sparsegen.zoo.dial import resolve
 
-    return spec if k is None else replace(spec, k=tuple(resolve(parse_k(k), spec.generator().dials)))
+    return spec if k is None else replace(spec, k=tuple(resolve(parse_k(k), spec.dials)))
 
 
 def _judge(images, count: int, device: str, discriminator: str | None, progress: Callable[[int, int], None]):

@@ -8,22 +8,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sparsegen
-from sparsegen.zoo import pretrained
+from sparsegen.zoo import checkpoint
+from sparsegen.zoo.bundled import COMPANIONS, CONFIG, MODELS, WEIGHTS
+from sparsegen.zoo.checkpoint import from_pretrained, read_config, upload
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import CONFIG, WEIGHTS, from_pretrained, read_config, save_pretrained, upload
-from sparsegen.zoo.table1 import build
+from sparsegen.zoo.spec import build
+from sparsegen.zoo.weights import load_weights, save_weights
 
 
 @pytest.fixture
 def folder(tiny_ml: Generator, tmp_path: Path) -> Path:
-    return save_pretrained(tiny_ml, tmp_path / "saved")
+    return tiny_ml.save_pretrained(tmp_path / "saved")
 
 
 def test_a_saved_generator_comes_back_with_its_pixels_and_its_dial(
     tiny_ml: Generator, tmp_path: Path
 ) -> None:
     tiny_ml.set_k([1, 3])
-    folder = save_pretrained(tiny_ml, tmp_path / "saved", training={"steps": 7})
+    folder = tiny_ml.save_pretrained(tmp_path / "saved", training={"steps": 7})
     opened = from_pretrained(folder)
     assert not opened.training
     assert [dial.k for dial in opened.dials] == [1, 3]
@@ -34,8 +36,8 @@ def test_a_saved_generator_comes_back_with_its_pixels_and_its_dial(
 
 def test_half_precision_halves_the_file_and_is_used_as_float32(tiny_ml: Generator, tmp_path: Path) -> None:
     full, half = (
-        save_pretrained(tiny_ml, tmp_path / "a"),
-        save_pretrained(tiny_ml, tmp_path / "b", torch.float16),
+        tiny_ml.save_pretrained(tmp_path / "a"),
+        tiny_ml.save_pretrained(tmp_path / "b", torch.float16),
     )
     assert (half / WEIGHTS).stat().st_size < 0.6 * (full / WEIGHTS).stat().st_size
     opened = from_pretrained(half)
@@ -54,7 +56,7 @@ def test_every_bundled_model_draws_varied_images(name: str) -> None:
 
 
 def test_the_bundled_models_take_at_most_60_megabytes() -> None:
-    sizes = [file.stat().st_size for file in pretrained.MODELS.rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in MODELS.rglob("*") if file.is_file()]
     assert sum(sizes) <= 60_000_000
 
 
@@ -66,7 +68,7 @@ def test_a_name_pattern_selects_models() -> None:
 def test_an_unknown_model_is_answered_with_the_near_ones(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setattr(pretrained, "list_models", lambda: ["dcgan.l0_inf", "dcgan.ml"])
+    monkeypatch.setattr(checkpoint, "list_models", lambda: ["dcgan.l0_inf", "dcgan.ml"])
     with pytest.raises(ValueError, match=r"no model 'dcgan\.l1_inf'.*dcgan\.l0_inf"):
         from_pretrained("dcgan.l1_inf")
 
@@ -123,17 +125,17 @@ def test_weights_that_are_no_finite_numbers_are_refused(folder: Path, change: ob
 
 def test_a_measurement_is_not_taken_along_to_another_k(tiny_ml: Generator, tmp_path: Path) -> None:
     evaluation = {"metric": "fid", "distance": 3.0}
-    save_pretrained(tiny_ml, tmp_path / "a", training={"steps": 5}, evaluation=evaluation)
+    tiny_ml.save_pretrained(tmp_path / "a", training={"steps": 5}, evaluation=evaluation)
     generator = from_pretrained(tmp_path / "a")
-    assert read_config(save_pretrained(generator, tmp_path / "b"))["evaluation"] == evaluation
+    assert read_config(generator.save_pretrained(tmp_path / "b"))["evaluation"] == evaluation
     generator.set_k(1)
-    config = read_config(save_pretrained(generator, tmp_path / "c"))
+    config = read_config(generator.save_pretrained(tmp_path / "c"))
     assert config["k"] == [1, 1] and config["training"] == {"steps": 5} and "evaluation" not in config
 
 
 def test_weights_are_not_saved_as_integers(tiny_ml: Generator, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="floating one, as torch.float16; got torch.int8"):
-        save_pretrained(tiny_ml, tmp_path / "a", dtype=torch.int8)
+        tiny_ml.save_pretrained(tmp_path / "a", dtype=torch.int8)
     assert not (tmp_path / "a").exists()
 
 
@@ -242,11 +244,11 @@ def test_a_config_without_a_license_has_the_usual_one(folder: Path) -> None:
 
 def test_what_is_known_of_a_model_is_kept_and_nothing_else_is_taken(folder: Path, tmp_path: Path) -> None:
     opened = from_pretrained(folder)
-    save_pretrained(opened, folder, training={"steps": 7})
-    again = save_pretrained(from_pretrained(folder), tmp_path / "again")
+    opened.save_pretrained(folder, training={"steps": 7})
+    again = from_pretrained(folder).save_pretrained(tmp_path / "again")
     assert from_pretrained(again).config["training"] == {"steps": 7}
     with pytest.raises(TypeError, match="format"):
-        save_pretrained(opened, folder, format=99)
+        opened.save_pretrained(folder, format=99)
 
 
 def test_a_revision_of_what_is_not_on_the_hub_is_refused(folder: Path) -> None:
@@ -257,7 +259,7 @@ def test_a_revision_of_what_is_not_on_the_hub_is_refused(folder: Path) -> None:
 
 def test_a_training_run_is_told_from_its_models(tiny_ml: Generator, tmp_path: Path) -> None:
     for model in ("best", "checkpoints/00000010", "checkpoints/00000020"):
-        save_pretrained(tiny_ml, tmp_path / model)
+        tiny_ml.save_pretrained(tmp_path / model)
     with pytest.raises(FileNotFoundError, match=r"training run: .*best or .*checkpoints/00000020$"):
         from_pretrained(tmp_path)
 
@@ -274,7 +276,7 @@ def test_a_failed_save_leaves_the_last_good_one(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
-        save_pretrained(tiny_ml, folder)
+        tiny_ml.save_pretrained(folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
@@ -284,14 +286,14 @@ def test_a_hub_id_offline_is_a_clear_error() -> None:
 
 
 def test_a_discriminator_can_be_carried_over(tiny_ml: Generator, tmp_path: Path) -> None:
-    source = save_pretrained(tiny_ml, tmp_path / "source")
+    source = tiny_ml.save_pretrained(tmp_path / "source")
     judge = tiny_ml.spec.companions()["discriminator"]
-    file = pretrained.COMPANIONS["discriminator"]
-    pretrained.save_weights(judge, source / file, torch.float32)
-    target = save_pretrained(tiny_ml, tmp_path / "target")
-    pretrained.save_companions(source, target, tiny_ml.spec, torch.float16)
+    file = COMPANIONS["discriminator"]
+    save_weights(judge, source / file, torch.float32)
+    target = tiny_ml.save_pretrained(tmp_path / "target")
+    checkpoint.save_companions(source, target, tiny_ml.spec, torch.float16)
     copy = tiny_ml.spec.companions()["discriminator"]
-    pretrained.load_weights(copy, target / file)
+    load_weights(copy, target / file)
     for key, tensor in copy.state_dict().items():
         expected = judge.state_dict()[key]
         assert torch.equal(tensor, expected.half().float() if expected.is_floating_point() else expected)

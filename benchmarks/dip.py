@@ -37,7 +37,7 @@ from rich.table import Table
 
 from benchmarks.machine import circumstances
 from benchmarks.table3 import PAST, WATCHED, crop, follow, observe, psnr, tensor
-from sparsegen.__main__ import progress
+from sparsegen.cli.console import progress
 from sparsegen.common.files import append_line, atomic_write, read_lines
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.restoration.restore import make_fit

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import circumstances
-from sparsegen.__main__ import progress, reference
+from sparsegen.cli.console import progress
 from sparsegen.common.files import append_line
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.common.interrupt import stop_on_interrupt
@@ -35,7 +35,8 @@ from sparsegen.training.data import Images, open_images
 from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.recipes import recipe_of
-from sparsegen.training.run import Plan, Run, Schedule
+from sparsegen.training.reference import Reference
+from sparsegen.training.run import Plan, Schedule, open_run
 from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.regularizers import REGULARIZERS
 from sparsegen.zoo.spec import ModelSpec
@@ -113,7 +114,7 @@ def main(
         precision = precision or ("bf16" if has_bfloat16("cpu") else "no")
         images = open_images(data)
         features = open_features()
-        real = reference(images, features)
+        real = Reference(features, images, bar=progress).statistics
         budgets = [float(text) for text in densities.split(",")] if densities else [None]
         cells = dict.fromkeys(  # two budgets may give one cell, and a list may name one twice
             (seed, share, cell(row, column, atoms, budget))
@@ -173,7 +174,7 @@ def measure(
         share=protocol["share"],
         rate=protocol["rate"],
     )
-    run = Run(
+    run = open_run(
         folder,
         plan,
         images.part(plan.share),

@@ -27,7 +27,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.machine import circumstances
-from sparsegen.__main__ import progress
+from sparsegen.cli.console import progress
 from sparsegen.common.files import append_line, read_lines
 from sparsegen.reproduce.tables import RECORDS, show_table3
 from sparsegen.restoration.fit import Fit

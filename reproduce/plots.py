@@ -1,15 +1,18 @@
 """Pictures of what a generator has learned: its atoms (fig. 5) and where its codes are dense (fig. 3b)."""
 
-import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparsegen.pictures import images
+from sparsegen.common.names import known_names
+from sparsegen.pictures import figures, images
+from sparsegen.reproduce.tables import TABLES, read_records
+from sparsegen.reproduce.tradeoff import tradeoff
 from sparsegen.zoo import noise
+from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
 
 if TYPE_CHECKING:
@@ -24,8 +27,8 @@ def atoms_sheet(dictionary: Tensor, columns: int = 16) -> np.ndarray:
     return images.grid(images.atom_pictures(dictionary.float().cpu().numpy()), columns, gap=1)
 
 
-def atoms(generators: Mapping[str, Generator]) -> "Figure":
-    """Draws the atoms of D1 and of D_eff = D1 D2 of each generator, a row each (fig. 5)."""
+def atoms(generators: Mapping[str, Generator], seed: int = 0) -> "Figure":
+    """Draws the atoms of D1 and of D_eff = D1 D2 of each generator, a row each (fig. 5); of any seed the same."""
     rows = []
     for name, generator in generators.items():
         pairs = {"$D_1$": generator.dictionary(1), "$D_{eff} = D_1 D_2$": generator.effective_dictionary()}
@@ -35,7 +38,7 @@ def atoms(generators: Mapping[str, Generator]) -> "Figure":
         ]
         rows.append((titles, [atoms_sheet(dictionary) for dictionary in pairs.values()]))
     inches = [0.35 + 5.1 * max(sheet.shape[0] / sheet.shape[1] for sheet in sheets) for _, sheets in rows]
-    figure = _figure(10.4, sum(inches))
+    figure = figures.figure(10.4, sum(inches))
     panels = figure.subplots(len(rows), 2, squeeze=False, height_ratios=inches)
     for (titles, sheets), row in zip(rows, panels, strict=True):
         for axes, title, sheet in zip(row, titles, sheets, strict=True):
@@ -67,7 +70,7 @@ def density(generators: Mapping[str, Generator], count: int = 256, seed: int = 0
     top = max(values.max() for values in maps.values())
     columns = min(5, len(maps))
     rows = -(-len(maps) // columns)
-    figure = _figure(2.6 * columns + 0.6, 2.8 * rows)
+    figure = figures.figure(2.6 * columns + 0.6, 2.8 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
@@ -80,7 +83,7 @@ def density(generators: Mapping[str, Generator], count: int = 256, seed: int = 0
 
 def samples(generators: Mapping[str, Generator], count: int = 20, seed: int = 0) -> "Figure":
     """Draws the first images of a seed, a row each generator; of a conditional one class after class."""
-    figure = _figure(0.5 * count, 0.72 * len(generators))
+    figure = figures.figure(0.5 * count, 0.72 * len(generators))
     rows = figure.subplots(len(generators), 1, squeeze=False)[:, 0]
     for axes, (name, generator) in zip(rows, generators.items(), strict=True):
         classes = len(noise.titles(generator.classes, generator.class_names))
@@ -91,34 +94,25 @@ def samples(generators: Mapping[str, Generator], count: int = 20, seed: int = 0)
     return figure
 
 
-def stop_curve(history: np.ndarray, best_iteration: int) -> "Figure":
-    """Draws what decided when to stop: the stop statistic, or where nothing watched the loss.
+FIGURES: dict[str, Callable[..., "Figure"]] = {"atoms": atoms, "density": density, "samples": samples}
+
+
+def draw(what: str, models: Sequence[str], seed: int = 0) -> bytes:
+    """Draws a picture as PNG.
 
     Args:
-        history: A row each look, with `iteration`, `loss` and `statistic`, NaN where nothing watched.
-        best_iteration: Whose image was taken.
+        what: "atoms", "density" or "samples" of models; or "tradeoff" (figures 3a and 6).
+        models: Models, one or several; of the tradeoff architectures, all that have records if none is given.
+
+    Raises: ValueError if there is no such picture, no model is given, or one has no records; as `from_pretrained`.
     """
-    watched = np.isfinite(history["statistic"]).any()
-    values = history["statistic" if watched else "loss"]
-    figure = _figure(6, 3.2)
-    axes = figure.subplots()
-    axes.plot(history["iteration"], values, marker="." if len(values) < 20 else None)
-    axes.axvline(best_iteration, color="black", linestyle="--", label=f"taken: iteration {best_iteration}")
-    values = values[np.isfinite(values)]
-    if len(values) and (values > 0).all():
-        axes.set_yscale("log")  # the first looks are many times the last ones
-    axes.set(xlabel="iteration", ylabel="stop statistic" if watched else "loss")
-    axes.legend(fontsize=9)
-    return figure
-
-
-def png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", dpi=130)
+    if what == "tradeoff":
+        return figures.png(tradeoff(read_records(TABLES["table1"][0]), models))
+    if what not in FIGURES:
+        raise ValueError(f"no picture {what!r}: there are {known_names(what, [*FIGURES, 'tradeoff'])}")
+    if not models:
+        raise ValueError(f"{what} wants a model, as dcgan.ml")
+    generators = {model: from_pretrained(model) for model in models}
+    if what == "samples" and len(models) == 1:  # as pixels, without a frame
+        return images.png(images.grid(generators[models[0]].sample(64, seed)), 2)
+    return figures.png(FIGURES[what](generators, seed=seed))

@@ -7,27 +7,11 @@ from numbers import Real
 import numpy as np
 
 from sparsegen.pictures.picture import Picture
-from sparsegen.restoration.settings import MAX_BLUR, Task, kernel_sigma
 
 LEAST_KNOWN = 20  # pixels, half of which are kept back to know when to stop
+FACTORS = (2, 4)  # of upscale
+MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
 HOLE = 1 / 16  # of white: what is brighter is a hole; below it is what JPEG makes of black
-
-
-def check_damage(
-    task: Task, mask: Picture | None, kernel: Picture | None, size: Sequence[int] | None = None
-) -> None:
-    """Checks the mask or the kernel of a task, and that it suits an image of this (height, width), if given.
-
-    Raises: ValueError as the functions below.
-    """
-    if task.kind == "inpaint":
-        known = known_pixels(mask)
-        if size is not None:
-            check_mask_size(known.shape, size)
-    if task.kind == "deblur":
-        weights = blur_kernel(task.kernel, kernel)
-        if size is not None:
-            check_kernel_size(weights.shape, size)
 
 
 def known_pixels(mask: Picture | None) -> np.ndarray:
@@ -73,6 +57,25 @@ def check_mask_size(mask: Sequence[int], image: Sequence[int]) -> None:
         raise ValueError(
             f"the mask has {_pixels(mask)} pixels and the image {_pixels(image)}: give one of the same size"
         )
+
+
+def kernel_sigma(kernel: str) -> float | None:
+    """Reads "gaussian:SIGMA"; None for "file".
+
+    Raises: ValueError for anything else, or unless sigma is above 0 and at most `MAX_BLUR`.
+    """
+    if kernel == "file":
+        return None
+    name, _, number = str(kernel).partition(":")
+    try:
+        sigma = float(number)
+    except ValueError:
+        sigma = math.nan
+    if name != "gaussian" or not 0 < sigma <= MAX_BLUR:
+        raise ValueError(
+            f"a kernel is gaussian:SIGMA, SIGMA above 0 and up to {MAX_BLUR} pixels, or a file; got {kernel!r}"
+        )
+    return sigma
 
 
 def blur_kernel(kernel: str, picture: Picture | None = None) -> np.ndarray:

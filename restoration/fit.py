@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.restoration.hourglass import Hourglass
-from sparsegen.restoration.operators import Identity, Operator, image_shape
+from sparsegen.restoration.operators import Operator, declared
 from sparsegen.restoration.settings import SMALLEST, Preset, Sparsity
 from sparsegen.restoration.stopping import Watch
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
@@ -87,14 +87,14 @@ class Fit:
         preset: Preset,
         sparsity: Sparsity,
         loss: Loss = torch.square,
-        operator: Operator | None = None,
+        operator: Callable[[Tensor], Tensor] | None = None,
         watch: Callable[[torch.Generator, int], Watch] | None = None,
         seed: int = 0,
         shape: tuple[int, ...] | None = None,
     ) -> None:
         self.observation, self.preset, self.loss = observation, preset, loss
-        self.operator = Identity() if operator is None else operator
-        shape = tuple(shape or image_shape(self.operator, observation.shape)[1:])
+        self.operator = declared(operator)
+        shape = tuple(shape or self.operator.image_shape(observation.shape)[1:])
         _check_operator(self.operator, shape, observation)
         watch_seed, starts = seeds(seed, preset.members)
         random = torch.Generator(observation.device).manual_seed(watch_seed)

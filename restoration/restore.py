@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from inspect import ismethod
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -12,15 +11,10 @@ from torch import Tensor
 
 from sparsegen.common.checks import check_integer
 from sparsegen.pictures.picture import MIN_SIDE, Picture, from_array, to_array
-from sparsegen.restoration.damage import blur_kernel, known_pixels
+from sparsegen.restoration import operators
 from sparsegen.restoration.fit import Fit, Progress
-from sparsegen.restoration.operators import (
-    Blur,
-    Downsample,
-    Identity,
-    Mask,
-    Operator,
-)
+from sparsegen.restoration.kinds import check_damage, find_kind
+from sparsegen.restoration.operators import Operator, declared
 from sparsegen.restoration.settings import SPARSITIES, Preset, Task
 from sparsegen.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
 
@@ -61,7 +55,7 @@ class TaskProgress(Progress):
 @torch.inference_mode(False)  # whatever the caller's: a fit needs gradients
 def restore(
     image: np.ndarray | Tensor,
-    operator: Operator | None = None,
+    operator: Callable[[Tensor], Tensor] | None = None,
     preset: str = "fast",
     regularizer: str = "l0_inf",
     sigma: float | None = None,
@@ -101,6 +95,7 @@ def restore(
 
     Raises: TypeError, ValueError before any work; FloatingPointError once the loss is not finite.
     """
+    operator = declared(operator)
     task = Task.of(
         preset=preset, regularizer=regularizer, density=density, sigma=sigma, loss=loss, seed=seed,
         iterations=iterations, members=members,
@@ -137,7 +132,17 @@ def run(
 
     Raises: ValueError before any work; FloatingPointError once the loss is not finite.
     """
-    operator, observation = make_operator(task, mask, kernel), to_tensor(picture)
+    return run_checked(task, picture, check_damage(task, mask, kernel), callback)
+
+
+def run_checked(
+    task: Task,
+    picture: Picture,
+    damage: np.ndarray | None = None,
+    callback: Callable[[TaskProgress], bool | None] | None = None,
+) -> Restoration[Picture]:
+    """Does a task as `run`, with what `check_damage` returned for it."""
+    operator, observation = make_operator(task, damage), to_tensor(picture)
 
     def encode(image: Tensor) -> Picture:
         return picture.with_pixels(to_pixels(keep_known(image, observation, operator, task)))
@@ -150,25 +155,21 @@ def run(
     return Restoration(encode(fit.image), history, **_ending(fit, last))
 
 
-def make_operator(task: Task, mask: Picture | None = None, kernel: Picture | None = None) -> Operator:
+def make_operator(task: Task, damage: np.ndarray | None) -> Operator:
     """The operator of a task.
 
-    Raises: ValueError if the mask or the kernel is missing, or is none.
+    Args:
+        damage: As `check_damage` returned it.
+
+    Raises: ValueError if there is no such kind.
     """
-    match task.kind:
-        case "inpaint":
-            return Mask(known_pixels(mask))
-        case "upscale":
-            return Downsample(task.by)
-        case "deblur":
-            return Blur(blur_kernel(task.kernel, kernel))
-    return Identity()
+    return getattr(operators, find_kind(task.kind).operator).of(task, damage)
 
 
 def make_fit(
     task: Task,
     observation: Tensor,
-    operator: Operator | None = None,
+    operator: Callable[[Tensor], Tensor] | None = None,
     shape: tuple[int, int, int] | None = None,
     preset: Preset | None = None,
 ) -> Fit:
@@ -176,14 +177,8 @@ def make_fit(
     preset, sparsity = preset or task.settings, SPARSITIES[task.regularizer]
     if task.density is not None:
         sparsity = replace(sparsity, density=task.density)
-    loss, operator = LOSS_FUNCTIONS[task.loss], Identity() if operator is None else operator
-    size = getattr(operator, "img_size", None)  # as some of deepinv's physics have it
-    if shape is None and size is not None and len(size) == 3:
-        shape = tuple(size)
-    if ismethod(forward := getattr(operator, "A", None)):
-        operator = forward  # deepinv's physics without the noise that calling it adds
-    if isinstance(operator, Mask):
-        observation = operator(observation)  # what the holes show is none of the loss
+    loss, operator = LOSS_FUNCTIONS[task.loss], declared(operator)
+    observation = operator.masked(observation)  # what the holes show is none of the loss
     watch = partial(make_watch, observation, operator, task) if preset.stops else None
     return Fit(observation, preset, sparsity, loss, operator, watch, task.seed, shape)
 
@@ -192,13 +187,12 @@ def make_watch(
     observation: Tensor, operator: Operator, task: Task, random: torch.Generator, members: int
 ) -> Watch:
     """Chooses who decides when to stop: by fitted noise where there is nothing but noise, else by foretelling."""
-    if isinstance(operator, Identity) and task.loss == "mse":
+    if operator.only_noise and task.loss == "mse":
         sigma = estimate_sigma(observation)
         if task.sigma is not None:  # an upper bound: clipping takes noise away, and texture looks like noise
             sigma = sigma.clamp_max(task.sigma / 255)
         return FittedNoise(observation, sigma.clamp_min(LEAST_SIGMA), random, members)
-    known = operator.known if isinstance(operator, Mask) else None
-    return HeldOut(observation, LOSS_FUNCTIONS[task.loss], random, known, members)
+    return HeldOut(observation, LOSS_FUNCTIONS[task.loss], random, operator.known, members)
 
 
 def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tuple[np.ndarray, Progress]:
@@ -219,9 +213,9 @@ def history_kinds(codes: int) -> list[tuple]:
     return [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (codes,))]
 
 
-def keep_known(image: Tensor, observation: Tensor, operator: Operator | None, task: Task) -> Tensor:
-    """The image with the pixels that a `Mask` knows as they were, unless there is noise to remove (sigma above 0)."""
-    if task.sigma or not isinstance(operator, Mask):
+def keep_known(image: Tensor, observation: Tensor, operator: Operator, task: Task) -> Tensor:
+    """The image with the known pixels as they were, unless there is noise to remove (sigma above 0)."""
+    if task.sigma or operator.known is None:
         return image
     return torch.where(operator.known.to(image.device) > 0, observation, image)
 
@@ -259,7 +253,7 @@ def _check_shape(shape: object) -> None:
         check_integer(name, side, 1, 2**31 - 1, "of the image's shape (C, H, W)")
 
 
-def _check_tensor(observation: Tensor, operator: Operator | None) -> Tensor:
+def _check_tensor(observation: Tensor, operator: Operator) -> Tensor:
     observation = observation.detach()
     if 0 in observation.shape or observation.is_meta:
         raise ValueError(
@@ -272,13 +266,14 @@ def _check_tensor(observation: Tensor, operator: Operator | None) -> Tensor:
         )
     if broken := int((~observation.isfinite()).sum()):
         raise ValueError(f"{broken} of {observation.numel()} entries of the observation are NaN or infinite")
-    if operator is None or isinstance(operator, (Identity, Mask, Downsample, Blur)):
+    if operator.value_range is not None:
         if observation.ndim != 4 or min(observation.shape[2:]) < MIN_SIDE:
             raise ValueError(
                 f"a picture is (1, C, H, W), each side {MIN_SIDE} at least; got {tuple(observation.shape)}"
             )
         low, high = float(observation.min()), float(observation.max())
-        if low < -1 or high > 2:  # a noisy picture that was not clipped is none of its business
+        lowest, highest = operator.value_range
+        if low < lowest or high > highest:
             raise ValueError(
                 f"a picture has values in [0, 1], and noise a little beyond; got {low:g} to {high:g}: divide by 255?"
             )

@@ -7,6 +7,7 @@ from typing import Protocol
 from sparsegen.common.checks import check_integer, check_real
 from sparsegen.common.hardware import processors
 from sparsegen.common.names import known_names
+from sparsegen.restoration.kinds import check_settings, find_kind
 from sparsegen.zoo.noise import check_seed
 
 
@@ -145,13 +146,6 @@ SPARSITIES = {
     "l0": Sparsity("code", 0.25),
     "l1": Sparsity(penalty=1e-4),
 }
-KINDS = {
-    "denoise": "removes noise",
-    "inpaint": "fills holes, which a mask shows",
-    "upscale": "enlarges by 2 or 4",
-    "deblur": "undoes a known blur",
-}
-FACTORS = (2, 4)  # of upscale
 MAX_SIGMA = 255  # gray levels
 MAX_ITERATIONS = 100_000
 MAX_MEMBERS = 8
@@ -160,7 +154,6 @@ MAX_TILE = 4096  # pixels of the result along a side
 MAX_WORKERS = 61  # Windows cannot wait for more processes
 SMALLEST = 64  # sides of the network's image, cut off from it: the coarsest code needs some pixels for its batch norm
 WORKER_BYTES = 850e6  # of a process that restores: torch, its kernels, the compiler; measured on an AMD EPYC
-MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
 LOSSES = {"mse": "squared, for noise of all sorts", "l1": "absolute, for outliers such as salt and pepper"}
 
 
@@ -196,9 +189,8 @@ class Task:
             if name not in known:
                 raise ValueError(f"no setting {name!r}: there are {known_names(str(name), known)}")
         task = cls(**given)
-        for name, table in (
-            ("kind", KINDS), ("preset", PRESETS), ("regularizer", SPARSITIES), ("loss", LOSSES)
-        ):  # fmt: skip
+        find_kind(task.kind)
+        for name, table in (("preset", PRESETS), ("regularizer", SPARSITIES), ("loss", LOSSES)):
             value = getattr(task, name)
             if not isinstance(value, str) or value not in table:
                 raise ValueError(f"{name} is one of {known_names(str(value), table)}; got {value!r}")
@@ -217,16 +209,7 @@ class Task:
             check_integer("iterations", task.iterations, 1, MAX_ITERATIONS, "the end, unless it stops before")
         if task.members is not None:
             check_integer("members", task.members, 1, MAX_MEMBERS, "the hourglasses whose mean is the result")
-        if (task.by is not None) != (task.kind == "upscale") or task.by not in (None, *FACTORS):
-            raise ValueError(
-                f"by is 2 or 4 in upscale, and left out elsewhere; got {task.by!r} in {task.kind}"
-            )
-        if (task.kernel is not None) != (task.kind == "deblur"):
-            raise ValueError(
-                f"kernel is that of deblur, as gaussian:1.6, and left out elsewhere; got {task.kernel!r} in {task.kind}"
-            )
-        if task.kernel is not None:
-            kernel_sigma(task.kernel)
+        check_settings(task)
         return task
 
     @property
@@ -238,14 +221,19 @@ class Task:
         )
 
     @property
+    def factor(self) -> int:
+        """How many times as wide and as high as the observation the image is."""
+        return self.by or 1
+
+    @property
     def watches_noise(self) -> bool:
         """Whether it stops by how much of the noise was fitted, as it does where there is nothing but noise."""
-        return self.kind == "denoise" and self.settings.stops and self.loss == "mse"
+        return find_kind(self.kind).only_noise and self.settings.stops and self.loss == "mse"
 
     @property
     def idle_sigma(self) -> str:
         """The note that sigma has no effect, if it is given and has none; else empty."""
-        if self.sigma is None or self.watches_noise or self.kind == "inpaint":
+        if self.sigma is None or self.watches_noise or find_kind(self.kind).keeps_known:
             return ""
         return "sigma changes nothing here: only denoising with preset fast and loss mse makes use of it"
 
@@ -275,25 +263,6 @@ def typical_iterations(sigma: float, pixels: int) -> float:
         sigma: Root mean square of the noise's standard deviation, in units of the image in [0, 1].
     """
     return 640 * (25 / 255 / sigma) * (pixels / 128**2) ** 0.7
-
-
-def kernel_sigma(kernel: str) -> float | None:
-    """Reads "gaussian:SIGMA"; None for "file".
-
-    Raises: ValueError for anything else, or unless sigma is above 0 and at most `MAX_BLUR`.
-    """
-    if kernel == "file":
-        return None
-    name, _, number = str(kernel).partition(":")
-    try:
-        sigma = float(number)
-    except ValueError:
-        sigma = math.nan
-    if name != "gaussian" or not 0 < sigma <= MAX_BLUR:
-        raise ValueError(
-            f"a kernel is gaussian:SIGMA, SIGMA above 0 and up to {MAX_BLUR} pixels, or a file; got {kernel!r}"
-        )
-    return sigma
 
 
 def fair_threads(members: int, fits: int = 1) -> int:

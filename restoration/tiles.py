@@ -24,15 +24,13 @@ from sparsegen.common.checks import check_integer
 from sparsegen.common.hardware import processors
 from sparsegen.pictures.picture import MIN_SIDE, Picture
 from sparsegen.restoration.crew import crew, thread
-from sparsegen.restoration.damage import check_damage
-from sparsegen.restoration.operators import Blur, Downsample, Mask, Operator
 from sparsegen.restoration.plan import Tile, plan
 from sparsegen.restoration.restore import (
     Restoration,
     TaskProgress,
     history_kinds,
     make_operator,
-    run,
+    run_checked,
     to_pixels,
     to_tensor,
 )
@@ -94,7 +92,7 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """The task of one tile, which is what a worker gets: a piece of the observation, with margins.
+    """The task of one tile, which is what a worker gets: a piece of the observation, with margins, and of the damage.
 
     `tile` is where it goes in the result, and `crop` where that is in the restored piece.
     """
@@ -104,13 +102,12 @@ class _Job:
     crop: tuple[slice, slice]
     task: Task
     picture: Picture
-    mask: Picture | None
-    kernel: Picture | None
+    damage: np.ndarray | None
     idle: bool = False  # there is nothing to restore
 
     @property
     def by(self) -> int:
-        return self.task.by or 1
+        return self.task.factor
 
     @property
     def pixels(self) -> int:
@@ -151,8 +148,7 @@ class _Report:
 def run_tiled(
     task: Task,
     picture: Picture,
-    mask: Picture | None = None,
-    kernel: Picture | None = None,
+    damage: np.ndarray | None = None,
     callback: Callable[[TiledProgress | TaskProgress], bool | None] | None = None,
     workers: int = 1,
     tile: int | None = None,
@@ -169,6 +165,7 @@ def run_tiled(
     up to half a tile of its neighborhood on every side.
 
     Args:
+        damage: What `check_damage` returned for this task and a picture of this size.
         callback: Called a few times a second, from the start; when it returns True, all tiles end within an
             iteration. The result then is made of finished tiles, the best so far of those under way, and the
             observation.
@@ -185,9 +182,9 @@ def run_tiled(
     Returns: An outcome whose `iterations`, `best_iteration` and `history` are means over the fitted tiles.
     """
     _check_workers(workers, threads)
-    jobs = _jobs(task, picture, mask, kernel, tile, overlap)
+    jobs = _jobs(task, picture, damage, tile, overlap)
     if len(jobs) == 1:
-        return run(task, picture, mask, kernel, callback)
+        return run_checked(task, picture, damage, callback)
     tally = _Tally(task, picture, jobs, workers)
     while failure := _work_off(tally, callback, threads):
         left, before = len(tally.left()), tally.workers
@@ -244,7 +241,7 @@ def _reason(failure: Exception) -> str:
 
 def is_tiled(task: Task, picture: Picture, tile: int | None = None) -> bool:
     """Whether `run_tiled` cuts a picture into several tiles, which is when an `estimate` is worth its seconds."""
-    height, width = (side * (task.by or 1) for side in picture.pixels.shape[:2])
+    height, width = (side * task.factor for side in picture.pixels.shape[:2])
     return height * width > WHOLE if tile is None else max(height, width) > tile
 
 
@@ -252,8 +249,7 @@ def estimate(
     task: Task,
     picture: Picture,
     workers: int = 1,
-    mask: Picture | None = None,
-    kernel: Picture | None = None,
+    damage: np.ndarray | None = None,
     tile: int | None = None,
     overlap: int = OVERLAP,
     threads: int = 1,
@@ -265,7 +261,7 @@ def estimate(
     for all of them.
     """
     _check_workers(workers, threads)
-    tiles = _jobs(task, picture, mask, kernel, tile, overlap)
+    tiles = _jobs(task, picture, damage, tile, overlap)
     jobs = [job for job in tiles if not job.idle]
     largest = max(jobs, key=lambda job: job.pixels)
     if len(tiles) == 1:
@@ -405,7 +401,7 @@ def _work(job: _Job, stop: Event, reports: Queue) -> _Report | None:
     if stop.is_set():
         return None
     reporter = _Reporter(job, stop, reports)
-    outcome = run(job.task, job.picture, job.mask, job.kernel, reporter)
+    outcome = run_checked(job.task, job.picture, job.damage, reporter)
     statistic = float(outcome.history["statistic"][-1])
     return _Report(
         job.index,
@@ -430,30 +426,27 @@ def _drain(reports: Queue) -> list[_Report]:
 
 
 def _jobs(
-    task: Task,
-    picture: Picture,
-    mask: Picture | None,
-    kernel: Picture | None,
-    tile: int | None,
-    overlap: int,
+    task: Task, picture: Picture, damage: np.ndarray | None, tile: int | None, overlap: int
 ) -> list[_Job]:
     """Cuts a task into those of its tiles; checks everything that can be checked before any work."""
     height, width = picture.pixels.shape[:2]
-    check_damage(task, mask, kernel, (height, width))
-    by, operator = task.by or 1, make_operator(task, mask, kernel)
-    tiles = plan(height, width, *_sides(height, width, by, _reach(operator), tile, overlap))
-    known = operator.known.numpy() > 0 if isinstance(operator, Mask) and len(tiles) > 1 else None
-    if known is not None:  # with what is transparent, which a tile cannot tell
-        mask = Picture((~known).astype(np.float32)[..., None])
-    wanted = 0 if known is None else min(LEAST_SHARE, known.mean() / 2)  # a mask may be sparse everywhere
+    operator = make_operator(task, damage)
+    tiles = plan(height, width, *_sides(height, width, task.factor, operator.reach, tile, overlap))
+    if operator.known is None or len(tiles) == 1:
+        return [
+            _job(index, place, operator.reach, task, picture, damage) for index, place in enumerate(tiles)
+        ]
+    known = operator.known.numpy() > 0
+    wanted = min(LEAST_SHARE, known.mean() / 2)  # a mask may be sparse everywhere
     jobs = []
     for index, place in enumerate(tiles):
-        own, margin, idle = task, _reach(operator), False
-        if known is not None and known[place.region].all():
-            own, idle = replace(task, kind="denoise"), not task.sigma
-        elif known is not None:
+        if known[place.region].all():
+            own = replace(task, kind="denoise")
+            jobs.append(_job(index, place, operator.reach, own, picture, None, idle=not task.sigma))
+        else:
             margin = _surroundings(known, place, wanted)
-        jobs.append(_job(index, place, margin, own, picture, mask, kernel, idle))
+            piece = known[place.grown(margin, height, width)]
+            jobs.append(_job(index, place, margin, task, picture, piece))
     return jobs
 
 
@@ -463,21 +456,23 @@ def _job(
     margin: int,
     task: Task,
     picture: Picture,
-    mask: Picture | None,
-    kernel: Picture | None,
-    idle: bool,
+    damage: np.ndarray | None,
+    idle: bool = False,
 ) -> _Job:
-    """The task of a tile with a margin around it, with its own seed. Pixels are views, cut off only when sent."""
-    by, (height, width) = task.by or 1, picture.pixels.shape[:2]
+    """The task of a tile with a margin around it, with its own seed. Pixels are views, cut off only when sent.
+
+    Args:
+        damage: That of this tile.
+    """
+    by, (height, width) = task.factor, picture.pixels.shape[:2]
     region = tile.grown(margin, height, width)
     crop = tuple(
         slice((span.start - piece.start) * by, (span.stop - piece.start) * by)
         for span, piece in zip((tile.rows, tile.columns), region, strict=True)
     )
     seed = int(np.random.SeedSequence((task.seed, index)).generate_state(1)[0])
-    mask = mask and Picture(mask.pixels[region])
     task = replace(task, seed=seed)
-    return _Job(index, tile.times(by), crop, task, Picture(picture.pixels[region]), mask, kernel, idle)
+    return _Job(index, tile.times(by), crop, task, Picture(picture.pixels[region]), damage, idle)
 
 
 def _sides(height: int, width: int, by: int, reach: int, tile: int | None, overlap: int) -> tuple[int, int]:
@@ -491,16 +486,6 @@ def _sides(height: int, width: int, by: int, reach: int, tile: int | None, overl
     if max(height, width) <= side:
         return side, overlap
     return max(side - 2 * reach, 3 * overlap, reach + 1, MIN_SIDE), overlap
-
-
-def _reach(operator: Operator) -> int:
-    """How far into its neighborhood a pixel of the observation looks; where a piece ends, it cannot be trusted."""
-    match operator:
-        case Blur():
-            return max(operator.kernel.shape) // 2
-        case Downsample():
-            return 2  # bicubic
-    return 0
 
 
 def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
@@ -543,7 +528,7 @@ def _expected_seconds(job: _Job) -> float:
         return len(times) == 6
 
     task = replace(job.task, iterations=max(6, job.task.settings.iterations))
-    run(task, job.picture, job.mask, job.kernel, told)
+    run_checked(task, job.picture, job.damage, told)
     return expected * float(np.median(np.diff(times)[-3:]))
 
 

@@ -25,10 +25,9 @@ from starlette.responses import JSONResponse, Response
 from sparsegen.pictures import picture as pictures
 from sparsegen.pictures.picture import MIN_SIDE, Picture, TooLarge
 from sparsegen.pictures.reading import read_picture
-from sparsegen.restoration.damage import check_damage
+from sparsegen.restoration.damage import FACTORS
+from sparsegen.restoration.kinds import KINDS, check_damage
 from sparsegen.restoration.settings import (
-    FACTORS,
-    KINDS,
     LOSSES,
     MAX_ITERATIONS,
     MAX_MEMBERS,

@@ -17,10 +17,9 @@ from gradio.data_classes import FileData  # noqa: TID253
 
 from sparsegen.pictures.picture import Picture
 from sparsegen.pictures.reading import read_picture
+from sparsegen.restoration.damage import FACTORS, MAX_BLUR
 from sparsegen.restoration.settings import (
-    FACTORS,
     LOSSES,
-    MAX_BLUR,
     MAX_MEMBERS,
     MAX_SIGMA,
     PRESETS,

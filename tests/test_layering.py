@@ -33,6 +33,7 @@ TORCH_FREE = [
     "zoo.dial",
     "zoo.config",
     "restoration.damage",
+    "restoration.kinds",
     "restoration.settings",
     "export.runtime",
     "service.endpoint",

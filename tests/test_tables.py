@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from sparsegen.reproduce import paper
-from sparsegen.reproduce.figures import tradeoff
 from sparsegen.reproduce.tables import TABLES, by_column, read_records, show_table1, show_table2
+from sparsegen.reproduce.tradeoff import tradeoff
 from sparsegen.zoo.regularizers import REGULARIZERS
 from sparsegen.zoo.spec import ModelSpec
 

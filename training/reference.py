@@ -21,7 +21,8 @@ FORMAT = "1"  # of a cache file; a change of how features are computed raises it
 CHUNK = 500  # images between two calls of a progress callback
 
 Progress = Callable[[int, int], object]  # images done, images in all
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], object]]]  # given what and total
+# Given what is done and its total, or None; what it yields takes how much is done, and the total once it is known.
+Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., object]]]
 
 
 def reference_features(
@@ -80,7 +81,7 @@ def reference_statistics(
 
 @contextmanager
 def silent(what: str, total: int | None):
-    yield lambda done: None
+    yield lambda done, total=None: None
 
 
 class Reference:

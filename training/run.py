@@ -155,7 +155,12 @@ def _check_labels(images: Images, classes: int, model: str) -> None:
         )
 
 
-def find_source(spec: ModelSpec, start_from: str) -> Path:
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of the run in a folder, oldest first."""
+    return sorted((folder / "checkpoints").glob("[0-9]*"))
+
+
+def _find_origin(spec: ModelSpec, start_from: str) -> Path:
     """Finds the checkpoint that a run of `spec` is to start from.
 
     Raises: as `find_checkpoint` and `read_config`; ValueError if it is of another architecture or width.
@@ -170,12 +175,7 @@ def find_source(spec: ModelSpec, start_from: str) -> Path:
     return checkpoint
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of the run in a folder, oldest first."""
-    return sorted((folder / "checkpoints").glob("[0-9]*"))
-
-
-def check_folder(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     """Finds out before any work whether a run may be begun, or gone on with, in a folder.
 
     Raises: OSError if nothing can be written there; FileExistsError if something is there that is named as a run's
@@ -198,6 +198,50 @@ def _is_plan(path: Path) -> bool:
     return isinstance(plan, dict) and {"model", "fingerprint"} <= plan.keys()
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on, found fit for it by `check_start`.
+
+    Attributes:
+        goes_on: There are checkpoints to go on from.
+        resume: To go on is what was asked for.
+        origin: The checkpoint whose weights a new run starts from; None: from none.
+    """
+
+    folder: Path
+    device: torch.device
+    goes_on: bool
+    resume: bool
+    origin: Path | None
+
+
+def check_start(
+    folder: str | Path,
+    spec: ModelSpec,
+    start_from: str | None = None,
+    resume: bool = False,
+    device: str | None = None,
+) -> Start:
+    """Finds out before any work whether a run may be begun, or gone on with, in a folder.
+
+    Args:
+        start_from: The model that is fine-tuned, if any.
+        resume: Go on with the run in the folder; without a checkpoint there, it starts at step 0.
+        device: See `find_device`.
+
+    Raises: OSError if nothing can be written there; FileExistsError if the folder holds what is no run; ValueError if
+        there is no such device, or the model cannot be started from.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    goes_on = bool(checkpoints(folder))
+    found = find_device(device)
+    origin = (
+        _find_origin(spec, start_from) if start_from and not goes_on else None
+    )  # else it has all it needs
+    return Start(folder, found, goes_on, resume, origin)
+
+
 Judge = Callable[[Generator], dict]
 
 
@@ -207,39 +251,27 @@ class Run:
     Attributes:
         judge: Measures the averaged generator; its "distance" picks the best checkpoint. None, as it is at first: not
             judged. It is given to a run that was accepted, since making one may take minutes.
+        stopped: Whether `until` was stopped before the last step.
 
-    Args:
-        resume: Go on with the run in the folder; without a checkpoint there, it starts at step 0.
-        device: See `find_device`.
-
-    Raises: FileExistsError if the folder holds what is no run; ValueError if it holds another run, or one already
-        and `resume` is not given. What is refused leaves the folder as it was.
+    Raises: ValueError if the folder holds another run, or one already and it is not to go on. What is refused leaves
+        the folder as it was.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        plan: Plan,
-        images: Images,
-        schedule: Schedule,
-        resume: bool = False,
-        device: str | None = None,
-    ):
+    def __init__(self, start: Start, plan: Plan, images: Images, schedule: Schedule):
         from accelerate import Accelerator
 
-        self.folder, self.schedule = Path(folder), schedule
+        self.folder, self.schedule, device = start.folder, schedule, start.device
         self.judge: Judge | None = None
-        check_folder(self.folder)
-        goes_on = bool(checkpoints(self.folder))
+        self.stopped = False
+        goes_on, origin = start.goes_on, start.origin
         recorded = _read_plan(self.folder / "run.json") if goes_on else {}
-        origin = None if goes_on or not plan.start_from else find_source(plan.spec, plan.start_from)
         if goes_on:
             self.source = Source(**recorded["source"]) if recorded.get("source") else None
         else:
             self.source = origin and Source.of(origin)
         self.plan = plan = _with_k(plan, self.source)
         if goes_on:
-            self._check_same(recorded, resume)
+            self._check_same(recorded, start.resume)
         brought = self.source and self.source.discriminator and self.source.heads == plan.features
         self.warm_up = 0 if brought else plan.warm_up
         if 0 < self.warm_up >= schedule.steps:
@@ -255,7 +287,6 @@ class Run:
                 plan.start_from,
                 self.warm_up,
             )
-        device = find_device(device)
         if plan.precision == "bf16" and not has_bfloat16(device.type):
             logger.warning(
                 "this %s has no instructions for bfloat16, which makes it far slower than float32: "
@@ -297,6 +328,18 @@ class Run:
             if self.step % self.schedule.save_every == 0 or last:
                 self.save()
             yield progress
+
+    def until(self, stop: Callable[[], bool]) -> Iterator[Progress]:
+        """Trains as iterating does, but ends after the step in which any process is to stop: then all is saved.
+
+        `stopped` says afterwards which it was.
+        """
+        for progress in self:
+            yield progress
+            if self.agree(stop()):
+                self.save()
+                self.stopped = True
+                return
 
     def _steps(self) -> Iterator[Progress]:
         try:
@@ -462,6 +505,18 @@ class Run:
         if self.plan.start_from:
             about["start_from"] = str(self.source or Path(self.plan.start_from).name)
         return about
+
+
+def open_run(
+    folder: str | Path,
+    plan: Plan,
+    images: Images,
+    schedule: Schedule,
+    resume: bool = False,
+    device: str | None = None,
+) -> Run:
+    """Begins a run of a plan in a folder, or goes on with it. Args, Raises: As `check_start` and `Run`."""
+    return Run(check_start(folder, plan.spec, plan.start_from, resume, device), plan, images, schedule)
 
 
 def _read_plan(path: Path) -> dict:

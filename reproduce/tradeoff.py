@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from sparsegen.pictures import figures
 from sparsegen.reproduce.tables import by_column, protocol_of
 from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.regularizers import REGULARIZERS
@@ -12,7 +13,7 @@ from sparsegen.zoo.regularizers import REGULARIZERS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MARKS = dict(zip(REGULARIZERS, "osD^P", strict=True))
+MARKS = "osD^PvX*<>"  # of the columns, again from the first beyond the last
 
 
 def tradeoff(records: Iterable[dict], rows: Sequence[str] = ()) -> "Figure":
@@ -26,8 +27,6 @@ def tradeoff(records: Iterable[dict], rows: Sequence[str] = ()) -> "Figure":
 
     Raises: ValueError naming the architectures that have records, if one asked for has none.
     """
-    from matplotlib.figure import Figure
-
     runs = defaultdict(list)
     for record in records:
         if record["share"] == 1:
@@ -39,7 +38,7 @@ def tradeoff(records: Iterable[dict], rows: Sequence[str] = ()) -> "Figure":
     shown = list(rows or known)
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.4 * columns + 0.4, 2.9 * lines + 0.4), layout="constrained", dpi=130)
+    figure = figures.figure(3.4 * columns + 0.4, 2.9 * lines + 0.4)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for panel, row in zip(panels, shown, strict=False):
         protocol, _ = by_column(runs[row], row, 1.0)
@@ -48,7 +47,7 @@ def tradeoff(records: Iterable[dict], rows: Sequence[str] = ()) -> "Figure":
             for record in runs[row]:
                 if record["regularizer"] == column and protocol_of(record) == protocol:
                     points[tuple(record["k"])].append((record["density"][0], record["distance"]))
-            style = {"color": f"C{color}", "marker": MARKS[column]}
+            style = {"color": f"C{color}", "marker": MARKS[color % len(MARKS)]}
             for index, found in enumerate(points.values()):
                 density, distance = (mean(values) for values in zip(*found, strict=True))
                 panel.plot(

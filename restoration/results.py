@@ -1,9 +1,7 @@
-"""What the commands that restore pictures show while they work, and write in the end."""
+"""What a restoration of a picture file writes: the result, previews, the history, a comparison."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from math import inf, isfinite
 from pathlib import Path
 from time import monotonic
@@ -11,91 +9,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
-from rich.text import Text
 
 from sparsegen.common.files import atomic_write
-from sparsegen.pictures import images
+from sparsegen.pictures import figures, images
 from sparsegen.pictures.picture import Picture, from_array, write_picture
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from sparsegen.restoration.restore import Restoration, TaskProgress
     from sparsegen.restoration.tiles import TiledProgress
 
     AnyProgress = TaskProgress | TiledProgress
 
-out, err = Console(), Console(stderr=True)
-LINE_EVERY, PREVIEW_EVERY = 10.0, 5.0  # seconds
+PREVIEW_EVERY = 5.0  # seconds
 PREVIEW_SHARE = 0.05  # of the time, at most
 SHEET = 384  # pixels that a side of a compared picture is enlarged to, or nearly
-
-
-def say(console: Console, text: str) -> None:
-    """Prints a line as it is: names of files may look like markup, or hold bytes that are no text."""
-    console.print(Text(text.encode(errors="backslashreplace").decode()), soft_wrap=True)
-
-
-@contextmanager
-def shown(name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
-    """Shows how far a fit is: as a bar, or where there is no terminal as a line now and then."""
-    if err.is_terminal:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(8),
-            TextColumn("{task.fields[state]}"),
-        )
-        with Bar(*columns, console=err, transient=True) as bar:
-            task = bar.add_task(_short(name), total=1, state="")
-
-            def move(progress: "AnyProgress") -> None:
-                done, state = state_of(progress, total)
-                bar.update(task, completed=done, state=state)
-
-            yield move
-        return
-    due = monotonic() + LINE_EVERY
-
-    def line(progress: "AnyProgress") -> None:
-        nonlocal due
-        if monotonic() >= due:
-            due = monotonic() + LINE_EVERY
-            say(err, f"{name}: {state_of(progress, total)[1]}")
-
-    yield line
-
-
-def state_of(progress: "AnyProgress", total: int) -> tuple[float, str]:
-    """The share that is done, and a line on it. A fit may stop early, so it has from one time left to another."""
-    from sparsegen.restoration.tiles import TiledProgress
-
-    statistic = "" if progress.statistic is None else f" statistic {progress.statistic:.3g}"
-    least = _clock(progress.seconds_left)
-    if isinstance(progress, TiledProgress):
-        state = f"{progress.finished}/{progress.tiles} tiles, iteration {progress.iteration}"
-        return progress.fraction, f"{state}{statistic} {least} left"
-    watched = f"{statistic} (best: {progress.best_iteration})" if statistic else f" loss {progress.loss:.3g}"
-    most = _clock(progress.seconds / progress.iteration * (total - progress.iteration))
-    left = least if least == most else f"{least}-{most}"
-    return progress.iteration / total, f"{progress.iteration}/{total}{watched} {left} left"
-
-
-def _clock(seconds: float) -> str:
-    if not isfinite(seconds):
-        return "?"
-    return str(timedelta(seconds=round(max(0, seconds)))).removeprefix("0:")
-
-
-def _short(name: str, limit: int = 14) -> str:
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 class Preview:
     """The present picture, in a file of its own while the work goes on."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.due, self.written = path, -inf, False
+    def __init__(self, path: Path, note: Callable[[str], object]) -> None:
+        self.path, self.note, self.due, self.written = path, note, -inf, False
 
     def show(self, progress: "AnyProgress") -> None:
         """Writes it if it is time to; that it cannot be written is no reason to stop the work."""
@@ -106,7 +42,7 @@ class Preview:
         try:
             write_picture(self.path, progress.picture())
         except (OSError, ValueError) as error:
-            say(err, f"there will be no more previews: {error}")
+            self.note(f"there will be no more previews: {error}")
             self.due = inf
             return
         self.due = started + max(PREVIEW_EVERY, (monotonic() - started) / PREVIEW_SHARE)
@@ -142,10 +78,7 @@ def save(path: Path, picture: Picture) -> tuple[Path, list[str]]:
 def write_history(path: Path, outcome: "Restoration[Picture]") -> None:
     """Writes the statistic, loss and density of each look, as a table or as a curve."""
     if path.suffix.lower() == ".png":
-        from sparsegen.reproduce import plots
-
-        with atomic_write(path) as file:
-            plots.stop_curve(outcome.history, outcome.best_iteration).savefig(file, format="png")
+        _write_bytes(path, figures.png(stop_curve(outcome.history, outcome.best_iteration)))
         return
     levels = outcome.history["density"].shape[1]
     lines = [
@@ -157,6 +90,27 @@ def write_history(path: Path, outcome: "Restoration[Picture]") -> None:
             ",".join([str(iteration), *(f"{value:.7g}" if isfinite(value) else "" for value in values)])
         )
     _write_bytes(path, "\n".join([*lines, ""]).encode())
+
+
+def stop_curve(history: np.ndarray, best_iteration: int) -> "Figure":
+    """Draws what decided when to stop: the stop statistic, or where nothing watched the loss.
+
+    Args:
+        history: A row each look, with `iteration`, `loss` and `statistic`, NaN where nothing watched.
+        best_iteration: Whose image was taken.
+    """
+    watched = np.isfinite(history["statistic"]).any()
+    values = history["statistic" if watched else "loss"]
+    figure = figures.figure(6, 3.2)
+    axes = figure.subplots()
+    axes.plot(history["iteration"], values, marker="." if len(values) < 20 else None)
+    axes.axvline(best_iteration, color="black", linestyle="--", label=f"taken: iteration {best_iteration}")
+    values = values[np.isfinite(values)]
+    if len(values) and (values > 0).all():
+        axes.set_yscale("log")  # the first looks are many times the last ones
+    axes.set(xlabel="iteration", ylabel="stop statistic" if watched else "loss")
+    axes.legend(fontsize=9)
+    return figure
 
 
 def enlarged(picture: Picture, like: Picture) -> Picture:
@@ -180,7 +134,7 @@ def write_side_by_side(path: Path, pictures: Sequence[Picture]) -> None:
     _write_bytes(path, images.png(sheet, max(1, SHEET // max(pixels.shape[1:3]))))
 
 
-def figures(before: Picture, after: Picture, clean: Picture) -> str:
+def measures(before: Picture, after: Picture, clean: Picture) -> str:
     """PSNR and SSIM (Wang et al., 2004) to the clean picture, before and after."""
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 

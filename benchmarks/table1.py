@@ -223,6 +223,7 @@ def show_table(records: list[dict]) -> None:
         table = Table(
             "regularizer", "k", "seeds", about["metric"], "density Γ1", "density Γ2", "paper's FID", box=None
         )
+        fids = paper.FID.get(about["architecture"], {})  # none of the rows that the paper does not have
         for (column, k), found in sorted(
             cells.items(), key=lambda item: (list(REGULARIZERS).index(item[0][0]), item[0][1])
         ):
@@ -235,7 +236,7 @@ def show_table(records: list[dict]) -> None:
                 ", ".join(str(record["seed"]) for record in sorted(found, key=lambda record: record["seed"])),
                 f"{mean(distances):.2f}{spread}",
                 *(f"{value:.3f}" for value in density),
-                f"{paper.FID[about['architecture']][column]:.2f}",
+                "-" if (fid := fids.get(column)) is None else f"{fid:.2f}",
             )
         console.print(
             f"\n{about['architecture']}, {about['atoms']} of {full} atoms, {about['steps']} steps of "

@@ -34,9 +34,10 @@ from sparsegen.reproduce.tables import RECORDS, read_records
 from sparsegen.training.data import Images, open_images
 from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
+from sparsegen.training.plan import Plan, Schedule
 from sparsegen.training.recipes import recipe_of
 from sparsegen.training.reference import Reference
-from sparsegen.training.run import Plan, Schedule, open_run
+from sparsegen.training.run import open_run
 from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.regularizers import REGULARIZERS
 from sparsegen.zoo.spec import ModelSpec

@@ -82,7 +82,7 @@ def train(
     """Trains a model, or fine-tunes one (--from); Ctrl-C saves, and --resume goes on."""
     import torch
 
-    from sparsegen.training.run import checkpoints
+    from sparsegen.training.plan import checkpoints
     from sparsegen.training.start import TrainConfig, start
 
     if threads:

@@ -1,4 +1,9 @@
-"""One image file becomes one square of RGB pixels."""
+"""One image file becomes one square of RGB pixels: how training reads its images.
+
+Choice: not `reading.read_picture`, which keeps 16 bits, alpha and profiles for restoration: it needs libraries that
+training does not, converts CMYK by its profile, and decodes one file at a time. Other pixels would give images that
+were decoded before another fingerprint, and runs on them could not go on.
+"""
 
 import contextlib
 import io

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.runtime import open_sampler
 from sparsegen.training.data import Images
-from sparsegen.training.run import Plan, Run, Schedule, open_run
+from sparsegen.training.plan import Plan, Schedule
+from sparsegen.training.run import Run, open_run
 from sparsegen.zoo import noise
 from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.bundled import GRAPH

@@ -19,17 +19,8 @@ from safetensors.torch import load_file
 
 from sparsegen.training import run as run_module
 from sparsegen.training.data import Images
-from sparsegen.training.run import (
-    STATE,
-    Plan,
-    Run,
-    Schedule,
-    append_line,
-    checkpoints,
-    find_device,
-    open_run,
-    read_lines,
-)
+from sparsegen.training.plan import Plan, Schedule, checkpoints, find_device
+from sparsegen.training.run import STATE, Run, append_line, open_run, read_lines
 from sparsegen.zoo.bundled import COMPANIONS, CONFIG, WEIGHTS
 from sparsegen.zoo.checkpoint import from_pretrained
 

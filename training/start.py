@@ -8,10 +8,11 @@ from sparsegen.common.checks import check_integer
 from sparsegen.training import features as networks
 from sparsegen.training.data import Images, check_share, open_images
 from sparsegen.training.evaluation import draw, evaluate
+from sparsegen.training.plan import Plan, Schedule, check_start
 from sparsegen.training.projected import find_frozen, frozen_for
 from sparsegen.training.recipes import recipe_of
 from sparsegen.training.reference import Bar, Reference, silent
-from sparsegen.training.run import Judge, Plan, Run, Schedule, check_start
+from sparsegen.training.run import Judge, Run
 from sparsegen.zoo.dial import resolve
 from sparsegen.zoo.noise import MAX_COUNT, check_seed
 from sparsegen.zoo.spec import ModelSpec

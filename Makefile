@@ -2,7 +2,7 @@ PYTHON ?= python3
 PORT ?= 3000
 BIN := .venv/bin
 
-.PHONY: serve test
+.PHONY: serve test bento
 
 serve: .venv/.serve
 	@$(BIN)/sparsegen serve --port $(PORT)
@@ -11,6 +11,12 @@ test: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bento: .venv/.serve
+	@rm -rf build
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/bento .
+	@cp README.md build/bento/
+	@$(BIN)/bentoml build --bentofile bentofile.yaml build/bento
 
 .venv/.serve: pyproject.toml
 	$(call install,serve)

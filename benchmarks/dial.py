@@ -16,15 +16,16 @@ import torch
 import typer
 
 import sparsegen
-from sparsegen.__main__ import progress, reference
+from sparsegen.cli.console import progress
+from sparsegen.common.files import append_line, read_lines
 from sparsegen.training.data import open_images
 from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
 from sparsegen.training.metrics import frechet_distance
+from sparsegen.training.reference import Reference
 from sparsegen.zoo.bundled import MODELS
+from sparsegen.zoo.checkpoint import read_config
 from sparsegen.zoo.dial import Dial
-from sparsegen.zoo.files import append_line, read_lines
-from sparsegen.zoo.pretrained import read_config
 
 RECORDS = Path(__file__).parent / "records" / "dial.jsonl"
 FACTORS = (0.25, 0.5, 1.0, 2.0)
@@ -49,7 +50,7 @@ def main(
     """Measures what has no record yet."""
     torch.set_num_threads(threads)
     images, features = open_images(data), open_features()
-    real = reference(images, features)
+    real = Reference(features, images, bar=progress).statistics
     protocol = {"count": count, "seed": seed, "metric": features.metric, "reference": images.fingerprint}
     for name in models.split(",") if models else sparsegen.list_models():
         generator = sparsegen.from_pretrained(name)
@@ -67,7 +68,7 @@ def main(
         others = open_images(test)
         about = protocol | {"model": REAL, "steps": 0, "factor": 1.0, "count": len(others), "seed": 0}
         if not is_done(records, about):
-            distance = frechet_distance(reference(others, features), real)
+            distance = frechet_distance(Reference(features, others, bar=progress).statistics, real)
             append_line(records, about | {"k": [], "distance": distance})
 
 

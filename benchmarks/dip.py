@@ -37,11 +37,11 @@ from rich.table import Table
 
 from benchmarks.machine import circumstances
 from benchmarks.table3 import PAST, WATCHED, crop, follow, observe, psnr, tensor
-from sparsegen.__main__ import progress
-from sparsegen.zoo.files import append_line, atomic_write, read_lines
-from sparsegen.zoo.hardware import has_bfloat16
-from sparsegen.zoo.restoration.restore import make_fit
-from sparsegen.zoo.restoration.settings import PRESETS, Task
+from sparsegen.cli.console import progress
+from sparsegen.common.files import append_line, atomic_write, read_lines
+from sparsegen.common.hardware import has_bfloat16
+from sparsegen.restoration.restore import make_fit
+from sparsegen.restoration.settings import PRESETS, Task
 
 RECORDS = Path(__file__).parent / "records" / "dip.jsonl"
 SIGMA = 25

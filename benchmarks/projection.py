@@ -26,10 +26,10 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.machine import processor, versions
+from sparsegen.common.files import write_json
 from sparsegen.zoo import projections
-from sparsegen.zoo.files import write_json
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection, backend
-from sparsegen.zoo.table1 import build
+from sparsegen.zoo.spec import build
 
 RECORDS = Path(__file__).parent / "records" / "projection.json"
 SHAPES = (64, 128, 16, 16), (64, 64, 32, 32), (8, 256, 32, 32)

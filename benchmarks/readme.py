@@ -16,10 +16,10 @@ import sparsegen
 from benchmarks import dial as turned
 from benchmarks import dip
 from benchmarks import table1 as campaign
-from sparsegen.tables import (
+from sparsegen.common.files import atomic_write, read_lines
+from sparsegen.reproduce import paper
+from sparsegen.reproduce.tables import (
     MISSING,
-    PAPER_LOW_DATA,
-    PAPER_PSNR,
     TABLES,
     by_column,
     by_picture,
@@ -31,11 +31,10 @@ from sparsegen.tables import (
     read_records,
     show_distance,
 )
+from sparsegen.restoration.settings import PRESETS, SPARSITIES
+from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.bundled import MODELS
-from sparsegen.zoo.files import atomic_write, read_lines
-from sparsegen.zoo.pretrained import read_config
-from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES
-from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS
+from sparsegen.zoo.checkpoint import read_config
 
 ROOT = Path(__file__).parent.parent
 AGAIN = Path(__file__).parent / "records" / "again.jsonl"
@@ -124,7 +123,7 @@ def sparsity() -> str:
                     for record in records
                     if (record["size"], record["regularizer"]) == (size, regularizer)
                 }
-                for regularizer in PAPER_PSNR
+                for regularizer in paper.PSNR
             }
             changes = []
             for regularizer in ("l0_inf", "l0"):
@@ -136,13 +135,13 @@ def sparsity() -> str:
                 for what in ("single", "average"):
                     changes.append(f"{paired(by_picture(pairs, what)) or MISSING} ({len(pairs)})")
             rows.append((f"{name}, {size} x {size}", *changes))
-    base = PAPER_PSNR["baseline"]
-    paper = [
+    base = paper.PSNR["baseline"]
+    theirs = [
         f"{own - of_base:+.2f}"
         for column in ("l0_inf", "l0")
-        for own, of_base in zip(PAPER_PSNR[column], base, strict=True)
+        for own, of_base in zip(paper.PSNR[column], base, strict=True)
     ]
-    rows.append(("the paper, up to 768 x 512", *paper))
+    rows.append(("the paper, up to 768 x 512", *theirs))
     return markdown(("", "L0,∞: single", "averaged", "L0: single", "averaged"), rows)
 
 
@@ -189,11 +188,11 @@ def distances(lines: dict[tuple[str, float], dict[str, float]], columns: Iterabl
 
 
 def table1() -> str:
-    return distances({(row, 1.0): fids for row, fids in PAPER_FID.items()}, REGULARIZERS)
+    return distances({(row, 1.0): fids for row, fids in paper.FID.items()}, paper.COLUMNS)
 
 
 def table2() -> str:
-    return distances(PAPER_LOW_DATA, ("baseline", "l0_inf", "l0", "ml"))
+    return distances(paper.LOW_DATA_FID, ("baseline", "l0_inf", "l0", "ml"))
 
 
 def again() -> str:

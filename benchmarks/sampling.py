@@ -20,12 +20,12 @@ from torch import nn
 
 from benchmarks.machine import processor, versions
 from benchmarks.projection import compare, naive, show
+from sparsegen.common.files import write_json
 from sparsegen.export import onnx_file
 from sparsegen.export.runtime import OnnxSampler
-from sparsegen.zoo.files import write_json
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.projections import GlobalProjection
-from sparsegen.zoo.table1 import build
+from sparsegen.zoo.spec import build
 
 RECORDS = Path(__file__).parent / "records" / "sampling.json"
 

@@ -6,7 +6,7 @@
     python -m benchmarks.table1 --print
 
 A run that has its record is skipped; one that was broken off goes on from its last checkpoint. Each finished
-run appends one line to sparsegen/records/table1.jsonl. The distance is that of the averaged generator after the
+run appends one line to reproduce/records/table1.jsonl. The distance is that of the averaged generator after the
 last step (no best checkpoint is picked), between `--count` samples and all images of `--data`, whatever part of
 them it was trained on. `sparsegen reproduce table1` prints them beside the paper's.
 """
@@ -25,17 +25,22 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import circumstances
-from sparsegen.__main__ import progress, reference
-from sparsegen.tables import RECORDS, read_records
+from sparsegen.cli.console import progress
+from sparsegen.common.files import append_line
+from sparsegen.common.hardware import has_bfloat16
+from sparsegen.common.interrupt import stop_on_interrupt
+from sparsegen.reproduce import paper
+from sparsegen.reproduce.tables import RECORDS, read_records
 from sparsegen.training.data import Images, open_images
 from sparsegen.training.evaluation import draw, evaluate
 from sparsegen.training.features import open_features
+from sparsegen.training.plan import Plan, Schedule
 from sparsegen.training.recipes import recipe_of
-from sparsegen.training.run import Plan, Run, Schedule
-from sparsegen.zoo.files import append_line
-from sparsegen.zoo.hardware import has_bfloat16
-from sparsegen.zoo.interrupt import stop_on_interrupt
-from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec
+from sparsegen.training.reference import Reference
+from sparsegen.training.run import open_run
+from sparsegen.zoo.architectures import ARCHITECTURES
+from sparsegen.zoo.regularizers import REGULARIZERS
+from sparsegen.zoo.spec import ModelSpec
 
 
 class Scale(NamedTuple):
@@ -110,7 +115,7 @@ def main(
         precision = precision or ("bf16" if has_bfloat16("cpu") else "no")
         images = open_images(data)
         features = open_features()
-        real = reference(images, features)
+        real = Reference(features, images, bar=progress).statistics
         budgets = [float(text) for text in densities.split(",")] if densities else [None]
         cells = dict.fromkeys(  # two budgets may give one cell, and a list may name one twice
             (seed, share, cell(row, column, atoms, budget))
@@ -148,7 +153,7 @@ def main(
 def cell(row: str, column: str, atoms: int | None, density: float | None) -> ModelSpec:
     """The cell of Table 1 with its k written out, at the column's own density or at another."""
     spec = ModelSpec.of(row, column, atoms or SCALES[row].atoms)
-    dials = spec.generator().dials
+    dials = spec.dials
     return replace(
         spec, k=tuple(dial.k if density is None else max(1, round(density * dial.limit)) for dial in dials)
     )
@@ -170,7 +175,7 @@ def measure(
         share=protocol["share"],
         rate=protocol["rate"],
     )
-    run = Run(
+    run = open_run(
         folder,
         plan,
         images.part(plan.share),
@@ -219,6 +224,7 @@ def show_table(records: list[dict]) -> None:
         table = Table(
             "regularizer", "k", "seeds", about["metric"], "density Γ1", "density Γ2", "paper's FID", box=None
         )
+        fids = paper.FID.get(about["architecture"], {})  # none of the rows that the paper does not have
         for (column, k), found in sorted(
             cells.items(), key=lambda item: (list(REGULARIZERS).index(item[0][0]), item[0][1])
         ):
@@ -231,7 +237,7 @@ def show_table(records: list[dict]) -> None:
                 ", ".join(str(record["seed"]) for record in sorted(found, key=lambda record: record["seed"])),
                 f"{mean(distances):.2f}{spread}",
                 *(f"{value:.3f}" for value in density),
-                f"{PAPER_FID[about['architecture']][column]:.2f}",
+                "-" if (fid := fids.get(column)) is None else f"{fid:.2f}",
             )
         console.print(
             f"\n{about['architecture']}, {about['atoms']} of {full} atoms, {about['steps']} steps of "

@@ -27,12 +27,12 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.machine import circumstances
-from sparsegen.__main__ import progress
-from sparsegen.tables import RECORDS, show_table3
-from sparsegen.zoo.files import append_line, read_lines
-from sparsegen.zoo.restoration.fit import Fit
-from sparsegen.zoo.restoration.restore import make_fit
-from sparsegen.zoo.restoration.settings import PRESETS, SPARSITIES, Preset, Task
+from sparsegen.cli.console import progress
+from sparsegen.common.files import append_line, read_lines
+from sparsegen.reproduce.tables import RECORDS, show_table3
+from sparsegen.restoration.fit import Fit
+from sparsegen.restoration.restore import make_fit
+from sparsegen.restoration.settings import PRESETS, SPARSITIES, Preset, Task
 
 KEY = ("image", "size", "noise", "preset", "settings", "regularizer", "density", "seed", "end", "know_sigma")
 PAST = 200  # iterations that a run without a stop goes beyond its best average

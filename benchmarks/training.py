@@ -53,11 +53,13 @@ from torchvision import transforms
 
 from benchmarks.machine import processor, versions
 from benchmarks.projection import show, turns
+from sparsegen.common.files import write_json
 from sparsegen.training.data import Batches, Images
 from sparsegen.training.loop import Networks, train
 from sparsegen.training.recipes import recipe_of
-from sparsegen.zoo.files import write_json
-from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS, ModelSpec
+from sparsegen.zoo.architectures import ARCHITECTURES
+from sparsegen.zoo.regularizers import REGULARIZERS
+from sparsegen.zoo.spec import ModelSpec
 
 RECORDS = Path(__file__).parent / "records" / "training.json"
 SEED, BATCH, ENDLESS = 0, 64, 1_000_000_000

@@ -7,14 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sparsegen import __version__
+from sparsegen.common.files import atomic_write, check_writable
 from sparsegen.export.graph import cut, save, trace
 from sparsegen.export.proof import Proof, prove, prove_synthesis
 from sparsegen.export.runtime import FORMAT, synthesis_path
 from sparsegen.export.weights import Weights
 from sparsegen.zoo import bundled
-from sparsegen.zoo.files import atomic_write, check_writable
+from sparsegen.zoo.checkpoint import from_pretrained
+from sparsegen.zoo.config import LICENSE
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import LICENSE, from_pretrained
 
 STEPS = 3  # that `progress` hears of
 

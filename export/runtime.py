@@ -21,9 +21,11 @@ except ImportError as error:
 
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from sparsegen.zoo import bundled, images, noise
+from sparsegen.common.checks import check_integer
+from sparsegen.common.names import known_names
+from sparsegen.pictures import images
+from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.dial import Dial, resolve
-from sparsegen.zoo.names import known_names
 
 onnxruntime.disable_telemetry_events()  # for a program that imported onnxruntime before sparsegen
 
@@ -61,7 +63,7 @@ class OnnxSampler:
 
     def __init__(self, path: str | Path, threads: int = 1):
         self.path = Path(path)
-        self.threads = noise.check_integer("threads", threads, 1, 1024, "the CPU threads of one call")
+        self.threads = check_integer("threads", threads, 1, 1024, "the CPU threads of one call")
         self._session, self.metadata = open_graph(self.path, self.threads)
         if self.metadata["graph"] != "generator":
             raise ValueError(f"{self.path} makes images of codes, not of noise: open the file beside it")

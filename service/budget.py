@@ -1,7 +1,7 @@
 """What a restoration may take at most, checked before it is accepted: time of a worker, and memory."""
 
+from sparsegen.restoration.settings import Task
 from sparsegen.service.options import Options, variable
-from sparsegen.zoo.restoration.settings import Task
 
 # Processor seconds per unit of effort: the median of the 168 runs of table 3 with the fast preset.
 DEFAULT_PACE = 2.1e-6

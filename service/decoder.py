@@ -10,8 +10,8 @@ import os
 import sys
 from typing import IO
 
-from sparsegen.zoo.restoration.pictures import Picture, TooLarge
-from sparsegen.zoo.restoration.reading import read_picture
+from sparsegen.pictures.picture import Picture, TooLarge
+from sparsegen.pictures.reading import read_picture
 
 ERRORS = {kind.__name__: kind for kind in (TooLarge, ImportError, ValueError)}  # the subclass first
 

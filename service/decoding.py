@@ -19,10 +19,10 @@ from typing import IO
 
 import numpy as np
 
+from sparsegen.pictures.picture import MIN_SIDE, Picture
 from sparsegen.service.decoder import ERRORS
 from sparsegen.service.jobs import Busy
 from sparsegen.service.options import Options
-from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Decoders:
     def read(
         self, source: bytes | Path, name: str, max_pixels: int, min_side: int = MIN_SIDE, client: str = ""
     ) -> Picture:
-        """Reads a picture as `zoo.restoration.reading.read_picture` does, with its errors, within the limits.
+        """Reads a picture as `pictures.reading.read_picture` does, with its errors, within the limits.
 
         Args:
             source: the content of a file, or the path of a file that is ours; opened here, not in the decoder.

@@ -13,6 +13,8 @@ import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it
 import numpy as np
 from fastapi import FastAPI
 
+from sparsegen.common.checks import check_integer
+from sparsegen.pictures import images
 from sparsegen.service import markup, restore_page, xray
 from sparsegen.service.clients import client_of
 from sparsegen.service.handlers import BROWSER_INTEGER, Page, detail, told, whole
@@ -21,7 +23,7 @@ from sparsegen.service.models import Model
 from sparsegen.service.page_events import MAX_EVENTS
 from sparsegen.service.restoration import MAX_UPLOAD
 from sparsegen.service.sampling import MAX_COUNT
-from sparsegen.zoo import images, noise
+from sparsegen.zoo import noise
 from sparsegen.zoo.dial import Dial, resolve
 
 LOOK = {
@@ -251,7 +253,7 @@ class Handlers:
         off = detail(event, "off")
         if not isinstance(off, list):
             raise ValueError(f"the atoms that are off are a list of their numbers; got {str(off)[:40]!r}")
-        off = [noise.check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in off]
+        off = [check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in off]
         if not off:
             return markup.HINT
         image, codes = shown.run(shown.index, 1)
@@ -289,7 +291,7 @@ class Handlers:
     @told
     def pick(self, event: gr.EventData):
         """Chooses the image that was clicked."""
-        return noise.check_integer(
+        return check_integer(
             "index", detail(event, "index"), 0, MAX_COUNT - 1, "the image, the first being 0"
         )
 
@@ -303,7 +305,7 @@ class Handlers:
         label = None if label == ANY else label
         given = [whole(k_1), whole(k_2 if apart else k_1)][: dials(model)]
         count = noise.check_count(whole(count), MAX_COUNT)
-        index = noise.check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
+        index = check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
         k = resolve(given or None, model.sampler.dials)
         return Choice(model, noise.check_seed(whole(seed)), count, k, min(index, count - 1), label)
 

@@ -25,6 +25,8 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
+from sparsegen.common.hardware import processors
+from sparsegen.pictures import images
 from sparsegen.service import connections, metrics, restoration, xray
 from sparsegen.service.batching import Batcher, Overloaded
 from sparsegen.service.deadline import Deadline, OwnTime
@@ -39,8 +41,6 @@ from sparsegen.service.page_events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.readiness import Readiness
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD
-from sparsegen.zoo import images
-from sparsegen.zoo.restoration.settings import processors
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from sparsegen.pictures import images
 from sparsegen.service import xray
 from sparsegen.service.jobs import LIVE
-from sparsegen.zoo import images
 from sparsegen.zoo.dial import Dial
 
 SHOWN_ATOMS = 16

@@ -22,6 +22,20 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from sparsegen.pictures import picture as pictures
+from sparsegen.pictures.picture import MIN_SIDE, Picture, TooLarge
+from sparsegen.pictures.reading import read_picture
+from sparsegen.restoration.damage import FACTORS
+from sparsegen.restoration.kinds import KINDS, check_damage
+from sparsegen.restoration.settings import (
+    LOSSES,
+    MAX_ITERATIONS,
+    MAX_MEMBERS,
+    MAX_SIGMA,
+    PRESETS,
+    SPARSITIES,
+    Task,
+)
 from sparsegen.service import metrics
 from sparsegen.service.budget import check_budget
 from sparsegen.service.clients import client_of
@@ -45,21 +59,6 @@ from sparsegen.service.places import is_redis
 from sparsegen.service.readiness import Health
 from sparsegen.service.worker import WORKERS
 from sparsegen.zoo.noise import MAX_SEED
-from sparsegen.zoo.restoration import pictures
-from sparsegen.zoo.restoration.damage import check_damage
-from sparsegen.zoo.restoration.pictures import MIN_SIDE, Picture, TooLarge
-from sparsegen.zoo.restoration.reading import read_picture
-from sparsegen.zoo.restoration.settings import (
-    FACTORS,
-    KINDS,
-    LOSSES,
-    MAX_ITERATIONS,
-    MAX_MEMBERS,
-    MAX_SIGMA,
-    PRESETS,
-    SPARSITIES,
-    Task,
-)
 
 logger = logging.getLogger(__name__)
 

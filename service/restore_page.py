@@ -15,6 +15,18 @@ from typing import Any, NamedTuple
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 from gradio.data_classes import FileData  # noqa: TID253
 
+from sparsegen.common.checks import check_integer
+from sparsegen.pictures.picture import Picture
+from sparsegen.pictures.reading import read_picture
+from sparsegen.restoration.damage import FACTORS, MAX_BLUR
+from sparsegen.restoration.settings import (
+    LOSSES,
+    MAX_MEMBERS,
+    MAX_SIGMA,
+    PRESETS,
+    SPARSITIES,
+    Task,
+)
 from sparsegen.service import markup, restoration
 from sparsegen.service.clients import client_of
 from sparsegen.service.decoding import decoders
@@ -22,19 +34,6 @@ from sparsegen.service.handlers import BROWSER_INTEGER, detail, told, whole
 from sparsegen.service.jobs import LIVE, UNHEARD, Store, StoreError
 from sparsegen.service.restoration import MAX_PIXELS
 from sparsegen.service.uploads import KEEP_UPLOADS
-from sparsegen.zoo.noise import check_integer
-from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.reading import read_picture
-from sparsegen.zoo.restoration.settings import (
-    FACTORS,
-    LOSSES,
-    MAX_BLUR,
-    MAX_MEMBERS,
-    MAX_SIGMA,
-    PRESETS,
-    SPARSITIES,
-    Task,
-)
 
 EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_examples.py
 SWEEP_UPLOADS = (60, KEEP_UPLOADS)  # Gradio looks for older ones every minute

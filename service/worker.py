@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from sparsegen.pictures.picture import Picture
+from sparsegen.restoration.settings import Task, fair_threads
 from sparsegen.service.decoding import decoders
 from sparsegen.service.jobs import BEAT_EVERY, STORED_PIXELS, Claim, Store, StoreError, open_store
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.options import Options
-from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.settings import Task, fair_threads
 
 if TYPE_CHECKING:
-    from sparsegen.zoo.restoration.restore import Restoration, TaskProgress
+    from sparsegen.restoration.restore import Restoration, TaskProgress
 
     Callback = Callable[[TaskProgress], bool | None]
     Run = Callable[[Task, Picture, Picture | None, Picture | None, Callback | None], Restoration[Picture]]
@@ -113,7 +113,7 @@ def work(
     Args:
         where: a Redis URL or a SQLite file; by default the environment variable SPARSEGEN_JOBS, else a file in
             the user's folder for states.
-        run: What does a job; by default `sparsegen.zoo.restoration.restore.run`, imported with the first job.
+        run: What does a job; by default `sparsegen.restoration.restore.run`, imported with the first job.
         once: End after one job, or at once if there is none.
         until_stdin_closes: End with the process that holds the other end of standard input, even if it is killed.
 
@@ -253,7 +253,7 @@ def _restore(
 ) -> "Restoration[Picture]":
     import torch  # seconds and memory, for the first job to spend
 
-    from sparsegen.zoo.restoration.restore import run
+    from sparsegen.restoration.restore import run
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(fair_threads(task.settings.members, int(os.environ.get(WORKERS, 1))))

@@ -16,7 +16,7 @@ import torch
 
 from sparsegen.zoo.blocks import LabelNorm
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.table1 import build
+from sparsegen.zoo.spec import build
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"

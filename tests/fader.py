@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import restorer
 
+from sparsegen.pictures.picture import Picture
+from sparsegen.restoration.settings import Task
 from sparsegen.service import worker
-from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.settings import Task
 
 BEST = 0.7  # of the iterations
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparsegen.pictures.picture import Picture
+from sparsegen.restoration.settings import Task
 from sparsegen.service import jobs, worker
-from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.settings import Task
 
 LEASE, BEAT_EVERY = 4.0, 0.4  # seconds; those of the product would make the tests slow
 ITERATION = 0.02

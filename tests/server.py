@@ -17,8 +17,7 @@ import torch
 from conftest import CLASSES, warmed
 
 from sparsegen.export.onnx_file import bundle
-from sparsegen.zoo.pretrained import save_pretrained
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 # Is imported by Python when it starts: torch cannot be imported, and every attempt is written down.
 NO_TORCH = """
@@ -138,7 +137,7 @@ def make_models(folder: Path) -> Path:
         else:
             with torch.no_grad():
                 generator.stages[0].conv.weight *= 20
-        path = save_pretrained(generator, folder / generator.spec.name, training={"steps": 3})
+        path = generator.save_pretrained(folder / generator.spec.name, training={"steps": 3})
         bundle(path)
     return folder
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.blocks import WEIGHTED, DownBlock, LabelNorm, Score, SelfAttention
-from sparsegen.zoo.table1 import ARCHITECTURES, ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 LABELS = torch.tensor([3, 0, 9])
 

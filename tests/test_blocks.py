@@ -15,7 +15,7 @@ from sparsegen.zoo import blocks
 from sparsegen.zoo.blocks import BatchNorm, DownBlock, LabelNorm, Score, SelfAttention, UpBlock
 from sparsegen.zoo.discriminator import in_unit_range, with_label_maps
 from sparsegen.zoo.residual import uniform_prior
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 
 def test_every_place_attends_to_the_largest_of_each_quad_as_a_loop_does() -> None:

@@ -10,10 +10,12 @@ from conftest import CLASSES
 from huggingface_hub import ModelCard
 
 from sparsegen.export.onnx_file import bundle
-from sparsegen.zoo.card import model_card
+from sparsegen.zoo import card
+from sparsegen.zoo.architectures import ARCHITECTURES
+from sparsegen.zoo.checkpoint import read_config
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import read_config, save_pretrained
-from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS, ModelSpec
+from sparsegen.zoo.regularizers import REGULARIZERS
+from sparsegen.zoo.spec import ModelSpec
 
 EVALUATION = {
     "metric": "fd-efficientnet-lite0",
@@ -33,6 +35,10 @@ TRAINING = {
 }
 
 
+def model_card(config: dict) -> str:
+    return card.model_card(ModelSpec.from_config(config).generator(), config)
+
+
 def config(regularizer: str, architecture: str = "dcgan", **about: object) -> dict:
     spec = ModelSpec.parse(f"{architecture}-8.{regularizer}")
     return {
@@ -41,7 +47,7 @@ def config(regularizer: str, architecture: str = "dcgan", **about: object) -> di
         "architecture": spec.architecture,
         "regularizer": regularizer,
         "atoms": spec.atoms,
-        "k": [dial.k for dial in spec.generator().dials],
+        "k": [dial.k for dial in spec.dials],
         "license": "apache-2.0",
         **about,
     }
@@ -128,7 +134,7 @@ def test_a_card_says_how_large_atoms_and_codes_are(
 
 
 def test_the_python_in_it_runs(tiny_conditional: Generator, tmp_path: Path) -> None:
-    folder = save_pretrained(tiny_conditional, tmp_path / "model")
+    folder = tiny_conditional.save_pretrained(tmp_path / "model")
     bundle(folder)
     blocks = re.findall(r"```python\n(.*?)```", model_card(read_config(folder)), re.DOTALL)
     assert len(blocks) == 2

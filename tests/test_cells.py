@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.runtime import open_sampler
 from sparsegen.training.data import Images
-from sparsegen.training.run import Plan, Run, Schedule
+from sparsegen.training.plan import Plan, Schedule
+from sparsegen.training.run import Run, open_run
 from sparsegen.zoo import noise
+from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.bundled import GRAPH
+from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import from_pretrained
-from sparsegen.zoo.table1 import ARCHITECTURES, REGULARIZERS
+from sparsegen.zoo.regularizers import REGULARIZERS
 
 CELLS = [f"{row}-8.{column}" for row in ARCHITECTURES for column in REGULARIZERS]
 
@@ -63,7 +65,7 @@ def make_cell(folder: Path, name: str) -> Cell:
     pixels = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=random)
     images = Images(pixels, torch.arange(32) % 10, "noise", "0" * 16, (), tuple(CLASSES))
     plan = Plan(name, None, "noise", "0" * 16, batch_size=4)
-    run = Run(folder, plan, images, Schedule(2, 1, 2), device="cpu")
+    run = open_run(folder, plan, images, Schedule(2, 1, 2), device="cpu")
     before = {
         f"{name}.{key}": parameter.detach().clone()
         for name, network in run.networks.trained.items()

@@ -20,8 +20,8 @@ from sparsegen.export.runtime import open_sampler
 from sparsegen.training.data import open_images
 from sparsegen.training.features import FeatureNetwork
 from sparsegen.zoo.bundled import MODELS, list_models
+from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
 
 
 class Done(NamedTuple):
@@ -54,12 +54,12 @@ def in_a_process(*arguments: object) -> Done:
 
 @pytest.fixture
 def model(tiny_ml: Generator, tmp_path: Path) -> Path:
-    return save_pretrained(tiny_ml, tmp_path / "model")
+    return tiny_ml.save_pretrained(tmp_path / "model")
 
 
 @pytest.fixture
 def conditional(tiny_conditional: Generator, tmp_path: Path) -> Path:
-    return save_pretrained(tiny_conditional, tmp_path / "conditional")
+    return tiny_conditional.save_pretrained(tmp_path / "conditional")
 
 
 @pytest.fixture
@@ -551,7 +551,7 @@ def test_export_takes_no_other_place_than_that_of_an_older_bundle(
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    save_pretrained(from_pretrained(model), tmp_path / "other")
+    from_pretrained(model).save_pretrained(tmp_path / "other")
     (tmp_path / "link").symlink_to(model)
     before = contents()
     for place, says in [

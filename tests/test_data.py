@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import folder_of, noise, parquet, png
 
+from pictures import folder_of, noise, parquet, png
+from sparsegen.common import files
 from sparsegen.training import data
 from sparsegen.training.data import Batches, Images, open_images
-from sparsegen.zoo import files
 
 
 @pytest.fixture(autouse=True)

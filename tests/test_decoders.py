@@ -13,15 +13,15 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT
-from pictures import encoded, noise, tiff_of_one_tile, tiff_of_tiles
 from PIL import Image, ImageCms
 from server import until
 
+from pictures import encoded, noise, tiff_of_one_tile, tiff_of_tiles
+from sparsegen.pictures.picture import TooLarge
+from sparsegen.pictures.reading import read_picture
 from sparsegen.service import decoding
 from sparsegen.service.decoding import Decoders, DecodersBusy
 from sparsegen.service.options import Options
-from sparsegen.zoo.restoration.pictures import TooLarge
-from sparsegen.zoo.restoration.reading import read_picture
 
 PICTURE = encoded(Image.fromarray(noise(0)))
 
@@ -92,7 +92,7 @@ def test_a_file_of_a_thousand_bytes_that_takes_gigabytes_is_refused_at_its_head(
     assert len(bomb) < 2000
     script = """
 import resource, sys
-from sparsegen.zoo.restoration.reading import read_picture
+from sparsegen.pictures.reading import read_picture
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_picture(sys.stdin.buffer.read(), "it")

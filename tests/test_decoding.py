@@ -6,10 +6,10 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import encoded, noise, png
 from PIL import Image
 
-from sparsegen.training.decoding import decode
+from pictures import encoded, noise, png
+from sparsegen.pictures.squares import decode
 
 
 def opened(stored, size=32):

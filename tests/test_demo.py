@@ -16,7 +16,7 @@ from server import running_server, small_models  # noqa: F401 (fixtures)
 from sparsegen.service import demo, markup, xray
 from sparsegen.service.models import open_model, open_models
 from sparsegen.zoo import bundled, noise
-from sparsegen.zoo.pretrained import from_pretrained
+from sparsegen.zoo.checkpoint import from_pretrained
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
 CONDITIONAL, CAT = "sagan-8.ml", 3

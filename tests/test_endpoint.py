@@ -40,7 +40,7 @@ from sparsegen.service.serve import serve
 from sparsegen.service.uploads import UPLOAD
 from sparsegen.zoo import noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
-from sparsegen.zoo.pretrained import from_pretrained
+from sparsegen.zoo.checkpoint import from_pretrained
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
 CONDITIONAL = "sagan-8.ml"

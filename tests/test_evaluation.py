@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from sparsegen.pictures import images as pixels
 from sparsegen.training.data import open_images
 from sparsegen.training.evaluation import Evaluation, Samples, draw, evaluate
 from sparsegen.training.features import FeatureNetwork, open_features
 from sparsegen.training.metrics import Statistics, frechet_distance
 from sparsegen.training.reference import reference_statistics
-from sparsegen.zoo import images as pixels
 from sparsegen.zoo import noise
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sparsegen.zoo import files
-from sparsegen.zoo.files import atomic_write, cache_folder, write_json
+from sparsegen.common import files
+from sparsegen.common.files import atomic_write, cache_folder, write_json
 
 
 def listing(folder):
@@ -71,7 +71,7 @@ def test_a_real_write_limit_leaves_old_weights_and_names_the_path(tmp_path):
     program = """
         import resource, sys, torch
         from safetensors.torch import save_file
-        from sparsegen.zoo.files import atomic_write
+        from sparsegen.common.files import atomic_write
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
         def tensors(file): save_file({"x": torch.ones(100_000)}, file)
@@ -134,7 +134,7 @@ def test_a_full_disk_is_named_also_where_numpy_does_not_say_it(tmp_path):
     target = tmp_path / "new.npy"
     code = f"""
 import numpy as np, resource, signal
-from sparsegen.zoo.files import atomic_write
+from sparsegen.common.files import atomic_write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:

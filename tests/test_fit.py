@@ -8,14 +8,14 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import sparsegen
-from sparsegen.zoo.restoration import settings
-from sparsegen.zoo.restoration.damage import known_pixels
-from sparsegen.zoo.restoration.fit import Best, Fit, LastGood, Progress, seeds
-from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask
-from sparsegen.zoo.restoration.pictures import from_array
-from sparsegen.zoo.restoration.reading import read_picture
-from sparsegen.zoo.restoration.restore import run, to_pixels
-from sparsegen.zoo.restoration.settings import (
+from sparsegen.pictures.picture import from_array
+from sparsegen.pictures.reading import read_picture
+from sparsegen.restoration import settings
+from sparsegen.restoration.damage import known_pixels
+from sparsegen.restoration.fit import Best, Fit, LastGood, Progress, seeds
+from sparsegen.restoration.operators import Blur, Downsample, Mask
+from sparsegen.restoration.restore import run, to_pixels
+from sparsegen.restoration.settings import (
     PRESETS,
     SPARSITIES,
     Exponential,
@@ -25,7 +25,7 @@ from sparsegen.zoo.restoration.settings import (
     Task,
     Widths,
 )
-from sparsegen.zoo.restoration.stopping import HeldOut
+from sparsegen.restoration.stopping import HeldOut
 
 TINY = Preset(
     Widths((8, 16, 16), (8, 16, 16), (4, 4, 4), "zeros"), inputs=8, betas=(0.9, 0.9), iterations=400

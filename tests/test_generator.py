@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.table1 import build
+from sparsegen.zoo.spec import build
 
 
 def test_one_unit_of_gamma_1_adds_one_atom_of_d1(tiny_ml: Generator) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 from answers import sentence
-from pictures import encoded
 from PIL import Image
 from server import Server, running_server, small_models  # noqa: F401 (two are fixtures)
 
+from pictures import encoded
 from sparsegen.service import page_events
 from sparsegen.service.errors import Refused
 from sparsegen.service.limits import MAX_FILES

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sparsegen.zoo.hardware import has_bfloat16
+from sparsegen.common.hardware import has_bfloat16
 
 
 @pytest.mark.parametrize(

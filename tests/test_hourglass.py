@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from sparsegen.restoration.hourglass import Hourglass
+from sparsegen.restoration.settings import PRESETS, Widths
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
-from sparsegen.zoo.restoration.hourglass import Hourglass
-from sparsegen.zoo.restoration.settings import PRESETS, Widths
 
 TINY = Widths((4, 6), (5, 3), (2, 1), "reflect")
 

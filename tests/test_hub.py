@@ -22,8 +22,8 @@ from huggingface_hub import ModelCard
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.runtime import open_sampler
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
-from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
-from sparsegen.zoo.table1 import build
+from sparsegen.zoo.checkpoint import from_pretrained
+from sparsegen.zoo.spec import build
 
 CARD = "README.md"
 PUSH = """
@@ -97,7 +97,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     generator = warmed(build("dcgan", "ml", atoms=8))
     generator.config = {"license": "mit"}
-    return save_pretrained(generator, tmp_path_factory.mktemp("hub") / "checkpoint", training={"steps": 3})
+    return generator.save_pretrained(tmp_path_factory.mktemp("hub") / "checkpoint", training={"steps": 3})
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_a_push_is_one_commit_and_its_card_says_what_the_model_is(hub: Hub, push
 
 
 def test_the_command_pushes_a_bundle_whole_and_nothing_else(hub: Hub, checkpoint: Path) -> None:
-    folder = save_pretrained(from_pretrained(checkpoint), checkpoint.parent / "bundle", torch.float16)
+    folder = from_pretrained(checkpoint).save_pretrained(checkpoint.parent / "bundle", torch.float16)
     bundle(folder)
     for stray in ("notes.txt", "state.safetensors", "run.json", "weights.bin"):
         (folder / stray).write_text("private")
@@ -203,7 +203,7 @@ def test_the_command_pushes_a_bundle_whole_and_nothing_else(hub: Hub, checkpoint
     assert set(files) == {".gitattributes", CONFIG, WEIGHTS, GRAPH, SYNTHESIS, CARD}
     for name in (CONFIG, WEIGHTS, GRAPH, SYNTHESIS):
         assert files[name] == (folder / name).read_bytes()
-    show = "import sys; from sparsegen.zoo.pretrained import find_checkpoint; print(find_checkpoint('me/bundle'))"
+    show = "import sys; from sparsegen.zoo.checkpoint import find_checkpoint; print(find_checkpoint('me/bundle'))"
     downloaded = Path(python(hub.url, checkpoint.parent / "served", "-c", show).strip())
     sampler = open_sampler(downloaded)
     assert np.array_equal(sampler.sample(3, seed=5), open_sampler(folder).sample(3, seed=5))

@@ -21,10 +21,12 @@ from huey.storage import MemoryStorage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
-from pictures import encoded
 from PIL import Image
 from server import free_port, until
 
+from pictures import encoded
+from sparsegen.pictures.reading import read_picture
+from sparsegen.restoration.settings import Task, fair_threads
 from sparsegen.service import jobs, worker
 from sparsegen.service.jobs import (
     END_SIZE,
@@ -44,8 +46,6 @@ from sparsegen.service.jobs import (
 )
 from sparsegen.service.serve import Crew
 from sparsegen.service.worker import CURVE, Curve, work
-from sparsegen.zoo.restoration.reading import read_picture
-from sparsegen.zoo.restoration.settings import Task, fair_threads
 
 FACTS = {"seconds": 20.0, "iteration": 5, "history": [[1, 0.5]], "stopped_because": "it is good"}
 
@@ -1050,7 +1050,7 @@ def test_fits_side_by_side_share_half_of_the_cores_or_what_members_need(
         (16, 2, 2, 4),
         (4, 2, 0, 2),
     ):
-        monkeypatch.setattr("sparsegen.zoo.restoration.settings.processors", lambda cores=cores: cores)
+        monkeypatch.setattr("sparsegen.restoration.settings.processors", lambda cores=cores: cores)
         assert fair_threads(members, fits) == threads
 
 
@@ -1067,8 +1067,8 @@ def test_a_worker_gives_each_hourglass_its_threads(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("sparsegen.zoo.restoration.settings.processors", lambda: 8)
-    monkeypatch.setattr("sparsegen.zoo.restoration.restore.run", lambda *given: given)
+    monkeypatch.setattr("sparsegen.restoration.settings.processors", lambda: 8)
+    monkeypatch.setattr("sparsegen.restoration.restore.run", lambda *given: given)
     told = []
     monkeypatch.setattr("torch.set_num_threads", told.append)
     task = Task.of(members=4)

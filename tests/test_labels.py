@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.labels import places, renumber
-from sparsegen.zoo.table1 import ARCHITECTURES, ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 
 @pytest.mark.parametrize(

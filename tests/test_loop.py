@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsegen.training.data import Batches, Images
 from sparsegen.training.loop import Networks, Progress, random_of, train
 from sparsegen.training.recipes import RECIPES, Recipe, half_then_linear, linear_decay, recipe_of
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 
 def batches(size: int = 4) -> Batches:

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sparsegen.zoo import images, noise
+from sparsegen.pictures import images
+from sparsegen.zoo import noise
 
 
 @given(seed=st.integers(0, 2**64 - 1), first=st.integers(0, 10_000), count=st.integers(1, 8))

@@ -19,10 +19,11 @@ from sparsegen.export import onnx_file
 from sparsegen.export.functions import DOMAIN, FUNCTIONS
 from sparsegen.export.onnx_file import STEPS, bundle, export
 from sparsegen.export.proof import Proof, compare_selection
+from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, sparsify
-from sparsegen.zoo.table1 import REGULARIZERS, build
+from sparsegen.zoo.regularizers import REGULARIZERS
+from sparsegen.zoo.spec import build
 
 CONV = "coder.stages.1.conv"
 
@@ -42,7 +43,7 @@ def saved(regularizer: str, folder: Path, dtype: torch.dtype = torch.float16) ->
     generator = warmed(build("dcgan", regularizer, atoms=8))
     generator.stages[0].conv.weight.data *= 40  # images of all colors, where the initial ones are gray
     generator.stages[0].conv.bias.data = torch.randn(3) / 4
-    save_pretrained(generator, folder, dtype)
+    generator.save_pretrained(folder, dtype)
     return from_pretrained(folder)
 
 
@@ -329,7 +330,7 @@ def test_other_weights_beside_the_graph_are_found_by_the_proof(tmp_path: Path) -
     with pytest.raises(RuntimeError, match="differ by"):
         export(generator, tmp_path / "generator.onnx", embed=False)
     assert not list(tmp_path.glob("*.onnx*"))
-    save_pretrained(build("dcgan", "baseline", atoms=4), tmp_path)
+    build("dcgan", "baseline", atoms=4).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds another network: its coder.* has the shape"):
         export(generator, tmp_path / "generator.onnx", embed=False)
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from sparsegen.zoo.restoration.operators import Blur, Downsample, Mask, image_shape
+from sparsegen.restoration.operators import Blur, Downsample, Mask
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -19,7 +19,7 @@ def test_shrinking_is_that_of_pillow(by: int, height: int, width: int, seed: int
     image = picture(height * by, width * by, 1, seed)
     small = Image.fromarray(image[0, 0].numpy()).resize((width, height), Image.Resampling.BICUBIC)
     assert np.allclose(Downsample(by)(image)[0, 0], np.asarray(small), atol=1e-5)
-    assert image_shape(Downsample(by), (1, 1, height, width)) == tuple(image.shape)
+    assert Downsample(by).image_shape((1, 1, height, width)) == tuple(image.shape)
 
 
 @settings(max_examples=20, deadline=None)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
-from sparsegen.zoo.restoration import reading
-from sparsegen.zoo.restoration.pictures import (
+from sparsegen.pictures import reading
+from sparsegen.pictures.picture import (
     MAX_PIXELS,
     Picture,
     check_suffix,
@@ -29,7 +29,7 @@ from sparsegen.zoo.restoration.pictures import (
     to_array,
     write_picture,
 )
-from sparsegen.zoo.restoration.reading import read_picture
+from sparsegen.pictures.reading import read_picture
 
 H, W = 18, 21
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -473,7 +473,7 @@ def test_paths_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_a_pipe_is_read() -> None:
     script = (
-        "import sys; from sparsegen.zoo.restoration.reading import read_picture; "
+        "import sys; from sparsegen.pictures.reading import read_picture; "
         "print(read_picture('/dev/stdin').pixels.shape, 'torch' in sys.modules, 'imagecodecs' in sys.modules)"
     )
     content = encoded(samples(), "PNG")

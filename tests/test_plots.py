@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparsegen.zoo import noise, plots
+from sparsegen.pictures.images import atom_pictures, grid
+from sparsegen.reproduce import plots
+from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.images import atom_pictures, grid
 
 
 @pytest.mark.parametrize("level", [1, 2])

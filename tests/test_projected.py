@@ -28,8 +28,8 @@ from sparsegen.training.projected import (
 from sparsegen.training.recipes import RECIPES, recipe_of
 from sparsegen.training.terms import Draw, Forward
 from sparsegen.zoo.bundled import COMPANIONS
-from sparsegen.zoo.pretrained import from_pretrained, save_companions
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.checkpoint import from_pretrained, save_companions
+from sparsegen.zoo.spec import ModelSpec
 
 PROJECTED = {"model": "biggan-8.ml.projected", "features": "cifar10-classifier", "batch_size": 4}
 

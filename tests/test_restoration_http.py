@@ -18,13 +18,13 @@ import restorer
 from answers import fuzz, sentence
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from pictures import encoded, tiff_of_one_tile, tiff_of_tiles
 from PIL import Image
 from server import Server, small_models, start, until  # noqa: F401 (one is a fixture)
 
+from pictures import encoded, tiff_of_one_tile, tiff_of_tiles
+from sparsegen.pictures.reading import read_picture
 from sparsegen.service import restoration
 from sparsegen.service.options import Options
-from sparsegen.zoo.restoration.reading import read_picture
 
 SERVE = (
     "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"

@@ -12,10 +12,10 @@ import pytest
 from conftest import ROOT
 from gradio import Error
 from gradio.data_classes import FileData
-from pictures import encoded
 from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
+from pictures import encoded
 from sparsegen.service import markup, restoration, restore_page, worker
 from sparsegen.service.jobs import MAX_WAITING, Store, StoreError, open_store
 from sparsegen.service.options import Options
@@ -252,7 +252,7 @@ def test_every_example_can_be_restored_with_its_settings(tab, index):
 def test_the_examples_are_part_of_the_package_and_of_the_bento():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert data["sparsegen.service"] == ["examples/*"]
-    assert "  - /service/examples/*\n" in (ROOT / "bentofile.yaml").read_text()
+    assert "  - /sparsegen/service/examples/*\n" in (ROOT / "bentofile.yaml").read_text()
     named = {name for example in restore_page.SHOWN for name in (example.image, example.mask) if name}
     assert named == {path.name for path in restore_page.EXAMPLES.iterdir()}
 

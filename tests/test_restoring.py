@@ -22,14 +22,14 @@ from PIL import Image
 from rich.console import Console
 from test_cli import CLI, assert_refused, sparsegen  # noqa: F401
 
-from sparsegen import reporting, restoring
-from sparsegen.zoo.interrupt import stop_on_interrupt
-from sparsegen.zoo.restoration import restore, tiles
-from sparsegen.zoo.restoration.fit import Progress
-from sparsegen.zoo.restoration.pictures import Picture, from_array
-from sparsegen.zoo.restoration.reading import read_picture
-from sparsegen.zoo.restoration.settings import Task
-from sparsegen.zoo.restoration.tiles import TiledProgress, run_tiled
+from sparsegen.cli import console
+from sparsegen.common.interrupt import stop_on_interrupt
+from sparsegen.pictures.picture import Picture, from_array
+from sparsegen.pictures.reading import read_picture
+from sparsegen.restoration import batch, restore, results, tiles
+from sparsegen.restoration.fit import Progress
+from sparsegen.restoration.settings import Task
+from sparsegen.restoration.tiles import TiledProgress, run_tiled
 
 SIDE = 64
 FEW = ("--iterations", 10)
@@ -47,7 +47,7 @@ def save(path: Path, values: np.ndarray) -> Path:
 @pytest.fixture(autouse=True)
 def no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine these few iterations may take long enough for a line of progress."""
-    monkeypatch.setattr(reporting, "LINE_EVERY", np.inf)
+    monkeypatch.setattr(console, "LINE_EVERY", np.inf)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_tiled_picture_is_that_of_run_tiled(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reporting, "LINE_EVERY", 0)
+    monkeypatch.setattr(console, "LINE_EVERY", 0)
     wide = save(folder / "wide.png", np.hstack([NOISY, NOISY[:, :20]]))
     done = sparsegen("denoise", wide, "--out", folder / "o.png", "--tile", SIDE, "--workers", 1, "--preview",
                      "--history", folder / "h.csv", *FEW)  # fmt: skip
@@ -157,7 +157,7 @@ def test_sigma_where_nothing_makes_use_of_it_is_told(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(restoring, "restore_one", lambda *_: None)
+    monkeypatch.setattr(batch, "restore_one", lambda *_: None)
     command = ("denoise", folder / "noisy.png", "--out", folder / "o.png", "--sigma", 25)
     assert sparsegen(*command).stderr == ""
     for more in (("--preset", "paper"), ("--loss", "l1")):
@@ -166,7 +166,7 @@ def test_sigma_where_nothing_makes_use_of_it_is_told(
 
 def test_equal_pictures_have_an_infinite_psnr() -> None:
     picture = from_array(WAVE)
-    assert reporting.figures(picture, picture, picture) == "PSNR inf -> inf dB, SSIM 1.000 -> 1.000"
+    assert results.measures(picture, picture, picture) == "PSNR inf -> inf dB, SSIM 1.000 -> 1.000"
 
 
 BAD = [
@@ -239,7 +239,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     if "no pixel" in says:
         save(folder / "box.png", np.ones((SIDE, SIDE)))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(restoring, "restore_one", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(batch, "restore_one", lambda *_: pytest.fail("the work began"))
     before = contents(folder)
     out = () if "--out" in arguments else ("--out", "out/out.png" if "out/out.png" in arguments else "out")
     assert_refused(sparsegen(*arguments, *out), says)
@@ -320,7 +320,7 @@ def test_what_tiles_that_fail_leave_is_written(
     def fail(*_: object) -> None:
         raise tiles.Unfinished("1 of 4 tiles failed, and are as they were: no memory", outcome)
 
-    monkeypatch.setattr(restoring, "run", fail)
+    monkeypatch.setattr(batch, "run", fail)
     done = sparsegen(
         "denoise", folder / "noisy.png", "--out", folder / "o.png", "--history", folder / "h.png"
     )
@@ -368,16 +368,16 @@ def test_compare_history_and_preview_are_written_beside_the_picture(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen, write = [], reporting.write_picture
+    seen, write = [], results.write_picture
 
     def spy(path: Path, picture: Picture) -> None:
         write(path, picture)
         seen.append((path.name, read_picture(path).pixels.shape))
 
-    monkeypatch.setattr(reporting, "write_picture", spy)
-    monkeypatch.setattr(reporting, "PREVIEW_EVERY", 0)
-    monkeypatch.setattr(reporting, "PREVIEW_SHARE", np.inf)
-    monkeypatch.setattr(reporting, "LINE_EVERY", 0)
+    monkeypatch.setattr(results, "write_picture", spy)
+    monkeypatch.setattr(results, "PREVIEW_EVERY", 0)
+    monkeypatch.setattr(results, "PREVIEW_SHARE", np.inf)
+    monkeypatch.setattr(console, "LINE_EVERY", 0)
     done = sparsegen("denoise", folder / "noisy.png", "--out", folder / "out" / "a.tif", "--compare", "--preview",
                      "--clean", folder / "clean.png", "--history", folder / "h.csv", *FEW)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -409,9 +409,9 @@ def test_the_history_is_drawn_also_where_nothing_watched(
         [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (1,))],
     )
     outcome = restore.Restoration(from_array(WAVE), history, "all 10 iterations are done", 10, 10, 1.0)
-    reporting.write_history(folder / "unwatched.csv", outcome)
+    results.write_history(folder / "unwatched.csv", outcome)
     assert (folder / "unwatched.csv").read_text().splitlines()[1] == "1,0.5,,1"
-    reporting.write_history(folder / "unwatched.png", outcome)
+    results.write_history(folder / "unwatched.png", outcome)
     done = sparsegen(
         "denoise",
         folder / "noisy.png",
@@ -429,12 +429,12 @@ def test_the_history_is_drawn_also_where_nothing_watched(
 
 def test_an_enlarged_picture_is_compared_with_its_bicubic_enlargement(tmp_path: Path) -> None:
     small, large = from_array(WAVE[::2, ::2]), from_array(WAVE)
-    before = reporting.enlarged(small, large)
+    before = results.enlarged(small, large)
     assert before.pixels.shape == large.pixels.shape
     assert np.abs(before.pixels - large.pixels).mean() < 0.02
     gray = from_array(WAVE[..., 0])
-    assert reporting.enlarged(gray, gray) is gray
-    reporting.write_side_by_side(tmp_path / "sheet.png", [gray, gray])
+    assert results.enlarged(gray, gray) is gray
+    results.write_side_by_side(tmp_path / "sheet.png", [gray, gray])
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 1.9 * sheet.height
 
@@ -442,19 +442,19 @@ def test_an_enlarged_picture_is_compared_with_its_bicubic_enlargement(tmp_path: 
 def test_on_a_terminal_there_is_a_bar_that_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(
-        reporting, "err", Console(file=screen, force_terminal=True, width=80, color_system=None)
+        console, "err", Console(file=screen, force_terminal=True, width=80, color_system=None)
     )
     now = Progress(2990, 0.1, None, None, None, 0.00992, 2980, (), 1495, 0.6, looked=True)
-    with reporting.shown("a [bold]name[red] that is long.png", 3000) as show:
+    with console.shown("a [bold]name[red] that is long.png", 3000) as show:
         show(now)
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue()))
     bar = r"a \[bold\]name\S* [━╸╺ ]* 2990/3000 statistic 0.00992 \(best: 2980\) 00:01-00:05 left"
     assert any(re.fullmatch(bar, line.strip()) for line in lines), lines
     unwatched = replace(now, statistic=None, best_iteration=None, seconds_left=5.2)
-    assert reporting.state_of(unwatched, 3000) == (2990 / 3000, "2990/3000 loss 0.1 00:05 left")
+    assert console.state_of(unwatched, 3000) == (2990 / 3000, "2990/3000 loss 0.1 00:05 left")
     tiled = TiledProgress(123, 1, 4, 0.00992, 30, 60, lambda: None)
     state = "1/4 tiles, iteration 123 statistic 0.00992 01:00 left"
-    assert reporting.state_of(tiled, 3000) == (pytest.approx(1 / 3), state)
+    assert console.state_of(tiled, 3000) == (pytest.approx(1 / 3), state)
 
 
 def test_ctrl_c_writes_the_best_so_far(folder: Path) -> None:
@@ -488,8 +488,8 @@ def _signalled(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
         while pending and "preview" in path.name:
             signal.raise_signal(pending.pop())
 
-    pending, original = list(numbers), reporting.write_picture
-    monkeypatch.setattr(reporting, "write_picture", write)
+    pending, original = list(numbers), results.write_picture
+    monkeypatch.setattr(results, "write_picture", write)
 
 
 def test_sigterm_is_as_ctrl_c_and_a_second_one_ends_at_once(
@@ -580,7 +580,7 @@ def test_a_result_that_cannot_be_encoded_is_kept_as_an_array(
         raise ValueError("a bug of the encoder")
 
     monkeypatch.setattr(Picture, "encode", encode)
-    place, [problem] = reporting.save(tmp_path / "a.png", from_array(WAVE))
+    place, [problem] = results.save(tmp_path / "a.png", from_array(WAVE))
     assert problem == f"a bug of the encoder; the restored picture is kept in {place}"
     assert np.array_equal(np.load(place), WAVE.astype(np.float32))
     assert place.is_relative_to(tmp_path / "temporary") and not (tmp_path / "a.png").exists()
@@ -592,8 +592,8 @@ def test_a_full_disk_is_found_before_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     usage = type("Usage", (), {"free": SIDE * SIDE * 3 * 4 - 1})
-    monkeypatch.setattr(restoring.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(restoring, "restore_one", lambda *_: None)
+    monkeypatch.setattr(batch.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(batch, "restore_one", lambda *_: None)
     command = ("upscale", folder / "noisy.png", "--out", folder / "o.png", "--by", 2)
     assert_refused(sparsegen(*command), "the disk has 0.0492 MB left, the picture may take 0.0492 MB")
     usage.free += 1

@@ -19,18 +19,10 @@ from safetensors.torch import load_file
 
 from sparsegen.training import run as run_module
 from sparsegen.training.data import Images
-from sparsegen.training.run import (
-    STATE,
-    Plan,
-    Run,
-    Schedule,
-    append_line,
-    checkpoints,
-    find_device,
-    read_lines,
-)
+from sparsegen.training.plan import Plan, Schedule, checkpoints, find_device
+from sparsegen.training.run import STATE, Run, append_line, open_run, read_lines
 from sparsegen.zoo.bundled import COMPANIONS, CONFIG, WEIGHTS
-from sparsegen.zoo.pretrained import from_pretrained
+from sparsegen.zoo.checkpoint import from_pretrained
 
 COLUMNS = ["baseline", "l0_inf", "l0", "l1", "ml"]
 
@@ -81,7 +73,7 @@ def start(
 ) -> Run:
     schedule = Schedule(steps, measure_every=2, save_every=save_every, judge_every=judge_every)
     images = pictures(labels=labels)
-    run = Run(folder, plan(regularizer, **changes), images, schedule, resume, device="cpu")
+    run = open_run(folder, plan(regularizer, **changes), images, schedule, resume, device="cpu")
     run.judge = judge
     return run
 
@@ -344,7 +336,7 @@ def test_fine_tuning_keeps_what_was_learned_of_a_class_whatever_its_number(
         pass
     source = tmp_path / "first" / "checkpoints" / "00000002"
     images = replace(pictures(labels=3), classes=("c", "new", "j"))
-    tuned = Run(
+    tuned = open_run(
         tmp_path / "second", plan(model=model, start_from=str(source)), images, Schedule(2), device="cpu"
     )
     was, z = from_pretrained(source), torch.randn(1, tuned.networks.averaged.z_dim)
@@ -378,7 +370,7 @@ def test_images_whose_classes_have_no_names_leave_those_that_are_known(tmp_path:
         pass
     source = str(tmp_path / "first" / "checkpoints" / "00000001")
     images = replace(pictures(labels=4), classes=())
-    tuned = Run(
+    tuned = open_run(
         tmp_path / "second", plan(model="cgan-8.ml", start_from=source), images, Schedule(2), device="cpu"
     )
     assert tuned.networks.averaged.class_names == ("a", "b", "c", "3")
@@ -583,7 +575,7 @@ def test_a_conditional_run_without_labels_is_told_why_there_are_none(tmp_path: P
     with pytest.raises(
         ValueError, match=r"noise has no labels \(stray.png lies outside of a class folder\): give"
     ):
-        Run(tmp_path / "run", plan(model="cgan-8.ml"), images, Schedule(2), device="cpu")
+        open_run(tmp_path / "run", plan(model="cgan-8.ml"), images, Schedule(2), device="cpu")
 
 
 def test_a_run_is_known_by_its_data_not_by_how_they_are_spelled(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from sparsegen.export import runtime
 from sparsegen.export.onnx_file import bundle, export
 from sparsegen.export.runtime import OnnxSampler, open_sampler
 from sparsegen.zoo import bundled, noise
+from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.dial import Dial
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.pretrained import from_pretrained, save_pretrained
-from sparsegen.zoo.table1 import build
+from sparsegen.zoo.spec import build
 
 
 def saved(regularizer: str, folder: Path) -> Path:
@@ -28,7 +28,7 @@ def saved(regularizer: str, folder: Path) -> Path:
     generator = warmed(build("dcgan", regularizer, atoms=8))
     generator.stages[0].conv.weight.data *= 40  # images of all colors, where the initial ones are gray
     generator.stages[0].conv.bias.data = torch.randn(3) / 4
-    save_pretrained(generator, folder, torch.float16)
+    generator.save_pretrained(folder, torch.float16)
     bundle(folder)
     return folder
 
@@ -182,7 +182,7 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     generator = warmed(build("biggan", "l0_inf", atoms=8))
     generator.config = {"class_names": CLASSES}
-    folder = save_pretrained(generator, tmp_path_factory.mktemp("bundles") / "biggan-8.l0_inf")
+    folder = generator.save_pretrained(tmp_path_factory.mktemp("bundles") / "biggan-8.l0_inf")
     bundle(folder)
     return folder
 

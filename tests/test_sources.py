@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hub import Handler, Hub, Refused
-from pictures import folder_of, noise, parquet, png
 from PIL import Image
 
+from pictures import folder_of, noise, parquet, png
 from sparsegen.training.data import open_images
 from sparsegen.training.sources import NoSplitError
 

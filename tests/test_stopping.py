@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from sparsegen.tables import RECORDS, read_records
-from sparsegen.zoo.restoration import stopping
-from sparsegen.zoo.restoration.settings import PRESETS, Task, typical_iterations
-from sparsegen.zoo.restoration.stopping import FittedNoise, HeldOut, estimate_sigma
+from sparsegen.reproduce.tables import RECORDS, read_records
+from sparsegen.restoration import stopping
+from sparsegen.restoration.settings import PRESETS, Task, typical_iterations
+from sparsegen.restoration.stopping import FittedNoise, HeldOut, estimate_sigma
 
 SIGMA = 0.1
 

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from sparsegen.reproduce import paper
+from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.table1 import ARCHITECTURES, PAPER_FID, REGULARIZERS, ModelSpec, build
+from sparsegen.zoo.regularizers import REGULARIZERS
+from sparsegen.zoo.spec import ModelSpec, build
 
 cells = pytest.mark.parametrize(
     ("architecture", "regularizer"), [(row, column) for row in ARCHITECTURES for column in REGULARIZERS]
@@ -153,7 +156,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones(name: str, message: str) -
 
 def test_the_paper_has_a_figure_for_each_cell_of_its_own_rows() -> None:
     rows = ARCHITECTURES.keys() - {"wgan_gp_resnet", "sngan_resnet", "biggan_tapered"}
-    assert {row: set(figures) for row, figures in PAPER_FID.items()} == {
+    assert {row: set(figures) for row, figures in paper.FID.items()} == {
         row: set(REGULARIZERS) for row in rows
     }
 

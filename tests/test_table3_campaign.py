@@ -12,10 +12,10 @@ from PIL import Image
 from scipy import stats
 
 from benchmarks import dip, table3
-from sparsegen import tables
-from sparsegen.tables import RECORDS
-from sparsegen.zoo.files import read_lines
-from sparsegen.zoo.restoration import settings
+from sparsegen.common.files import read_lines
+from sparsegen.reproduce import tables
+from sparsegen.reproduce.tables import RECORDS
+from sparsegen.restoration import settings
 
 GRAY = np.full((200, 200, 3), 0.5, np.float32)
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sparsegen.figures import tradeoff
-from sparsegen.tables import TABLES, by_column, read_records, show_table1, show_table2
-from sparsegen.zoo.table1 import PAPER_FID, REGULARIZERS, ModelSpec
+from sparsegen.reproduce import paper
+from sparsegen.reproduce.tables import TABLES, by_column, read_records, show_table1, show_table2
+from sparsegen.reproduce.tradeoff import tradeoff
+from sparsegen.zoo.regularizers import REGULARIZERS
+from sparsegen.zoo.spec import ModelSpec
 
 
 def record(row: str, column: str, distance: float, seed: int = 0, **more: object) -> dict:
@@ -23,7 +25,7 @@ def record(row: str, column: str, distance: float, seed: int = 0, **more: object
         "fingerprint": "f",
         "metric": "fd-x",
     }
-    k = [dial.k for dial in spec.generator().dials]
+    k = [dial.k for dial in spec.dials]
     share = {"share": 1.0, "rate": 1.0, "density": [0.25, 0.5]}
     return {
         "architecture": row,
@@ -74,9 +76,9 @@ def test_a_column_is_summed_up_over_the_rows_that_have_it() -> None:
     changes = np.array([-20.0, -4.0, 6.0])
     error = changes.std(ddof=1) / 3**0.5
     assert f"-6.0 ± {error:.1f} %, better in 2 of 3" in lines["all"] and lines["all"].count("better") == 1
-    fids = PAPER_FID["sngan"], PAPER_FID["sagan"], PAPER_FID["ssgan"]
-    paper = np.mean([100 * (row["l0_inf"] / row["baseline"] - 1) for row in fids])
-    assert f"{paper:+.1f} ± " in lines["of"] and "better in 3 of 3" in lines["of"]
+    fids = paper.FID["sngan"], paper.FID["sagan"], paper.FID["ssgan"]
+    theirs = np.mean([100 * (row["l0_inf"] / row["baseline"] - 1) for row in fids])
+    assert f"{theirs:+.1f} ± " in lines["of"] and "better in 3 of 3" in lines["of"]
 
 
 # Copied from the paper, in its order: baseline, L0,∞, L0, L1, ML.

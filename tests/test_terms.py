@@ -16,8 +16,9 @@ from sparsegen.training import augment, terms
 from sparsegen.training.augment import Augment, nothing
 from sparsegen.training.recipes import LOW_DATA, PENALTIES, RECIPES, recipe_of
 from sparsegen.training.terms import Draw, Forward
+from sparsegen.zoo.regularizers import REGULARIZERS
 from sparsegen.zoo.residual import uniform_prior
-from sparsegen.zoo.table1 import REGULARIZERS, ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 scores = st.lists(st.floats(-90, 90), min_size=1, max_size=5)
 

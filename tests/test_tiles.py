@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sparsegen.zoo.restoration import tiles
-from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.plan import plan
-from sparsegen.zoo.restoration.restore import Restoration, run
-from sparsegen.zoo.restoration.settings import Task
-from sparsegen.zoo.restoration.tiles import OVERLAP, TILE, WHOLE, Unfinished, estimate, run_tiled
+from sparsegen.pictures.picture import Picture
+from sparsegen.restoration import tiles
+from sparsegen.restoration.kinds import check_damage
+from sparsegen.restoration.plan import plan
+from sparsegen.restoration.restore import Restoration, run, run_checked
+from sparsegen.restoration.settings import Task
+from sparsegen.restoration.tiles import OVERLAP, TILE, WHOLE, Unfinished, estimate, run_tiled
 
 HISTORY = np.zeros(1, [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (1,))])
 
@@ -46,14 +47,16 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Task, Picture]]:
     """What was fitted, by a stand-in for the fit that knows the answer: what it got, enlarged if need be."""
     fitted = []
 
-    def answer(
-        task: Task, picture: Picture, mask: object, kernel: object, callback: Callable
-    ) -> Restoration[Picture]:
+    def answer(task: Task, picture: Picture, damage: object, callback: Callable) -> Restoration[Picture]:
         fitted.append((task, picture))
         return Restoration(enlarged(picture, task.by) if task.by else picture, HISTORY, "", 10, 10, 1.0)
 
-    monkeypatch.setattr(tiles, "run", answer)
+    monkeypatch.setattr(tiles, "run_checked", answer)
     return fitted
+
+
+def known(mask: Picture) -> np.ndarray:
+    return check_damage(Task.of(kind="inpaint"), mask)
 
 
 def holes(height: int, width: int, where: tuple[slice, slice]) -> Picture:
@@ -112,7 +115,7 @@ def test_an_overlap_of_more_than_a_third_is_refused(tile: int, overlap: int) -> 
 )  # fmt: skip
 def test_tiles_are_put_where_they_were_cut_out(fits: list, given_: dict) -> None:
     task, picture = Task.of(**given_), smooth(101, 75, noise=0.1)
-    outcome = run_tiled(task, picture, tile=64, overlap=16)
+    outcome = run_tiled(task, picture, check_damage(task), tile=64, overlap=16)
     expected = enlarged(picture, task.by or 1) if task.by else picture
     assert len(fits) > 1
     np.testing.assert_allclose(outcome.image.pixels, expected.pixels, atol=1e-5)
@@ -120,7 +123,8 @@ def test_tiles_are_put_where_they_were_cut_out(fits: list, given_: dict) -> None
 
 
 def test_a_blur_is_undone_with_its_reach_around_every_tile(fits: list) -> None:
-    run_tiled(Task.of(kind="deblur", kernel="gaussian:3"), smooth(150, 40), tile=96, overlap=16)
+    task = Task.of(kind="deblur", kernel="gaussian:3")
+    run_tiled(task, smooth(150, 40), check_damage(task), tile=96, overlap=16)
     cut = plan(150, 40, 96 - 2 * 9, 16)
     heights = [
         tile.rows.stop - tile.rows.start + (9 if i in (0, len(cut) - 1) else 18) for i, tile in enumerate(cut)
@@ -135,7 +139,7 @@ def test_a_tile_brighter_than_its_neighbor_shows_no_edge(monkeypatch: pytest.Mon
     def tinted(task: Task, picture: Picture, *_: object) -> Restoration[Picture]:
         return Restoration(Picture(picture.pixels + 0.2 * (next(count) % 2)), HISTORY, "", 10, 10, 1.0)
 
-    monkeypatch.setattr(tiles, "run", tinted)
+    monkeypatch.setattr(tiles, "run_checked", tinted)
     flat = Picture(np.full((64, 176, 1), 0.4, np.float32))
     restored = run_tiled(Task.of(sigma=10), flat, tile=64, overlap=16).image.pixels
     assert restored.max() - restored.min() > 0.19
@@ -156,16 +160,16 @@ def test_every_tile_estimates_its_noise_and_has_a_seed_of_its_own(fits: list) ->
 
 def test_a_tile_without_holes_is_left_as_it_is_or_denoised_if_there_is_noise(fits: list) -> None:
     picture, mask = smooth(64, 176, noise=0.1), holes(64, 176, np.s_[20:30, 10:20])
-    run_tiled(Task.of(kind="inpaint"), picture, mask, tile=64, overlap=16)
+    run_tiled(Task.of(kind="inpaint"), picture, known(mask), tile=64, overlap=16)
     assert [task.kind for task, _ in fits] == ["inpaint"]
     fits.clear()
-    run_tiled(Task.of(kind="inpaint", sigma=20), picture, mask, tile=64, overlap=16)
+    run_tiled(Task.of(kind="inpaint", sigma=20), picture, known(mask), tile=64, overlap=16)
     assert [task.kind for task, _ in fits] == ["inpaint", "denoise", "denoise", "denoise"]
 
 
 def test_a_tile_with_little_around_its_hole_gets_more_of_its_neighborhood(fits: list) -> None:
     picture, mask = smooth(200, 200), holes(200, 200, np.s_[55:148, 55:148])
-    outcome = run_tiled(Task.of(kind="inpaint"), picture, mask, tile=64, overlap=0)
+    outcome = run_tiled(Task.of(kind="inpaint"), picture, known(mask), tile=64, overlap=0)
     # tiles of 50 grow in steps of 6, each until a quarter around it is known
     assert [fitted.pixels.shape[0] for _, fitted in fits] == [62, 62, 62, 74]
     assert np.abs(outcome.image.pixels - picture.pixels).max() < 1e-6
@@ -175,7 +179,7 @@ def test_what_a_mask_has_transparent_is_known_in_tiles_too(fits: list[tuple[Task
     """A stroke on a layer of its own, white all over, as image editors save it."""
     picture, stroke = smooth(64, 176, noise=0.1), holes(64, 176, np.s_[20:30, 10:20])
     mask = Picture(np.ones((64, 176, 1), np.float32), alpha=0.5 * stroke.pixels[..., 0])
-    run_tiled(Task.of(kind="inpaint"), picture, mask, tile=64, overlap=16)
+    run_tiled(Task.of(kind="inpaint"), picture, known(mask), tile=64, overlap=16)
     ((task, _),) = fits  # the other tiles have no hole
     assert task.kind == "inpaint"
 
@@ -185,7 +189,8 @@ def test_a_kernel_that_is_larger_than_the_picture_is_refused_before_any_work(
 ) -> None:
     kernel = Picture(np.ones((31, 31, 1), np.float32))
     with pytest.raises(ValueError, match="smaller than the blur kernel of 31 x 31"):
-        run_tiled(Task.of(kind="deblur", kernel="file"), smooth(20, 176), kernel=kernel, tile=64, overlap=16)
+        task = Task.of(kind="deblur", kernel="file")
+        run_tiled(task, smooth(20, 176), check_damage(task, None, kernel, (20, 176)), tile=64, overlap=16)
     assert not fits
 
 
@@ -198,7 +203,8 @@ def test_a_mask_that_leaves_a_tile_nothing_to_go_by_is_refused_before_any_work(
     fits: list, where: tuple[slice, slice], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run_tiled(Task.of(kind="inpaint"), smooth(200, 200), holes(200, 200, where), tile=64, overlap=16)
+        mask = known(holes(200, 200, where))
+        run_tiled(Task.of(kind="inpaint"), smooth(200, 200), mask, tile=64, overlap=16)
     assert not fits
 
 
@@ -226,7 +232,7 @@ def test_a_picture_of_one_tile_is_fitted_as_a_whole() -> None:
 
 def test_the_sum_does_not_depend_on_which_tile_ends_first() -> None:
     task, picture = Task.of(sigma=25), smooth(130, 130, noise=0.1)
-    jobs = tiles._jobs(task, picture, None, None, 64, 16)
+    jobs = tiles._jobs(task, picture, None, 64, 16)
     reports = [
         tiles._Report(job.index, job.observed() + 0.1 * job.index, 10, 0, 1.0, 0.1, HISTORY, 10, True)
         for job in jobs
@@ -244,7 +250,7 @@ def test_the_sum_does_not_depend_on_which_tile_ends_first() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_time_left_goes_by_what_finished_tiles_took(workers: int) -> None:
     task, picture = Task.of(sigma=25), smooth(64, 176)
-    jobs = tiles._jobs(task, picture, None, None, 64, 16)
+    jobs = tiles._jobs(task, picture, None, 64, 16)
     tally = tiles._Tally(task, picture, jobs, workers)
     under_way = tiles._Report(1, jobs[1].observed(), 50, 60, 5.0, 0.3)
     tally.hear(under_way)
@@ -295,9 +301,9 @@ def test_an_estimate_is_measured(task, expected, monkeypatch: pytest.MonkeyPatch
             asked.append(given_[-1](progress))
             return asked[-1]
 
-        run(*given_[:-1], told)
+        run_checked(*given_[:-1], told)
 
-    monkeypatch.setattr(tiles, "run", paced)
+    monkeypatch.setattr(tiles, "run_checked", paced)
     found = estimate(task, smooth(64, 112, noise=0.1), tile=64, overlap=16)
     assert asked == [False] * 5 + [True]
     assert found.tiles == 2 and expected(round(found.seconds / 7 / 2))
@@ -355,7 +361,7 @@ def test_what_a_killed_worker_did_not_do_is_done_by_half_as_many(caplog: pytest.
 
 def failing(fits: list, fail: set[int], monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Lets the fits of those numbers fail, each so many times."""
-    answer, failed = tiles.run, {number: 0 for number in fail}
+    answer, failed = tiles.run_checked, {number: 0 for number in fail}
     order: list[int] = []
 
     def run(task: Task, *rest: object) -> Restoration[Picture]:
@@ -367,7 +373,7 @@ def failing(fits: list, fail: set[int], monkeypatch: pytest.MonkeyPatch, times: 
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return answer(task, *rest)
 
-    monkeypatch.setattr(tiles, "run", run)
+    monkeypatch.setattr(tiles, "run_checked", run)
 
 
 def test_tiles_that_fail_leave_the_others_done(fits: list, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,9 +403,9 @@ def test_who_wants_no_more_is_heard_before_any_tile_has_begun() -> None:
 def test_nothing_is_left_running_when_the_parent_is_killed() -> None:
     script = """
 import numpy as np
-from sparsegen.zoo.restoration.pictures import Picture
-from sparsegen.zoo.restoration.settings import Task
-from sparsegen.zoo.restoration.tiles import run_tiled
+from sparsegen.pictures.picture import Picture
+from sparsegen.restoration.settings import Task
+from sparsegen.restoration.tiles import run_tiled
 
 if __name__ == "__main__":
     picture = Picture(np.full((64, 160, 3), 0.5, np.float32))

@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.training import SETTINGS, Mimicry, StudioGan, Usual, check
 from sparsegen.training.loop import Networks
 from sparsegen.training.recipes import recipe_of
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 
 @pytest.fixture(params=SETTINGS)

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsegen.zoo.files import atomic_write
+from sparsegen.common.files import atomic_write
 
 log = logging.getLogger(__name__)
 

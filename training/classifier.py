@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsegen.common.hardware import has_bfloat16
 from sparsegen.training.data import Images, open_images
-from sparsegen.zoo.hardware import has_bfloat16
-from sparsegen.zoo.pretrained import write_tensors
+from sparsegen.zoo.weights import write_tensors
 
 log = logging.getLogger(__name__)
 

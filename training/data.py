@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsegen.common.files import cache_folder
+from sparsegen.pictures.squares import decode
 from sparsegen.training.cache import keep, kept
-from sparsegen.training.decoding import decode
 from sparsegen.training.sources import BLOCK, Rows, find_source
-from sparsegen.zoo.files import cache_folder
 from sparsegen.zoo.noise import check_seed
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,10 @@ from statistics import median
 import numpy as np
 import torch
 
+from sparsegen.common.checks import check_integer
+from sparsegen.pictures import images as pixels
 from sparsegen.training.features import FeatureNetwork
 from sparsegen.training.metrics import Statistics, density, frechet_distance
-from sparsegen.zoo import images as pixels
 from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
 
@@ -131,8 +132,8 @@ def draw(
         TypeError, ValueError: A number is out of range.
         FloatingPointError: The generator makes NaN or infinite pixels.
     """
-    count = noise.check_integer("count", count, 2, noise.MAX_COUNT, "the number of images to measure")
-    batch = noise.check_integer("batch", batch, 1, MAX_BATCH, "the number of images drawn at once")
+    count = check_integer("count", count, 2, noise.MAX_COUNT, "the number of images to measure")
+    batch = check_integer("batch", batch, 1, MAX_BATCH, "the number of images drawn at once")
     labels = noise.labels(count, generator.classes, noise.check_seed(seed), names=generator.class_names)
     features = {network.metric: np.empty((count, network.dimension), np.float32) for network in networks}
     images, densities, speeds = [], 0.0, []

@@ -77,7 +77,7 @@ def check_images(images: np.ndarray, least: int = 1) -> None:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         given = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(
-            f"images are a numpy array of uint8, 0 to 255; got {given}: sparsegen.zoo.images.to_uint8 "
+            f"images are a numpy array of uint8, 0 to 255; got {given}: sparsegen.pictures.images.to_uint8 "
             f"converts a network's [-1, 1]"
         )
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:3]:

@@ -13,7 +13,7 @@ from sparsegen.training.data import Batches
 from sparsegen.training.metrics import density
 from sparsegen.training.recipes import Phase, Recipe
 from sparsegen.training.terms import Draw, Forward
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

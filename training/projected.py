@@ -18,7 +18,7 @@ from sparsegen.training.augment import Augment
 from sparsegen.training.classifier import Classifier, open_classifier, trained_on
 from sparsegen.training.terms import Forward
 from sparsegen.zoo.blocks import needed
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 NETWORK = "projected"  # by which phases, terms and checkpoints have it
 SMALLEST = 4  # side that a head reduces its map to

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsegen.pictures import images as pixels
 from sparsegen.training.data import Images
 from sparsegen.training.evaluation import Samples
 from sparsegen.training.neighbors import K, coverage
 from sparsegen.training.reference import Bar, Reference, silent
-from sparsegen.zoo import images as pixels
 
 NEAR = 0.05  # quantile of the test images' distances; below it a sample counts as near to a training image
 LEAST = K + 1  # images on either side that precision and recall need

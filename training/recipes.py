@@ -14,7 +14,7 @@ from sparsegen.training.projected import FrozenFeatures
 from sparsegen.training.terms import Term, Weighted
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.residual import uniform_prior
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Recipe:
     recipes have none; at the short lengths that a CPU affords the average is better, and all columns get it
     alike. BigGAN's own starts at step 1000; ours, from the start, with a window that grows (`loop.train`).
 
-    Choice: all flip the real images at random (`run.Plan`), those of cgan and msgan too, whose original does not.
+    Choice: all flip the real images at random (`plan.Plan`), those of cgan and msgan too, whose original does not.
 
     Attributes:
         rate: From the share of the training that is done to the factor of the learning rate.

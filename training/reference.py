@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sparsegen.common.files import cache_folder
 from sparsegen.training.cache import computed_once
 from sparsegen.training.data import Images
 from sparsegen.training.features import FeatureNetwork, check_images
 from sparsegen.training.metrics import Statistics
 from sparsegen.training.neighbors import nearest
 from sparsegen.training.probe import Probe, fit_probe
-from sparsegen.zoo.files import cache_folder
 
 FORMAT = "1"  # of a cache file; a change of how features are computed raises it
 CHUNK = 500  # images between two calls of a progress callback
 
 Progress = Callable[[int, int], object]  # images done, images in all
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], object]]]  # given what and total
+# Given what is done and its total, or None; what it yields takes how much is done, and the total once it is known.
+Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., object]]]
 
 
 def reference_features(
@@ -80,7 +81,7 @@ def reference_statistics(
 
 @contextmanager
 def silent(what: str, total: int | None):
-    yield lambda done: None
+    yield lambda done, total=None: None
 
 
 class Reference:

@@ -10,131 +10,49 @@ best/                 the checkpoint with the smallest Fréchet distance so far,
 
 import json
 import logging
-import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from sparsegen.training.data import Batches, Images
-from sparsegen.training.loop import Networks, Progress, train
-from sparsegen.training.projected import NETWORK as HEADS
-from sparsegen.training.projected import open_frozen
-from sparsegen.training.recipes import recipe_of
-from sparsegen.zoo import images as pictures
-from sparsegen.zoo import labels
-from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
-from sparsegen.zoo.files import (
+from sparsegen.common.files import (
     append_line,
     atomic_folder,
     atomic_write,
-    check_writable,
     read_lines,
     write_json,
 )
+from sparsegen.common.hardware import has_bfloat16
+from sparsegen.pictures import images as pictures
+from sparsegen.training.data import Batches, Images
+from sparsegen.training.loop import Networks, Progress, train
+from sparsegen.training.plan import (
+    Plan,
+    Schedule,
+    Source,
+    Start,
+    check_start,
+    checkpoints,
+    identity,
+    read_plan,
+    with_k,
+)
+from sparsegen.training.projected import NETWORK as HEADS
+from sparsegen.training.projected import open_frozen
+from sparsegen.training.recipes import recipe_of
+from sparsegen.zoo import labels
+from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.hardware import has_bfloat16
-from sparsegen.zoo.pretrained import find_checkpoint, load_weights, read_config, save_pretrained, save_weights
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 STATE = "state.safetensors"
-FILES = ("run.json", "metrics.jsonl", "samples", "checkpoints", "best")  # of a run's folder
 KEPT = 2  # checkpoints: the last, and the one before it in case the last cannot be read
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run trains, on what and how; two runs of one plan on one machine end in the same weights.
-
-    `k` is of each projected level, Γ1 first; None takes the k of the source, where that is of the same regularizer,
-    and else the column's.
-    """
-
-    model: str
-    k: tuple[int, ...] | None
-    data: str
-    fingerprint: str
-    seed: int = 0
-    batch_size: int = 64
-    precision: str = "no"  # or "bf16": about 1.8x faster where `has_bfloat16`
-    flip: bool = True
-    share: float = 1.0  # of the images of `data` that are trained on
-    rate: float = 1.0  # of learning, as a multiple of the recipe's
-    start_from: str | None = None
-    warm_up: int = 0  # steps of the discriminator alone; none where `start_from` brings its own
-    features: str | None = None  # frozen network under the heads of the projected recipe
-
-    @property
-    def spec(self) -> ModelSpec:
-        return replace(ModelSpec.parse(self.model), k=self.k)
-
-
-@dataclass(frozen=True)
-class Source:
-    """The checkpoint that a run started from, as the run remembers it when that is gone."""
-
-    model: str
-    steps: int | None
-    discriminator: bool
-    k: Sequence[int] | None = None
-    class_names: Sequence[str] = ()
-    heads: str | None = None  # the frozen network under the projected heads that it brings
-
-    @classmethod
-    def of(cls, checkpoint: Path) -> Self:
-        config = read_config(checkpoint)
-        training = config.get("training", {})
-        discriminator, heads = (
-            (checkpoint / COMPANIONS[name]).is_file() for name in ("discriminator", HEADS)
-        )
-        return cls(
-            config["model"],
-            training.get("steps"),
-            discriminator,
-            config["k"],
-            config.get("class_names", ()),
-            training.get("features") if heads else None,
-        )
-
-    def __str__(self) -> str:
-        return self.model + (f" after {self.steps} steps" if self.steps else "")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a run is, and after how many steps it is measured, saved, and judged and drawn."""
-
-    steps: int
-    measure_every: int = 100
-    save_every: int = 500
-    judge_every: int = 2_000
-
-
-def find_device(name: str | None = None) -> torch.device:
-    """The device of a name, or a GPU where there is one: this process's own, where there are several.
-
-    Raises: ValueError if torch has no such device here.
-    """
-    from accelerate import PartialState
-
-    if name is None:
-        return PartialState().device
-    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
-        raise ValueError(f"a device is cpu, cuda, cuda:N or mps; got {name!r}")
-    device = torch.device(name)
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= (count := counts[device.type]):
-        raise ValueError(
-            f"no device {name} here, where torch finds {count} of {device.type}: use another, as cpu"
-        )
-    return device
 
 
 def _check_labels(images: Images, classes: int, model: str) -> None:
@@ -154,49 +72,6 @@ def _check_labels(images: Images, classes: int, model: str) -> None:
         )
 
 
-def find_source(spec: ModelSpec, start_from: str) -> Path:
-    """Finds the checkpoint that a run of `spec` is to start from.
-
-    Raises: as `find_checkpoint` and `read_config`; ValueError if it is of another architecture or width.
-    """
-    checkpoint = find_checkpoint(start_from)
-    source = ModelSpec.from_config(read_config(checkpoint))
-    if (spec.architecture, spec.atoms) != (source.architecture, source.atoms):
-        raise ValueError(
-            f"{spec.name} cannot start from a {source.name}: fine-tuning keeps the architecture and the atoms, "
-            f"{source.architecture} and {source.atoms} there, {spec.architecture} and {spec.atoms} asked"
-        )
-    return checkpoint
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of the run in a folder, oldest first."""
-    return sorted((folder / "checkpoints").glob("[0-9]*"))
-
-
-def check_folder(folder: Path) -> None:
-    """Finds out before any work whether a run may be begun, or gone on with, in a folder.
-
-    Raises: OSError if nothing can be written there; FileExistsError if something is there that is named as a run's
-        files and is not of a run.
-    """
-    check_writable(folder / "run.json")
-    foreign = [name for name in FILES if (folder / name).exists()]
-    if foreign and not checkpoints(folder) and not _is_plan(folder / "run.json"):
-        raise FileExistsError(
-            f"{folder} has {', '.join(foreign)} and is no folder of a run, which would replace them: choose another "
-            f"folder"
-        )
-
-
-def _is_plan(path: Path) -> bool:
-    try:
-        plan = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(plan, dict) and {"model", "fingerprint"} <= plan.keys()
-
-
 Judge = Callable[[Generator], dict]
 
 
@@ -206,39 +81,27 @@ class Run:
     Attributes:
         judge: Measures the averaged generator; its "distance" picks the best checkpoint. None, as it is at first: not
             judged. It is given to a run that was accepted, since making one may take minutes.
+        stopped: Whether `until` was stopped before the last step.
 
-    Args:
-        resume: Go on with the run in the folder; without a checkpoint there, it starts at step 0.
-        device: See `find_device`.
-
-    Raises: FileExistsError if the folder holds what is no run; ValueError if it holds another run, or one already
-        and `resume` is not given. What is refused leaves the folder as it was.
+    Raises: ValueError if the folder holds another run, or one already and it is not to go on. What is refused leaves
+        the folder as it was.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        plan: Plan,
-        images: Images,
-        schedule: Schedule,
-        resume: bool = False,
-        device: str | None = None,
-    ):
+    def __init__(self, start: Start, plan: Plan, images: Images, schedule: Schedule):
         from accelerate import Accelerator
 
-        self.folder, self.schedule = Path(folder), schedule
+        self.folder, self.schedule, device = start.folder, schedule, start.device
         self.judge: Judge | None = None
-        check_folder(self.folder)
-        goes_on = bool(checkpoints(self.folder))
-        recorded = _read_plan(self.folder / "run.json") if goes_on else {}
-        origin = None if goes_on or not plan.start_from else find_source(plan.spec, plan.start_from)
+        self.stopped = False
+        goes_on, origin = start.goes_on, start.origin
+        recorded = read_plan(self.folder / "run.json") if goes_on else {}
         if goes_on:
             self.source = Source(**recorded["source"]) if recorded.get("source") else None
         else:
             self.source = origin and Source.of(origin)
-        self.plan = plan = _with_k(plan, self.source)
+        self.plan = plan = with_k(plan, self.source)
         if goes_on:
-            self._check_same(recorded, resume)
+            self._check_same(recorded, start.resume)
         brought = self.source and self.source.discriminator and self.source.heads == plan.features
         self.warm_up = 0 if brought else plan.warm_up
         if 0 < self.warm_up >= schedule.steps:
@@ -254,7 +117,6 @@ class Run:
                 plan.start_from,
                 self.warm_up,
             )
-        device = find_device(device)
         if plan.precision == "bf16" and not has_bfloat16(device.type):
             logger.warning(
                 "this %s has no instructions for bfloat16, which makes it far slower than float32: "
@@ -296,6 +158,18 @@ class Run:
             if self.step % self.schedule.save_every == 0 or last:
                 self.save()
             yield progress
+
+    def until(self, stop: Callable[[], bool]) -> Iterator[Progress]:
+        """Trains as iterating does, but ends after the step in which any process is to stop: then all is saved.
+
+        `stopped` says afterwards which it was.
+        """
+        for progress in self:
+            yield progress
+            if self.agree(stop()):
+                self.save()
+                self.stopped = True
+                return
 
     def _steps(self) -> Iterator[Progress]:
         try:
@@ -345,7 +219,7 @@ class Run:
 
     def _check_same(self, recorded: dict, resume: bool) -> None:
         """Raises: ValueError unless what the folder holds is this run, and it is to go on."""
-        mine, theirs = _identity(json.loads(json.dumps(asdict(self.plan)))), _identity(recorded)
+        mine, theirs = identity(json.loads(json.dumps(asdict(self.plan)))), identity(recorded)
         differing = [
             f"{key}: {theirs.get(key)!r} there, {value!r} asked"
             for key, value in mine.items()
@@ -421,7 +295,7 @@ class Run:
 
     def _publish(self, folder: Path, **about: object) -> None:
         """Writes what others need of this state: the config, the average, and the networks to tune it with."""
-        save_pretrained(self.networks.averaged, folder, training=self._about(), **about)
+        self.networks.averaged.save_pretrained(folder, training=self._about(), **about)
         for name, network in self.networks.companions.items():
             save_weights(network, folder / COMPANIONS[name], torch.float32)
 
@@ -463,36 +337,13 @@ class Run:
         return about
 
 
-def _read_plan(path: Path) -> dict:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): restore it, or choose another folder") from None
-
-
-def _with_k(plan: Plan, source: Source | None) -> Plan:
-    """The plan with its k written out."""
-    if plan.k is not None:
-        return plan
-    if source and source.k is not None and ModelSpec.parse(source.model).regularizer == plan.spec.regularizer:
-        return replace(plan, k=tuple(source.k))
-    return replace(plan, k=_columns_k(plan.model))
-
-
-def _columns_k(model: str) -> tuple[int, ...]:
-    """The k of a model's column, by a generator without weights."""
-    with torch.device("meta"):
-        return ModelSpec.parse(model).generator().spec.k
-
-
-def _identity(plan: dict) -> dict:
-    """What two plans of one run have in common: the data's fingerprint, however data and source are spelled.
-
-    What an older plan does not say was as it is by default.
-    """
-    if plan.get("k") is None:
-        plan = plan | {"k": list(_columns_k(plan["model"]))}
-    source = plan.get("start_from")
-    defaults = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
-    same = {key: value for key, value in (defaults | plan).items() if key != "data"}
-    return same | {"start_from": source and Path(source).name}
+def open_run(
+    folder: str | Path,
+    plan: Plan,
+    images: Images,
+    schedule: Schedule,
+    resume: bool = False,
+    device: str | None = None,
+) -> Run:
+    """Begins a run of a plan in a folder, or goes on with it. Args, Raises: As `check_start` and `Run`."""
+    return Run(check_start(folder, plan.spec, plan.start_from, resume, device), plan, images, schedule)

@@ -9,6 +9,14 @@ CONFIG, WEIGHTS = "config.json", "generator.safetensors"
 COMPANIONS = {
     name: f"{name}.safetensors" for name in ("discriminator", "encoder", "projected")
 }  # projected: heads over the features of a frozen network, which config.json names
+PICKLES = (
+    ".bin",
+    ".ckpt",
+    ".pickle",
+    ".pkl",
+    ".pt",
+    ".pth",
+)  # run code when they are opened, so none is read
 GRAPH, SYNTHESIS = "generator.onnx", "synthesis.onnx"
 
 

@@ -3,20 +3,15 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsegen.zoo.dial import Dial
-from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.table1 import ModelSpec
+from sparsegen.zoo.regularizers import REGULARIZERS
 
-CONSTRAINTS = {
-    "baseline": "Nothing makes its codes sparse: it is what the other columns are compared with.",
-    "l0_inf": """Each needle of Γ1, the entries of one pixel over all channels, keeps its k largest magnitudes
-(L0,∞).""",
-    "l0": "Γ1 keeps the k largest magnitudes of each image (L0).",
-    "l1": "A penalty on the L1 norm of Γ1 acted in its training; nothing is zeroed when it draws.",
-    "ml": """Each needle of Γ1 and of Γ2, the entries of one pixel over all channels, keeps its k largest
-magnitudes (L0,∞ on two levels: ML-CSC).""",
-}
+if TYPE_CHECKING:
+    from sparsegen.zoo.generator import Generator
+    from sparsegen.zoo.spec import ModelSpec
+
 METRICS = {
     "fid": "This is the FID: the Fréchet distance of Inception features.",
     "fd-efficientnet-lite0": """This is the Fréchet distance of EfficientNet-Lite0 features. It is no FID and
@@ -69,16 +64,14 @@ independent reimplementation, not by its authors.
 ```"""
 
 
-def model_card(config: dict) -> str:
-    """Writes the README.md of a checkpoint, headed by the metadata that the Hub reads, from its config.json.
+def model_card(generator: "Generator", config: dict) -> str:
+    """Writes the README.md of a checkpoint, headed by the metadata that the Hub reads.
 
     Args:
-        config: As `read_config` gives it, which checks its entries.
-
-    Raises: ValueError if there is no such model.
+        generator: Whose architecture is described; its weights do not matter.
+        config: The checkpoint's config.json, as `read_config` and `Generator.make_config` give it.
     """
-    spec = ModelSpec.from_config(config)
-    generator = spec.generator()
+    spec = generator.spec
     training, evaluation = config.get("training", {}), config.get("evaluation", {})
     front = {
         "license": config["license"],
@@ -107,13 +100,13 @@ def model_card(config: dict) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _what(spec: ModelSpec, generator: Generator) -> str:
+def _what(spec: "ModelSpec", generator: "Generator") -> str:
     (atoms, _, *first), effective = generator.dictionary().shape, generator.effective_dictionary().shape[2:]
     code_1, code_2 = map(_by, generator.code_shapes)
     kind = "class-conditional GAN generator" if generator.classes else "GAN generator"
     return f"""A {kind} of 32 x 32 images whose inner representation is a sparse code: the architecture
-{spec.architecture} and the regularizer {spec.regularizer} of the paper's Table 1, with {spec.atoms} atoms.
-{CONSTRAINTS[spec.regularizer]}
+{spec.architecture} and the regularizer {spec.regularizer}, with {spec.atoms} atoms.
+{REGULARIZERS[spec.regularizer].about}
 The image is the code Γ1 times a convolutional dictionary D1, whose {atoms} atoms have {_by(first)} pixels; norms
 and ReLUs aside, an entry of Γ2 adds an atom of D1 D2, of {_by(effective)} pixels. Γ1 is {code_1}, Γ2 is {code_2}
 (channels, height, width)."""
@@ -123,7 +116,7 @@ def _by(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _use(spec: ModelSpec, dials: Sequence[Dial], classes: int) -> str:
+def _use(spec: "ModelSpec", dials: Sequence[Dial], classes: int) -> str:
     k = f", k={max(1, dials[0].k // 2)}" if dials else ""
     sparser = f"\nsparser = generator.sample(16, seed=0{k})" if dials else ""
     alike = "\nalike = generator.sample(16, seed=0, labels=0)  # all of class 0" if classes else ""

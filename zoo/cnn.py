@@ -1,6 +1,7 @@
 """The plain convolutional body: a generator and a discriminator, parametrized by rows of layers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -41,38 +42,45 @@ class Coder(nn.Module):
         return self.stages(z[:, :, None, None]), None
 
 
-def generator(
-    layers: Sequence[Conv | Dense],
-    output: Conv,
-    *,
-    atoms: int,
-    z_dim: int,
-    classes: int,
-    projections: Sequence[nn.Module],
-    bias: bool = False,
-) -> Generator:
-    """Builds conv-norm-ReLU layers and the output dictionary with its tanh into a generator.
+@dataclass(frozen=True)
+class GeneratorBody:
+    """Conv-norm-ReLU layers, and the output dictionary with its tanh.
 
-    The outputs of the last `len(projections)` layers are Γ_L … Γ1; what lies before is the coder.
+    The outputs of the last layers are the codes, Γ1 that of the last; what lies before the deepest projected one is
+    the coder.
     """
-    stages, shapes, channels, side = [], [], z_dim + classes, 1
-    for layer in layers:
-        width = layer.width * atoms
-        stages.append(Stage(layer.build(channels, width, bias), BatchNorm(width), nn.ReLU()))
-        channels, side = width, layer.side(side)
-        shapes.append((channels, side, side))
-    image = Stage(output.build(channels, 3, bias=True), nn.Identity(), nn.Tanh())
-    first = len(layers) - len(projections) + 1
-    built = Generator(
-        Coder(stages[:first], classes),
-        [image, *reversed(stages[first:])],
-        projections,
-        list(reversed(shapes[first - 1 :])),
-        z_dim,
-        classes,
-    )
-    normal_init(built)
-    return built
+
+    layers: Sequence[Conv | Dense]
+    output: Conv
+    bias: bool = False
+
+    def code_shapes(self, atoms: int) -> list[tuple[int, int, int]]:
+        """Returns (C, H, W) of the output of each layer, the last first."""
+        shapes, side = [], 1
+        for layer in self.layers:
+            side = layer.side(side)
+            shapes.append((layer.width * atoms, side, side))
+        return shapes[::-1]
+
+    def build(self, atoms: int, z_dim: int, classes: int, projections: Sequence[nn.Module]) -> Generator:
+        """Builds the generator, with as many codes as there are projections."""
+        stages, channels = [], z_dim + classes
+        for layer in self.layers:
+            width = layer.width * atoms
+            stages.append(Stage(layer.build(channels, width, self.bias), BatchNorm(width), nn.ReLU()))
+            channels = width
+        image = Stage(self.output.build(channels, 3, bias=True), nn.Identity(), nn.Tanh())
+        first = len(stages) - len(projections) + 1
+        built = Generator(
+            Coder(stages[:first], classes),
+            [image, *reversed(stages[first:])],
+            projections,
+            self.code_shapes(atoms)[: len(projections)],
+            z_dim,
+            classes,
+        )
+        normal_init(built)
+        return built
 
 
 def discriminator(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsegen.zoo.noise import check_integer
+from sparsegen.common.checks import check_integer
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,27 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsegen.zoo import images, noise
+from sparsegen.common.checks import check_integer
+from sparsegen.common.files import write_json
+from sparsegen.pictures import images
+from sparsegen.zoo import hub, noise
 from sparsegen.zoo.blocks import Stage, weight_of
+from sparsegen.zoo.bundled import CONFIG, WEIGHTS
+from sparsegen.zoo.card import model_card
+from sparsegen.zoo.config import FORMAT, LICENSE
 from sparsegen.zoo.dial import Dial, resolve
 from sparsegen.zoo.projections import Projection
+from sparsegen.zoo.weights import save_weights
 
 if TYPE_CHECKING:
-    from sparsegen.zoo.table1 import ModelSpec
+    from sparsegen.zoo.spec import ModelSpec
 
 
 class Generator(nn.Module):
@@ -274,18 +281,61 @@ class Generator(nn.Module):
         finally:
             self.set_k(before)
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
-        """Writes a checkpoint (see `sparsegen.zoo.pretrained.save_pretrained`)."""
-        from sparsegen.zoo.pretrained import save_pretrained
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        training: dict | None = None,
+        evaluation: dict | None = None,
+    ) -> Path:
+        """Writes config.json and generator.safetensors, each atomically, the weights first; returns the folder.
 
-        return save_pretrained(self, folder, **options)
+        Args:
+            dtype: Of the stored weights; they are used as float32 whatever it is.
+            training, evaluation: As in `make_config`.
+
+        Raises: TypeError unless `dtype` is a floating one; OSError if it cannot be written.
+        """
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype is a floating one, as torch.float16; got {dtype}")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self, folder / WEIGHTS, dtype)
+        write_json(folder / CONFIG, self.make_config(training, evaluation))
+        return folder
+
+    def make_config(self, training: dict | None = None, evaluation: dict | None = None) -> dict:
+        """Makes the config.json of a checkpoint.
+
+        Args:
+            training, evaluation: What it tells of how the weights were made and measured; without either, what the
+                generator was opened with, but no measurement at another k than it has now.
+        """
+        spec, about = self.spec, {"training": training, "evaluation": evaluation}
+        k = list(spec.k)
+        if training is evaluation is None:
+            about = {name: self.config.get(name) for name in about}
+            if self.config.get("k", k) != k:
+                about["evaluation"] = None
+        return {
+            "format": FORMAT,
+            "model": spec.name,
+            "architecture": spec.architecture,
+            "regularizer": spec.regularizer,
+            "recipe": spec.recipe,
+            "atoms": spec.atoms,
+            "k": k,
+            "license": self.config.get("license", LICENSE),
+            **({"class_names": list(self.class_names)} if self.class_names else {}),
+            **{name: entry for name, entry in about.items() if entry is not None},
+        }
 
     def push_to_hub(self, hub_id: str, private: bool = False, revision: str | None = None) -> str:
         """Pushes the generator with its card to the Hugging Face Hub and returns the address of its page."""
-        from sparsegen.zoo.pretrained import upload
-
+        hub.check_id(hub_id)
         with TemporaryDirectory() as folder:
-            return upload(self.save_pretrained(folder), hub_id, private, revision)
+            card = model_card(self, self.make_config())
+            return hub.push(self.save_pretrained(folder), card, hub_id, private, revision)
 
     def dictionary(self, level: int = 1) -> Tensor:
         """The atoms of D_level, spectrally normalized where the network is: the image (or change of Γ_{level-1}
@@ -293,7 +343,7 @@ class Generator(nn.Module):
 
         Shape: (atoms, C, h, w), C being 3 at level 1 and the atoms of the dictionary below at level 2.
         """
-        noise.check_integer("level", level, 1, len(self.stages), "the dictionary counted from the image")
+        check_integer("level", level, 1, len(self.stages), "the dictionary counted from the image")
         conv = self.stages[level - 1].conv
         weight = weight_of(conv).detach()
         if isinstance(conv, nn.ConvTranspose2d):

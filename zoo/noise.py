@@ -2,27 +2,16 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 
-from sparsegen.zoo.names import known_names
+from sparsegen.common.checks import check_integer
+from sparsegen.common.names import known_names
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 100_000
 BATCH = 64  # images drawn at once
-
-
-def check_integer(name: str, value: object, low: int, high: int, meaning: str) -> int:
-    """Returns `value` as an int from `low` to `high`, or says what is wrong with it.
-
-    Raises: TypeError if it is no integer (bool and float included), ValueError if it is out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {meaning}, an integer from {low} to {high}; got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {meaning}, from {low} to {high}; got {value}")
-    return int(value)
 
 
 def check_seed(seed: object) -> int:

@@ -10,6 +10,7 @@ between it and Γ1: no single dictionary makes Γ1 of that code.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -66,20 +67,9 @@ def uniform_prior(z: Tensor) -> Tensor:
     return torch.erf(z / 2**0.5)
 
 
-def generator(
-    *,
-    atoms: int,
-    z_dim: int,
-    classes: int,
-    projections: Sequence[nn.Module],
-    init: Init,
-    constrain: Init = unconstrained,
-    widths: Sequence[int] = (1, 1, 1),
-    attention: Callable[[int], nn.Module] | None = None,
-    squash: Callable[[], nn.Module] = nn.Tanh,
-    prior: Callable[[Tensor], Tensor] = normal_prior,
-) -> Generator:
-    """Builds a dense layer, three residual blocks, a norm and the output dictionary into a generator.
+@dataclass(frozen=True)
+class GeneratorBody:
+    """A dense layer, residual blocks, a norm and the output dictionary.
 
     With classes, the norms in the blocks are `LabelNorm`s; the last norm is plain.
 
@@ -87,19 +77,37 @@ def generator(
         constrain: Called after `init`, as `normalize_spectrum`.
         widths: Channels before each block, as multiples of the atoms; the last block makes `atoms` channels.
         attention: Made of a number of channels; it sits after the second block, at 16 x 16.
+        squash: Makes what turns the sum of atoms into the image.
     """
-    norm: Norm = partial(LabelNorm, classes=classes) if classes else BatchNorm
-    channels = [width * atoms for width in widths]
-    blocks = [UpBlock(inputs, outputs, norm) for inputs, outputs in zip(channels, channels[1:], strict=False)]
-    blocks += [attention(channels[-1])] if attention else []
-    coder = Coder(DenseMap(z_dim, channels[0], SIDE), blocks, UpCode(channels[-1], atoms, norm), prior)
-    second = Stage(nn.Conv2d(atoms, atoms, 3, padding=1), BatchNorm(atoms), nn.ReLU())
-    image = Stage(nn.Conv2d(atoms, 3, 3, padding=1), nn.Identity(), squash())
-    side = SIDE * 2 ** len(widths)
-    built = Generator(coder, [image, second], projections, [(atoms, side, side)] * 2, z_dim, classes)
-    init(built)
-    constrain(built)
-    return built
+
+    init: Init
+    constrain: Init = unconstrained
+    widths: Sequence[int] = (1, 1, 1)
+    attention: Callable[[int], nn.Module] | None = None
+    squash: Callable[[], nn.Module] = nn.Tanh
+    prior: Callable[[Tensor], Tensor] = normal_prior
+
+    def code_shapes(self, atoms: int) -> list[tuple[int, int, int]]:
+        """Returns (C, H, W) of Γ1 and Γ2."""
+        side = SIDE * 2 ** len(self.widths)
+        return [(atoms, side, side)] * 2
+
+    def build(self, atoms: int, z_dim: int, classes: int, projections: Sequence[nn.Module]) -> Generator:
+        """Builds the generator; its codes are two."""
+        norm: Norm = partial(LabelNorm, classes=classes) if classes else BatchNorm
+        channels = [width * atoms for width in self.widths]
+        blocks: list[nn.Module] = [
+            UpBlock(inputs, outputs, norm) for inputs, outputs in zip(channels, channels[1:], strict=False)
+        ]
+        blocks += [self.attention(channels[-1])] if self.attention else []
+        dense = DenseMap(z_dim, channels[0], SIDE)
+        coder = Coder(dense, blocks, UpCode(channels[-1], atoms, norm), self.prior)
+        second = Stage(nn.Conv2d(atoms, atoms, 3, padding=1), BatchNorm(atoms), nn.ReLU())
+        image = Stage(nn.Conv2d(atoms, 3, 3, padding=1), nn.Identity(), self.squash())
+        built = Generator(coder, [image, second], projections, self.code_shapes(atoms), z_dim, classes)
+        self.init(built)
+        self.constrain(built)
+        return built
 
 
 def discriminator(

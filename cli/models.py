@@ -1,0 +1,210 @@
+"""The commands on trained models: list, info, sample, export, push."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+import sparsegen
+from sparsegen.cli.console import err, out, progress, show_record
+from sparsegen.cli.options import K, Model, Seed, check_target, parse_k, parse_labels
+
+app = typer.Typer()
+
+
+@app.command(name="list", epilog="Example: sparsegen list 'dcgan*'")
+def list_models(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern.")] = "*",
+    plain: Annotated[bool, typer.Option("--plain", help="Bare names, which a pipe gets anyway.")] = False,
+) -> None:
+    """Lists the bundled models: as a table on a terminal, as bare names in a pipe."""
+    names = sparsegen.list_models(pattern)
+    if not names:
+        raise ValueError(
+            f"no bundled model matches {pattern!r}; there are {', '.join(sparsegen.list_models()) or 'none'}"
+        )
+    if plain or not out.is_terminal:
+        print(*names, sep="\n")
+        return
+    from sparsegen.zoo.bundled import MODELS
+    from sparsegen.zoo.checkpoint import read_config
+
+    facts = {name: _summary(read_config(MODELS / name)) for name in names}
+    columns = list(next(iter(facts.values())))
+    found = {column: {about[column] for about in facts.values()} - {"-"} for column in COMMON}
+    same = {column: values.pop() for column, values in found.items() if len(values) == 1}
+    table = Table(Column("model", no_wrap=True), box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        if column not in same:
+            # A narrow terminal gets it in several lines, and all of it.
+            table.add_column(column, overflow="fold")
+    for name, about in facts.items():
+        table.add_row(name, *(about[column] for column in columns if column not in same))
+    out.print(table)
+    for column, value in same.items():
+        out.print(f"{column}: {value}{COMMON[column]}", style="dim", highlight=False)
+
+
+# What is told once, below the table, where all models have it in common, and a remark to it.
+COMMON = {"trained on": "", "distance by": ", lower is better", "license": ""}
+
+
+def _summary(config: dict) -> dict[str, str]:
+    """A bundled model in the columns of the list."""
+    from sparsegen.zoo.architectures import ARCHITECTURES
+
+    row = ARCHITECTURES[config["architecture"]]
+    training, verdict = config.get("training", {}), config.get("evaluation", {})
+    return {
+        "classes": str(row.classes or "-"),
+        "atoms": f"{config['atoms']}/{row.atoms}",
+        "k": ", ".join(map(str, config["k"])) or "-",
+        "steps": f"{training['steps']:,}" if training else "-",
+        "seed": str(training.get("seed", "-")),
+        "distance": f"{verdict['distance']:.1f}" if verdict else "-",
+        "density": ", ".join(f"{share:.2f}" for share in verdict.get("density", ())) or "-",
+        "trained on": str(training.get("data", "-")),
+        "distance by": verdict.get("metric", "-"),
+        "license": config["license"],
+    }
+
+
+@app.command(epilog="Example: sparsegen info dcgan.ml")
+def info(model: Model) -> None:
+    """Shows what a model is: its shape, its classes, its dial, how it was trained and measured."""
+    from sparsegen.zoo import noise
+
+    generator = sparsegen.from_pretrained(model)
+    classes = enumerate(noise.titles(generator.classes, generator.class_names))
+    dictionaries = {
+        f"D{level}": " x ".join(map(str, generator.dictionary(level).shape))
+        for level in range(1, len(generator.stages) + 1)
+    }
+    dials = {
+        f"k of Γ{dial.level}": f"{dial.k} of {dial.limit} in each {dial.unit}" for dial in generator.dials
+    }
+    show_record(
+        {
+            "model": generator.spec.name,
+            "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
+            "z": generator.z_dim,
+            "classes": ", ".join(f"{label} {called}" for label, called in classes) or "none",
+            **{f"Γ{level}": " x ".join(map(str, s)) for level, s in enumerate(generator.code_shapes, 1)},
+            **dictionaries,
+            "D_eff": " x ".join(map(str, generator.effective_dictionary().shape)),
+            **(dials or {"k": "no projection"}),
+            **{
+                f"{part}.{name}": value
+                for part in ("training", "evaluation")
+                for name, value in generator.config.get(part, {}).items()
+            },
+            "license": generator.config["license"],
+        }
+    )
+
+
+@app.command(epilog="Example: sparsegen sample dcgan.ml --count 16 --seed 7 --k 16 --out grid.png")
+def sample(
+    model: Model,
+    count: Annotated[
+        int | None, typer.Option(help="Number of images; by default 16, or as many as --labels lists.")
+    ] = None,
+    seed: Seed = 0,
+    k: K = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a conditional model the class of all images, or of each: its number or name (what is both is the "
+            "name), as cat or 3,5,dog; drawn by default. `sparsegen info` lists them."
+        ),
+    ] = None,
+    truncation: Annotated[
+        float | None, typer.Option(help="Bound of the truncated normal of z; none by default.")
+    ] = None,
+    out_path: Annotated[
+        Path, typer.Option("--out", help="A .png grid, a .npy array, or a folder for single PNGs.")
+    ] = Path("samples.png"),
+    scale: Annotated[int, typer.Option(min=1, max=16, help="Enlarges each pixel of a grid.")] = 2,
+) -> None:
+    """Draws images from a model."""
+    import numpy as np
+
+    from sparsegen.common.files import atomic_write
+    from sparsegen.pictures import images
+    from sparsegen.zoo import noise
+
+    if count is not None:
+        noise.check_count(count)
+    noise.check_seed(seed)
+    suffix = check_target(out_path, ".png", ".npy", folder=True)
+    generator = sparsegen.from_pretrained(model)
+    chosen = parse_labels(labels)
+    if count is None:
+        count = len(chosen) if isinstance(chosen, list) else 16
+    with progress(model, count) as show:
+        pixels = generator.sample(count, seed, parse_k(k), chosen, truncation, progress=show)
+    if suffix == ".npy":
+        with atomic_write(out_path) as file, file.open("wb") as stream:
+            np.save(stream, pixels)
+    elif suffix == ".png":
+        with atomic_write(out_path) as file:
+            file.write_bytes(images.png(images.grid(pixels), scale))
+    else:
+        for index, image in enumerate(pixels):
+            with atomic_write(out_path / f"{seed}-{index:05d}.png") as file:
+                file.write_bytes(images.png(image))
+    out.print(f"{count} images of {model} in {out_path}", highlight=False)
+
+
+@app.command(epilog="Example: sparsegen export dcgan.ml --out dcgan-ml.onnx --synthesis")
+def export(
+    model: Model,
+    out_path: Annotated[
+        Path, typer.Option("--out", help="An .onnx file; or a folder, for a model that `serve` can serve.")
+    ],
+    synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to its image.")] = False,
+    discriminator: Annotated[
+        bool, typer.Option(help="Also put the discriminator (and encoder) into the folder, for fine-tuning.")
+    ] = False,
+) -> None:
+    """Writes a model as ONNX with k as an input, and proves that it does what torch does.
+
+    A folder gets the weights in half precision and two small graphs that read them.
+    """
+    from sparsegen.export.folder import export_folder
+    from sparsegen.export.onnx_file import STEPS, export
+    from sparsegen.zoo.checkpoint import find_checkpoint, from_pretrained
+
+    suffix, source = check_target(out_path, ".onnx", folder=True), find_checkpoint(model)
+    if suffix and discriminator:
+        raise ValueError(
+            f"--discriminator puts it into a folder, and {out_path} is a file: give a folder as --out"
+        )
+    with progress(model, STEPS) as show:
+
+        def report(done: int, what: str) -> None:
+            show(done, f"{model}: {what}")
+
+        if suffix:
+            generator = from_pretrained(source)
+            proof = export(generator, out_path, synthesis=synthesis, progress=report)
+        else:
+            proof = export_folder(source, out_path, discriminator, report)
+    show_record(asdict(proof))
+
+
+@app.command(epilog="Example: sparsegen push runs/ml/best me/my-dcgan --private")
+def push(
+    model: Model,
+    hub_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
+    private: Annotated[bool, typer.Option(help="Create it private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Pushes a model to the Hugging Face Hub, with its card."""
+    from sparsegen.zoo.checkpoint import find_checkpoint, upload
+
+    with err.status(f"pushing {model} to {hub_id}"):
+        url = upload(find_checkpoint(model), hub_id, private=private, revision=revision)
+    out.print(url, highlight=False)

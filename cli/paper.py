@@ -1,0 +1,65 @@
+"""The commands that show the paper's tables and figures beside what was measured here."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sparsegen.cli.console import out
+from sparsegen.cli.options import Seed, check_target
+
+app = typer.Typer()
+
+
+class TableName(StrEnum):
+    table1 = "table1"
+    table2 = "table2"
+    table3 = "table3"
+
+
+@app.command(epilog="Example: sparsegen reproduce table1")
+def reproduce(table: Annotated[TableName, typer.Argument(help="Of the paper.")]) -> None:
+    """Prints a table of the paper beside what was measured here, at a smaller scale, which it states."""
+    from sparsegen.reproduce.tables import TABLES, read_records
+
+    records, show = TABLES[table]
+    show(Console(width=max(out.width, 118)), read_records(records))
+
+
+class Picture(StrEnum):
+    atoms = "atoms"
+    density = "density"
+    samples = "samples"
+    tradeoff = "tradeoff"
+
+
+@app.command(epilog="Example: sparsegen plot density dcgan.baseline dcgan.l0_inf --out density.png")
+def plot(
+    what: Annotated[
+        Picture,
+        typer.Argument(
+            help="atoms of D1 and D1 D2 (fig. 5), density of Γ1's needles (3b), samples; tradeoff: density against "
+            "distance of the runs of table 1 (3a, 6)."
+        ),
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models, one or several; of tradeoff architectures, all by default."),
+    ] = None,
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="The .png file; WHAT.png by default.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draws a picture of what a model has learned."""
+    from sparsegen.common.files import atomic_write
+    from sparsegen.reproduce.plots import draw
+
+    out_path, models = out_path or Path(f"{what}.png"), models or []
+    check_target(out_path, ".png")
+    picture = draw(what, models, seed)
+    with atomic_write(out_path) as file:
+        file.write_bytes(picture)
+    out.print(f"{what}{' of ' * bool(models)}{', '.join(models)} in {out_path}", highlight=False)

@@ -1,0 +1,230 @@
+"""The commands that restore pictures."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsegen.cli.console import err, out, say, shown
+from sparsegen.common.interrupt import stop_on_interrupt
+from sparsegen.restoration import batch
+from sparsegen.restoration.settings import Task, fair_threads
+
+app = typer.Typer()
+
+Inputs = Annotated[list[Path], typer.Argument(metavar="IN", help="Pictures; of several, each on its own.")]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all of the commands take."""
+
+    out_path: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="A .png, .tif, .jpg or .webp file; or a folder, which several pictures need."
+        ),
+    ]
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="fast|paper", help="paper: the original's settings, which do not stop by themselves."
+        ),
+    ] = "fast"
+    regularizer: Annotated[
+        str, typer.Option(metavar="l0_inf|l0|l1|baseline", help="What is asked of the codes.")
+    ] = "l0_inf"
+    density: Annotated[
+        float | None, typer.Option(help="Share of non-zeros in a code, in place of the regularizer's own.")
+    ] = None
+    loss: Annotated[
+        str, typer.Option(metavar="mse|l1", help="l1 is for outliers, such as salt and pepper.")
+    ] = "mse"
+    seed: Annotated[int, typer.Option(help="Fixes all that is random: 0 to 2^64 - 1.")] = 0
+    iterations: Annotated[
+        int | None, typer.Option(help="The end, unless it stops before; the preset's by default.")
+    ] = None
+    members: Annotated[
+        int | None,
+        typer.Option(
+            help="Hourglasses whose mean is the result; each takes its time. The preset's by default."
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU threads of torch: half of the cores by default, or one an hourglass; of a worker, one."
+        ),
+    ] = None
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of a tile, 64 to 4096 pixels; by default results above 512 x 512 are cut into tiles of 256."
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that restore tiles, by default up to 4; of one thread unless --threads is given."
+        ),
+    ] = None
+    clean: Annotated[
+        Path | None,
+        typer.Option(metavar="REF", help="The true picture: reports PSNR and SSIM; changes nothing."),
+    ] = None
+    preview: Annotated[
+        bool,
+        typer.Option("--preview", help="Show the present picture in NAME.preview.png every few seconds."),
+    ] = False
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Write NAME.compare.png: before, after and, if given, --clean."),
+    ] = False
+    history: Annotated[
+        Path | None, typer.Option(help="Write what was watched: as .csv, or drawn as .png.")
+    ] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is there already; never a picture that is read.")
+    ] = False
+
+    def task(self) -> dict[str, object]:
+        """The settings of `Task.of` among them."""
+        names = ("preset", "regularizer", "density", "loss", "seed", "iterations", "members")
+        return {name: getattr(self, name) for name in names}
+
+    def batch(self) -> batch.Options:
+        """Those of a batch."""
+        return batch.Options(**{each.name: getattr(self, each.name) for each in fields(batch.Options)})
+
+
+def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command of a function that takes `options`: their fields become options of the command line."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own, shared = inspect.signature(function).parameters, inspect.signature(Options).parameters
+
+        @wraps(function)
+        def call(**given: object) -> None:
+            options = Options(**{name: given.pop(name) for name in shared})
+            function(**given, options=options)
+
+        every = [*(own[name] for name in own if name != "options"), *shared.values()]
+        keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in every]
+        call.__signature__ = inspect.Signature(keywords)
+        del call.__annotations__["options"]
+        return app.command(epilog=f"Example: {example}")(call)
+
+    return register
+
+
+@command("sparsegen denoise noisy.png --sigma 25 --out clean.png")
+def denoise(
+    inputs: Inputs,
+    options: Options,
+    sigma: Annotated[
+        float | None, typer.Option(help="Strength of the noise in gray levels of 255; estimated by default.")
+    ] = None,
+) -> None:
+    """Removes noise from pictures.
+
+    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    """
+    task = Task.of(kind="denoise", sigma=sigma, **options.task())
+    if task.idle_sigma:
+        say(err, f"--{task.idle_sigma}")
+    restore(inputs, task, options)
+
+
+@command("sparsegen inpaint scratched.png --mask scratches.png --out whole.png")
+def inpaint(
+    inputs: Inputs,
+    options: Options,
+    mask: Annotated[
+        Path, typer.Option(help="A picture of the same size, black outside the holes to be filled.")
+    ],
+) -> None:
+    """Fills holes in pictures, which a mask shows.
+
+    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    """
+    restore(inputs, Task.of(kind="inpaint", **options.task()), options, mask=mask)
+
+
+@command("sparsegen upscale small.png --by 4 --out large.png")
+def upscale(
+    inputs: Inputs,
+    options: Options,
+    by: Annotated[int, typer.Option(metavar="2|4", help="How many times as wide and as high.")],
+) -> None:
+    """Enlarges pictures by 2 or 4.
+
+    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    """
+    restore(inputs, Task.of(kind="upscale", by=by, **options.task()), options)
+
+
+@command("sparsegen deblur soft.png --kernel gaussian:1.6 --out sharp.png")
+def deblur(
+    inputs: Inputs,
+    options: Options,
+    kernel: Annotated[
+        str,
+        typer.Option(
+            metavar="gaussian:SIGMA|FILE",
+            help="The blur: a Gaussian of SIGMA pixels; or a picture or .npy of it, with odd sides.",
+        ),
+    ],
+) -> None:
+    """Undoes a known blur of pictures.
+
+    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    """
+    if kernel.startswith("gaussian:"):
+        task = Task.of(kind="deblur", kernel=kernel, **options.task())
+        return restore(inputs, task, options)
+    task, path = Task.of(kind="deblur", kernel="file", **options.task()), Path(kernel)
+    if not path.exists():
+        raise FileNotFoundError(f"--kernel {kernel}: there is no such file, and a Gaussian is gaussian:1.6")
+    restore(inputs, task, options, kernel=path)
+
+
+class Report:
+    """Shows a batch on the terminal."""
+
+    progress = staticmethod(shown)
+
+    def note(self, text: str) -> None:
+        say(err, text)
+
+    def result(self, text: str) -> None:
+        say(out, text)
+
+
+def restore(
+    inputs: Sequence[Path],
+    task: Task,
+    options: Options,
+    mask: Path | None = None,
+    kernel: Path | None = None,
+) -> None:
+    report = Report()
+    prepared = batch.prepare(inputs, task, options.batch(), report, mask, kernel)
+    if prepared.ready:
+        _load_torch(options.threads, task.settings.members)
+    with stop_on_interrupt(lambda: say(err, "stopping; Ctrl-C again stops at once")) as interrupted:
+        if not batch.restore_all(prepared, interrupted, report):
+            sys.exit(130)
+
+
+def _load_torch(threads: int | None, members: int) -> None:
+    """Takes seconds, so it is done before signals are caught: until then Ctrl-C ends all at once."""
+    import torch
+
+    if threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or fair_threads(members))

@@ -1,0 +1,252 @@
+"""The commands that train and measure models."""
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import sparsegen
+from sparsegen.cli.console import err, out, progress, say, show_record
+from sparsegen.cli.options import Data, K, Seed, check_target, parse_k
+from sparsegen.common.interrupt import stop_on_interrupt
+
+if TYPE_CHECKING:
+    from sparsegen.training.run import Run
+
+app = typer.Typer()
+
+
+class Precision(StrEnum):
+    no = "no"
+    bf16 = "bf16"
+
+
+@app.command(epilog="Example: sparsegen train dcgan.ml --data cifar10.parquet --out runs/ml --steps 20000")
+def train(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="architecture[-atoms].regularizer[.recipe], e.g. dcgan.ml, dcgan-64.l0 or biggan-64.ml.projected."
+        ),
+    ],
+    data: Data,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Length; the recipe's by default.")] = None,
+    k: Annotated[
+        str | None,
+        typer.Option(
+            help="Non-zeros kept: one number, or one a level, Γ1 first, as 16,32; by default those of --from, if it "
+            "has the same regularizer, or of the regularizer's density."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Images in a step; the recipe's by default.")
+    ] = None,
+    start_from: Annotated[
+        str | None, typer.Option("--from", help="Fine-tune this model: a bundled one, a folder or a Hub id.")
+    ] = None,
+    warm_up: Annotated[
+        int, typer.Option(min=0, help="Steps that a new discriminator gets to catch up, if --from has none.")
+    ] = 500,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    precision: Annotated[Precision, typer.Option(help="float32 (no), or bfloat16 where it may be.")] = "no",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first images only.")] = None,
+    share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Train on this part of the images, as 0.1, classes taken in turn."),
+    ] = 1.0,
+    rate: Annotated[
+        float,
+        typer.Option(help="Learning rates, as a multiple of the recipe's: less to fine-tune gently."),
+    ] = 1.0,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="Frozen network of the projected recipe: cifar10-classifier, efficientnet-lite0, or auto, which takes "
+            "the first for the images that it was trained on, and the second for others."
+        ),
+    ] = "auto",
+    judge_every: Annotated[int, typer.Option(min=1, help="Steps between Fréchet distances.")] = 2_000,
+    judge_count: Annotated[int, typer.Option(help="Images drawn for one, 2 at least; 0 for none.")] = 2_000,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:N or mps; by default a GPU where there is one.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
+) -> None:
+    """Trains a model, or fine-tunes one (--from); Ctrl-C saves, and --resume goes on."""
+    import torch
+
+    from sparsegen.training.plan import checkpoints
+    from sparsegen.training.start import TrainConfig, start
+
+    if threads:
+        torch.set_num_threads(threads)
+    config = TrainConfig(
+        model=model,
+        data=data,
+        folder=out_folder,
+        steps=steps,
+        k=parse_k(k),
+        seed=seed,
+        batch_size=batch_size,
+        start_from=start_from,
+        warm_up=warm_up,
+        resume=resume,
+        precision=str(precision),
+        limit=limit,
+        share=share,
+        rate=rate,
+        features=features,
+        judge_every=judge_every,
+        judge_count=judge_count,
+        save_every=save_every,
+        device=device,
+    )
+
+    def judged(done: int, count: int) -> None:
+        show(run.step, f"{run.plan.model}  judged by {done} of {count} images")
+
+    def tell() -> None:
+        if run.accelerator.is_main_process:
+            say(err, "stopping after this step, and saving; Ctrl-C again stops at once")
+
+    run = start(config, progress, judged)
+    name, total = run.plan.model, run.schedule.steps
+    with stop_on_interrupt(tell) as interrupted, progress(name, total, run.step) as show:
+        try:
+            _follow(run, interrupted, show)
+        except KeyboardInterrupt:  # the second one, which does not wait until all is saved
+            saved = checkpoints(run.folder)
+            goes_on = (
+                f"--resume goes on from step {int(saved[-1].name)}" if saved else "nothing was saved before"
+            )
+            say(err, f"interrupted at step {run.step} and not saved: {goes_on}")
+            sys.exit(130)
+    if run.stopped:
+        if run.accelerator.is_main_process:
+            say(err, f"stopped and saved at step {run.step}: the same command with --resume goes on")
+        sys.exit(130)
+    best = (
+        f"; best {run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
+        if run.best
+        else ""
+    )
+    out.print(f"{name} trained for {run.step} steps in {out_folder}{best}", highlight=False)
+
+
+def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., object]) -> None:
+    """Trains, and shows the losses: in the bar, or where there is no terminal as a line for each measurement."""
+    losses = ""
+    for step, metrics in run.until(interrupted):
+        if metrics:
+            losses = "  ".join(f"{name} {loss:.2f}" for name, loss in metrics["losses"].items())
+            if run.accelerator.is_main_process and not err.is_terminal:
+                pace = _pace(run, metrics)
+                err.print(f"step {step} of {run.schedule.steps}  {losses}  {pace}", soft_wrap=True)
+        show(step, f"{run.plan.model}  {losses}")
+
+
+def _pace(run: "Run", metrics: dict) -> str:
+    """How fast a run is, and how long it takes yet at this rate, judging aside."""
+    rate = metrics["images_per_second"]
+    images = (run.schedule.steps - run.step) * run.batches.whole
+    return f"{rate:.0f} images/s  {timedelta(seconds=round(images / rate))} left"
+
+
+@app.command(epilog="Example: sparsegen evaluate dcgan.ml --data cifar10 --neighbors near.png")
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A bundled model, a checkpoint's folder, or owner/name on the Hub; or the word real: then the test "
+            "images are measured like samples, as the yardstick."
+        ),
+    ],
+    data: Data,
+    test: Annotated[
+        str | None, typer.Option(help="Real test images (default: the split `test` of --data).")
+    ] = None,
+    count: Annotated[
+        int, typer.Option(help="Images measured; compare figures over equal counts only.")
+    ] = 10_000,
+    seed: Seed = 0,
+    k: K = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="Feature networks, separated by commas: inception (FID), efficientnet-lite0, cifar10-classifier. By "
+            "default (auto) inception if its weights are there, else efficientnet-lite0; on CIFAR-10 the classifier, "
+            "too. The headline figure is that of the first network that was not in the model's discriminator."
+        ),
+    ] = "auto",
+    weights: Annotated[Path | None, typer.Option(help="Inception's weights as a file.")] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Leave out class accuracy, precision, recall and memorization: only distances."
+        ),
+    ] = False,
+    neighbors: Annotated[
+        Path | None,
+        typer.Option(
+            "--neighbors",
+            "--neighbours",
+            help="A .png file: the first 16 samples beside their nearest training images.",
+        ),
+    ] = None,
+    out_path: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also write them into the config of the checkpoint's folder.")
+    ] = False,
+) -> None:
+    """Measures a model against real images: Fréchet distances, class accuracy of conditional samples, precision and
+    recall, memorization; the density of its codes, samples a second.
+
+    The first time takes longer, since the features of the real images are computed and kept.
+    """
+    from sparsegen.common.files import atomic_write, check_writable, write_json
+    from sparsegen.pictures import images
+    from sparsegen.training.measure import REAL, MeasureConfig, measure
+    from sparsegen.training.quality import neighbor_picture
+    from sparsegen.zoo.bundled import CONFIG
+
+    is_real = model == REAL
+    config = MeasureConfig(data, test, count, seed, features, weights, quick)
+    if out_path:
+        check_writable(out_path)
+        if out_path.is_dir():
+            raise IsADirectoryError(f"--out takes the name of a JSON file; {out_path} is a folder")
+    if neighbors:
+        check_target(neighbors, ".png", option="--neighbors")
+    if is_real and (record or k):
+        raise ValueError(
+            f"{REAL} stands for the test images, not for a model: leave --record and --k out, or give the path of a "
+            f"folder of this name as ./{REAL}"
+        )
+    if record:
+        if not Path(model).is_dir():
+            raise ValueError(f"--record writes into a checkpoint's folder of yours; {model} is none")
+        check_writable(Path(model) / CONFIG)
+    generator = None if is_real else sparsegen.from_pretrained(model)
+    if generator:
+        trained = generator.dials
+        generator.set_k(parse_k(k))
+        if record and generator.dials != trained:
+            raise ValueError("--record writes the figures of a model as it is: leave --k out, or --record")
+    found = measure(generator, config, model, progress)
+    for remark in found.remarks:
+        say(err, remark)
+    show_record({"model": model, **found.figures})
+    if neighbors:
+        with atomic_write(neighbors) as file:
+            file.write_bytes(images.png(neighbor_picture(found.samples, found.reference), 2))
+    if out_path:
+        write_json(out_path, {"model": model, **found.figures})
+    if record:
+        write_json(Path(model) / CONFIG, {**generator.config, "evaluation": found.figures})

@@ -1,0 +1,25 @@
+"""What the machine can do."""
+
+import os
+
+WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a kind of device, "cpu", "cuda" or another, multiplies bfloat16 faster than float32.
+
+    Without the instructions for it, a step of training is about ten times as slow as in float32; so it is where
+    oneDNN, which multiplies on CPUs, is told by ONEDNN_MAX_CPU_ISA to leave them alone.
+    """
+    import torch  # here, since what counts processors need not have it
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu" or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16:
+        return False
+    return torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
+def processors() -> int:
+    """The number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,51 @@
+"""A model as a folder that can be served: the weights in half precision, and two small graphs that read them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sparsegen.common.files import atomic_folder
+from sparsegen.export.onnx_file import bundle
+from sparsegen.export.proof import Proof
+from sparsegen.zoo.bundled import CONFIG, GRAPH
+from sparsegen.zoo.checkpoint import from_pretrained, save_companions
+from sparsegen.zoo.hub import FILES
+
+
+def export_folder(
+    source: Path,
+    folder: Path,
+    discriminator: bool = False,
+    progress: Callable[[int, str], object] | None = None,
+) -> Proof:
+    """Writes the checkpoint in `source` as a model that `serve` can serve; all of the folder, or nothing.
+
+    Args:
+        discriminator: Whether the discriminator (and encoder) come along, for fine-tuning.
+        progress: As of `export`.
+
+    Raises: As `check_target`, `from_pretrained`, `save_companions` and `export`.
+    """
+    check_target(folder, source)
+    generator = from_pretrained(source)
+    with atomic_folder(folder) as temporary:
+        generator.save_pretrained(temporary, dtype=torch.float16)
+        if discriminator:
+            save_companions(source, temporary, generator.spec, torch.float16)
+        return replace(bundle(temporary, progress=progress), path=folder / GRAPH)
+
+
+def check_target(folder: Path, source: Path) -> None:
+    """Finds out before any work whether a bundle of `source` may take the place of what is at `folder`.
+
+    Raises: FileExistsError if that is the source itself, or anything but an older bundle.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.resolve() == source.resolve():
+        raise FileExistsError(
+            f"{folder} is the model itself, whose weights would be lost: choose another folder"
+        )
+    if names and not {CONFIG, GRAPH} <= names <= set(FILES):
+        raise FileExistsError(f"{folder} holds other files than an exported model: choose another folder")

@@ -1,0 +1,419 @@
+"""Restores picture files. What is wrong with the input is found before torch is loaded, or any work."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from sparsegen.common.checks import check_integer
+from sparsegen.common.files import check_writable
+from sparsegen.common.hardware import processors
+from sparsegen.pictures.picture import MIN_SIDE, WRITABLE, Picture, check_suffix
+from sparsegen.pictures.reading import read_picture
+from sparsegen.restoration.damage import check_kernel
+from sparsegen.restoration.kinds import check_damage, check_size
+from sparsegen.restoration.results import (
+    Preview,
+    enlarged,
+    measures,
+    save,
+    write_history,
+    write_side_by_side,
+)
+from sparsegen.restoration.settings import MAX_THREADS, MAX_TILE, MAX_WORKERS, SMALLEST, Task
+
+if TYPE_CHECKING:
+    from sparsegen.restoration.restore import Restoration
+    from sparsegen.restoration.results import AnyProgress
+
+OF_A_PICTURE = (OSError, ValueError, RuntimeError, FloatingPointError, ImportError)  # others can go on
+
+
+class Report(Protocol):
+    """Whom a batch reports to."""
+
+    def note(self, text: str) -> None:
+        """Something to know while the work goes on."""
+
+    def result(self, text: str) -> None:
+        """What became of a picture."""
+
+    def progress(self, name: str, total: int) -> "AbstractContextManager[Callable[[AnyProgress], None]]":
+        """Shows how far a fit of so many iterations at most is; the name is that of the picture."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the results of a batch go, what else is written, and how the work is shared out.
+
+    Attributes:
+        out_path: A file, or a folder, which several pictures need.
+        threads: CPU threads of torch; of each worker, where a picture is cut into tiles.
+        tile: Side of a tile in pixels.
+        workers: Processes that restore tiles.
+        clean: The true picture, for PSNR and SSIM.
+        preview, compare: Whether NAME.preview.png and NAME.compare.png are written.
+        history: A .csv, or a .png, of what was watched.
+
+    Raises: TypeError, ValueError if a number is out of range.
+    """
+
+    out_path: Path
+    threads: int | None = None
+    tile: int | None = None
+    workers: int | None = None
+    clean: Path | None = None
+    preview: bool = False
+    compare: bool = False
+    history: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low, high, meaning in (
+            ("threads", 1, MAX_THREADS, "the CPU threads of a fit"),
+            ("tile", SMALLEST, MAX_TILE, "the side of a tile in pixels"),
+            ("workers", 1, MAX_WORKERS, "the processes that restore tiles"),
+        ):
+            if (value := getattr(self, name)) is not None:
+                check_integer(f"--{name}", value, low, high, meaning)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done to every picture of a batch.
+
+    Attributes:
+        damage: As `check_damage` returned it.
+        reads: The files that are read beside the pictures.
+    """
+
+    task: Task
+    options: Options
+    damage: np.ndarray | None = None
+    clean: Picture | None = None
+    reads: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture and where its results go; `picture` is kept where it cannot be read again later."""
+
+    source: Path
+    out: Path
+    preview: Path | None
+    compare: Path | None
+    history: Path | None
+    picture: Picture | None = None
+
+    @property
+    def targets(self) -> list[Path]:
+        return [path for path in (self.out, self.preview, self.compare, self.history) if path]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that were found fit to be restored, of `total` that were given, and those that were not or failed."""
+
+    work: Work
+    total: int
+    ready: Sequence[Job]
+    failed: list[Path] = field(default_factory=list)
+
+    @contextmanager
+    def going_on(self, job: Job, report: Report) -> Iterator[None]:
+        """Raises what goes wrong with the only picture; of several it is reported, and the others are done."""
+        try:
+            yield
+        except OF_A_PICTURE as error:
+            if self.total == 1:
+                raise
+            self.failed.append(job.source)
+            named = "" if job.source.name in str(error) else f"{job.source}: "
+            report.note(f"sparsegen: {named}{' '.join(str(error).split())}")
+
+
+def prepare(
+    inputs: Sequence[Path],
+    task: Task,
+    options: Options,
+    report: Report,
+    mask: Path | None = None,
+    kernel: Path | None = None,
+) -> Batch:
+    """Finds out what is wrong before any work.
+
+    Args:
+        mask: Of inpaint.
+        kernel: Of deblur, if the kernel of the task is a file: a picture, or a .npy array.
+
+    Raises: OSError, ValueError, ImportError of one line, for what concerns all pictures, or the only one.
+    """
+    pictures = read_input("--mask", mask) if mask else None, read_kernel(kernel) if kernel else None
+    reads = tuple(path for path in (mask, kernel, options.clean) if path)
+    check_extras(options)
+    damage = check_damage(task, *pictures)
+    clean = read_input("--clean", options.clean) if options.clean else None
+    work = Work(task, options, damage, clean, reads)
+    jobs, ready = plan(inputs, work), []
+    batch = Batch(work, len(inputs), ready)
+    for job in jobs:
+        with batch.going_on(job, report):
+            ready.append(check(job, work, keep=len(inputs) == 1 or not job.source.is_file()))
+    return batch
+
+
+def restore_all(batch: Batch, interrupted: Callable[[], bool], report: Report) -> bool:
+    """Restores one picture after the other; returns whether all were begun, False if it was interrupted.
+
+    Raises: What is wrong with the only one; RuntimeError at the end that sums up several.
+    """
+    for done, job in enumerate(batch.ready, 1):
+        with batch.going_on(job, report):
+            restore_one(job, batch.work, interrupted, report)
+        if interrupted():
+            left = len(batch.ready) - done
+            report.note(f"stopped by a signal{f', {left} more not begun' if left else ''}")
+            return False
+    if batch.failed:
+        names = ", ".join(map(str, batch.failed))
+        raise RuntimeError(
+            f"{len(batch.failed)} of {batch.total} pictures were not restored as asked: {names}"
+        )
+    return True
+
+
+def check_extras(options: Options) -> None:
+    """Finds out whether the libraries are there that an option needs.
+
+    Raises: ImportError that names the extra; ValueError for a history of no kind.
+    """
+    if options.clean and not find_spec("skimage"):
+        raise ImportError("--clean measures with scikit-image: pip install 'sparsegen[restore]'")
+    suffix = options.history.suffix.lower() if options.history else ".csv"
+    if suffix not in (".csv", ".png"):
+        raise ValueError(f"--history takes .csv, or .png for a drawing; got {options.history}")
+    if suffix == ".png" and not find_spec("matplotlib"):
+        raise ImportError("--history draws with matplotlib: pip install 'sparsegen[plot]', or write a .csv")
+
+
+def plan(inputs: Sequence[Path], work: Work) -> list[Job]:
+    """Decides where the results go, by names alone.
+
+    Raises: ValueError where two results would meet, or one would replace what is read.
+    """
+    options, several = work.options, len(inputs) > 1
+    for name, given in (("--clean", options.clean), ("--history", options.history)):
+        if several and given:
+            got = ", ".join(map(str, inputs[:3])) + (", …" if len(inputs) > 3 else "")
+            raise ValueError(f"{name} is of one picture; got {len(inputs)}, {got}: restore them one by one")
+    folder = _is_folder(options.out_path, several)
+    jobs = []
+    for source in inputs:
+        name = source.name if source.suffix.lower() in WRITABLE else f"{source.stem}.png"
+        path = options.out_path / name if folder else options.out_path
+        beside = {kind: path.with_name(f"{path.stem}.{kind}.png") for kind in ("preview", "compare")}
+        preview, compare = (beside[kind] if getattr(options, kind) else None for kind in beside)
+        jobs.append(Job(source, path, preview, compare, options.history))
+    _check_apart(jobs, [*inputs, *work.reads])
+    return jobs
+
+
+def _is_folder(path: Path, several: bool) -> bool:
+    if path.is_dir():
+        return True
+    suffix = Path(f"_{path.name}").suffix.lower()  # the underscore: a bare ".png" is a suffix, too
+    if several and (path.exists() or suffix in WRITABLE):
+        raise ValueError(f"--out takes a folder for several pictures; got the file {path}")
+    return several or not (path.exists() or suffix)
+
+
+def _check_apart(jobs: Sequence[Job], reads: Sequence[Path]) -> None:
+    read = {_identity(path): path for path in reads}
+    written = {}
+    for job in jobs:
+        for path in job.targets:
+            identity = _identity(path)
+            if identity in read:
+                raise ValueError(f"{path} is read, and would be overwritten: give the result another name")
+            if identity in written:
+                both = " and ".join(dict.fromkeys(map(str, (written[identity], job.source))))
+                raise ValueError(
+                    f"two results, of {both}, would be written to {path}: give one another name, or restore them apart"
+                )
+            written[identity] = job.source
+
+
+def _identity(path: Path) -> object:
+    """What is the same for two names of one file."""
+    try:
+        found = path.stat()
+    except OSError:  # not there yet, or out of reach, which `check` tells
+        return os.path.normcase(os.path.realpath(path))
+    return found.st_dev, found.st_ino
+
+
+def check(job: Job, work: Work, keep: bool) -> Job:
+    """Finds out before any work what is wrong with a picture, or with the places of its results.
+
+    Raises: OSError, ValueError, ImportError of one line.
+    """
+    if job.source.is_dir():
+        raise ValueError(f"{job.source} is a folder: name the pictures in it, as {job.source}/*.png")
+    for path in job.targets:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, and a file is to be written there: give another --out")
+        if os.path.lexists(path) and not work.options.overwrite:
+            raise ValueError(f"{path} is there already: give another --out, or --overwrite to replace it")
+        check_writable(path)
+    picture = read_picture(job.source)
+    height, width, channels = picture.pixels.shape
+    shape = (height * work.task.factor, width * work.task.factor, channels)
+    result = replace(picture, pixels=np.broadcast_to(np.float32(0), shape))
+    check_suffix(job.out, result)
+    _check_room(job.out, result)
+    check_size(work.task, work.damage, (height, width))
+    if work.clean:
+        _check_clean(work.clean, job.source, shape)
+    return replace(job, picture=picture if keep else None)
+
+
+def _check_clean(clean: Picture, source: Path, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError unless the clean picture has the (H, W, C) of the result."""
+    height, width, channels = clean.pixels.shape
+    if (height, width) != shape[:2]:
+        raise ValueError(
+            f"--clean is to be {shape[1]} x {shape[0]} pixels, as {source} asks; got {width} x {height}"
+        )
+    if channels != shape[2]:
+        kinds = {1: "gray", 3: "RGB"}
+        raise ValueError(
+            f"--clean is to be {kinds[shape[2]]}, as {source} is; got {kinds[channels]}: convert it"
+        )
+
+
+def _check_room(path: Path, picture: Picture) -> None:
+    """Raises OSError if the disk has less room than the samples take, uncompressed."""
+    folder = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    samples = picture.pixels.size + (0 if picture.alpha is None else picture.pixels[..., 0].size)
+    if free < (needed := samples * picture.depth // 8):
+        raise OSError(
+            f"{path}: the disk has {free / 1e6:.3g} MB left, the picture may take {needed / 1e6:.3g} MB: "
+            f"make room, or give another --out"
+        )
+
+
+def read_input(option: str, path: Path, min_side: int = MIN_SIDE) -> Picture:
+    if path.is_dir():
+        raise ValueError(f"{option} takes a picture; {path} is a folder")
+    return read_picture(path, min_side=min_side)
+
+
+def read_kernel(path: Path) -> Picture:
+    """A blur kernel as a picture whose values need not end at 1."""
+    if path.suffix.lower() != ".npy":
+        return read_input("--kernel", path, min_side=1)
+    try:
+        kernel = np.load(path, "r", allow_pickle=False)  # mapped: the header may tell of terabytes
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no .npy array of numbers, or a damaged one: {error}") from error
+    if not isinstance(kernel, np.ndarray) or kernel.ndim != 2 or kernel.dtype.kind not in "uif":
+        got = f"{kernel.dtype} {kernel.shape}" if isinstance(kernel, np.ndarray) else "several arrays"
+        raise ValueError(f"--kernel is a matrix (h, w) of numbers; got {got} in {path}")
+    kernel = np.asarray(kernel, np.float64)
+    try:
+        check_kernel(kernel)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Picture((kernel / kernel.max()).astype(np.float32)[..., None])
+
+
+def restore_one(job: Job, work: Work, interrupted: Callable[[], bool], report: Report) -> None:
+    """Restores a picture, writes what was asked for, and reports.
+
+    Raises: OSError if tiles failed, or something could not be written; then it says where the picture went instead.
+    """
+    from sparsegen.restoration.tiles import Unfinished  # here, since it loads torch
+
+    picture, failures = job.picture or read_picture(job.source), []
+    try:
+        outcome = fit_one(job, work, picture, interrupted, report)
+    except Unfinished as error:  # what is done is not to be lost
+        outcome, failures = error.outcome, [str(error)]
+    stopped = interrupted()  # now, since a signal may come while the result is written
+    place, problems = save(job.out, outcome.image)
+    problems = failures + problems
+    pair = (enlarged(picture, outcome.image), outcome.image, *([work.clean] if work.clean else []))
+    extras = (
+        (job.history, lambda path: write_history(path, outcome)),
+        (job.compare, lambda path: write_side_by_side(path, pair)),
+    )
+    for path, write in extras:
+        try:
+            if path:
+                write(path)
+        except OSError as error:
+            problems.append(str(error))
+    why = "not all of it" if failures else outcome.stopped_because
+    why = "stopped by a signal, the best so far" if stopped else why
+    measured = f"; {measures(*pair)}" if work.clean else ""
+    report.result(
+        f"{place}: {why}; iteration {outcome.best_iteration} of {outcome.iterations}, "
+        f"{outcome.seconds:.1f} s{measured}"
+    )
+    for note in picture.notes:
+        report.result(f"  {job.source.name}: {note}")
+    if problems:
+        raise OSError("; ".join(problems))
+
+
+def fit_one(
+    job: Job, work: Work, picture: Picture, interrupted: Callable[[], bool], report: Report
+) -> "Restoration[Picture]":
+    """Does the work, and shows how far it is."""
+    total = work.task.settings.iterations
+    preview = Preview(job.preview, report.note) if job.preview else None
+    try:
+        with report.progress(job.source.name, total) as show:
+
+            def follow(progress: "AnyProgress") -> bool:
+                show(progress)
+                if preview:
+                    preview.show(progress)
+                return interrupted()
+
+            return run(work, picture, follow, report)
+    finally:
+        if preview:
+            preview.remove()
+
+
+def run(
+    work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]", report: Report
+) -> "Restoration[Picture]":
+    """Does the work on one picture, in tiles where it is large.
+
+    Choice: a process per core, but no more than four by default, since each takes a gigabyte. What tiles become
+    depends on the threads of a worker: one each, so that it does not depend on how many cores there are.
+    """
+    from sparsegen.restoration.tiles import OVERLAP, TILE, estimate, is_tiled, run_tiled
+
+    options = work.options
+    threads = options.threads or 1
+    workers = options.workers or max(1, min(4, processors() // threads))
+    overlap = min(OVERLAP, (options.tile or TILE) // 3)
+    about = {"tile": options.tile, "overlap": overlap, "threads": threads}
+    if is_tiled(work.task, picture, options.tile):
+        will = estimate(work.task, picture, workers, work.damage, **about)
+        report.note(
+            f"{will.tiles} tiles: about {timedelta(seconds=round(will.seconds))} and "
+            f"{will.memory_bytes / 1e9:.1f} GB with --workers {workers}",
+        )
+    return run_tiled(work.task, picture, work.damage, callback, workers, **about)

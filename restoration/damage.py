@@ -1,0 +1,136 @@
+"""What is known of the damage: the mask of inpaint, the kernel of deblur. Needs no torch, since services check them."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import numpy as np
+
+from sparsegen.pictures.picture import Picture
+
+LEAST_KNOWN = 20  # pixels, half of which are kept back to know when to stop
+FACTORS = (2, 4)  # of upscale
+MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
+HOLE = 1 / 16  # of white: what is brighter is a hole; below it is what JPEG makes of black
+
+
+def known_pixels(mask: Picture | None) -> np.ndarray:
+    """Where a picture of a mask is black, up to `HOLE`, or transparent: bool (H, W).
+
+    Choice: white in the holes, as image editors and OpenCV have it. The gray rim of a soft brush or of letters lies
+    on pixels that are damaged in part; taken for known, they would come through as an outline.
+
+    Raises: ValueError if it is missing, knows less than `LEAST_KNOWN` pixels, or as `check_mask`.
+    """
+    if mask is None:
+        raise ValueError("inpainting needs a mask, a picture that is white in the holes and black elsewhere")
+    white = mask.pixels.mean(2)
+    known = (white if mask.alpha is None else white * (mask.alpha / mask.alpha.max(initial=1))) <= HOLE
+    check_mask(known)
+    if (count := int(known.sum())) < LEAST_KNOWN:
+        raise ValueError(
+            f"the mask leaves {count} of {known.size} pixels known, and {LEAST_KNOWN} are the least that a picture "
+            f"can be guessed from: take a mask that is black where the picture is whole"
+        )
+    return known
+
+
+def check_mask(known: np.ndarray, hole: str = "white", kept: str = "black") -> None:
+    """Checks a mask, true where the image is known; `hole` and `kept` are what its maker calls false and true.
+
+    Raises: ValueError unless it is boolean (H, W) and knows some pixels, but not all.
+    """
+    if known.ndim != 2 or known.dtype != bool:
+        raise ValueError(f"a mask is boolean (H, W); got {known.dtype} {known.shape}")
+    if known.all() or not known.any():
+        what = (
+            f"without a {hole} pixel, so every pixel is known and there is nothing to fill in"
+            if known.any()
+            else f"{hole} all over, so no pixel is known"
+        )
+        raise ValueError(f"the mask is {what}: it is to be {hole} in the holes and {kept} elsewhere")
+
+
+def check_mask_size(mask: Sequence[int], image: Sequence[int]) -> None:
+    """Raises: ValueError unless both have the same (height, width)."""
+    if tuple(mask) != tuple(image):
+        raise ValueError(
+            f"the mask has {_pixels(mask)} pixels and the image {_pixels(image)}: give one of the same size"
+        )
+
+
+def kernel_sigma(kernel: str) -> float | None:
+    """Reads "gaussian:SIGMA"; None for "file".
+
+    Raises: ValueError for anything else, or unless sigma is above 0 and at most `MAX_BLUR`.
+    """
+    if kernel == "file":
+        return None
+    name, _, number = str(kernel).partition(":")
+    try:
+        sigma = float(number)
+    except ValueError:
+        sigma = math.nan
+    if name != "gaussian" or not 0 < sigma <= MAX_BLUR:
+        raise ValueError(
+            f"a kernel is gaussian:SIGMA, SIGMA above 0 and up to {MAX_BLUR} pixels, or a file; got {kernel!r}"
+        )
+    return sigma
+
+
+def blur_kernel(kernel: str, picture: Picture | None = None) -> np.ndarray:
+    """The kernel that a task names, "gaussian:SIGMA" or "file", which is the picture: float (h, w).
+
+    Raises: ValueError if the picture is missing, or as `check_kernel`.
+    """
+    if (sigma := kernel_sigma(kernel)) is not None:
+        return gaussian_kernel(sigma)
+    if picture is None:
+        raise ValueError("the kernel of this task is a picture, which is missing: give it, or gaussian:SIGMA")
+    weights = picture.pixels.mean(2)
+    check_kernel(weights)
+    return weights
+
+
+def gaussian_kernel(sigma: float) -> np.ndarray:
+    """A Gaussian of standard deviation `sigma` pixels, cut off at 3 of them; its sum is not 1.
+
+    Raises: ValueError unless sigma is above 0 and at most `MAX_BLUR`.
+    """
+    if not isinstance(sigma, Real) or not 0 < sigma <= MAX_BLUR:
+        raise ValueError(f"a Gaussian blur has a sigma above 0 and up to {MAX_BLUR} pixels; got {sigma!r}")
+    radius = max(1, math.ceil(3 * sigma))
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return np.outer(weights, weights)
+
+
+def check_kernel(kernel: np.ndarray) -> None:
+    """Raises: ValueError unless it is a matrix with a center, of finite numbers that can be scaled to the sum 1."""
+    if kernel.ndim != 2:
+        raise ValueError(f"a blur kernel is a matrix (h, w); got {kernel.shape}")
+    if not all(side % 2 for side in kernel.shape):
+        raise ValueError(
+            f"a blur kernel has odd sides, so that it has a center; got {_pixels(kernel.shape)}: "
+            f"cut a row or column off, or add one of zeros"
+        )
+    if not np.isfinite(kernel).all() or kernel.min() < 0 or not kernel.max() > 0:
+        finite = kernel[np.isfinite(kernel)]
+        broken = f"{kernel.size - finite.size} that are NaN or infinite, and " * (finite.size < kernel.size)
+        span = f"from {finite.min():g} to {finite.max():g}" if finite.size else "no other"
+        raise ValueError(
+            f"a blur kernel holds finite numbers from 0 on, some of them above 0; got {broken}numbers {span}"
+        )
+
+
+def check_kernel_size(kernel: Sequence[int], image: Sequence[int]) -> None:
+    """Raises: ValueError if the kernel is higher or wider than the image; both are (height, width)."""
+    if any(own > side for own, side in zip(kernel, image, strict=True)):
+        raise ValueError(
+            f"the image of {_pixels(image)} pixels is smaller than the blur kernel of {_pixels(kernel)}: "
+            f"give a smaller kernel, or a larger image"
+        )
+
+
+def _pixels(size: Sequence[int]) -> str:
+    height, width = size
+    return f"{width} x {height}"

@@ -1,0 +1,140 @@
+"""The kinds of restorations, a row each: what a task of it says, what comes along, and which operator is undone.
+
+A further kind is an operator in `operators.py` and a row here. Needs no torch, since services check tasks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sparsegen.common.names import known_names
+from sparsegen.pictures.picture import Picture
+from sparsegen.restoration.damage import (
+    FACTORS,
+    blur_kernel,
+    check_kernel_size,
+    check_mask_size,
+    kernel_sigma,
+    known_pixels,
+)
+
+if TYPE_CHECKING:
+    from sparsegen.restoration.settings import Task
+
+Sizes = Callable[
+    [Sequence[int], Sequence[int]], None
+]  # of the damage's shape and the image's (height, width)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An entry of a task that one kind needs and the others do not have.
+
+    Attributes:
+        meaning: What it is, after "NAME is ".
+        fits: Whether a value is allowed; may raise a ValueError of its own.
+    """
+
+    name: str
+    meaning: str
+    fits: Callable[[object], bool]
+
+
+def _nothing(task: "Task", mask: Picture | None, kernel: Picture | None) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of restoration.
+
+    Attributes:
+        about: What it does.
+        operator: The name of its class in `operators`, which needs torch.
+        read: Makes the array that the operator is built from, of the task and of the pictures that come along.
+        check_size: Raises a ValueError unless such an array suits an image.
+        only_noise: There is nothing but noise to remove, so that the fit of the noise says when to stop.
+        keeps_known: Known pixels stay as they are, unless the task says that there is noise.
+    """
+
+    about: str
+    operator: str
+    setting: Setting | None = None
+    read: Callable[["Task", Picture | None, Picture | None], np.ndarray | None] = _nothing
+    check_size: Sizes | None = None
+    only_noise: bool = False
+    keeps_known: bool = False
+
+
+def _is_kernel(name: object) -> bool:
+    kernel_sigma(str(name))
+    return True
+
+
+KINDS = {
+    "denoise": Kind("removes noise", "Identity", only_noise=True),
+    "inpaint": Kind(
+        "fills holes, which a mask shows",
+        "Mask",
+        read=lambda task, mask, kernel: known_pixels(mask),
+        check_size=check_mask_size,
+        keeps_known=True,
+    ),
+    "upscale": Kind(
+        "enlarges by 2 or 4",
+        "Downsample",
+        Setting("by", "2 or 4 in upscale", lambda by: by in FACTORS),
+    ),
+    "deblur": Kind(
+        "undoes a known blur",
+        "Blur",
+        Setting("kernel", "that of deblur, as gaussian:1.6", _is_kernel),
+        read=lambda task, mask, kernel: blur_kernel(task.kernel, kernel),
+        check_size=check_kernel_size,
+    ),
+}
+
+
+def find_kind(name: object) -> Kind:
+    """Raises: ValueError listing the kinds if this is none of them."""
+    if not isinstance(name, str) or name not in KINDS:
+        raise ValueError(f"kind is one of {known_names(str(name), KINDS)}; got {name!r}")
+    return KINDS[name]
+
+
+def check_settings(task: "Task") -> None:
+    """Raises: ValueError if the task lacks an entry that its kind needs, or has that of another kind."""
+    for name, kind in KINDS.items():
+        if setting := kind.setting:
+            value = getattr(task, setting.name)
+            own = name == task.kind
+            if (value is not None) != own or (own and not setting.fits(value)):
+                raise ValueError(
+                    f"{setting.name} is {setting.meaning}, and left out elsewhere; got {value!r} in {task.kind}"
+                )
+
+
+def check_damage(
+    task: "Task",
+    mask: Picture | None = None,
+    kernel: Picture | None = None,
+    size: Sequence[int] | None = None,
+) -> np.ndarray | None:
+    """Checks the picture that comes along with a task, and that it suits an image of this (height, width), if given.
+
+    Returns: What the operator is built from, e.g. the known pixels of inpaint; None for the kinds that need nothing.
+    Raises: ValueError as the functions of `damage`.
+    """
+    damage = find_kind(task.kind).read(task, mask, kernel)
+    if size is not None:
+        check_size(task, damage, size)
+    return damage
+
+
+def check_size(task: "Task", damage: np.ndarray | None, size: Sequence[int]) -> None:
+    """Raises: ValueError unless what `check_damage` returned suits an image of this (height, width)."""
+    check = find_kind(task.kind).check_size
+    if check and damage is not None:
+        check(damage.shape, size)

@@ -1,0 +1,151 @@
+"""What a restoration of a picture file writes: the result, previews, the history, a comparison."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from math import inf, isfinite
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from sparsegen.common.files import atomic_write
+from sparsegen.pictures import figures, images
+from sparsegen.pictures.picture import Picture, from_array, write_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sparsegen.restoration.restore import Restoration, TaskProgress
+    from sparsegen.restoration.tiles import TiledProgress
+
+    AnyProgress = TaskProgress | TiledProgress
+
+PREVIEW_EVERY = 5.0  # seconds
+PREVIEW_SHARE = 0.05  # of the time, at most
+SHEET = 384  # pixels that a side of a compared picture is enlarged to, or nearly
+
+
+class Preview:
+    """The present picture, in a file of its own while the work goes on."""
+
+    def __init__(self, path: Path, note: Callable[[str], object]) -> None:
+        self.path, self.note, self.due, self.written = path, note, -inf, False
+
+    def show(self, progress: "AnyProgress") -> None:
+        """Writes it if it is time to; that it cannot be written is no reason to stop the work."""
+        started = monotonic()
+        if started < self.due:
+            return
+        self.written = True  # before it is, since a second Ctrl-C may come between
+        try:
+            write_picture(self.path, progress.picture())
+        except (OSError, ValueError) as error:
+            self.note(f"there will be no more previews: {error}")
+            self.due = inf
+            return
+        self.due = started + max(PREVIEW_EVERY, (monotonic() - started) / PREVIEW_SHARE)
+
+    def remove(self) -> None:
+        if self.written:
+            self.path.unlink(missing_ok=True)
+
+
+def save(path: Path, picture: Picture) -> tuple[Path, list[str]]:
+    """Writes a result that may have taken an hour: if not where it was asked for, then in a temporary folder.
+
+    There it is a PNG; or, should the encoder fail, an array (H, W, C) in [0, 1].
+
+    Returns: where it is, and what went wrong.  Raises: OSError if it could be written nowhere.
+    """
+    try:
+        write_picture(path, picture)
+        return path, []
+    except Exception as error:  # whatever it is, the work is not to be lost
+        problem, suffix = str(error), ".png" if isinstance(error, OSError) else ".npy"
+    try:
+        place = Path(tempfile.mkdtemp(prefix="sparsegen-")) / f"{path.stem}{suffix}"
+        if suffix == ".png":
+            write_picture(place, picture)
+        else:
+            np.save(place, picture.pixels)
+    except OSError as error:
+        raise OSError(f"{problem}; nor could it be kept in the system's temporary folder: {error}") from error
+    return place, [f"{problem}; the restored picture is kept in {place}"]
+
+
+def write_history(path: Path, outcome: "Restoration[Picture]") -> None:
+    """Writes the statistic, loss and density of each look, as a table or as a curve."""
+    if path.suffix.lower() == ".png":
+        _write_bytes(path, figures.png(stop_curve(outcome.history, outcome.best_iteration)))
+        return
+    levels = outcome.history["density"].shape[1]
+    lines = [
+        ",".join(["iteration", "loss", "statistic", *(f"density_{level + 1}" for level in range(levels))])
+    ]
+    for iteration, loss, statistic, density in outcome.history.tolist():
+        values = (loss, statistic, *density)
+        lines.append(
+            ",".join([str(iteration), *(f"{value:.7g}" if isfinite(value) else "" for value in values)])
+        )
+    _write_bytes(path, "\n".join([*lines, ""]).encode())
+
+
+def stop_curve(history: np.ndarray, best_iteration: int) -> "Figure":
+    """Draws what decided when to stop: the stop statistic, or where nothing watched the loss.
+
+    Args:
+        history: A row each look, with `iteration`, `loss` and `statistic`, NaN where nothing watched.
+        best_iteration: Whose image was taken.
+    """
+    watched = np.isfinite(history["statistic"]).any()
+    values = history["statistic" if watched else "loss"]
+    figure = figures.figure(6, 3.2)
+    axes = figure.subplots()
+    axes.plot(history["iteration"], values, marker="." if len(values) < 20 else None)
+    axes.axvline(best_iteration, color="black", linestyle="--", label=f"taken: iteration {best_iteration}")
+    values = values[np.isfinite(values)]
+    if len(values) and (values > 0).all():
+        axes.set_yscale("log")  # the first looks are many times the last ones
+    axes.set(xlabel="iteration", ylabel="stop statistic" if watched else "loss")
+    axes.legend(fontsize=9)
+    return figure
+
+
+def enlarged(picture: Picture, like: Picture) -> Picture:
+    """A picture in the size of another, bicubically: what there was before, where the picture was enlarged."""
+    height, width, channels = like.pixels.shape
+    if picture.pixels.shape == like.pixels.shape:
+        return picture
+    planes = [
+        Image.fromarray(picture.pixels[..., channel]).resize((width, height), Image.Resampling.BICUBIC)
+        for channel in range(channels)
+    ]
+    return from_array(
+        np.clip(np.stack([np.asarray(plane) for plane in planes], axis=2), 0, 1), max_pixels=inf
+    )
+
+
+def write_side_by_side(path: Path, pictures: Sequence[Picture]) -> None:
+    """Writes a PNG of pictures of one size in a row, small ones enlarged; without alpha."""
+    pixels = np.stack([np.rint(picture.pixels * 255).astype(np.uint8) for picture in pictures])
+    sheet = images.grid(np.broadcast_to(pixels, (*pixels.shape[:3], 3)), len(pictures))
+    _write_bytes(path, images.png(sheet, max(1, SHEET // max(pixels.shape[1:3]))))
+
+
+def measures(before: Picture, after: Picture, clean: Picture) -> str:
+    """PSNR and SSIM (Wang et al., 2004) to the clean picture, before and after."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    with np.errstate(divide="ignore"):  # of equal pictures the PSNR is infinite
+        psnr = [peak_signal_noise_ratio(clean.pixels, p.pixels, data_range=1) for p in (before, after)]
+    ssim = [
+        structural_similarity(clean.pixels, p.pixels, data_range=1, channel_axis=2) for p in (before, after)
+    ]
+    return "PSNR {:.2f} -> {:.2f} dB, SSIM {:.3f} -> {:.3f}".format(*psnr, *ssim)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write_bytes(content)

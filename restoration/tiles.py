@@ -1,0 +1,537 @@
+"""Large pictures, restored in overlapping tiles: a fit for each, side by side in processes, blended without seams.
+
+A fit takes memory and time in proportion to its pixels, and one hourglass holds only so much of a picture. The
+parent holds the picture and the sum of the tiles; a worker holds one tile.
+"""
+
+import logging
+import queue
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import astuple, dataclass, replace
+from math import inf
+from queue import Queue
+from threading import Event
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from sparsegen.common.checks import check_integer
+from sparsegen.common.hardware import processors
+from sparsegen.pictures.picture import MIN_SIDE, Picture
+from sparsegen.restoration.crew import crew, thread
+from sparsegen.restoration.plan import Tile, plan
+from sparsegen.restoration.restore import (
+    Restoration,
+    TaskProgress,
+    history_kinds,
+    make_operator,
+    run_checked,
+    to_pixels,
+    to_tensor,
+)
+from sparsegen.restoration.settings import (
+    MAX_THREADS,
+    MAX_TILE,
+    MAX_WORKERS,
+    SMALLEST,
+    WORKER_BYTES,
+    Task,
+)
+
+logger = logging.getLogger(__name__)
+
+WHOLE = 512 * 512  # pixels of the result up to which a picture is fitted as a whole
+TILE, OVERLAP = 256, 32  # pixels of the result along a side
+WAIT = 0.2  # seconds between two looks at the workers
+REPORT_EVERY = 1.0  # seconds between two reports of a worker, each with its image
+LEAST_AROUND = 500  # pixels: of these the watch keeps ten back, with fewer it would judge by chance
+LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the whole picture's share
+
+MANAGER_BYTES = 50e6  # peak resident memory, measured on an AMD EPYC
+
+
+@dataclass(frozen=True)
+class TiledProgress:
+    """Where a restoration in tiles is; `iteration` counts over all tiles, `statistic` is the mean of the tiles.
+
+    `seconds_left` goes by the measured time of an iteration, and by the iterations that finished tiles took; infinite
+    before the first.
+    """
+
+    iteration: int
+    finished: int
+    tiles: int
+    statistic: float | None
+    seconds: float
+    seconds_left: float
+    compose: Callable[[], Picture]
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, from 0 to 1, by the present estimate."""
+        return self.seconds / max(self.seconds + self.seconds_left, 1e-9)
+
+    def picture(self) -> Picture:
+        """The present composition: where a tile has not begun, what was observed."""
+        return self.compose()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a restoration will take: the tiles to fit, wall-clock seconds, bytes of all processes at their peak."""
+
+    tiles: int
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The task of one tile, which is what a worker gets: a piece of the observation, with margins, and of the damage.
+
+    `tile` is where it goes in the result, and `crop` where that is in the restored piece.
+    """
+
+    index: int
+    tile: Tile
+    crop: tuple[slice, slice]
+    task: Task
+    picture: Picture
+    damage: np.ndarray | None
+    idle: bool = False  # there is nothing to restore
+
+    @property
+    def by(self) -> int:
+        return self.task.factor
+
+    @property
+    def pixels(self) -> int:
+        """Those of the fit."""
+        height, width = self.picture.pixels.shape[:2]
+        return height * width * self.by**2
+
+    def observed(self) -> np.ndarray:
+        """What the tile shows before any work: the observation, enlarged bicubically if it is to be enlarged."""
+        pixels = self.picture.pixels
+        if self.by > 1:
+            image = F.interpolate(to_tensor(self.picture), scale_factor=self.by, mode="bicubic")
+            pixels = to_pixels(image.clamp(0, 1))
+        return pixels[self.crop]
+
+
+@dataclass(frozen=True, eq=False)
+class _Report:
+    """What a worker says of its tile, under way or at the end (then with a history).
+
+    Attributes:
+        pixels: The tile's, without margins; None once they have been added to the sum.
+        iterations_left: As the fit estimates it.
+        complete: The fit ended by itself.
+    """
+
+    index: int
+    pixels: np.ndarray | None
+    iteration: int
+    iterations_left: float
+    seconds: float
+    statistic: float | None
+    history: np.ndarray | None = None
+    best_iteration: int | None = None
+    complete: bool = False
+
+
+def run_tiled(
+    task: Task,
+    picture: Picture,
+    damage: np.ndarray | None = None,
+    callback: Callable[[TiledProgress | TaskProgress], bool | None] | None = None,
+    workers: int = 1,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    threads: int = 1,
+) -> Restoration[Picture]:
+    """Does a task as `restore.run` does it, tile by tile; a picture of one tile is left to `run` itself.
+
+    The seed of a tile is a function of the task's seed and of its place, so the result is the same for any number
+    of workers.
+
+    Choice: when inpainting, a tile without holes is left as it is, unless the task says that there is noise
+    (sigma above 0): then it is denoised. A tile that has too little around its holes is fitted together with
+    up to half a tile of its neighborhood on every side.
+
+    Args:
+        damage: What `check_damage` returned for this task and a picture of this size.
+        callback: Called a few times a second, from the start; when it returns True, all tiles end within an
+            iteration. The result then is made of finished tiles, the best so far of those under way, and the
+            observation.
+        workers: Processes, which import the main module (have it guarded by __name__ == "__main__", as
+            multiprocessing asks); 1: a thread of this process. Where tiles fail, or a process is killed, half as many
+            try again what is not done yet, and a warning is logged.
+        tile: The longest side of a tile in pixels of the result; None: `TILE`, or the whole picture if it has
+            up to `WHOLE` pixels. It grows where margins leave too little of it.
+        overlap: What neighbors share at least, in pixels of the result; what the operator reaches comes on top.
+        threads: Of each worker. The last digits of the result depend on it.
+
+    Raises: TypeError, ValueError before any work; Unfinished, which has the outcome, if tiles fail with one worker.
+
+    Returns: An outcome whose `iterations`, `best_iteration` and `history` are means over the fitted tiles.
+    """
+    _check_workers(workers, threads)
+    jobs = _jobs(task, picture, damage, tile, overlap)
+    if len(jobs) == 1:
+        return run_checked(task, picture, damage, callback)
+    tally = _Tally(task, picture, jobs, workers)
+    while failure := _work_off(tally, callback, threads):
+        left, before = len(tally.left()), tally.workers
+        reason = _reason(failure)
+        if before == 1:
+            raise Unfinished(
+                f"{left} of {tally.fitted} tiles failed, and are as they were: {reason}", tally.outcome()
+            ) from failure
+        tally.workers = before // 2
+        logger.warning(
+            "%s; %d of %d tiles begin again, %d at once in place of %d",
+            reason, left, tally.fitted, tally.workers, before,
+        )  # fmt: skip
+    return tally.outcome()
+
+
+class Unfinished(RuntimeError):
+    """Some tiles could not be restored; `outcome` has the others, and those as they were."""
+
+    def __init__(self, sentence: str, outcome: Restoration[Picture]) -> None:
+        super().__init__(sentence)
+        self.outcome = outcome
+
+
+def _work_off(
+    tally: "_Tally", callback: Callable[[TiledProgress], bool | None] | None, threads: int
+) -> Exception | None:
+    """Fits what is left, until all is done or the callback wants no more; returns an error of a tile that is not."""
+    failure = None
+    with crew(tally.workers, threads) as (executor, stop, reports):
+        try:
+            pending = {executor.submit(_work, job, stop, reports) for job in tally.left()}
+        except BrokenProcessPool as error:  # before it had all of them
+            return error
+        while pending:
+            done, pending = wait(pending, WAIT, FIRST_COMPLETED)
+            for report in _drain(reports):  # after the wait: the last word on a tile comes last
+                tally.hear(report)
+            for future in done:
+                if error := future.exception():
+                    failure = error
+                elif final := future.result():
+                    tally.hear(final)
+            if callback and not stop.is_set() and callback(tally.progress()):
+                stop.set()
+        return failure if tally.left() and not stop.is_set() else None
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, BrokenProcessPool):
+        return "a worker process was killed, most likely for lack of memory"
+    return " ".join(str(failure).split()) or type(failure).__name__
+
+
+def is_tiled(task: Task, picture: Picture, tile: int | None = None) -> bool:
+    """Whether `run_tiled` cuts a picture into several tiles, which is when an `estimate` is worth its seconds."""
+    height, width = (side * task.factor for side in picture.pixels.shape[:2])
+    return height * width > WHOLE if tile is None else max(height, width) > tile
+
+
+def estimate(
+    task: Task,
+    picture: Picture,
+    workers: int = 1,
+    damage: np.ndarray | None = None,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    threads: int = 1,
+) -> Estimate:
+    """Measures how long an iteration takes, here and now, and says what `run_tiled` will take; same arguments.
+
+    The time is that of the iterations that the fit of the largest tile expects: one that stops by itself may take
+    half of them, or twice as many. It takes workers to be as fast side by side as one alone, if there are processors
+    for all of them.
+    """
+    _check_workers(workers, threads)
+    tiles = _jobs(task, picture, damage, tile, overlap)
+    jobs = [job for job in tiles if not job.idle]
+    largest = max(jobs, key=lambda job: job.pixels)
+    if len(tiles) == 1:
+        threads = torch.get_num_threads()  # `run` takes what this process has
+    with thread(threads) as executor:
+        seconds = executor.submit(_expected_seconds, largest).result() / largest.pixels
+    abreast = min(workers, len(jobs), max(1, processors() // threads))
+    seconds *= sum(job.pixels for job in jobs) / abreast
+    fit = task.settings.pixel_bytes * largest.pixels * min(task.settings.members, threads)
+    # the picture, the sum of the tiles, their composition and its clipped copy
+    memory = WORKER_BYTES + picture.pixels.nbytes * (1 + 3 * largest.by**2)
+    workers = min(workers, len(jobs))
+    memory += fit if workers == 1 else MANAGER_BYTES + workers * (WORKER_BYTES + fit)
+    return Estimate(len(jobs), seconds, int(memory))
+
+
+class _Tally:
+    """What the tiles come to: the sum of their pixels, and how long the others will take.
+
+    Sums of floats depend on the order, so tiles are added in that of the plan, whichever ends first.
+    """
+
+    def __init__(self, task: Task, picture: Picture, jobs: list[_Job], workers: int) -> None:
+        self.picture, self.jobs = picture, jobs
+        self.fitted = sum(not job.idle for job in jobs)
+        self.workers = min(workers, self.fitted)
+        last = jobs[-1].tile
+        self.sum = np.zeros((last.rows.stop, last.columns.stop, picture.pixels.shape[2]), np.float32)
+        self.added, self.reports, self.started = 0, {}, perf_counter()
+
+    def left(self) -> list[_Job]:
+        """What is yet to be fitted, or to its end."""
+        return [job for job in self.jobs if not self._is_complete(job)]
+
+    def hear(self, report: _Report) -> None:
+        self.reports[report.index] = report
+        while self.added < len(self.jobs) and self._is_complete(self.jobs[self.added]):
+            self._add(self.jobs[self.added], self.sum)
+            if added := self.reports.get(self.added):
+                self.reports[self.added] = replace(added, pixels=None)
+            self.added += 1
+
+    def pixels(self) -> np.ndarray:
+        """The present composition.  Shape: float32 (H, W, C) of the result."""
+        total = self.sum.copy()
+        for job in self.jobs[self.added :]:
+            self._add(job, total)
+        return total
+
+    def progress(self) -> TiledProgress:
+        reports = list(self.reports.values())
+        if not reports:
+            return self._progress(0, 0, None, inf)
+        ended = [report.iteration for report in reports if report.complete]
+        expected = np.mean(ended or [report.iteration + report.iterations_left for report in reports])
+        left = expected * (self.fitted - len(reports))
+        left += sum(max(expected - r.iteration, r.iterations_left) for r in reports if not r.complete)
+        done = sum(report.iteration for report in reports)
+        pace = sum(report.seconds for report in reports) / done
+        abreast = max(1, min(self.workers, self.fitted - len(ended)))
+        statistics = [report.statistic for report in reports if report.statistic is not None]
+        statistic = float(np.mean(statistics)) if statistics else None
+        return self._progress(done, len(ended), statistic, float(left * pace / abreast))
+
+    def _progress(
+        self, iteration: int, finished: int, statistic: float | None, seconds_left: float
+    ) -> TiledProgress:
+        return TiledProgress(
+            iteration,
+            finished,
+            self.fitted,
+            statistic,
+            perf_counter() - self.started,
+            seconds_left,
+            lambda: self.picture.with_pixels(self.pixels()),
+        )
+
+    def outcome(self) -> Restoration[Picture]:
+        ended = {
+            index: report for index, report in sorted(self.reports.items()) if report.history is not None
+        }
+        self.reports, reports = ended, list(ended.values())  # sorted: means, too, depend on the order
+        return Restoration(
+            self.picture.with_pixels(self.pixels()),
+            _mean_history([report.history for report in reports]),
+            self._stopped_because(),
+            round(np.mean([report.iteration for report in reports] or [0])),
+            round(np.mean([report.best_iteration for report in reports] or [0])),
+            perf_counter() - self.started,
+        )
+
+    def _stopped_because(self) -> str:
+        begun, complete = len(self.reports), sum(report.complete for report in self.reports.values())
+        if complete == self.fitted:
+            return f"all {complete} tiles are done"
+        return (
+            f"it was asked to: of {self.fitted} tiles {complete} are done, {begun - complete} were under way, and "
+            f"{self.fitted - begun} are as they were"
+        )
+
+    def _is_complete(self, job: _Job) -> bool:
+        return job.idle or (job.index in self.reports and self.reports[job.index].complete)
+
+    def _add(self, job: _Job, total: np.ndarray) -> None:
+        report = self.reports.get(job.index)
+        total[job.tile.region] += job.tile.window * (report.pixels if report else job.observed())
+
+
+class _Reporter:
+    """Tells the parent now and then how a tile is, and the fit in each iteration whether to stop."""
+
+    def __init__(self, job: _Job, stop: Event, reports: Queue) -> None:
+        self.job, self.stop, self.reports = job, stop, reports
+        self.due, self.asked = perf_counter(), False
+
+    def __call__(self, progress: TaskProgress) -> bool:
+        if perf_counter() >= self.due:
+            with suppress(queue.Full):  # the parent is busy; it will hear of a later iteration
+                self.reports.put_nowait(astuple(self._report(progress)))
+            self.due = perf_counter() + REPORT_EVERY
+        self.asked = self.stop.is_set()
+        return self.asked
+
+    def _report(self, progress: TaskProgress) -> _Report:
+        return _Report(
+            self.job.index,
+            progress.picture().pixels[self.job.crop],
+            progress.iteration,
+            progress.seconds_left / progress.seconds * progress.iteration,
+            progress.seconds,
+            progress.statistic,
+        )
+
+
+def _work(job: _Job, stop: Event, reports: Queue) -> _Report | None:
+    """Fits a tile, in a worker; None if it was told to stop before it began."""
+    if stop.is_set():
+        return None
+    reporter = _Reporter(job, stop, reports)
+    outcome = run_checked(job.task, job.picture, job.damage, reporter)
+    statistic = float(outcome.history["statistic"][-1])
+    return _Report(
+        job.index,
+        outcome.image.pixels[job.crop],
+        outcome.iterations,
+        0,
+        outcome.seconds,
+        None if np.isnan(statistic) else statistic,
+        outcome.history,
+        outcome.best_iteration,
+        complete=not reporter.asked,
+    )
+
+
+def _drain(reports: Queue) -> list[_Report]:
+    """The reports that have come in, of each tile the latest last."""
+    drained = []
+    with suppress(queue.Empty):
+        while True:
+            drained.append(_Report(*reports.get_nowait()))
+    return drained
+
+
+def _jobs(
+    task: Task, picture: Picture, damage: np.ndarray | None, tile: int | None, overlap: int
+) -> list[_Job]:
+    """Cuts a task into those of its tiles; checks everything that can be checked before any work."""
+    height, width = picture.pixels.shape[:2]
+    operator = make_operator(task, damage)
+    tiles = plan(height, width, *_sides(height, width, task.factor, operator.reach, tile, overlap))
+    if operator.known is None or len(tiles) == 1:
+        return [
+            _job(index, place, operator.reach, task, picture, damage) for index, place in enumerate(tiles)
+        ]
+    known = operator.known.numpy() > 0
+    wanted = min(LEAST_SHARE, known.mean() / 2)  # a mask may be sparse everywhere
+    jobs = []
+    for index, place in enumerate(tiles):
+        if known[place.region].all():
+            own = replace(task, kind="denoise")
+            jobs.append(_job(index, place, operator.reach, own, picture, None, idle=not task.sigma))
+        else:
+            margin = _surroundings(known, place, wanted)
+            piece = known[place.grown(margin, height, width)]
+            jobs.append(_job(index, place, margin, task, picture, piece))
+    return jobs
+
+
+def _job(
+    index: int,
+    tile: Tile,
+    margin: int,
+    task: Task,
+    picture: Picture,
+    damage: np.ndarray | None,
+    idle: bool = False,
+) -> _Job:
+    """The task of a tile with a margin around it, with its own seed. Pixels are views, cut off only when sent.
+
+    Args:
+        damage: That of this tile.
+    """
+    by, (height, width) = task.factor, picture.pixels.shape[:2]
+    region = tile.grown(margin, height, width)
+    crop = tuple(
+        slice((span.start - piece.start) * by, (span.stop - piece.start) * by)
+        for span, piece in zip((tile.rows, tile.columns), region, strict=True)
+    )
+    seed = int(np.random.SeedSequence((task.seed, index)).generate_state(1)[0])
+    task = replace(task, seed=seed)
+    return _Job(index, tile.times(by), crop, task, Picture(picture.pixels[region]), damage, idle)
+
+
+def _sides(height: int, width: int, by: int, reach: int, tile: int | None, overlap: int) -> tuple[int, int]:
+    """Tile and overlap in pixels of the observation, without margins."""
+    meaning = "the longest side of a tile, in pixels of the result"
+    side = TILE if tile is None else check_integer("tile", tile, SMALLEST, MAX_TILE, meaning)
+    check_integer("overlap", overlap, 0, side // 3, f"what tiles of {side} pixels share")
+    if tile is None and height * width * by**2 <= WHOLE:
+        return max(height, width), 0
+    side, overlap = side // by, overlap // by
+    if max(height, width) <= side:
+        return side, overlap
+    return max(side - 2 * reach, 3 * overlap, reach + 1, MIN_SIDE), overlap
+
+
+def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
+    """How much is to be added on every side of a tile, so that enough around its holes is known.
+
+    Raises: ValueError if half a tile does not do.
+    """
+    side = max(tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start)
+    for margin in range(0, side // 2 + 1, side // 8):
+        around = known[tile.grown(margin, *known.shape)]
+        if around.sum() >= max(LEAST_AROUND, wanted * around.size):
+            return margin
+    raise ValueError(
+        f"a hole is too large for its tile: around row {tile.rows.start}, column {tile.columns.start} only "
+        f"{around.sum()} of {around.size} pixels are known, and at least "
+        f"{max(LEAST_AROUND, round(wanted * around.size))} are needed: take larger tiles, of {2 * side}, or scale "
+        f"the picture down"
+    )
+
+
+def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
+    """The mean over tiles, row by row; a tile that has ended keeps its last row. Without any it is empty."""
+    if not histories:
+        return np.zeros(0, history_kinds(0))
+    mean = max(histories, key=len).copy()
+    rows = np.arange(len(mean))
+    for name in ("loss", "statistic", "density"):
+        mean[name] = np.mean([h[name][np.minimum(rows, len(h) - 1)] for h in histories], axis=0)
+    return mean
+
+
+def _expected_seconds(job: _Job) -> float:
+    """How long a fit takes: the iterations it expects, by the median of three of them, after three to warm up."""
+    times, expected = [], 0.0
+
+    def told(progress: TaskProgress) -> bool:
+        nonlocal expected
+        times.append(perf_counter())
+        expected = progress.iteration * (1 + progress.seconds_left / progress.seconds)
+        return len(times) == 6
+
+    task = replace(job.task, iterations=max(6, job.task.settings.iterations))
+    run_checked(task, job.picture, job.damage, told)
+    return expected * float(np.median(np.diff(times)[-3:]))
+
+
+def _check_workers(workers: int, threads: int) -> None:
+    check_integer("workers", workers, 1, MAX_WORKERS, "the number of processes")
+    check_integer("threads", threads, 1, MAX_THREADS, "the number of threads of each worker")

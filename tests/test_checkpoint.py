@@ -1,0 +1,299 @@
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sparsegen
+from sparsegen.zoo import checkpoint
+from sparsegen.zoo.bundled import COMPANIONS, CONFIG, MODELS, WEIGHTS
+from sparsegen.zoo.checkpoint import from_pretrained, read_config, upload
+from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.spec import build
+from sparsegen.zoo.weights import load_weights, save_weights
+
+
+@pytest.fixture
+def folder(tiny_ml: Generator, tmp_path: Path) -> Path:
+    return tiny_ml.save_pretrained(tmp_path / "saved")
+
+
+def test_a_saved_generator_comes_back_with_its_pixels_and_its_dial(
+    tiny_ml: Generator, tmp_path: Path
+) -> None:
+    tiny_ml.set_k([1, 3])
+    folder = tiny_ml.save_pretrained(tmp_path / "saved", training={"steps": 7})
+    opened = from_pretrained(folder)
+    assert not opened.training
+    assert [dial.k for dial in opened.dials] == [1, 3]
+    assert opened.config["training"] == {"steps": 7}
+    assert opened.spec.name == "dcgan-8.ml"
+    assert np.array_equal(opened.sample(3), tiny_ml.sample(3))
+
+
+def test_half_precision_halves_the_file_and_is_used_as_float32(tiny_ml: Generator, tmp_path: Path) -> None:
+    full, half = (
+        tiny_ml.save_pretrained(tmp_path / "a"),
+        tiny_ml.save_pretrained(tmp_path / "b", torch.float16),
+    )
+    assert (half / WEIGHTS).stat().st_size < 0.6 * (full / WEIGHTS).stat().st_size
+    opened = from_pretrained(half)
+    for key, tensor in opened.state_dict().items():
+        expected = tiny_ml.state_dict()[key]
+        assert tensor.dtype == expected.dtype
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, expected.half().float())
+
+
+@pytest.mark.parametrize("name", sparsegen.list_models())
+def test_every_bundled_model_draws_varied_images(name: str) -> None:
+    images = from_pretrained(name).sample(16).astype(float)
+    assert images.std(axis=(1, 2, 3)).min() > 5  # none is flat
+    assert np.abs(images - images.mean(axis=0)).mean() > 20  # they are not all the same
+
+
+def test_the_bundled_models_take_at_most_60_megabytes() -> None:
+    sizes = [file.stat().st_size for file in MODELS.rglob("*") if file.is_file()]
+    assert sum(sizes) <= 60_000_000
+
+
+def test_a_name_pattern_selects_models() -> None:
+    assert sparsegen.list_models("nothing*") == []
+    assert set(sparsegen.list_models("dcgan*")) <= set(sparsegen.list_models())
+
+
+def test_an_unknown_model_is_answered_with_the_near_ones(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(checkpoint, "list_models", lambda: ["dcgan.l0_inf", "dcgan.ml"])
+    with pytest.raises(ValueError, match=r"no model 'dcgan\.l1_inf'.*dcgan\.l0_inf"):
+        from_pretrained("dcgan.l1_inf")
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"saved/generator\.safetensors is missing"):
+        from_pretrained(folder)
+    (folder / CONFIG).unlink()
+    with pytest.raises(FileNotFoundError, match=r"it has no config\.json"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 64 + b[64:]]
+)
+def test_damaged_weights_are_named(folder: Path, damage: object) -> None:
+    path = folder / WEIGHTS
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"generator\.safetensors is corrupt, truncated or no safetensors"):
+        from_pretrained(folder)
+
+
+def test_weights_of_another_network_are_told_from_those_of_another_width(folder: Path) -> None:
+    save_file({"layer.weight": torch.zeros(2)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"another network: \d+ missing .*1 unexpected \(layer\.weight\)"):
+        from_pretrained(folder)
+    save_file(build("dcgan", "ml", atoms=4).state_dict(), folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"another width: .* expected"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor.to(torch.int8), "as torch.int8; expected torch.float32"),
+        (lambda tensor: tensor.to(torch.complex64), "as torch.complex64; expected"),
+        (
+            lambda tensor: torch.full_like(tensor, torch.nan),
+            "holds NaN or infinity in 1 tensors .*earlier checkpoint",
+        ),
+    ],
+    ids=["integers", "complex", "nan"],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(folder: Path, change: object, message: str) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    key = next(key for key, tensor in tensors.items() if tensor.ndim == 4)
+    save_file({**tensors, key: change(tensors[key])}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(folder)
+    with pytest.raises(ValueError, match=message):
+        upload(folder, "me/mine")
+
+
+def test_a_measurement_is_not_taken_along_to_another_k(tiny_ml: Generator, tmp_path: Path) -> None:
+    evaluation = {"metric": "fid", "distance": 3.0}
+    tiny_ml.save_pretrained(tmp_path / "a", training={"steps": 5}, evaluation=evaluation)
+    generator = from_pretrained(tmp_path / "a")
+    assert read_config(generator.save_pretrained(tmp_path / "b"))["evaluation"] == evaluation
+    generator.set_k(1)
+    config = read_config(generator.save_pretrained(tmp_path / "c"))
+    assert config["k"] == [1, 1] and config["training"] == {"steps": 5} and "evaluation" not in config
+
+
+def test_weights_are_not_saved_as_integers(tiny_ml: Generator, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="floating one, as torch.float16; got torch.int8"):
+        tiny_ml.save_pretrained(tmp_path / "a", dtype=torch.int8)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "error"), [("", ValueError), (" ", ValueError), (None, TypeError), (3, TypeError)]
+)
+def test_what_names_no_model_is_told_what_one_is(given: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"a model is the name of a bundled one, .*; got {given!r}"):
+        from_pretrained(given)
+
+
+def test_a_pickle_is_refused_without_being_opened(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    file = tmp_path / "model.pt"
+    file.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match="is a pickle.*safetensors only"):
+        from_pretrained(file)
+    with pytest.raises(FileNotFoundError, match=r"model\.pt there is a pickle"):
+        from_pretrained(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "format": 99}))
+    with pytest.raises(ValueError, match=r"has format 99, this sparsegen reads up to 1: upgrade"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "null",
+        '{"architecture": "dcgan"}',
+        "\x00",
+        '{"format": true}',
+        '{"format": 0}',
+        '{"format": "1"}',
+        "[" * 100_000,
+    ],
+    ids=range(10),
+)
+def test_a_config_that_is_none_is_named(folder: Path, text: str) -> None:
+    (folder / CONFIG).write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is not a sparsegen config"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"k": [0, 1]}, "got 0"),
+        ({"k": [99, 1]}, "from 1 to 8; got 99"),
+        ({"k": "all"}, "k"),
+        ({"architecture": "stylegan"}, "no architecture 'stylegan'"),
+        ({"atoms": "wide"}, "got 'wide'"),
+        ({"atoms": True}, "got True"),
+        ({"k": []}, "2 in ml; got"),
+        ({"k": [1]}, "2 in ml; got"),
+        ({"k": [1, 2, 3]}, "2 in ml; got"),
+        ({"k": 3}, "k is of type list; got 3"),
+        ({"k": [1, 2.0]}, "k is a list of integers"),
+        ({"k": [True, 1]}, "k is a list of integers"),
+        ({"architecture": ["dcgan"]}, "architecture is of type str"),
+        ({"regularizer": None}, "regularizer is of type str; got None"),
+        ({"regularizer": "l0_inf"}, "1 in l0_inf"),
+        ({"model": "dcgan.ml"}, "model is 'dcgan.ml', and the other entries make it 'dcgan-8.ml'"),
+        ({"class_names": ["cat"]}, "names of the 0 classes, or of the first of them; got"),
+        ({"class_names": "cat"}, "class_names is of type list"),
+        ({"license": 7}, "license is of type str; got 7"),
+        ({"training": [1]}, "training is of type dict"),
+        ({"evaluation": "good"}, "evaluation is of type dict"),
+        ({"evaluation": {"metric": "fid"}}, "evaluation.distance is missing"),
+        ({"evaluation": {"metric": "fid", "distance": "low"}}, "got 'low'"),
+        ({"evaluation": {"metric": "fid", "distance": 3.0, "distances": [3.0]}}, "distances is of type dict"),
+    ],
+)
+def test_a_config_with_a_wrong_entry_is_named(folder: Path, entry: dict, message: str) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **entry}))
+    with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("entry", ["model", "architecture", "regularizer", "atoms", "k"])
+def test_a_config_that_lacks_an_entry_is_named(folder: Path, entry: str) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    del config[entry]
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json: the entry {entry} is missing"):
+        from_pretrained(folder)
+
+
+def test_a_config_without_a_license_has_the_usual_one(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    del config["license"]
+    (folder / CONFIG).write_text(json.dumps(config))
+    assert from_pretrained(folder).config["license"] == "apache-2.0"
+
+
+def test_what_is_known_of_a_model_is_kept_and_nothing_else_is_taken(folder: Path, tmp_path: Path) -> None:
+    opened = from_pretrained(folder)
+    opened.save_pretrained(folder, training={"steps": 7})
+    again = from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert from_pretrained(again).config["training"] == {"steps": 7}
+    with pytest.raises(TypeError, match="format"):
+        opened.save_pretrained(folder, format=99)
+
+
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(folder: Path) -> None:
+    for given in (folder, *sparsegen.list_models()[:1]):
+        with pytest.raises(ValueError, match="leave the revision out; got 'v1'"):
+            from_pretrained(given, revision="v1")
+
+
+def test_a_training_run_is_told_from_its_models(tiny_ml: Generator, tmp_path: Path) -> None:
+    for model in ("best", "checkpoints/00000010", "checkpoints/00000020"):
+        tiny_ml.save_pretrained(tmp_path / model)
+    with pytest.raises(FileNotFoundError, match=r"training run: .*best or .*checkpoints/00000020$"):
+        from_pretrained(tmp_path)
+
+
+def test_a_failed_save_leaves_the_last_good_one(
+    tiny_ml: Generator, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        tiny_ml.save_pretrained(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_hub_id_offline_is_a_clear_error() -> None:
+    with pytest.raises(ConnectionError, match="no folder 'nobody/nothing' here, and the Hub did not give it"):
+        from_pretrained("nobody/nothing")
+
+
+def test_a_discriminator_can_be_carried_over(tiny_ml: Generator, tmp_path: Path) -> None:
+    source = tiny_ml.save_pretrained(tmp_path / "source")
+    judge = tiny_ml.spec.companions()["discriminator"]
+    file = COMPANIONS["discriminator"]
+    save_weights(judge, source / file, torch.float32)
+    target = tiny_ml.save_pretrained(tmp_path / "target")
+    checkpoint.save_companions(source, target, tiny_ml.spec, torch.float16)
+    copy = tiny_ml.spec.companions()["discriminator"]
+    load_weights(copy, target / file)
+    for key, tensor in copy.state_dict().items():
+        expected = judge.state_dict()[key]
+        assert torch.equal(tensor, expected.half().float() if expected.is_floating_point() else expected)

@@ -1,0 +1,78 @@
+"""The regularizers: the columns of the paper's Table 1. Which projections sit on the codes, as data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from sparsegen.zoo.dial import Dial, resolve
+from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection
+
+LEVELS = 2  # codes that are handed out, and that a regularizer may project
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """A column of Table 1: which projection sits on how many codes, Γ1 first.
+
+    Choice: the paper gives no k. `density` sets it for both kinds, so that L0 and L0,∞ have the same budget:
+    density·C non-zeros in each needle, density·C·H·W in each code.
+
+    Attributes:
+        about: What it does to the codes, as a sentence for the model card.
+    """
+
+    projection: type[Projection] | None = None
+    levels: int = 0
+    density: float = 0.25
+    about: str = ""
+
+    def dials(
+        self, code_shapes: Sequence[tuple[int, int, int]], k: Sequence[int] | None = None
+    ) -> list[Dial]:
+        """Returns the dial of each projected level, Γ1 first, from the shapes of the codes alone.
+
+        Args:
+            code_shapes: (C, H, W) of each code, Γ1 first.
+            k: Of each projected level; None: those of the density.
+
+        Raises: TypeError, ValueError if k does not fit.
+        """
+        dials = []
+        for level, shape in enumerate(code_shapes[: self.levels], 1):
+            limit = self.projection(1).limit((1, *shape))
+            dials.append(Dial(level, self.projection.unit, max(1, round(self.density * limit)), limit))
+        if k is None or not (dials or k):
+            return dials
+        return [replace(dial, k=value) for dial, value in zip(dials, resolve(k, dials), strict=True)]
+
+    def projections(
+        self, code_shapes: Sequence[tuple[int, int, int]], k: Sequence[int] | None = None
+    ) -> list[nn.Module]:
+        """Makes what sits on each code, an identity where nothing is projected. Args, Raises: As `dials`."""
+        projected = [self.projection(dial.k) for dial in self.dials(code_shapes, k)]
+        return projected + [nn.Identity() for _ in code_shapes[self.levels :]]
+
+
+REGULARIZERS = {
+    "baseline": Regularizer(
+        about="Nothing makes its codes sparse: it is what the other columns are compared with."
+    ),
+    "l0_inf": Regularizer(
+        NeedleProjection,
+        levels=1,
+        about="Each needle of Γ1, the entries of one pixel over all channels, keeps its k largest magnitudes\n(L0,∞).",
+    ),
+    "l0": Regularizer(
+        GlobalProjection, levels=1, about="Γ1 keeps the k largest magnitudes of each image (L0)."
+    ),
+    "l1": Regularizer(  # a penalty in the loss, so nothing in the network
+        about="A penalty on the L1 norm of Γ1 acted in its training; nothing is zeroed when it draws."
+    ),
+    "ml": Regularizer(
+        NeedleProjection,
+        levels=2,
+        about="Each needle of Γ1 and of Γ2, the entries of one pixel over all channels, keeps its k largest\n"
+        "magnitudes (L0,∞ on two levels: ML-CSC).",
+    ),
+}

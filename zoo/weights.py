@@ -1,0 +1,67 @@
+"""The weights of networks as safetensors files: read strictly, written atomically."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from sparsegen.common.files import atomic_write
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads safetensors strictly into a network, as the network's dtype.
+
+    Raises: FileNotFoundError, ValueError naming the file and what was expected; also of weights that hold NaN.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: expected the weights as safetensors")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is corrupt, truncated or no safetensors file: {error}") from None
+    own = network.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} holds another network: {_some('missing', missing)}, {_some('unexpected', unexpected)}"
+        )
+    for key, tensor in own.items():
+        if tensor.shape != tensors[key].shape:
+            found, expected = tuple(tensors[key].shape), tuple(tensor.shape)
+            raise ValueError(f"{path} holds another width: {key} is {found}, expected {expected}")
+        if tensor.is_floating_point() != tensors[key].is_floating_point():
+            raise ValueError(f"{path} holds {key} as {tensors[key].dtype}; expected {tensor.dtype}")
+    if broken := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{path} holds NaN or infinity in {_some('tensors', broken)}, as after training that diverged: take an "
+            f"earlier checkpoint"
+        )
+    network.load_state_dict(tensors)
+
+
+def save_weights(network: nn.Module, path: Path, dtype: torch.dtype) -> None:
+    """Writes a network's weights as safetensors, atomically."""
+    write_tensors(network.state_dict(), path, dtype)
+
+
+def write_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+    dtype: torch.dtype,
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Writes tensors as safetensors, atomically, those of floating-point numbers as `dtype`; `about` as metadata."""
+    packed = {
+        key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for key, tensor in tensors.items()
+    }
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save(packed, metadata={"format": "pt", **(about or {})}))
+
+
+def _some(what: str, keys: list[str]) -> str:
+    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    return f"{len(keys)} {what}" + (f" ({shown})" if keys else "")

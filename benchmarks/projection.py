@@ -29,7 +29,7 @@ from benchmarks.machine import processor, versions
 from sparsegen.common.files import write_json
 from sparsegen.zoo import projections
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection, backend
-from sparsegen.zoo.spec import build
+from sparsegen.zoo.spec import create_model
 
 RECORDS = Path(__file__).parent / "records" / "projection.json"
 SHAPES = (64, 128, 16, 16), (64, 64, 32, 32), (8, 256, 32, 32)
@@ -354,7 +354,7 @@ def in_dcgan(repeats: int, batch: int = 64) -> list[dict[str, Any]]:
     """The share of the projection in the forward of the zoo's DCGAN generator at full width."""
     rows = []
     for column in ("l0_inf", "l0"):
-        generator = build("dcgan", column).eval()
+        generator = create_model("dcgan", column).eval()
         z = torch.randn(batch, generator.z_dim)
         codes: list[Tensor] = []
         layer = next(p for p in generator.projections if isinstance(p, Projection))

@@ -25,7 +25,7 @@ from sparsegen.export import onnx_file
 from sparsegen.export.runtime import OnnxSampler
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.projections import GlobalProjection
-from sparsegen.zoo.spec import build
+from sparsegen.zoo.spec import create_model
 
 RECORDS = Path(__file__).parent / "records" / "sampling.json"
 
@@ -43,7 +43,7 @@ class Naive(nn.Module):
 
 def variants(column: str, folder: Path) -> dict[str, Callable[[np.ndarray], Any]]:
     """Each way to draw a batch of images from one column's generator."""
-    ours, bare, usual, last = (build("dcgan", column).eval() for _ in range(4))
+    ours, bare, usual, last = (create_model("dcgan", column).eval() for _ in range(4))
     last.to(memory_format=torch.channels_last)
     for index, projection in enumerate(ours.projections):
         if not isinstance(projection, nn.Identity):
@@ -53,9 +53,9 @@ def variants(column: str, folder: Path) -> dict[str, Callable[[np.ndarray], Any]
     def in_torch(generator: Generator) -> Callable[[np.ndarray], Any]:
         return torch.inference_mode()(lambda z: generator(torch.from_numpy(z)))
 
-    onnx_file.export(ours, folder / "ours.onnx")
+    onnx_file.export_onnx(ours, folder / "ours.onnx")
     sampler = OnnxSampler(folder / "ours.onnx")
-    onnx_file.export(build("dcgan", "baseline"), folder / "bare.onnx")
+    onnx_file.export_onnx(create_model("dcgan", "baseline"), folder / "bare.onnx")
     without = OnnxSampler(folder / "bare.onnx")
     return {
         "torch, topk + scatter": in_torch(usual),

@@ -54,11 +54,13 @@ COMMON = {"trained on": "", "distance by": ", lower is better", "license": ""}
 def _summary(config: dict) -> dict[str, str]:
     """A bundled model in the columns of the list."""
     from sparsegen.zoo.architectures import ARCHITECTURES
+    from sparsegen.zoo.blocks import IMAGE_SIZES
 
     row = ARCHITECTURES[config["architecture"]]
     training, verdict = config.get("training", {}), config.get("evaluation", {})
     return {
-        "classes": str(row.classes or "-"),
+        "size": str(config.get("image_size", IMAGE_SIZES[0])),
+        "classes": str(config.get("classes", row.classes) or "-"),
         "atoms": f"{config['atoms']}/{row.atoms}",
         "k": ", ".join(map(str, config["k"])) or "-",
         "steps": f"{training['steps']:,}" if training else "-",
@@ -174,7 +176,7 @@ def export(
     A folder gets the weights in half precision and two small graphs that read them.
     """
     from sparsegen.export.folder import export_folder
-    from sparsegen.export.onnx_file import STEPS, export
+    from sparsegen.export.onnx_file import STEPS, export_onnx
     from sparsegen.zoo.checkpoint import find_checkpoint, from_pretrained
 
     suffix, source = check_target(out_path, ".onnx", folder=True), find_checkpoint(model)
@@ -189,7 +191,7 @@ def export(
 
         if suffix:
             generator = from_pretrained(source)
-            proof = export(generator, out_path, synthesis=synthesis, progress=report)
+            proof = export_onnx(generator, out_path, synthesis=synthesis, progress=report)
         else:
             proof = export_folder(source, out_path, discriminator, report)
     show_record(asdict(proof))

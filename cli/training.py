@@ -36,6 +36,18 @@ def train(
     data: Data,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Length; the recipe's by default.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the square images in pixels: 32, 64 or 128; by default that of the model's name."
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Labels of a conditional model, 0 for none; by default those of --from or the data."
+        ),
+    ] = None,
     k: Annotated[
         str | None,
         typer.Option(
@@ -90,8 +102,10 @@ def train(
     config = TrainConfig(
         model=model,
         data=data,
-        folder=out_folder,
+        out=out_folder,
         steps=steps,
+        image_size=size,
+        classes=classes,
         k=parse_k(k),
         seed=seed,
         batch_size=batch_size,
@@ -186,6 +200,9 @@ def evaluate(
         ),
     ] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Inception's weights as a file.")] = None,
+    size: Annotated[
+        int, typer.Option(help="Side of the real images in pixels, where MODEL is the word real.")
+    ] = 32,
     quick: Annotated[
         bool,
         typer.Option(
@@ -217,7 +234,7 @@ def evaluate(
     from sparsegen.zoo.bundled import CONFIG
 
     is_real = model == REAL
-    config = MeasureConfig(data, test, count, seed, features, weights, quick)
+    config = MeasureConfig(data, test, count, seed, features, weights, size, quick)
     if out_path:
         check_writable(out_path)
         if out_path.is_dir():

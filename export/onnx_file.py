@@ -20,7 +20,7 @@ from sparsegen.zoo.generator import Generator
 STEPS = 3  # that `progress` hears of
 
 
-def export(
+def export_onnx(
     generator: Generator,
     path: str | Path,
     *,
@@ -81,11 +81,11 @@ def export(
 def bundle(folder: str | Path, progress: Callable[[int, str], object] | None = None) -> Proof:
     """Writes generator.onnx and synthesis.onnx into a checkpoint's folder, whose weights both of them read.
 
-    Raises: as from_pretrained and export do.
+    Raises: as from_pretrained and export_onnx do.
     """
     folder = Path(folder).resolve()
     generator = from_pretrained(folder)
-    return export(generator, folder / bundled.GRAPH, embed=False, synthesis=True, progress=progress)
+    return export_onnx(generator, folder / bundled.GRAPH, embed=False, synthesis=True, progress=progress)
 
 
 def describe(generator: Generator, graph: str, weights: str | None) -> dict:
@@ -101,6 +101,7 @@ def describe(generator: Generator, graph: str, weights: str | None) -> dict:
         "name": generator.spec.name,
         "regularizer": generator.spec.regularizer,
         "z_dim": generator.z_dim,
+        "image_size": generator.image_size,
         "classes": generator.classes,
         "class_names": generator.class_names,
         "code_shapes": generator.code_shapes,

@@ -54,6 +54,7 @@ class OnnxSampler:
         name, regularizer, license: As `dcgan.ml`, `ml`, `apache-2.0`.
         dials: The sparsity dial of each projected level, Γ1 first; empty if the generator has no projection.
         z_dim: Entries of z.
+        image_size: Side of the square images in pixels.
         classes, class_names: How many labels there are, 0 if it is unconditional; what they mean, if known.
         code_shapes: (C, H, W) of each Γ, Γ1 first, projected or not.
         metadata: All that the file says about itself, from its JSON.
@@ -72,6 +73,7 @@ class OnnxSampler:
         self.license: str = self.metadata["license"]
         self.dials = [Dial(**dial) for dial in self.metadata["dials"]]
         self.z_dim: int = self.metadata["z_dim"]
+        self.image_size: int = self.metadata.get("image_size", 32)  # older files are all of 32 x 32
         self.classes: int = self.metadata.get("classes", 0)
         self.class_names: tuple[str, ...] = tuple(self.metadata.get("class_names", ()))
         self.code_shapes = tuple(tuple(shape) for shape in self.metadata["code_shapes"])

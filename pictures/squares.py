@@ -19,12 +19,13 @@ FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM".split()  # not EPS, for which Pillow 
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
 
 
-def decode(file: bytes, size: int) -> np.ndarray:
+def decode(file: bytes, size: int) -> tuple[np.ndarray, bool]:
     """Decodes an image: EXIF orientation applied, alpha composited on white, 16-bit gray scaled to 8 bits, the
     first frame of an animation; then the center square, resized (Lanczos, antialiased).
 
     Choice: CMYK by Pillow's plain formula, without color profiles; 32-bit gray is read as 16-bit, clipped.
 
+    Returns: The pixels, and whether they had another size or shape before.
     Shape: uint8 (3, size, size).  Raises: ValueError that says why the file cannot be decoded.
     """
     try:
@@ -32,7 +33,7 @@ def decode(file: bytes, size: int) -> np.ndarray:
             image.load()
             with contextlib.suppress(*DAMAGED):  # the pixels may be good where the EXIF block is not
                 ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_square(_rgb(image), size)).transpose(2, 0, 1)
+            return np.asarray(_square(_rgb(image), size)).transpose(2, 0, 1), image.size != (size, size)
     except UnidentifiedImageError:
         raise ValueError(f"not an image, or damaged, or none of {' '.join(FORMATS)}") from None
     except DAMAGED as error:

@@ -382,10 +382,11 @@ def address(request: gr.Request) -> str:
 def python_call(shown: Choice) -> str:
     k = f", k={shown.k}" if shown.k else ""
     labels = "" if shown.label is None else f", labels={shown.label}"
+    size = shown.model.sampler.image_size
     return (
         "from sparsegen.export.runtime import open_sampler\n\n"
         f"pixels = open_sampler({shown.model.source!r}).sample({shown.count}, seed={shown.seed}{k}{labels})"
-        f"  # uint8 ({shown.count}, 32, 32, 3)"
+        f"  # uint8 ({shown.count}, {size}, {size}, 3)"
     )
 
 

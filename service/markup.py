@@ -223,7 +223,9 @@ def inside(
     Shape: uint8 (H, W, 3); each Γ (C, H, W).
     """
     tops = {dial.level: value for dial, value in zip(dials, k, strict=True) if dial.unit == "needle"}
-    caption = ", ".join(filter(None, ["<b>The image</b>", escape(called), "32 × 32 pixels"]))
+    caption = ", ".join(
+        filter(None, ["<b>The image</b>", escape(called), f"{pixels.shape[1]} × {pixels.shape[0]} pixels"])
+    )
     figures = [_figure(picture(pixels, "The image"), caption)]
     for level, code in enumerate(codes, 1):
         needles = xray.counts(code)

@@ -44,6 +44,7 @@ class Model:
                 {"level": dial.level, "unit": dial.unit, "trained": dial.k, "min": 1, "max": dial.limit}
                 for dial in self.sampler.dials
             ],
+            "image_size": self.sampler.image_size,
             "classes": self.classes,
             "license": self.sampler.license,
             "steps": self.config.get("training", {}).get("steps"),

@@ -16,7 +16,7 @@ MAX_COUNT = 64
 FORMATS = {
     "grid": "one PNG with all images side by side",
     "png": "JSON with one base64 PNG an image",
-    "npy": "a NumPy file, uint8 (count, 32, 32, 3)",
+    "npy": "a NumPy file, uint8 (count, H, W, 3)",
 }
 DEFAULTS = {"count": 16, "seed": 0, "k": None, "labels": None, "format": "grid"}
 

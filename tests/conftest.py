@@ -16,7 +16,7 @@ import torch
 
 from sparsegen.zoo.blocks import LabelNorm
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.spec import build
+from sparsegen.zoo.spec import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
@@ -57,11 +57,11 @@ def warmed(generator: Generator) -> Generator:
 
 @pytest.fixture
 def tiny_ml() -> Iterator[Generator]:
-    yield warmed(build("dcgan", "ml", atoms=8))
+    yield warmed(create_model("dcgan", "ml", width=8))
 
 
 @pytest.fixture
 def tiny_conditional() -> Iterator[Generator]:
-    generator = warmed(build("biggan", "ml", atoms=8))
+    generator = warmed(create_model("biggan", "ml", width=8))
     generator.config = {"class_names": CLASSES}
     yield generator

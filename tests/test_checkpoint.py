@@ -12,7 +12,7 @@ from sparsegen.zoo import checkpoint
 from sparsegen.zoo.bundled import COMPANIONS, CONFIG, MODELS, WEIGHTS
 from sparsegen.zoo.checkpoint import from_pretrained, read_config, upload
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.spec import build
+from sparsegen.zoo.spec import create_model
 from sparsegen.zoo.weights import load_weights, save_weights
 
 
@@ -96,7 +96,7 @@ def test_weights_of_another_network_are_told_from_those_of_another_width(folder:
     save_file({"layer.weight": torch.zeros(2)}, folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"another network: \d+ missing .*1 unexpected \(layer\.weight\)"):
         from_pretrained(folder)
-    save_file(build("dcgan", "ml", atoms=4).state_dict(), folder / WEIGHTS)
+    save_file(create_model("dcgan", "ml", width=4).state_dict(), folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"another width: .* expected"):
         from_pretrained(folder)
 

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.spec import build
+from sparsegen.zoo.spec import create_model
 
 
 def test_one_unit_of_gamma_1_adds_one_atom_of_d1(tiny_ml: Generator) -> None:
     conv, atoms = tiny_ml.stages[0].conv, tiny_ml.dictionary(1)
-    assert build("dcgan", "ml").dictionary(1).shape == (128, 3, 4, 4)
+    assert create_model("dcgan", "ml").dictionary(1).shape == (128, 3, 4, 4)
     for atom in range(8):
         impulse = torch.zeros(1, 8, 16, 16)
         impulse[0, atom, 5, 7] = 1
@@ -26,7 +26,7 @@ def test_one_unit_of_gamma_1_adds_one_atom_of_d1(tiny_ml: Generator) -> None:
 
 def test_one_unit_of_gamma_2_adds_one_atom_of_d2(tiny_ml: Generator) -> None:
     conv, atoms = tiny_ml.stages[1].conv, tiny_ml.dictionary(2)
-    assert build("dcgan", "ml").dictionary(2).shape == (128, 128, 3, 3)
+    assert create_model("dcgan", "ml").dictionary(2).shape == (128, 128, 3, 3)
     for atom in range(8):
         impulse = torch.zeros(1, 8, 16, 16)
         impulse[0, atom, 5, 7] = 1
@@ -37,7 +37,7 @@ def test_an_effective_atom_is_a_unit_of_gamma_2_through_both_dictionaries(tiny_m
     d1, d2 = tiny_ml.stages[0].conv, tiny_ml.stages[1].conv
     atoms = tiny_ml.effective_dictionary()
     assert atoms.shape == (8, 3, 8, 8)
-    assert build("dcgan", "ml").effective_dictionary().shape == (128, 3, 8, 8)
+    assert create_model("dcgan", "ml").effective_dictionary().shape == (128, 3, 8, 8)
     for atom in range(8):
         impulse = torch.zeros(1, 8, 16, 16)
         impulse[0, atom, 5, 7] = 1
@@ -102,7 +102,7 @@ def test_numbers_of_any_real_type_are_used_as_the_generators(tiny_ml: Generator)
 
 
 def test_a_bypass_is_refused_where_none_goes_around_the_code() -> None:
-    generator = build("biggan", "ml", atoms=8).eval()
+    generator = create_model("biggan", "ml", width=8).eval()
     z, labels = torch.randn(2, 128), torch.tensor([1, 2])
     _, codes = generator(z, labels)
     bypass = generator.bypass(z, labels)
@@ -110,20 +110,24 @@ def test_a_bypass_is_refused_where_none_goes_around_the_code() -> None:
         generator.synthesize(codes, bypass)
     with pytest.raises(ValueError, match=r"shape \(2, 8, 32, 32\); got \(1, 8, 32, 32\)"):
         generator.synthesize((None, codes[1]), bypass[:1])
-    plain = build("dcgan", "ml", atoms=8).eval()
+    plain = create_model("dcgan", "ml", width=8).eval()
     code = plain(z)[1][1]
     with pytest.raises(ValueError, match="nothing goes around a code of dcgan, which is not residual: leave"):
         plain.synthesize((None, code), torch.ones_like(code))
 
 
 def test_vmap_goes_over_labels_too() -> None:
-    generator, z, labels = build("biggan", atoms=8).eval(), torch.randn(3, 128), torch.tensor([3, 9, 0])
+    generator, z, labels = (
+        create_model("biggan", width=8).eval(),
+        torch.randn(3, 128),
+        torch.tensor([3, 9, 0]),
+    )
     image = torch.func.vmap(lambda z, label: generator(z[None], label[None])[0][0])(z, labels)
     torch.testing.assert_close(image, generator(z, labels)[0])
 
 
 def test_labels_may_be_of_any_integer_type() -> None:
-    generator, z = build("cgan", atoms=8).eval(), torch.randn(2, 100)
+    generator, z = create_model("cgan", width=8).eval(), torch.randn(2, 100)
     wanted, _ = generator(z, torch.tensor([3, 9]))
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         assert torch.equal(generator(z, torch.tensor([3, 9], dtype=dtype))[0], wanted)
@@ -159,7 +163,10 @@ def test_the_dial_changes_the_image_and_springs_back(tiny_ml: Generator) -> None
 
 
 def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
-    ml, baseline = warmed(build("dcgan", "ml", atoms=8)), build("dcgan", "baseline", atoms=8).eval()
+    ml, baseline = (
+        warmed(create_model("dcgan", "ml", width=8)),
+        create_model("dcgan", "baseline", width=8).eval(),
+    )
     baseline.load_state_dict(ml.state_dict())
     assert np.array_equal(ml.sample(4, k=8), baseline.sample(4))
 
@@ -271,7 +278,7 @@ def test_the_response_of_a_normalized_network_leaves_its_singular_vectors(
 
 def test_a_generator_without_projections_says_that_it_has_no_dial() -> None:
     with pytest.raises(ValueError, match="without a projection"):
-        build("dcgan", "baseline", atoms=8).sample(1, k=4)
+        create_model("dcgan", "baseline", width=8).sample(1, k=4)
 
 
 @pytest.mark.parametrize("k", [np.array([1, 2]), torch.tensor([1, 2]), (np.int64(1), 2)])

@@ -23,7 +23,7 @@ from sparsegen.export.onnx_file import bundle
 from sparsegen.export.runtime import open_sampler
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
 from sparsegen.zoo.checkpoint import from_pretrained
-from sparsegen.zoo.spec import build
+from sparsegen.zoo.spec import create_model
 
 CARD = "README.md"
 PUSH = """
@@ -95,7 +95,7 @@ def hub() -> Iterator[Hub]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    generator = warmed(build("dcgan", "ml", atoms=8))
+    generator = warmed(create_model("dcgan", "ml", width=8))
     generator.config = {"license": "mit"}
     return generator.save_pretrained(tmp_path_factory.mktemp("hub") / "checkpoint", training={"steps": 3})
 

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from sparsegen.export import onnx_file
 from sparsegen.export.functions import DOMAIN, FUNCTIONS
-from sparsegen.export.onnx_file import STEPS, bundle, export
+from sparsegen.export.onnx_file import STEPS, bundle, export_onnx
 from sparsegen.export.proof import Proof, compare_selection
 from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, sparsify
 from sparsegen.zoo.regularizers import REGULARIZERS
-from sparsegen.zoo.spec import build
+from sparsegen.zoo.spec import create_model
 
 CONV = "coder.stages.1.conv"
 
@@ -40,7 +40,7 @@ class Exported:
 
 def saved(regularizer: str, folder: Path, dtype: torch.dtype = torch.float16) -> Generator:
     torch.manual_seed(0)
-    generator = warmed(build("dcgan", regularizer, atoms=8))
+    generator = warmed(create_model("dcgan", regularizer, width=8))
     generator.stages[0].conv.weight.data *= 40  # images of all colors, where the initial ones are gray
     generator.stages[0].conv.bias.data = torch.randn(3) / 4
     generator.save_pretrained(folder, dtype)
@@ -51,7 +51,7 @@ def saved(regularizer: str, folder: Path, dtype: torch.dtype = torch.float16) ->
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp(request.param)
     generator = saved(request.param, folder / "checkpoint")
-    embedded = export(generator, folder / "m.onnx", synthesis=True)
+    embedded = export_onnx(generator, folder / "m.onnx", synthesis=True)
     return Exported(
         generator, folder / "m.onnx", folder / "checkpoint", (embedded, bundle(folder / "checkpoint"))
     )
@@ -234,12 +234,14 @@ def test_weights_of_other_types_are_read_from_the_checkpoint_too(dtype: torch.dt
 
 
 def test_two_exports_are_the_same_bytes_and_leave_the_generator_as_it_was(tmp_path: Path) -> None:
-    generator = warmed(build("dcgan", "ml", atoms=8)).train()
+    generator = warmed(create_model("dcgan", "ml", width=8)).train()
     generator.set_k([3, 5])
     before = {key: tensor.clone() for key, tensor in generator.state_dict().items()}
     steps = []
     for name in ("a.onnx", "b.onnx"):
-        export(generator, tmp_path / name, synthesis=True, progress=lambda done, what: steps.append(done))
+        export_onnx(
+            generator, tmp_path / name, synthesis=True, progress=lambda done, what: steps.append(done)
+        )
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert (tmp_path / "a.synthesis.onnx").read_bytes() == (tmp_path / "b.synthesis.onnx").read_bytes()
     assert generator.training and [dial.k for dial in generator.dials] == [3, 5]
@@ -274,7 +276,7 @@ def test_a_wrong_projection_is_not_exported(
     for name, body in broken.items():
         monkeypatch.setitem(FUNCTIONS, name, body)
     with pytest.raises(RuntimeError, match="keeps other entries"):
-        export(warmed(build("dcgan", regularizer, atoms=8)), tmp_path / "m.onnx")
+        export_onnx(warmed(create_model("dcgan", regularizer, width=8)), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -291,7 +293,7 @@ def test_a_graph_that_mixes_up_its_k_is_not_exported(
 
     monkeypatch.setattr(onnx_file, "trace", mixed_up)
     with pytest.raises(RuntimeError, match="does not keep the largest"):
-        export(ml, tmp_path / "m.onnx")
+        export_onnx(ml, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == b"what was here before"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -306,12 +308,12 @@ def test_a_synthesis_graph_of_other_atoms_is_not_exported(
 
     monkeypatch.setattr(Generator, "dictionary", larger_in_torch)
     with pytest.raises(RuntimeError, match="differ by .* in the atoms"):
-        export(ml, tmp_path / "m.onnx", synthesis=True)
+        export_onnx(ml, tmp_path / "m.onnx", synthesis=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_labels_of_a_conditional_generator_are_an_input_as_long_as_the_batch(tmp_path: Path) -> None:
-    export(warmed(build("cgan", "l0_inf", atoms=8)), tmp_path / "m.onnx")
+    export_onnx(warmed(create_model("cgan", "l0_inf", width=8)), tmp_path / "m.onnx")
     (labels,) = (value for value in onnx.load(tmp_path / "m.onnx").graph.input if value.name == "labels")
     assert labels.type.tensor_type.elem_type == onnx.TensorProto.INT64
     assert [dim.dim_param for dim in labels.type.tensor_type.shape.dim] == ["batch"]
@@ -319,20 +321,20 @@ def test_the_labels_of_a_conditional_generator_are_an_input_as_long_as_the_batch
 
 def test_a_generator_of_fewer_classes_than_its_architecture_is_exported(tmp_path: Path) -> None:
     """It was trained on a few, and refuses the others."""
-    generator = warmed(build("cgan", "ml", atoms=8))
+    generator = warmed(create_model("cgan", "ml", width=8))
     generator.config = {"class_names": ["ant", "bee"]}
-    assert export(generator, tmp_path / "m.onnx").samples > 0
+    assert export_onnx(generator, tmp_path / "m.onnx").samples > 0
 
 
 def test_other_weights_beside_the_graph_are_found_by_the_proof(tmp_path: Path) -> None:
     generator = saved("baseline", tmp_path)
     saved("baseline", tmp_path, torch.bfloat16)
     with pytest.raises(RuntimeError, match="differ by"):
-        export(generator, tmp_path / "generator.onnx", embed=False)
+        export_onnx(generator, tmp_path / "generator.onnx", embed=False)
     assert not list(tmp_path.glob("*.onnx*"))
-    build("dcgan", "baseline", atoms=4).save_pretrained(tmp_path)
+    create_model("dcgan", "baseline", width=4).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds another network: its coder.* has the shape"):
-        export(generator, tmp_path / "generator.onnx", embed=False)
+        export_onnx(generator, tmp_path / "generator.onnx", embed=False)
 
 
 def test_a_file_that_cannot_be_is_refused_before_any_work(
@@ -342,15 +344,15 @@ def test_a_file_that_cannot_be_is_refused_before_any_work(
     (tmp_path / "file").touch()
     (tmp_path / "generator.safetensors").write_bytes(b"garbage!" * 4)
     with pytest.raises(ValueError, match="ends in .onnx"):
-        export(ml, tmp_path / "m.pt")
+        export_onnx(ml, tmp_path / "m.pt")
     with pytest.raises(OSError, match="not a folder"):
-        export(ml, tmp_path / "file" / "m.onnx")
+        export_onnx(ml, tmp_path / "file" / "m.onnx")
     with pytest.raises(FileNotFoundError, match="generator.safetensors is missing"):
-        export(ml, tmp_path / "elsewhere" / "m.onnx", embed=False)
+        export_onnx(ml, tmp_path / "elsewhere" / "m.onnx", embed=False)
     with pytest.raises(ValueError, match="no safetensors file"):
-        export(ml, tmp_path / "m.onnx", embed=False)
+        export_onnx(ml, tmp_path / "m.onnx", embed=False)
     with sparsify(ml, {CONV: NeedleProjection(2)}), pytest.raises(ValueError, match=f"{CONV}.*remove"):
-        export(ml, tmp_path / "m.onnx")
+        export_onnx(ml, tmp_path / "m.onnx")
 
 
 class TestASelectionThatDiffersFromTorch:

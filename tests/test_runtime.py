@@ -14,18 +14,18 @@ import torch
 from conftest import CLASSES, ROOT, warmed
 
 from sparsegen.export import runtime
-from sparsegen.export.onnx_file import bundle, export
+from sparsegen.export.onnx_file import bundle, export_onnx
 from sparsegen.export.runtime import OnnxSampler, open_sampler
 from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.dial import Dial
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.spec import build
+from sparsegen.zoo.spec import create_model
 
 
 def saved(regularizer: str, folder: Path) -> Path:
     torch.manual_seed(0)
-    generator = warmed(build("dcgan", regularizer, atoms=8))
+    generator = warmed(create_model("dcgan", regularizer, width=8))
     generator.stages[0].conv.weight.data *= 40  # images of all colors, where the initial ones are gray
     generator.stages[0].conv.bias.data = torch.randn(3) / 4
     generator.save_pretrained(folder, torch.float16)
@@ -180,7 +180,7 @@ def test_bad_values_are_refused_as_the_generator_refuses_them(
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    generator = warmed(build("biggan", "l0_inf", atoms=8))
+    generator = warmed(create_model("biggan", "l0_inf", width=8))
     generator.config = {"class_names": CLASSES}
     folder = generator.save_pretrained(tmp_path_factory.mktemp("bundles") / "biggan-8.l0_inf")
     bundle(folder)
@@ -277,7 +277,7 @@ def test_a_model_is_opened_by_name_folder_or_file(folder: Path, monkeypatch: pyt
 
 
 def test_an_embedded_file_finds_its_synthesis_graph_beside_it(generator: Generator, tmp_path: Path) -> None:
-    export(generator, tmp_path / "m.onnx", synthesis=True)
+    export_onnx(generator, tmp_path / "m.onnx", synthesis=True)
     image, codes = OnnxSampler(tmp_path / "m.onnx").run(noise.z(1, 128))
     assert OnnxSampler(tmp_path / "m.onnx").synthesize(codes[0]).tobytes() == image.tobytes()
     with pytest.raises(ValueError, match="makes images of codes"):

@@ -5,7 +5,7 @@ from sparsegen.reproduce import paper
 from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.regularizers import REGULARIZERS
-from sparsegen.zoo.spec import ModelSpec, build
+from sparsegen.zoo.spec import ModelSpec, create_model
 
 cells = pytest.mark.parametrize(
     ("architecture", "regularizer"), [(row, column) for row in ARCHITECTURES for column in REGULARIZERS]
@@ -19,7 +19,7 @@ def noise(generator: Generator, count: int) -> tuple[torch.Tensor, ...]:
 
 @cells
 def test_every_cell_of_table_1_draws_images_from_projected_codes(architecture: str, regularizer: str) -> None:
-    generator = build(architecture, regularizer, atoms=8)
+    generator = create_model(architecture, regularizer, width=8)
     image, codes = generator(*noise(generator, 2))
     assert image.shape == (2, 3, 32, 32)
     assert image.abs().max() <= 1
@@ -30,7 +30,7 @@ def test_every_cell_of_table_1_draws_images_from_projected_codes(architecture: s
 
 @cells
 def test_a_projected_code_holds_at_most_k_non_zeros_a_unit(architecture: str, regularizer: str) -> None:
-    generator = build(architecture, regularizer, atoms=8)
+    generator = create_model(architecture, regularizer, width=8)
     _, codes = generator(*noise(generator, 4))
     for dial in generator.dials:
         support = codes[dial.level - 1] != 0
@@ -103,7 +103,7 @@ CODES = {  # of Γ1 and Γ2, and the size of an atom of D1, D2 and D_eff: archit
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_codes_and_dictionaries_have_the_sizes_of_the_tables(architecture: str) -> None:
     gamma_1, gamma_2, d1, d2, d_eff = CODES[architecture]
-    generator = build(architecture, "ml")
+    generator = create_model(architecture, "ml")
     assert generator.code_shapes == (gamma_1, gamma_2)
     assert generator.dictionary(1).shape == (gamma_1[0], 3, d1, d1)
     assert generator.dictionary(2).shape == (gamma_2[0], gamma_1[0], d2, d2)
@@ -112,7 +112,7 @@ def test_codes_and_dictionaries_have_the_sizes_of_the_tables(architecture: str) 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_columns_share_their_weights(architecture: str) -> None:
-    states = [build(architecture, column, atoms=8).state_dict() for column in REGULARIZERS]
+    states = [create_model(architecture, column, width=8).state_dict() for column in REGULARIZERS]
     for state in states[1:]:
         assert {key: value.shape for key, value in state.items()} == {
             key: value.shape for key, value in states[0].items()

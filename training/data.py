@@ -36,6 +36,7 @@ class Images:
         skipped: the rows or files left out and why, a line each.
         classes: the names of the labels 0, 1, …; empty where they are not known.
         unlabeled: why there are no labels where one may have expected them; else empty.
+        resized: how many of them had another size or shape.
     """
 
     pixels: Tensor
@@ -45,6 +46,17 @@ class Images:
     skipped: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     unlabeled: str = ""
+    resized: int = 0
+
+    @property
+    def size(self) -> int:
+        """Side of the square images in pixels."""
+        return self.pixels.shape[-1]
+
+    @property
+    def class_count(self) -> int:
+        """How many classes the labels are of; 0 where there are none."""
+        return 0 if self.labels is None else max(len(self.classes), int(self.labels.max()) + 1)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -181,6 +193,11 @@ def open_images(
         log.warning("skipped %s", line)
     if len(images.skipped) > 10:
         log.warning("skipped %d more; %d images are left", len(images.skipped) - 10, len(images))
+    if images.resized:
+        log.warning(
+            "%d of the %d images of %s had other sizes: their center squares were resized to %d x %d pixels",
+            *(images.resized, len(images), images.name, size, size),
+        )
     return images
 
 
@@ -191,11 +208,12 @@ def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: 
     """
     order = _first(limit, rows.count, rows.labels)
     pixels = np.empty((len(order), 3, size, size), np.uint8)
-    good, skipped = [], []
+    good, skipped, resized = [], [], 0
     for done, (row, (row_name, file)) in enumerate(zip(order, rows.read(order), strict=True), start=1):
         try:
-            pixels[len(good)] = decode(file, size)
+            pixels[len(good)], other = decode(file, size)
             good.append(row)
+            resized += other
         except ValueError as error:
             skipped.append(f"{row_name}: {error}")
         if progress is not None and (done % BLOCK == 0 or done == len(order)):
@@ -206,7 +224,8 @@ def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: 
     pixels = torch.from_numpy(pixels[: len(good)])
     labels = None if rows.labels is None else torch.from_numpy(rows.labels[good])
     return Images(
-        pixels, labels, name, fingerprint(pixels, labels), tuple(skipped), rows.classes, rows.unlabeled
+        *(pixels, labels, name, fingerprint(pixels, labels)),
+        *(tuple(skipped), rows.classes, rows.unlabeled, resized),
     )
 
 
@@ -233,7 +252,7 @@ def fingerprint(pixels: Tensor, labels: Tensor | None) -> str:
 
 def _write_cache(path: Path, images: Images) -> None:
     tensors = {"pixels": images.pixels} | ({} if images.labels is None else {"labels": images.labels})
-    about = {"skipped": json.dumps(images.skipped), "classes": json.dumps(images.classes)}
+    about = {name: json.dumps(getattr(images, name)) for name in ("skipped", "classes", "resized")}
     keep(path, tensors, {"fingerprint": images.fingerprint, "unlabeled": images.unlabeled, **about})
 
 
@@ -247,4 +266,5 @@ def _read_cache(path: Path, name: str) -> Images | None:
         log.warning("%s is damaged, it will be computed again: its fingerprint is another one", path)
         return None
     skipped, classes = (tuple(json.loads(about[what])) for what in ("skipped", "classes"))
-    return Images(pixels, labels, name, about["fingerprint"], skipped, classes, about["unlabeled"])
+    resized = int(about.get("resized", 0))  # which older files do not say
+    return Images(pixels, labels, name, about["fingerprint"], skipped, classes, about["unlabeled"], resized)

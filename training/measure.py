@@ -5,13 +5,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sparsegen.common.checks import check_integer
+from sparsegen.training import evaluation
 from sparsegen.training import features as networks
 from sparsegen.training.data import Images
-from sparsegen.training.evaluation import Samples, draw, evaluate
+from sparsegen.training.evaluation import Samples, draw
 from sparsegen.training.quality import LEAST, measure_quality, real_samples
 from sparsegen.training.reference import Bar, Reference, silent
 from sparsegen.training.sources import NoSplitError
 from sparsegen.training.start import open_with_bar
+from sparsegen.zoo.blocks import IMAGE_SIZES
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.noise import MAX_COUNT, check_seed
 
@@ -28,6 +30,7 @@ class MeasureConfig:
         count: Images measured; compare figures over equal counts only.
         features: Feature networks, separated by commas; "auto": those that are there, and of use on these images.
         weights: Of inception, as a file.
+        image_size: Side in pixels of the real images where there is no generator, whose size is taken else.
         quick: Distances only.
 
     Raises: TypeError, ValueError if a number is out of range.
@@ -39,6 +42,7 @@ class MeasureConfig:
     seed: int = 0
     features: str = "auto"
     weights: Path | None = None
+    image_size: int = IMAGE_SIZES[0]
     quick: bool = False
 
     def __post_init__(self) -> None:
@@ -63,6 +67,33 @@ class Measurement:
     reference: Reference
 
 
+def evaluate(
+    generator: Generator,
+    data: str | Path,
+    features: str = "auto",
+    count: int = 10_000,
+    quick: bool = False,
+    test: str | None = None,
+) -> Measurement:
+    """Measures a generator against real images: Fréchet distances, class accuracy of conditional samples, precision
+    and recall, memorization.
+
+    Args:
+        data: Real training images, of the generator's image size once they are decoded; test: as in `MeasureConfig`.
+        features: Feature networks, separated by commas; "auto": those that are there, and of use on these images.
+        count: Images drawn; compare figures over equal counts only.
+        quick: Distances only.
+
+    Raises: TypeError, ValueError if a number is out of range, or there is no such data or feature network.
+
+    >>> import sparsegen
+    >>> measured = sparsegen.evaluate(sparsegen.from_pretrained("dcgan.ml"), "cifar10")  # doctest: +SKIP
+    >>> measured.figures["distance"]  # doctest: +SKIP
+    """
+    config = MeasureConfig(str(data), test, count, features=features, quick=quick)
+    return measure(generator, config, generator.spec.name)
+
+
 def measure(
     generator: Generator | None, config: MeasureConfig, name: str = REAL, bar: Bar = silent
 ) -> Measurement:
@@ -79,7 +110,8 @@ def measure(
         network: networks.open_features(network, config.weights if network == "inception" else None)
         for network in networks.named_networks(config.features, config.weights)
     }
-    images = open_with_bar(config.data, bar)
+    size = config.image_size if generator is None else generator.image_size
+    images = open_with_bar(config.data, bar, size=size)
     test_images = _open_test(config, images, bar, needed=generator is None)
     if config.features == "auto":
         more = networks.second_networks(images.fingerprint)
@@ -99,7 +131,7 @@ def measure(
                 config.seed,
                 progress=lambda done, _: show(done),
             )
-    verdict = evaluate(samples, statistics)
+    verdict = evaluation.evaluate(samples, statistics)
     figures = {
         "k": [dial.k for dial in generator.dials] if generator else [],
         "data": Path(images.name).name,
@@ -124,7 +156,9 @@ def _open_test(config: MeasureConfig, images: Images, bar: Bar, needed: bool) ->
     Raises: ValueError if there are none and they are needed.
     """
     try:
-        found = open_with_bar(config.test or config.data, bar, "train" if config.test else "test")
+        found = open_with_bar(
+            config.test or config.data, bar, "train" if config.test else "test", images.size
+        )
         if found.fingerprint != images.fingerprint:
             return found
         why = f"those of {config.data} are its training images"

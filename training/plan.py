@@ -39,10 +39,11 @@ class Plan:
     start_from: str | None = None
     warm_up: int = 0  # steps of the discriminator alone; none where `start_from` brings its own
     features: str | None = None  # frozen network under the heads of the projected recipe
+    classes: int | None = None  # labels, where they are not as many as the architecture has by default
 
     @property
     def spec(self) -> ModelSpec:
-        return replace(ModelSpec.parse(self.model), k=self.k)
+        return replace(ModelSpec.parse(self.model).with_classes(self.classes), k=self.k)
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,12 @@ def _find_origin(spec: ModelSpec, start_from: str) -> Path:
     """
     checkpoint = find_checkpoint(start_from)
     source = ModelSpec.from_config(read_config(checkpoint))
-    if (spec.architecture, spec.atoms) != (source.architecture, source.atoms):
+    kept = ("architecture", "atoms", "image_size")
+    theirs, asked = ([getattr(one, name) for name in kept] for one in (source, spec))
+    if theirs != asked:
         raise ValueError(
-            f"{spec.name} cannot start from a {source.name}: fine-tuning keeps the architecture and the atoms, "
-            f"{source.architecture} and {source.atoms} there, {spec.architecture} and {spec.atoms} asked"
+            f"{spec.name} cannot start from a {source.name}: fine-tuning keeps architecture, atoms and image size, "
+            f"{', '.join(map(str, theirs))} there, {', '.join(map(str, asked))} asked"
         )
     return checkpoint
 

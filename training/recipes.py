@@ -13,6 +13,7 @@ from sparsegen.training.augment import Augment
 from sparsegen.training.projected import FrozenFeatures
 from sparsegen.training.terms import Term, Weighted
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.registry import get_architecture
 from sparsegen.zoo.residual import uniform_prior
 from sparsegen.zoo.spec import ModelSpec
 
@@ -189,7 +190,25 @@ LOW_DATA = {
 }
 # Choice: the paper gives no weight. At 10 the penalty weighs about as much as the adversarial loss; at 1 it moved
 # nothing within 1,000 steps (density 0.466, against 0.470 without; 0.442 at 10; 32 atoms, seed 0).
-PENALTIES: Mapping[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(10.0)}}
+PENALTIES: dict[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(10.0)}}
+
+
+def register_recipe(architecture: str, recipe: Recipe) -> None:
+    """Sets how an architecture of another package is trained; see `sparsegen.register_architecture`.
+
+    Raises: ValueError if it has another recipe already.
+    """
+    if RECIPES.setdefault(architecture, recipe) != recipe:
+        raise ValueError(f"there is another recipe for {architecture!r} already")
+
+
+def register_penalty(regularizer: str, terms: Mapping[str, Term]) -> None:
+    """Sets what a regularizer of another package adds to the generator's loss, by the name of each term.
+
+    Raises: ValueError if it has another penalty already.
+    """
+    if PENALTIES.setdefault(regularizer, terms) != terms:
+        raise ValueError(f"there is another penalty of {regularizer!r} already")
 
 
 DIFF_AUGMENT = augment.chain(augment.Color(0.5), augment.translate, augment.cutout)
@@ -224,7 +243,7 @@ def with_projected_heads(recipe: Recipe, features: FrozenFeatures) -> Recipe:
 
 
 def _heads(features: FrozenFeatures, generator: Generator) -> nn.Module:
-    return projected.ProjectedDiscriminator(features, generator.side, generator.classes)
+    return projected.ProjectedDiscriminator(features, generator.image_size, generator.classes)
 
 
 def recipe_of(spec: ModelSpec, share: float = 1.0, features: FrozenFeatures | None = None) -> Recipe:
@@ -234,10 +253,17 @@ def recipe_of(spec: ModelSpec, share: float = 1.0, features: FrozenFeatures | No
         share: Of the images that are trained on, of all there are.
         features: The frozen network, of the projected recipe.
 
-    Raises: ValueError if the recipe is the projected one and there are no features.
+    Raises: ValueError if there is no recipe, or it is the projected one and there are no features.
     """
     table = RECIPES | LOW_DATA if share < 1 else RECIPES
-    recipe = table[spec.architecture].with_terms("generator", PENALTIES.get(spec.regularizer, {}))
+    row = get_architecture(spec.architecture)
+    found = table.get(spec.architecture) or table.get(row.recipe or "")
+    if found is None:
+        raise ValueError(
+            f"there is no training recipe for {spec.architecture}: name one in its Architecture(recipe=…), or register "
+            f"it with sparsegen.training.recipes.register_recipe"
+        )
+    recipe = found.with_terms("generator", PENALTIES.get(spec.regularizer, {}))
     if spec.recipe != "projected":
         return recipe
     if features is None:

@@ -159,6 +159,11 @@ class Run:
                 self.save()
             yield progress
 
+    @property
+    def generator(self) -> Generator:
+        """The generator with the running average of the weights, in eval mode: what checkpoints hold."""
+        return self.networks.averaged
+
     def until(self, stop: Callable[[], bool]) -> Iterator[Progress]:
         """Trains as iterating does, but ends after the step in which any process is to stop: then all is saved.
 

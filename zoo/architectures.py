@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsegen.zoo import cnn, residual
 from sparsegen.zoo.blocks import (
+    IMAGE_SIZES,
     BatchNorm,
     CenteredSigmoid,
     Conv,
@@ -27,55 +28,48 @@ from sparsegen.zoo.blocks import (
 )
 from sparsegen.zoo.discriminator import in_unit_range
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.regularizers import LEVELS, Regularizer
+from sparsegen.zoo.regularizers import LEVELS
 
 
 class Body(Protocol):
     """What a generator is made of, as data."""
 
-    def code_shapes(self, atoms: int) -> list[tuple[int, int, int]]:
+    def code_shapes(self, atoms: int, image_size: int) -> list[tuple[int, int, int]]:
         """Returns (C, H, W) of each code, Γ1 first, `LEVELS` of them at least; builds nothing."""
         ...
 
-    def build(self, atoms: int, z_dim: int, classes: int, projections: Sequence[nn.Module]) -> Generator:
+    def build(
+        self, atoms: int, z_dim: int, classes: int, image_size: int, projections: Sequence[nn.Module]
+    ) -> Generator:
         """Builds the generator; `projections[i]` sits on Γ_{i+1}."""
         ...
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A row of Table 1: what the networks are, never how they are trained."""
+    """A row of Table 1: what the networks are, never how they are trained.
+
+    Attributes:
+        generator: Its body.
+        discriminator: Builds the discriminator from atoms, classes and image_size.
+        atoms: Filters of D1 at full width, i.e. the channels of Γ1; every other width is a multiple of it.
+        z_dim: Entries of z.
+        classes: Labels by default; 0 if it is unconditional, and then it is so always.
+        encoder: Builds an encoder from an image to z, from atoms, z_dim and image_size; None: there is none.
+        recipe: The architecture whose training recipe it takes, if it has none of its own.
+    """
 
     generator: Body
     discriminator: Callable[..., nn.Module]
-    atoms: int  # filters of D1 at full width = channels of Γ1; every other width is a multiple of it
+    atoms: int
     z_dim: int = 128
-    classes: int = 0  # 0: unconditional
+    classes: int = 0
     encoder: Callable[..., nn.Module] | None = None
+    recipe: str | None = None
 
-    def code_shapes(self, atoms: int) -> list[tuple[int, int, int]]:
+    def code_shapes(self, atoms: int, image_size: int = IMAGE_SIZES[0]) -> list[tuple[int, int, int]]:
         """Returns (C, H, W) of each code that a regularizer may project, Γ1 first; builds nothing."""
-        return self.generator.code_shapes(atoms)[:LEVELS]
-
-    def sparse_generator(self, column: Regularizer, atoms: int, k: Sequence[int] | None = None) -> Generator:
-        """Builds the generator with the projections of a column.
-
-        Args:
-            k: Of each projected level, Γ1 first; None: those of the column's density.
-
-        Raises: TypeError, ValueError if k does not fit the projections.
-        """
-        projections = column.projections(self.code_shapes(atoms), k)
-        return self.generator.build(atoms, self.z_dim, self.classes, projections)
-
-    def companions(self, atoms: int) -> dict[str, nn.Module]:
-        """Builds what the generator is trained with: its "discriminator", and an "encoder" from an image to z where
-        the training has one.
-        """
-        built = {"discriminator": self.discriminator(atoms=atoms, classes=self.classes)}
-        if self.encoder:
-            built["encoder"] = self.encoder(atoms=atoms, z_dim=self.z_dim)
-        return built
+        return self.generator.code_shapes(atoms, image_size)[:LEVELS]
 
 
 # DCGAN, design A: D2 works at the resolution of Γ1, so that an atom of D1 D2 is 8 x 8 (App. E). The network

@@ -10,6 +10,11 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
+IMAGE_SIZES = (
+    32,
+    64,
+    128,
+)  # sides of the square images that networks can be built for; the paper's is the first
 WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 
 
@@ -33,6 +38,11 @@ class Conv:
         if self.transposed:
             return (side - 1) * self.stride - 2 * self.padding + self.kernel
         return (side + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+def doublings(image_size: int) -> int:
+    """How many times an image size is twice the smallest one."""
+    return (image_size // IMAGE_SIZES[0]).bit_length() - 1
 
 
 Up = partial(Conv, kernel=4, stride=2, transposed=True)

@@ -43,7 +43,7 @@ FACTS = {
 }
 LIMITS = """## Limits
 
-- It draws 32 x 32 images of the kind that it was trained on, and {labels}.
+- It draws {size} x {size} images of the kind that it was trained on, and {labels}.
 - The paper's FIDs are not its own: only what this card lists was measured on these weights.
 - A code tells which atoms an image is made of; nothing makes an atom mean something to a person.
 - It repeats the biases of its training images. Do not take its images for photographs."""
@@ -89,12 +89,12 @@ def model_card(generator: "Generator", config: dict) -> str:
         "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()) + "\n---",
         f"# {spec.name}",
         _what(spec, generator),
-        _use(spec, generator.dials, generator.classes),
+        _use(generator),
         _labels(generator.classes, config.get("class_names", ())),
         _k(generator.dials),
         _training(training and {"recipe": spec.recipe, **training}),
         _distance(evaluation),
-        LIMITS.format(labels=LABELED if generator.classes else UNLABELED),
+        LIMITS.format(size=generator.image_size, labels=LABELED if generator.classes else UNLABELED),
         PAPER,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -104,7 +104,8 @@ def _what(spec: "ModelSpec", generator: "Generator") -> str:
     (atoms, _, *first), effective = generator.dictionary().shape, generator.effective_dictionary().shape[2:]
     code_1, code_2 = map(_by, generator.code_shapes)
     kind = "class-conditional GAN generator" if generator.classes else "GAN generator"
-    return f"""A {kind} of 32 x 32 images whose inner representation is a sparse code: the architecture
+    size = _by((generator.image_size,) * 2)
+    return f"""A {kind} of {size} images whose inner representation is a sparse code: the architecture
 {spec.architecture} and the regularizer {spec.regularizer}, with {spec.atoms} atoms.
 {REGULARIZERS[spec.regularizer].about}
 The image is the code Γ1 times a convolutional dictionary D1, whose {atoms} atoms have {_by(first)} pixels; norms
@@ -116,17 +117,18 @@ def _by(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _use(spec: "ModelSpec", dials: Sequence[Dial], classes: int) -> str:
+def _use(generator: "Generator") -> str:
+    name, dials, size = generator.spec.name, generator.dials, generator.image_size
     k = f", k={max(1, dials[0].k // 2)}" if dials else ""
     sparser = f"\nsparser = generator.sample(16, seed=0{k})" if dials else ""
-    alike = "\nalike = generator.sample(16, seed=0, labels=0)  # all of class 0" if classes else ""
+    alike = "\nalike = generator.sample(16, seed=0, labels=0)  # all of class 0" if generator.classes else ""
     return f"""## Use
 
 ```python
 import sparsegen
 
-generator = sparsegen.from_pretrained("{spec.name}")  # or a checkpoint's folder, or owner/name on the Hub
-images = generator.sample(16, seed=0)  # uint8 (16, 32, 32, 3){sparser}{alike}
+generator = sparsegen.from_pretrained("{name}")  # or a checkpoint's folder, or owner/name on the Hub
+images = generator.sample(16, seed=0)  # uint8 (16, {size}, {size}, 3){sparser}{alike}
 ```
 
 From the ONNX file, with onnxruntime in place of torch:
@@ -134,7 +136,7 @@ From the ONNX file, with onnxruntime in place of torch:
 ```python
 from sparsegen.export.runtime import open_sampler
 
-images = open_sampler("{spec.name}").sample(16, seed=0)
+images = open_sampler("{name}").sample(16, seed=0)
 ```"""
 
 

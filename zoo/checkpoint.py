@@ -7,7 +7,6 @@ from safetensors.torch import load_file
 
 from sparsegen.common.names import known_names
 from sparsegen.zoo import hub
-from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.bundled import COMPANIONS, CONFIG, MODELS, PICKLES, WEIGHTS, list_models
 from sparsegen.zoo.card import model_card
 from sparsegen.zoo.config import read_entries
@@ -87,7 +86,7 @@ def read_config(folder: Path) -> dict:
     config = read_entries(folder)
     try:
         spec = ModelSpec.from_config(config)
-        names, classes = config.get("class_names", []), ARCHITECTURES[spec.architecture].classes
+        names, classes = config.get("class_names", []), spec.labels
         if len(names) > classes:
             raise ValueError(
                 f"class_names are names of the {classes} classes, or of the first of them; got {names!r}"

@@ -1,7 +1,7 @@
 """The plain convolutional body: a generator and a discriminator, parametrized by rows of layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,12 @@ from sparsegen.zoo.blocks import (
     Conv,
     ConvScore,
     Dense,
+    Down,
     Init,
     Norm,
     Stage,
+    Up,
+    doublings,
     no_norm,
     normal_init,
     one_hot,
@@ -21,6 +24,8 @@ from sparsegen.zoo.blocks import (
 )
 from sparsegen.zoo.discriminator import Discriminator, alone, with_label_maps
 from sparsegen.zoo.generator import Generator
+
+WIDEST = 8  # channels of a layer that is added, as a multiple of the atoms
 
 
 class Coder(nn.Module):
@@ -48,24 +53,38 @@ class GeneratorBody:
 
     The outputs of the last layers are the codes, Γ1 that of the last; what lies before the deepest projected one is
     the coder.
+
+    Args:
+        layers: Those for images of 32 x 32. Per doubling of that, one more layer that doubles the side follows the
+            first, and the first has twice its channels, up to `WIDEST` times the atoms (as Radford et al., 2015).
     """
 
     layers: Sequence[Conv | Dense]
     output: Conv
     bias: bool = False
 
-    def code_shapes(self, atoms: int) -> list[tuple[int, int, int]]:
+    def layers_for(self, image_size: int) -> list[Conv | Dense]:
+        """Returns the layers for images of this side."""
+        first, *others = self.layers
+        for _ in range(doublings(image_size)):
+            others.insert(0, Up(first.width))
+            first = replace(first, width=max(first.width, min(2 * first.width, WIDEST)))
+        return [first, *others]
+
+    def code_shapes(self, atoms: int, image_size: int) -> list[tuple[int, int, int]]:
         """Returns (C, H, W) of the output of each layer, the last first."""
         shapes, side = [], 1
-        for layer in self.layers:
+        for layer in self.layers_for(image_size):
             side = layer.side(side)
             shapes.append((layer.width * atoms, side, side))
         return shapes[::-1]
 
-    def build(self, atoms: int, z_dim: int, classes: int, projections: Sequence[nn.Module]) -> Generator:
+    def build(
+        self, atoms: int, z_dim: int, classes: int, image_size: int, projections: Sequence[nn.Module]
+    ) -> Generator:
         """Builds the generator, with as many codes as there are projections."""
         stages, channels = [], z_dim + classes
-        for layer in self.layers:
+        for layer in self.layers_for(image_size):
             width = layer.width * atoms
             stages.append(Stage(layer.build(channels, width, self.bias), BatchNorm(width), nn.ReLU()))
             channels = width
@@ -75,7 +94,7 @@ class GeneratorBody:
             Coder(stages[:first], classes),
             [image, *reversed(stages[first:])],
             projections,
-            self.code_shapes(atoms)[: len(projections)],
+            self.code_shapes(atoms, image_size)[: len(projections)],
             z_dim,
             classes,
         )
@@ -89,6 +108,7 @@ def discriminator(
     *,
     atoms: int,
     classes: int,
+    image_size: int,
     norm: Norm = no_norm,
     bias: bool = True,
     slope: float = 0.2,
@@ -97,9 +117,13 @@ def discriminator(
     """Builds convolutions with leaky ReLUs, then one score; no norm on the first layer (Radford et al., 2015).
 
     Args:
+        layers: Those for images of 32 x 32. One more that halves the side follows per doubling of that.
         bias: Of layers that have a norm; the others have one anyway.
         constrain: Called once the weights are drawn, as `normalize_spectrum`.
     """
+    layers = list(layers)
+    for _ in range(doublings(image_size)):
+        layers.append(Down(max(layers[-1].width, min(2 * layers[-1].width, WIDEST))))
     stages, channels = [], 3 + classes
     for index, layer in enumerate(layers):
         width = layer.width * atoms

@@ -17,12 +17,14 @@ ENTRIES = {  # besides the format
     "recipe": str,
     "atoms": int,
     "k": list,
+    "image_size": int,
+    "classes": int,
     "license": str,
     "class_names": list,
     "training": dict,
     "evaluation": dict,
 }
-OPTIONAL = ("recipe", "license", "class_names", "training", "evaluation")
+OPTIONAL = ("recipe", "image_size", "classes", "license", "class_names", "training", "evaluation")
 EVALUATION = {"metric": str, "distance": Real, "distances": dict}
 SINCE_SEVERAL = ("distances",)  # which older evaluations lack
 

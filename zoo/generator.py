@@ -70,7 +70,7 @@ class Generator(nn.Module):
     @property
     def spec(self) -> "ModelSpec":
         """The cell of Table 1 that this is, at the k that it has now."""
-        assert self._spec is not None, "a generator is made by ModelSpec.generator or build"
+        assert self._spec is not None, "a generator is made by ModelSpec.generator or create_model"
         return replace(self._spec, k=tuple(dial.k for dial in self.dials))
 
     @spec.setter
@@ -86,8 +86,8 @@ class Generator(nn.Module):
         return next(self.parameters()).dtype
 
     @property
-    def side(self) -> int:
-        """Side of the square images, in pixels."""
+    def image_size(self) -> int:
+        """Side of the square images in pixels."""
         conv = self.stages[0].conv
         return self.code_shapes[0][1] * (conv.stride[0] if isinstance(conv, nn.ConvTranspose2d) else 1)
 
@@ -325,6 +325,8 @@ class Generator(nn.Module):
             "recipe": spec.recipe,
             "atoms": spec.atoms,
             "k": k,
+            "image_size": spec.image_size,
+            "classes": spec.labels,
             "license": self.config.get("license", LICENSE),
             **({"class_names": list(self.class_names)} if self.class_names else {}),
             **{name: entry for name, entry in about.items() if entry is not None},

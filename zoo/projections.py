@@ -58,6 +58,11 @@ class Projection(nn.Module):
 
     def limit(self, shape: Sequence[int]) -> int:
         """Returns the largest k for a code of this shape, at which nothing is zeroed."""
+        return self.max_k(shape[1:])
+
+    @classmethod
+    def max_k(cls, shape: Sequence[int]) -> int:
+        """Returns the largest k for the code of one image, of shape (C, H, W)."""
         raise NotImplementedError
 
     def forward(self, code: Tensor) -> Tensor:
@@ -120,6 +125,11 @@ class NeedleProjection(Projection):
             )
         return shape[self.dim]
 
+    @classmethod
+    def max_k(cls, shape: Sequence[int]) -> int:
+        """Returns the largest k for the code of one image, of shape (C, H, W): C."""
+        return shape[0]
+
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", dim={self.dim}" if self.dim != 1 else "")
 
@@ -136,9 +146,10 @@ class GlobalProjection(Projection):
     _whole = True
     _limit_name = "C·H·W"
 
-    def limit(self, shape: Sequence[int]) -> int:
-        """Returns the largest k for a code of this shape, C·H·W, at which nothing is zeroed."""
-        return math.prod(shape[1:])
+    @classmethod
+    def max_k(cls, shape: Sequence[int]) -> int:
+        """Returns the largest k for the code of one image, of shape (C, H, W): C·H·W."""
+        return math.prod(shape)
 
 
 def backend() -> str:

@@ -29,12 +29,14 @@ from sparsegen.zoo.blocks import (
     UpBlock,
     UpCode,
     average_pool,
+    doublings,
     unconstrained,
 )
 from sparsegen.zoo.discriminator import Discriminator, Entry, alone
 from sparsegen.zoo.generator import Generator
 
-BLOCKS, SIDE = 3, 4  # from 4 x 4 to 32 x 32
+SIDE = 4  # of the smallest map
+ATTENTION_SIDE = 16  # of the map that an attention sees
 
 
 class Coder(nn.Module):
@@ -75,8 +77,9 @@ class GeneratorBody:
 
     Args:
         constrain: Called after `init`, as `normalize_spectrum`.
-        widths: Channels before each block, as multiples of the atoms; the last block makes `atoms` channels.
-        attention: Made of a number of channels; it sits after the second block, at 16 x 16.
+        widths: Channels before each block, as multiples of the atoms, for images of 32 x 32; per doubling of that, one
+            more block comes first, as wide as the first. The last block makes `atoms` channels.
+        attention: Made of a number of channels; it sits at 16 x 16.
         squash: Makes what turns the sum of atoms into the image.
     """
 
@@ -87,33 +90,43 @@ class GeneratorBody:
     squash: Callable[[], nn.Module] = nn.Tanh
     prior: Callable[[Tensor], Tensor] = normal_prior
 
-    def code_shapes(self, atoms: int) -> list[tuple[int, int, int]]:
+    def code_shapes(self, atoms: int, image_size: int) -> list[tuple[int, int, int]]:
         """Returns (C, H, W) of Γ1 and Γ2."""
-        side = SIDE * 2 ** len(self.widths)
-        return [(atoms, side, side)] * 2
+        return [(atoms, image_size, image_size)] * 2
 
-    def build(self, atoms: int, z_dim: int, classes: int, projections: Sequence[nn.Module]) -> Generator:
+    def build(
+        self, atoms: int, z_dim: int, classes: int, image_size: int, projections: Sequence[nn.Module]
+    ) -> Generator:
         """Builds the generator; its codes are two."""
         norm: Norm = partial(LabelNorm, classes=classes) if classes else BatchNorm
-        channels = [width * atoms for width in self.widths]
+        widths = (*self.widths[:1] * doublings(image_size), *self.widths)
+        channels = [width * atoms for width in widths]
         blocks: list[nn.Module] = [
             UpBlock(inputs, outputs, norm) for inputs, outputs in zip(channels, channels[1:], strict=False)
         ]
-        blocks += [self.attention(channels[-1])] if self.attention else []
+        if self.attention:
+            before = _halvings(ATTENTION_SIDE, SIDE)
+            blocks.insert(before, self.attention(channels[before]))
         dense = DenseMap(z_dim, channels[0], SIDE)
         coder = Coder(dense, blocks, UpCode(channels[-1], atoms, norm), self.prior)
         second = Stage(nn.Conv2d(atoms, atoms, 3, padding=1), BatchNorm(atoms), nn.ReLU())
         image = Stage(nn.Conv2d(atoms, 3, 3, padding=1), nn.Identity(), self.squash())
-        built = Generator(coder, [image, second], projections, self.code_shapes(atoms), z_dim, classes)
+        shapes = self.code_shapes(atoms, image_size)
+        built = Generator(coder, [image, second], projections, shapes, z_dim, classes)
         self.init(built)
         self.constrain(built)
         return built
+
+
+def _halvings(side: int, to: int) -> int:
+    return (side // to).bit_length() - 1
 
 
 def discriminator(
     *,
     atoms: int,
     classes: int,
+    image_size: int,
     init: Init,
     constrain: Init = unconstrained,
     width: float = 0.5,
@@ -124,25 +137,25 @@ def discriminator(
     turns: int = 0,
     entry: Entry = alone,
 ) -> Discriminator:
-    """Builds four residual blocks, the first two of which halve the side, and a score of their gathered features.
+    """Builds residual blocks that halve the side to 8, two more that keep it, and a score of their gathered features.
 
     Args:
         width: Of the blocks, times the atoms.
         at_least: Channels of the blocks, however few the atoms.
-        attention: Made of a number of channels; it sits after the first block, at 16 x 16.
+        attention: Made of a number of channels; it sits at 16 x 16.
         gather: Over the places, see `Score`.
         turns: Classes that a second head, on the features at 8 x 8, tells apart; 0: no such head.
     """
     channels = max(at_least, round(width * atoms))
     blocks = [
         DownBlock(3, channels, pool, first=True),
-        DownBlock(channels, channels, pool),
+        *(DownBlock(channels, channels, pool) for _ in range(_halvings(image_size, 8) - 1)),
         DownBlock(channels, channels),
         DownBlock(channels, channels),
         nn.ReLU(),
     ]
     if attention:
-        blocks.insert(1, attention(channels))
+        blocks.insert(_halvings(image_size, ATTENTION_SIDE), attention(channels))
     second = nn.Sequential(nn.Flatten(), nn.Linear(channels * 8 * 8, turns)) if turns else None
     built = Discriminator(nn.Sequential(*blocks), Score(channels, classes, gather), entry, second)
     init(built)
@@ -153,16 +166,19 @@ def discriminator(
 class Encoder(nn.Module):
     """From an image to the z that may have made it (Tran et al., 2019).
 
-    Shape: image (B, 3, 32, 32) in [-1, 1] -> z (B, z_dim).
+    Shape: image (B, 3, image_size, image_size) in [-1, 1] -> z (B, z_dim).
     """
 
-    def __init__(self, *, atoms: int, z_dim: int, init: Init, entry: Entry = alone):
+    def __init__(self, *, atoms: int, z_dim: int, image_size: int, init: Init, entry: Entry = alone):
         super().__init__()
         leaky = partial(F.leaky_relu, negative_slope=0.2)
         self.entry = entry
         self.conv = nn.Conv2d(3, atoms, 3, padding=1)
         self.blocks = nn.Sequential(
-            *(DownBlock(atoms, atoms, average_pool, norm=BatchNorm, activation=leaky) for _ in range(BLOCKS))
+            *(
+                DownBlock(atoms, atoms, average_pool, norm=BatchNorm, activation=leaky)
+                for _ in range(_halvings(image_size, SIDE))
+            )
         )
         self.norm, self.linear = BatchNorm(atoms), nn.Linear(atoms * SIDE**2, z_dim)
         init(self)

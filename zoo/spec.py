@@ -1,30 +1,36 @@
 """A model as data: its architecture, regularizer, width, k and recipe; its name; and the networks built from it."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from sparsegen.common.checks import check_integer
-from sparsegen.common.names import known_names
-from sparsegen.zoo.architectures import ARCHITECTURES
-from sparsegen.zoo.dial import Dial
+from sparsegen.zoo.architectures import ARCHITECTURES, Architecture
+from sparsegen.zoo.blocks import IMAGE_SIZES
+from sparsegen.zoo.dial import Dial, resolve
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.registry import get_architecture, get_regularizer, known
 from sparsegen.zoo.regularizers import REGULARIZERS
 
 # How a model may be trained: as its row of Table 1, or with heads on the features of a frozen network beside that.
 RECIPES = ("paper", "projected")
-Entry = TypeVar("Entry")
+MAX_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One cell of Table 1 at some width: `dcgan.ml`, or `dcgan-64.ml` with 64 atoms in place of 128.
+    """One cell of Table 1 at some width and image size: `dcgan.ml`, or `dcgan-64-64px.ml` with 64 atoms in place of
+    128, for images of 64 x 64.
 
-    `k` holds the non-zeros kept at each projected level, Γ1 first; None for those of the column's density.
-    `recipe` says how the model is trained, and is the last part of its name unless it is the row's own recipe:
-    `biggan-64.ml.projected`.
+    Attributes:
+        atoms: Filters of D1.
+        k: Non-zeros kept at each projected level, Γ1 first; None for those of the regularizer's density.
+        recipe: How the model is trained. It is the last part of the name unless it is the architecture's own:
+            `biggan-64.ml.projected`.
+        image_size: Side of the square images in pixels; it is part of the name unless it is 32.
+        classes: Number of labels, 0 if unconditional; None for the architecture's. It is not part of the name.
     """
 
     architecture: str
@@ -32,25 +38,33 @@ class ModelSpec:
     atoms: int
     k: tuple[int, ...] | None = None
     recipe: str = RECIPES[0]
+    image_size: int = IMAGE_SIZES[0]
+    classes: int | None = None
 
     @classmethod
     def parse(cls, name: str) -> "ModelSpec":
-        """Reads a model name, `architecture[-atoms].regularizer[.recipe]`.
+        """Reads a model name, `architecture[-atoms][-SIZEpx].regularizer[.recipe]`.
 
         Raises: ValueError listing what is known.
         """
-        row, dot, column = name.partition(".")
+        body, dot, column = name.partition(".")
         if not dot:
             raise ValueError(
-                f"a model is architecture.regularizer, e.g. dcgan.ml, dcgan-64.ml or biggan-64.ml.projected; "
+                f"a model is architecture.regularizer, e.g. dcgan.ml, dcgan-64.ml or biggan-64-64px.ml.projected; "
                 f"got {name!r}"
             )
         regularizer, _, recipe = column.partition(".")
-        recipe = recipe or RECIPES[0]
-        architecture, _, atoms = row.rpartition("-")
-        if architecture and atoms.isdecimal():
-            return cls.of(architecture, regularizer, int(atoms), recipe=recipe)
-        return cls.of(row, regularizer, recipe=recipe)
+        found = re.fullmatch(
+            r"(?P<architecture>.+?)(-(?P<atoms>\d{1,9}))?(-(?P<size>\d{1,9})px)?", body, re.ASCII
+        )
+        parts = found.groupdict() if found else {"architecture": body, "atoms": None, "size": None}
+        return cls.of(
+            parts["architecture"],
+            regularizer,
+            parts["atoms"] and int(parts["atoms"]),
+            recipe=recipe or RECIPES[0],
+            image_size=int(parts["size"] or IMAGE_SIZES[0]),
+        )
 
     @classmethod
     def of(
@@ -60,34 +74,65 @@ class ModelSpec:
         atoms: int | None = None,
         k: Sequence[int] | None = None,
         recipe: str = RECIPES[0],
+        image_size: int = IMAGE_SIZES[0],
+        classes: int | None = None,
     ) -> "ModelSpec":
-        """Checks that there is such a cell, such a width of it, and such a recipe.
+        """Checks that there is such an architecture, regularizer and recipe, and that the numbers fit them.
 
-        Raises: TypeError, ValueError listing what is known, or if k has not one fitting entry a projected level.
+        Raises: TypeError, ValueError listing what is known or allowed.
         """
-        row = _known("architecture", architecture, ARCHITECTURES)
-        column = _known("regularizer", regularizer, REGULARIZERS)
-        if recipe not in RECIPES:
-            raise ValueError(f"no recipe {recipe!r}: there are {known_names(recipe, RECIPES)}")
+        row, column = get_architecture(architecture), get_regularizer(regularizer)
+        known("recipe", recipe, dict.fromkeys(RECIPES))
         atoms = check_integer("atoms", row.atoms if atoms is None else atoms, 4, 1024, "the filters of D1")
+        if image_size not in IMAGE_SIZES or isinstance(image_size, bool):
+            sizes = ", ".join(map(str, IMAGE_SIZES))
+            raise ValueError(
+                f"image_size is the side of the images in pixels, one of {sizes}; got {image_size!r}"
+            )
+        if classes is not None:
+            check_integer("classes", classes, 0, MAX_CLASSES, "the number of labels, 0 for none")
+            if classes and not row.classes:
+                others = ", ".join(name for name, other in ARCHITECTURES.items() if other.classes)
+                raise ValueError(
+                    f"{architecture} has no labels: give classes 0, or take one of {others}; got {classes}"
+                )
         if k is not None and len(k) != column.levels:
             raise ValueError(
-                f"k has one entry a projected level, {column.levels} in {regularizer}; got {list(k)}"
+                f"k has one entry per projected level, {column.levels} in {regularizer}; got {list(k)}"
             )
-        column.dials(row.code_shapes(atoms), k)
-        return cls(architecture, regularizer, atoms, None if k is None else tuple(k), recipe)
+        column.dials(row.code_shapes(atoms, image_size), k)
+        own = None if classes == row.classes else classes
+        return cls(architecture, regularizer, atoms, None if k is None else tuple(k), recipe, image_size, own)
 
     @classmethod
     def from_config(cls, config: Mapping) -> "ModelSpec":
-        """The cell that a checkpoint's config.json tells of; raises as `of` does."""
+        """The model that a checkpoint's config.json describes; raises as `of` does."""
         entries = [config[entry] for entry in ("architecture", "regularizer", "atoms", "k")]
-        return cls.of(*entries, recipe=config.get("recipe", RECIPES[0]))
+        optional = {name: config[name] for name in ("recipe", "image_size", "classes") if name in config}
+        return cls.of(*entries, **optional)
+
+    def with_classes(self, classes: int | None) -> "ModelSpec":
+        """The same model with so many labels; raises as `of` does."""
+        return ModelSpec.of(
+            self.architecture, self.regularizer, self.atoms, self.k, self.recipe, self.image_size, classes
+        )
 
     @property
     def name(self) -> str:
-        full = self.atoms == ARCHITECTURES[self.architecture].atoms
-        cell = f"{self.architecture}{'' if full else f'-{self.atoms}'}.{self.regularizer}"
+        full = self.atoms == self._row.atoms
+        size = "" if self.image_size == IMAGE_SIZES[0] else f"-{self.image_size}px"
+        cell = f"{self.architecture}{'' if full else f'-{self.atoms}'}{size}.{self.regularizer}"
         return cell if self.recipe == RECIPES[0] else f"{cell}.{self.recipe}"
+
+    @property
+    def labels(self) -> int:
+        """The number of labels; 0 if it is unconditional."""
+        return self._row.classes if self.classes is None else self.classes
+
+    @property
+    def code_shapes(self) -> list[tuple[int, int, int]]:
+        """(C, H, W) of each code, Γ1 first; builds nothing."""
+        return self._row.code_shapes(self.atoms, self.image_size)
 
     @property
     def dials(self) -> list[Dial]:
@@ -95,26 +140,58 @@ class ModelSpec:
 
         Raises: TypeError, ValueError if k does not fit.
         """
-        shapes = ARCHITECTURES[self.architecture].code_shapes(self.atoms)
-        return REGULARIZERS[self.regularizer].dials(shapes, self.k)
+        return REGULARIZERS[self.regularizer].dials(self.code_shapes, self.k)
 
     def generator(self) -> Generator:
-        row, column = ARCHITECTURES[self.architecture], REGULARIZERS[self.regularizer]
-        built = row.sparse_generator(column, self.atoms, self.k)
+        """Builds the untrained generator."""
+        projections = REGULARIZERS[self.regularizer].projections(self.code_shapes, self.k)
+        sizes = (self.atoms, self._row.z_dim, self.labels, self.image_size)
+        built = self._row.generator.build(*sizes, projections)
         built.spec = self
         return built
 
     def companions(self) -> dict[str, nn.Module]:
-        """Those of the architecture, at this width."""
-        return ARCHITECTURES[self.architecture].companions(self.atoms)
+        """Builds what the generator is trained with: its "discriminator", and an "encoder" from an image to z where
+        the training has one.
+        """
+        sizes = {"atoms": self.atoms, "image_size": self.image_size}
+        built = {"discriminator": self._row.discriminator(classes=self.labels, **sizes)}
+        if self._row.encoder:
+            built["encoder"] = self._row.encoder(z_dim=self._row.z_dim, **sizes)
+        return built
+
+    @property
+    def _row(self) -> Architecture:
+        return ARCHITECTURES[self.architecture]
 
 
-def build(architecture: str, regularizer: str = "baseline", atoms: int | None = None) -> Generator:
-    """Builds the untrained generator of one cell of Table 1."""
-    return ModelSpec.of(architecture, regularizer, atoms).generator()
+def create_model(
+    architecture: str,
+    regularizer: str = "baseline",
+    *,
+    width: int | None = None,
+    image_size: int = IMAGE_SIZES[0],
+    classes: int | None = None,
+    k: int | Sequence[int] | None = None,
+) -> Generator:
+    """Builds an untrained generator.
 
+    Args:
+        architecture: One of `list_architectures()`.
+        regularizer: One of `list_regularizers()`.
+        width: Atoms, i.e. filters of D1, 4 to 1,024; other layers are multiples of it. None: the paper's.
+        image_size: Side of the square images in pixels: 32, 64 or 128.
+        classes: Number of labels, 0 for none; None: the architecture's.
+        k: Non-zeros kept: one number for every projected level, or one per level, Γ1 first; None: a quarter.
 
-def _known(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
-    if name not in table:
-        raise ValueError(f"no {what} {name!r}: there are {known_names(name, table)}")
-    return table[name]
+    Raises: TypeError, ValueError if there is no such model.
+
+    >>> import sparsegen
+    >>> generator = sparsegen.create_model("biggan", "ml", width=8, image_size=64, classes=3)
+    >>> generator.sample(2).shape
+    (2, 64, 64, 3)
+    """
+    spec = ModelSpec.of(architecture, regularizer, width, image_size=image_size, classes=classes)
+    if k is not None:
+        spec = replace(spec, k=tuple(resolve(k, spec.dials)))
+    return spec.generator()

@@ -5,8 +5,8 @@ that need no torch (`sparsegen.export.runtime`, `sparsegen.zoo.noise`) work wher
 """
 
 import os
-from importlib import import_module
-from typing import Any
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
@@ -21,22 +21,5 @@ NO_TRACKING = {
 for _name, _value in NO_TRACKING.items():
     os.environ.setdefault(_name, _value)
 
-_PUBLIC = {
-    "GlobalProjection": "sparsegen.zoo.projections",
-    "NeedleProjection": "sparsegen.zoo.projections",
-    "from_pretrained": "sparsegen.zoo.checkpoint",
-    "list_models": "sparsegen.zoo.bundled",
-    "restore": "sparsegen.restoration.restore",
-    "sparsify": "sparsegen.zoo.projections",
-}
-__all__ = [*_PUBLIC, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'sparsegen' has no attribute {name!r}; it has {sorted(__all__)}")
-    return getattr(import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+# The public names, and where they are, stand in __init__.pyi.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -56,10 +56,9 @@ class Projection(nn.Module):
             raise ValueError(f"{allowed}; got {k}")
         self._k = int(k)
 
-    @classmethod
-    def limit(cls, shape: tuple[int, ...]) -> int:
+    def limit(self, shape: tuple[int, ...]) -> int:
         """Returns the largest k for a code of shape (B, C, ...), at which nothing is zeroed."""
-        return math.prod(shape[1:]) if cls._whole else shape[1]
+        return math.prod(shape[1:]) if self._whole else shape[1]
 
     def forward(self, code: Tensor) -> Tensor:
         if isinstance(code, torch.fx.Proxy):  # a leaf of torch.fx, so that the dial lives on in what it makes

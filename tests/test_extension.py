@@ -22,6 +22,7 @@ from sparsegen.training.recipes import RECIPES, recipe_of
 from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.card import model_card
 from sparsegen.zoo.checkpoint import read_config
+from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.projections import GlobalProjection
 from sparsegen.zoo.regularizers import REGULARIZERS, Regularizer
 from sparsegen.zoo.spec import ModelSpec
@@ -73,7 +74,8 @@ def test_the_papers_tables_and_figures_do_not_need_a_further_cell(capsys: pytest
 
 
 def test_k_is_checked_without_building_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nn.Module, "__init__", lambda *_: pytest.fail("a network was built"))
+    for part in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Generator):
+        monkeypatch.setattr(part, "__init__", lambda *_, **__: pytest.fail("a network was built"))
     spec = ModelSpec.of("sagan", "ml", k=(1, 256))
     assert [(dial.k, dial.limit) for dial in spec.dials] == [(1, 256), (256, 256)]
     assert [dial.limit for dial in ModelSpec.parse("dcgan-8.l0").dials] == [8 * 16 * 16]

@@ -25,7 +25,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
-from sparsegen.service import connections, metrics, restoration, xray
+from sparsegen.service import arbiter, connections, metrics, restoration, xray
 from sparsegen.service.batching import Batcher, Overloaded
 from sparsegen.service.deadline import Deadline, OwnTime
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
@@ -252,6 +252,7 @@ class SparseGen:
 
 
 exposure, own_routes = Exposure.from_environment(), [*app.routes, *restoration.router.routes]
+arbiter.use()
 connections.use(exposure.proxies)
 # The first is the outermost.
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)

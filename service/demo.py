@@ -6,8 +6,9 @@ import math
 import secrets
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
@@ -47,11 +48,19 @@ off."""
 
 
 class Latest(dict):
-    """The latest MAX_SESSIONS items; those that are missing are made, if it was said how."""
+    """The latest MAX_SESSIONS items, and those in use; those that are missing are made, if it was said how.
 
-    def __init__(self, make: Callable[[], object] | None = None) -> None:
+    Args:
+        in_use: Returns the keys that are not removed, of which there are few.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], object] | None = None,
+        in_use: Callable[[], Collection[object]] = tuple,
+    ) -> None:
         super().__init__()
-        self._make = make
+        self._make, self._in_use = make, in_use
 
     def __missing__(self, key: object) -> object:
         if self._make is None:
@@ -61,8 +70,10 @@ class Latest(dict):
 
     def __setitem__(self, key: object, value: object) -> None:
         super().__setitem__(key, value)
-        if len(self) > MAX_SESSIONS:
-            del self[next(iter(self))]
+        if (extra := len(self) - MAX_SESSIONS) > 0:
+            kept = {key, *self._in_use()}
+            for old in list(islice((one for one in self if one not in kept), extra)):
+                del self[old]
 
 
 def mount(
@@ -82,9 +93,14 @@ def mount(
     gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
     # `launch` would set it; without it Gradio does not check the paths that requests name.
     blocks.has_launched = True
-    # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte.
-    blocks._queue.pending_messages_per_session.max_size = MAX_SESSIONS
-    blocks._queue.pending_event_ids_session = Latest(set)
+
+    def busy() -> set[str]:
+        return {event.session_hash for event in blocks._queue.event_ids_to_events.values()}
+
+    # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte. It removes
+    # sessions whose events wait, too, and the queue then stops for all visitors.
+    blocks._queue.pending_messages_per_session = Latest(asyncio.Queue, busy)
+    blocks._queue.pending_event_ids_session = Latest(set, busy)
     # The settings of a visitor take 120 kB, and Gradio keeps them for 10,000; of uploads, it forgets none.
     blocks.state_holder.capacity = MAX_SESSIONS
     uploads = gr.routes.file_upload_statuses

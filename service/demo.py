@@ -20,7 +20,7 @@ from sparsegen.service.handlers import BROWSER_INTEGER, Page, detail, told, whol
 from sparsegen.service.jobs import Store
 from sparsegen.service.models import Model
 from sparsegen.service.page_events import MAX_EVENTS
-from sparsegen.service.restoration import MAX_UPLOAD
+from sparsegen.service.restoration import MAX_UPLOAD, Turns
 from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import images, noise
 from sparsegen.zoo.dial import Dial, resolve
@@ -78,16 +78,16 @@ class Latest(dict):
 
 def mount(
     app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False
-) -> tuple[Callable[[], Counter[str]], frozenset[int]]:
+) -> tuple[Callable[[], Counter[str]], frozenset[int], Collection[str]]:
     """Puts the page into an application, at /ui.
 
     Args:
         asks_token: Whether the server asks for a token, which the calls that the page shows then send.
 
-    Returns: What says how many events of each client, as `client_of` calls it, wait or run; and the numbers of the
-        functions that events may name.
+    Returns: What says how many events of each client, as `client_of` calls it, wait or run; the numbers of the
+        functions that events may name; and the sessions to which Gradio has something to say.
     """
-    blocks = page(models, jobs, asks_token)
+    blocks = page(models, jobs, lambda: app.state.turns, asks_token)
     # Twice the guard's bound, which requests that arrive together may pass. Nothing goes around the queue.
     blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
     gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
@@ -109,10 +109,16 @@ def mount(
     def queued() -> Counter[str]:
         return Counter(client_of(event.request) for event in blocks._queue.event_ids_to_events.values())
 
-    return queued, frozenset(number for number, function in blocks.fns.items() if function.fn is not None)
+    numbers = frozenset(number for number, function in blocks.fns.items() if function.fn is not None)
+    return queued, numbers, blocks._queue.pending_messages_per_session
 
 
-def page(models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False) -> gr.Blocks:
+def page(
+    models: Mapping[str, Model],
+    jobs: Callable[[], Store],
+    turns: Callable[[], Turns],
+    asks_token: bool = False,
+) -> gr.Blocks:
     """Lays the page out and connects it to the samplers and to the restoration jobs.
 
     Each tab has an address of its own, #sample and #restore, and so has each job, #restore=ID.
@@ -123,7 +129,7 @@ def page(models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: boo
             with gr.Tab("Sample", id="sample"):
                 sample_tab(blocks, models, asks_token)
             with gr.Tab("Restore", id="restore"):
-                restore_page.tab(blocks, tabs, jobs)
+                restore_page.tab(blocks, tabs, jobs, turns)
     return blocks
 
 

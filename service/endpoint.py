@@ -240,7 +240,7 @@ class SparseGen:
         for warning in (*refused, *exposure.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        app.state.queued, app.state.handlers = demo.mount(
+        app.state.queued, app.state.handlers, app.state.sessions = demo.mount(
             app, models, lambda: app.state.jobs(), asks_token=exposure.token is not None
         )
 
@@ -269,5 +269,6 @@ SparseGen.add_asgi_middleware(
     PageRequests,
     queued=lambda: app.state.queued(),
     handlers=lambda: app.state.handlers,
+    sessions=lambda: app.state.sessions,
     limit=exposure.client_events,
 )

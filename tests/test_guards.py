@@ -1,5 +1,6 @@
 """What a stranger may send to the running server, and what is answered."""
 
+import asyncio
 import errno
 import http.client
 import json
@@ -20,6 +21,7 @@ from server import Server, running_server, small_models  # noqa: F401 (two are f
 
 from sparsegen.service import page_events
 from sparsegen.service.errors import Refused
+from sparsegen.service.guards import Login
 from sparsegen.service.limits import MAX_FILES
 
 API = page_events.API
@@ -302,6 +304,41 @@ def test_an_upload_has_few_files(server):
         assert status == 200 and len(json.loads(answer)) == MAX_FILES
         status, _, answer = server.ask("POST", f"{API}/upload", form(MAX_FILES + 1), kind)
         assert status == 413 and "files" in sentence(answer)
+
+
+def test_what_gradio_fails_at_is_answered_before_and_leaves_no_traceback(server, dependencies):
+    (roll,) = [one["id"] for one in dependencies if one["api_name"] == "roll"]
+    before = server.log.read_text().count("Traceback")
+    status, kind, answer = server.ask("GET", f"{API}/queue/data?session_hash=nobody")
+    assert status == 200 and kind.startswith("text/event-stream") and b'"session_not_found": true' in answer
+    form = f"multipart/form-data; boundary={'b' * 257}"
+    for path in (f"{API}/upload", "/restore"):
+        status, _, answer = server.ask("POST", path, b"--b", form)
+        assert status == 400 and "boundary" in sentence(answer)
+    for path in ("/ui/assets/", "/ui/static/", "/static_content/"):
+        assert server.ask("GET", path + "a" * 300)[0] == 404
+    for number in ("NaN", "-Infinity", "1e999"):
+        event = f'{{"fn_index": {roll}, "data": 1, "event_data": [{number}]}}'
+        assert server.ask("POST", f"{API}/run/predict", event)[0] == 400
+    assert server.log.read_text().count("Traceback") == before
+
+
+def test_who_leaves_in_the_middle_of_a_login_is_no_error():
+    sent = []
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    parts = iter(
+        [{"type": "http.request", "body": b"token=", "more_body": True}, {"type": "http.disconnect"}]
+    )
+
+    async def receive() -> dict:
+        return next(parts)
+
+    scope = {"type": "http", "method": "POST", "path": "/ui", "headers": []}
+    asyncio.run(Login(None, "0123456789abcdef")(scope, receive, send))
+    assert sent == []
 
 
 VISITORS = """

@@ -25,6 +25,8 @@ SMALL_CHUNKS = 1024  # of a body that may be smaller than MIN_CHUNK
 MIN_CHUNK = 64  # bytes on average of the further chunks; each takes some microseconds of the event loop
 PAUSE = 2.0  # seconds until a further request is read, after one that was too many; Retry-After says as much
 HEAD_SECONDS = 10.0  # from the start of a connection, or from the first byte of a further request
+# In each READ_SECONDS a client has to take READ_BYTES of an answer that is too long for the buffers.
+READ_SECONDS, READ_BYTES = 30.0, 32 << 10
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NOT_ASCII = re.compile(rb"[^\t -~]")
 CHARSET = re.compile(rb';\s*charset\s*=\s*("[^"]*"|[^;]*)', re.IGNORECASE)
@@ -56,9 +58,10 @@ class Chunks(h11.Connection):
 class Connection(H11Protocol):
     """uvicorn's protocol, without WebSockets.
 
-    It closes a connection whose head does not arrive in time, and those of a client that has too many. After an answer
-    of 429 it reads nothing from that connection for PAUSE seconds, since a client that asks again at once would keep
-    the event loop busy with refusals. Connections of `proxies` are shared by many clients, and not paused.
+    It closes a connection whose head does not arrive in time, one whose answer is not read, since its request would
+    count for good, and those of a client that has too many. After an answer of 429 it reads nothing from that
+    connection for PAUSE seconds, since a client that asks again at once would keep the event loop busy with refusals.
+    Connections of `proxies` are shared by many clients, and not paused.
 
     Choice: h11, which limits the size of a head; httptools, which uvicorn prefers, does not.
     """
@@ -72,6 +75,7 @@ class Connection(H11Protocol):
         self.app = PlainHead(self.app, self._note_status)
         self.ws_protocol_class = None
         self._head_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
         self._refused = self._paused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -110,8 +114,17 @@ class Connection(H11Protocol):
     def _note_status(self, status: int) -> None:
         self._refused = status == 429
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_read_timer()
+
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_read_timer()
         self.held[self._client] -= 1
         if not self.held[self._client]:
             del self.held[self._client]
@@ -127,6 +140,21 @@ class Connection(H11Protocol):
     def _wait_for_head(self) -> None:
         if self._head_timer is None:  # else a byte now and then would keep it open
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _wait_for_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._read_timer = self.loop.call_later(READ_SECONDS, self._check_reader, left)
+
+    def _check_reader(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < READ_BYTES:
+            self.transport.abort()
+        else:
+            self._wait_for_reader()
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
     def _stop_waiting(self) -> None:
         if self._head_timer is not None:

@@ -6,8 +6,9 @@ import math
 import secrets
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
@@ -21,7 +22,7 @@ from sparsegen.service.handlers import BROWSER_INTEGER, Page, detail, told, whol
 from sparsegen.service.jobs import Store
 from sparsegen.service.models import Model
 from sparsegen.service.page_events import MAX_EVENTS
-from sparsegen.service.restoration import MAX_UPLOAD
+from sparsegen.service.restoration import MAX_UPLOAD, Turns
 from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import noise
 from sparsegen.zoo.dial import Dial, resolve
@@ -49,11 +50,19 @@ off."""
 
 
 class Latest(dict):
-    """The latest MAX_SESSIONS items; those that are missing are made, if it was said how."""
+    """The latest MAX_SESSIONS items, and those in use; those that are missing are made, if it was said how.
 
-    def __init__(self, make: Callable[[], object] | None = None) -> None:
+    Args:
+        in_use: Returns the keys that are not removed, of which there are few.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], object] | None = None,
+        in_use: Callable[[], Collection[object]] = tuple,
+    ) -> None:
         super().__init__()
-        self._make = make
+        self._make, self._in_use = make, in_use
 
     def __missing__(self, key: object) -> object:
         if self._make is None:
@@ -63,30 +72,37 @@ class Latest(dict):
 
     def __setitem__(self, key: object, value: object) -> None:
         super().__setitem__(key, value)
-        if len(self) > MAX_SESSIONS:
-            del self[next(iter(self))]
+        if (extra := len(self) - MAX_SESSIONS) > 0:
+            kept = {key, *self._in_use()}
+            for old in list(islice((one for one in self if one not in kept), extra)):
+                del self[old]
 
 
 def mount(
     app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False
-) -> tuple[Callable[[], Counter[str]], frozenset[int]]:
+) -> tuple[Callable[[], Counter[str]], frozenset[int], Collection[str]]:
     """Puts the page into an application, at /ui.
 
     Args:
         asks_token: Whether the server asks for a token, which the calls that the page shows then send.
 
-    Returns: What says how many events of each client, as `client_of` calls it, wait or run; and the numbers of the
-        functions that events may name.
+    Returns: What says how many events of each client, as `client_of` calls it, wait or run; the numbers of the
+        functions that events may name; and the sessions to which Gradio has something to say.
     """
-    blocks = page(models, jobs, asks_token)
+    blocks = page(models, jobs, lambda: app.state.turns, asks_token)
     # Twice the guard's bound, which requests that arrive together may pass. Nothing goes around the queue.
     blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
     gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
     # `launch` would set it; without it Gradio does not check the paths that requests name.
     blocks.has_launched = True
-    # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte.
-    blocks._queue.pending_messages_per_session.max_size = MAX_SESSIONS
-    blocks._queue.pending_event_ids_session = Latest(set)
+
+    def busy() -> set[str]:
+        return {event.session_hash for event in blocks._queue.event_ids_to_events.values()}
+
+    # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte. It removes
+    # sessions whose events wait, too, and the queue then stops for all visitors.
+    blocks._queue.pending_messages_per_session = Latest(asyncio.Queue, busy)
+    blocks._queue.pending_event_ids_session = Latest(set, busy)
     # The settings of a visitor take 120 kB, and Gradio keeps them for 10,000; of uploads, it forgets none.
     blocks.state_holder.capacity = MAX_SESSIONS
     uploads = gr.routes.file_upload_statuses
@@ -95,10 +111,16 @@ def mount(
     def queued() -> Counter[str]:
         return Counter(client_of(event.request) for event in blocks._queue.event_ids_to_events.values())
 
-    return queued, frozenset(number for number, function in blocks.fns.items() if function.fn is not None)
+    numbers = frozenset(number for number, function in blocks.fns.items() if function.fn is not None)
+    return queued, numbers, blocks._queue.pending_messages_per_session
 
 
-def page(models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False) -> gr.Blocks:
+def page(
+    models: Mapping[str, Model],
+    jobs: Callable[[], Store],
+    turns: Callable[[], Turns],
+    asks_token: bool = False,
+) -> gr.Blocks:
     """Lays the page out and connects it to the samplers and to the restoration jobs.
 
     Each tab has an address of its own, #sample and #restore, and so has each job, #restore=ID.
@@ -109,7 +131,7 @@ def page(models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: boo
             with gr.Tab("Sample", id="sample"):
                 sample_tab(blocks, models, asks_token)
             with gr.Tab("Restore", id="restore"):
-                restore_page.tab(blocks, tabs, jobs)
+                restore_page.tab(blocks, tabs, jobs, turns)
     return blocks
 
 

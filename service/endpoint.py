@@ -27,7 +27,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 import sparsegen
 from sparsegen.common.hardware import processors
 from sparsegen.pictures import images
-from sparsegen.service import connections, metrics, restoration, xray
+from sparsegen.service import arbiter, connections, metrics, restoration, xray
 from sparsegen.service.batching import Batcher, Overloaded
 from sparsegen.service.deadline import Deadline, OwnTime
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
@@ -240,7 +240,7 @@ class SparseGen:
         for warning in (*refused, *exposure.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        app.state.queued, app.state.handlers = demo.mount(
+        app.state.queued, app.state.handlers, app.state.sessions = demo.mount(
             app, models, lambda: app.state.jobs(), asks_token=exposure.token is not None
         )
 
@@ -252,6 +252,7 @@ class SparseGen:
 
 
 exposure, own_routes = Exposure.from_environment(), [*app.routes, *restoration.router.routes]
+arbiter.use()
 connections.use(exposure.proxies)
 # The first is the outermost.
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
@@ -268,5 +269,6 @@ SparseGen.add_asgi_middleware(
     PageRequests,
     queued=lambda: app.state.queued(),
     handlers=lambda: app.state.handlers,
+    sessions=lambda: app.state.sessions,
     limit=exposure.client_events,
 )

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection, Request, cookie_parser
+from starlette.requests import ClientDisconnect, HTTPConnection, Request, cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,11 +28,14 @@ from sparsegen.service.uploads import UPLOAD
 READ, WRITE = frozenset({"GET", "HEAD"}), frozenset({"POST"})
 Address = tuple[frozenset[str], re.Pattern[str]]  # methods and path
 STREAM = re.compile(rf"{API}/(heartbeat/[\w-]{{1,64}}|queue/data|upload_progress)")
+NAME = (
+    r"[\w@+~-][\w@+~.-]{0,127}"  # of a file or folder; a longer one than the system takes would be an error
+)
 FOREIGN: Sequence[Address] = [  # of BentoML and of Gradio, what is used
     (READ, re.compile(r"/(livez|readyz|healthz|metrics|docs\.json|schema\.json)")),
-    (READ, re.compile(r"/static_content/[\w-][\w.-]*")),
+    (READ, re.compile(rf"/static_content/{NAME}", re.ASCII)),
     (READ, re.compile(r"/ui/?|/ui/(config|theme\.css)/?")),
-    (READ, re.compile(r"/ui/(assets|static)/([\w@+~-][\w@+~.-]*/)*[\w@+~-][\w@+~.-]*")),
+    (READ, re.compile(rf"/ui/(assets|static)/({NAME}/){{0,8}}{NAME}", re.ASCII)),
     (READ, re.compile(rf"{API}/(info|startup-events|app_id|theme\.css)/?")),
     (READ, STREAM),
     (READ, FILE),
@@ -234,6 +237,8 @@ class Login:
             except TimeoutError:
                 sentence = f"the login did not arrive within {LOGIN_SECONDS:g} seconds: send it faster"
                 answer = JSONResponse({"error": sentence}, 408, {"connection": "close"})
+            except ClientDisconnect:
+                return
             await answer(scope, receive, send)
         elif self._knows(Headers(scope=scope)):
             await self.app(scope, receive, send)

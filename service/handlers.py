@@ -1,8 +1,10 @@
 """What the handlers of the page share: whatever goes wrong is told there in one sentence, and numbers are read."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from inspect import iscoroutinefunction
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 
@@ -42,20 +44,31 @@ def detail(event: gr.EventData, name: str) -> object:
         raise ValueError(f"the event says nothing of {name!r}: load the page anew") from None
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        logger.error("%s", error)
+        raise gr.Error(error.public, print_exception=False) from None
+    except SENTENCES as error:
+        raise gr.Error(str(error), print_exception=False) from None
+
+
 def told(handler: Callable) -> Callable:
     """Shows what is wrong with a value, a file or the server on the page, in place of "Error"."""
 
     @wraps(handler)
     def wrapped(*arguments: object) -> object:
-        try:
+        with _told():
             return handler(*arguments)
-        except StoreError as error:
-            logger.error("%s", error)
-            raise gr.Error(error.public, print_exception=False) from None
-        except SENTENCES as error:
-            raise gr.Error(str(error), print_exception=False) from None
 
-    return wrapped
+    @wraps(handler)
+    async def awaited(*arguments: object) -> object:
+        with _told():
+            return await handler(*arguments)
+
+    return awaited if iscoroutinefunction(handler) else wrapped
 
 
 def whole(number: object) -> object:

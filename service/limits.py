@@ -20,6 +20,10 @@ MAX_BODY = 1 << 20
 MAX_FILES = (
     4  # of an upload; the page sends one. Each takes a folder and a block of the disk, however small it is
 )
+LEAST = MAX_FILES * (
+    8 << 10
+)  # bytes that an upload counts at least: a block and a folder for each of its files
+MAX_BOUNDARY = 256  # bytes, beyond which the parser of forms fails
 IN_MEMORY = 64 << 10  # bytes of a body; what is larger lies on the disk
 CHUNK = 256 << 10
 SECONDS = 300.0  # in which a body has to arrive: 32 MiB at a megabit per second
@@ -60,13 +64,19 @@ class BodyLimit:
             return
         path = scope["path"].rstrip("/")
         limit = self.exceptions.get((scope["method"], path), self.limit)
+        headers = Headers(scope=scope)
+        # As Gradio reads it.
+        boundary = parse_options_header(headers.get("content-type", ""))[1].get(b"boundary", b"")
+        if len(boundary) > MAX_BOUNDARY:
+            await _refusal(400, f"the boundary of a form has at most {MAX_BOUNDARY} bytes")(
+                scope, receive, send
+            )
+            return
         with _Body(self.room, client_of(HTTPConnection(scope)), stays=path == UPLOAD) as body:
             try:
                 async with asyncio.timeout(self.seconds), asyncio.timeout(self.pace_seconds) as pace:
-                    headers = Headers(scope=scope)
-                    announced, parts = headers.get("content-length", ""), None
-                    if path == UPLOAD:
-                        parts = Parts(headers.get("content-type", ""))
+                    announced = headers.get("content-length", "")
+                    parts = Parts(boundary) if path == UPLOAD else None
                     refusal = await self._receive(body, receive, limit, announced, parts, pace)
             except TimeoutError:
                 refusal = _refusal(
@@ -129,8 +139,7 @@ class BodyLimit:
 class Parts:
     """Counts the parts of a form while it arrives in pieces, by the delimiters before them."""
 
-    def __init__(self, content_type: str) -> None:
-        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")  # as Gradio reads it
+    def __init__(self, boundary: bytes) -> None:
         self._delimiter, self._tail, self._found = b"--" + boundary, b"", 0
 
     def count(self, content: bytes) -> int:
@@ -153,6 +162,7 @@ class _Body:
     def __init__(self, room: Room, client: str, stays: bool) -> None:
         self._room, self._client, self._stays, self._taken, self._size = room, client, stays, 0, 0
         self._counts_from = 0 if stays else IN_MEMORY  # small files that stay would fill the room as well
+        self._least = LEAST if stays else 0
         self._file = SpooledTemporaryFile(IN_MEMORY)
 
     def __enter__(self) -> "_Body":
@@ -169,6 +179,7 @@ class _Body:
 
     async def reserve(self, size: int) -> None:
         """Takes room for a body of this size, unless that is taken.  Raises: NoRoom."""
+        size = max(size, self._least)
         if size > max(self._counts_from, self._taken):
             await self._room.look()
             self._room.take(size - self._taken, self._client)

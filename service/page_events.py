@@ -23,10 +23,17 @@ from sparsegen.service.errors import Refused, busy
 from sparsegen.service.uploads import KEEP_UPLOADS, upload_folder
 
 API = "/ui/gradio_api"
-JOIN = f"{API}/queue/join"
+JOIN, DATA = f"{API}/queue/join", f"{API}/queue/data"
 EVENTS = [JOIN, *(f"{API}/{name}" for name in ("run/predict", "cancel", "reset"))]  # take JSON from the page
 MAX_EVENTS = 48  # in the queue of the page, of all visitors: some seconds of drawing
 MAX_EVENT = 64 << 10  # bytes of it; the page sends a few kilobytes
+# What Gradio sends for a session that it does not have, and raises an error besides, of 300 lines in the log.
+UNKNOWN_SESSION = {
+    "msg": "unexpected_error",
+    "message": "404: Not Found",
+    "session_not_found": True,
+    "success": False,
+}
 FILE = re.compile(rf"{API}/file=(.+)", re.DOTALL)
 
 
@@ -41,6 +48,7 @@ class PageRequests:
     Args:
         queued: Says how many events of each client, as `client_of` calls it, wait or run.
         handlers: Returns the numbers of the functions that an event may name.
+        sessions: Returns the sessions to which Gradio has something to say.
     """
 
     def __init__(
@@ -48,10 +56,11 @@ class PageRequests:
         app: ASGIApp,
         queued: Callable[[], Counter[str]],
         handlers: Callable[[], Collection[int]],
+        sessions: Callable[[], Collection[str]],
         limit: int,
         folder: Callable[[], Path] = upload_folder,
     ) -> None:
-        self.app, self.queued, self.handlers = app, queued, handlers
+        self.app, self.queued, self.handlers, self.sessions = app, queued, handlers, sessions
         self.limit, self.folder = limit, folder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +72,10 @@ class PageRequests:
             return
         try:
             scope = {**scope, "query_string": ids(scope["query_string"])}
+            if scope["path"] == DATA and not self._has_session(scope["query_string"]):
+                event = f"data: {json.dumps(UNKNOWN_SESSION)}\n\n"
+                await Response(event, media_type="text/event-stream")(scope, receive, send)
+                return
             if named := FILE.fullmatch(scope["path"]):
                 stored(named[1], self.folder())
             elif scope["path"] in EVENTS:
@@ -72,6 +85,9 @@ class PageRequests:
             await JSONResponse({"error": str(refusal)}, refusal.status)(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    def _has_session(self, query: bytes) -> bool:
+        return dict(parse_qsl(query.decode())).get("session_hash", "") in self.sessions()
 
     def _no_room(self, client: str) -> Response | None:
         queued = self.queued()
@@ -101,9 +117,8 @@ def read_event(body: bytes, handlers: Collection[int]) -> dict:
     """
     try:
         event = json.loads(body)
-        json.dumps(
-            event, ensure_ascii=False
-        ).encode()  # fails for half of a surrogate pair, which no answer can hold
+        # Fails for what no answer can hold: half of a surrogate pair, infinity, and what is no number.
+        json.dumps(event, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):

@@ -4,6 +4,7 @@ The jobs are those of POST /restore, in the same store: a worker does them, in a
 when the page is closed. The page asks how they are going, and shows pictures from the addresses of the jobs.
 """
 
+import asyncio
 import base64
 import zlib
 from collections.abc import Callable, Iterator
@@ -83,9 +84,11 @@ def dropped(label: str, elem_id: str) -> gr.File:
     return file
 
 
-def tab(blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store]) -> None:
+def tab(
+    blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store], turns: Callable[[], restoration.Turns]
+) -> None:
     """Lays the Restore tab out and connects it to the jobs."""
-    handlers = Handlers(jobs)
+    handlers = Handlers(jobs, turns)
     gr.Markdown(INTRODUCTION)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -136,8 +139,14 @@ def tab(blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store]) -> None:
     image.change(handlers.take, [image, job], [job, panel, stage], **quiet).then(
         None, job, None, js=ADDRESS_JS
     )
+    # No limit, since the turns are one, which no client can fill.
     start.click(
-        handlers.start, given, [job, stage], concurrency_limit=2, show_progress="hidden", api_name="restore"
+        handlers.start,
+        given,
+        [job, stage],
+        concurrency_limit=None,
+        show_progress="hidden",
+        api_name="restore",
     ).success(**look).then(None, job, None, js=ADDRESS_JS).then(None, None, None, js=SHOW_JS)
     cancel.click(handlers.cancel, job, None, **quiet).then(**look)
     timer.tick(**look)
@@ -208,8 +217,8 @@ def settings() -> Settings:
 class Handlers:
     """What the tab does when something on it is touched, or time has passed."""
 
-    def __init__(self, jobs: Callable[[], Store]) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: Callable[[], Store], turns: Callable[[], restoration.Turns]) -> None:
+        self.jobs, self.turns = jobs, turns
 
     @told
     def pick(self, event: gr.EventData):
@@ -235,7 +244,7 @@ class Handlers:
 
     # Gradio hands the values of the components over one by one: hence the long signature.
     @told
-    def start(
+    async def start(
         self,
         image,
         mask,
@@ -255,8 +264,6 @@ class Handlers:
             raise ValueError("there is no picture yet: drop one, or pick an example")
         if kind == "inpaint" and mask is None:
             raise ValueError("fill holes needs to know where they are: drop a mask, white in the holes")
-        store, client = self.jobs(), client_of(request)
-        restoration.check_room(store, client)  # before anything is read
         asked = {
             "kind": kind,
             "preset": preset,
@@ -268,9 +275,17 @@ class Handlers:
         asked |= {"sigma": sigma} if sigma and kind == "denoise" else {}
         asked |= {"by": by} if kind == "upscale" else {}
         asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
-        with dropped_files():
-            files = {"image": image.read_bytes()} | ({"mask": mask.read_bytes()} if kind == "inpaint" else {})
         given = {name: str(value) for name, value in asked.items()}
+        paths = {"image": image} | ({"mask": mask} if kind == "inpaint" else {})
+        client = client_of(request)
+        async with self.turns().of(client):
+            return await asyncio.to_thread(self._order, given, paths, client)
+
+    def _order(self, given: dict[str, str], paths: dict[str, Path], client: str) -> tuple[str, dict]:
+        store = self.jobs()
+        restoration.check_room(store, client)  # before anything is read
+        with dropped_files():
+            files = {name: path.read_bytes() for name, path in paths.items()}
         status, picture = restoration.order(store, given, files, client)
         return status["id"], gr.update(before=shown(picture), after=None)
 

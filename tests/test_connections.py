@@ -146,6 +146,34 @@ def test_a_head_that_does_not_arrive_in_time_ends_its_connection(monkeypatch):
     assert twice.count(b"200 OK") == 1 and whole.endswith(b"done")
 
 
+def test_a_request_whose_answer_is_not_read_ends(monkeypatch):
+    monkeypatch.setattr(connections, "READ_SECONDS", 1)
+    content = b"a" * (16 << 20)
+
+    async def app(scope, receive, send):
+        await PlainTextResponse(content)(scope, receive, send)
+
+    async def tries(port: int) -> tuple[int, int]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(HEAD + b"\r\n")
+        await asyncio.sleep(3)
+        held = sum(connections.Connection.held.values())
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD + b"Connection: close\r\n\r\n")
+        read = 0
+        while part := await asyncio.wait_for(
+            reader.read(2 << 20), 10
+        ):  # slower than at once, for two seconds
+            read += len(part)
+            await asyncio.sleep(0.1)
+        writer.close()
+        return held, read
+
+    held, read = asyncio.run(serve(app, tries))
+    assert held == 0 and read > len(content)
+
+
 @pytest.mark.parametrize(
     ("status", "proxies", "waits"), [(429, [], True), (429, ["127.0.0.0/8"], False), (503, [], False)]
 )

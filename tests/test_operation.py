@@ -77,6 +77,19 @@ def ask_for_strange_things(server: Server) -> list[str]:
     return ids
 
 
+@ON_LINUX
+def test_nothing_of_a_server_listens_but_its_own_port(server):
+    """BentoML's arbiter would take commands from every user of the machine, at two ports more."""
+    own = psutil.Process(server.process.pid)
+    connections = [
+        connection
+        for process in (own, *own.children(recursive=True))
+        for connection in process.net_connections("all")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {connection.laddr.port for connection in connections} == {server.port}
+
+
 def test_metrics_have_templates_for_labels_and_no_series_for_each_request(server):
     ask_for_strange_things(server)
     series(server)  # is counted itself once it has ended

@@ -1,5 +1,6 @@
 """The Restore tab: its handlers with a store and a worker that restores nothing, and what it opens in the server."""
 
+import asyncio
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -43,7 +44,8 @@ class Tab:
     """The handlers, called as the page does, and what they say."""
 
     def __init__(self, store: Store, folder: Path) -> None:
-        self.store, self.handlers, self.folder = store, restore_page.Handlers(lambda: store), folder
+        self.store, self.folder = store, folder
+        self.handlers = restore_page.Handlers(lambda: store, lambda: restoration.Turns(Options()))
 
     def drop(self, name: str, content: bytes) -> Path:
         (self.folder / name).write_bytes(content)
@@ -55,7 +57,7 @@ class Tab:
         image = self.drop("image", png() if image is None else image)
         mask = None if mask is None else self.drop("mask", mask)
         settings = (ADVANCED | advanced).values()
-        job, _ = self.handlers.start(image, mask, kind, by, blur, *settings, visitor(host))
+        job, _ = asyncio.run(self.handlers.start(image, mask, kind, by, blur, *settings, visitor(host)))
         return job
 
     def look(self, job: str) -> SimpleNamespace:
@@ -176,7 +178,7 @@ def test_what_cannot_be_done_is_told_in_a_sentence(tab, given, words):
 
 def test_without_a_picture_a_worker_or_room_the_page_says_what_to_do(tab):
     with pytest.raises(Error, match="drop one, or pick an example"):
-        tab.handlers.start(None, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor())
+        asyncio.run(tab.handlers.start(None, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor()))
     tab.store.leave("w")
     with pytest.raises(Error, match="start one with `sparsegen worker`"):
         tab.start()
@@ -197,6 +199,23 @@ def test_one_visitor_has_a_few_unfinished_jobs_and_others_have_theirs(tab):
     tab.start()
 
 
+def test_a_visitor_whose_pictures_take_long_to_read_keeps_no_other_from_starting(tab):
+    async def test() -> None:
+        turns, settings = restoration.Turns(Options()), ADVANCED.values()
+        handlers = restore_page.Handlers(lambda: tab.store, lambda: turns)
+        asked = tab.drop("image", png()), None, "denoise", 2, 1.6, *settings
+        async with turns.of("192.0.2.1"):  # as if it were being read
+            more = [asyncio.create_task(handlers.start(*asked, visitor())) for _ in range(4)]
+            async with asyncio.timeout(15):
+                job, _ = await asyncio.create_task(handlers.start(*asked, visitor("192.0.2.2")))
+                with pytest.raises(Error, match="4 pictures of yours are waiting"):
+                    await more[3]
+            assert tab.store.status(job)["status"] == "waiting" and tab.store.counts() == (1, 0)
+        assert len({job for job, _ in await asyncio.gather(*more[:3])}) == 3
+
+    asyncio.run(test())
+
+
 def test_a_restoration_beyond_the_budget_is_refused_on_the_page(tab, monkeypatch):
     monkeypatch.setenv("SPARSEGEN_JOB_HOURS", "0.01")
     with pytest.raises(Error, match="about 0.0609 hours, and the limit is 0.01: use fewer iterations"):
@@ -214,11 +233,11 @@ def test_a_store_that_cannot_be_reached_is_told_in_the_panel_and_asked_again():
     def jobs() -> Store:
         raise StoreError("jobs cannot be kept in /there: set SPARSEGEN_JOBS to another file")
 
-    handlers = restore_page.Handlers(jobs)
+    handlers = restore_page.Handlers(jobs, lambda: restoration.Turns(Options()))
     panel, _, timer, *_ = handlers.look("0" * 32)
     assert StoreError.public in panel and "/there" not in panel and timer.active
     with pytest.raises(Error, match=StoreError.public):
-        handlers.start(EXAMPLE, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor())
+        asyncio.run(handlers.start(EXAMPLE, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor()))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +283,7 @@ def test_a_dropped_file_whose_time_is_over_is_to_be_dropped_again(tab, tmp_path)
     with pytest.raises(Error, match="drop or pick it again"):
         tab.handlers.take(gone, "", visitor())
     with pytest.raises(Error, match="drop or pick it again"):
-        tab.handlers.start(gone, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor())
+        asyncio.run(tab.handlers.start(gone, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor()))
 
 
 def status(**known: object) -> dict:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from sparsegen.service import limits, uploads
-from sparsegen.service.limits import IN_MEMORY, PACE_BYTES, BodyLimit
+from sparsegen.service.limits import IN_MEMORY, LEAST, PACE_BYTES, BodyLimit
 from sparsegen.service.uploads import COPIES, SPARE, UPLOAD, Room, used
 
 MIB = 1 << 20
@@ -242,5 +242,17 @@ def test_a_client_that_is_gone_gives_its_room_back(room):
         scope = {"type": "http", "method": "POST", "path": "/any", "headers": []}
         await app.limited(scope, receive, lambda message: pytest.fail("nobody is there to hear"))
         assert app.inside == 0 and app.limited.room._arriving == 0
+
+    asyncio.run(test())
+
+
+def test_small_uploads_of_one_client_do_not_fill_the_room_of_all(room):
+    """A byte takes a block of the disk, and a folder."""
+
+    async def test() -> None:
+        app = App(room(16 * COPIES * LEAST, 0.25))
+        statuses = [(await app.post(b"x", UPLOAD)).status_code for _ in range(6)]
+        assert statuses == [200] * 4 + [507] * 2
+        assert (await app.post(b"x", UPLOAD, host="192.0.2.2")).status_code == 200
 
     asyncio.run(test())

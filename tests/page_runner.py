@@ -1,4 +1,4 @@
-"""Runs the code blocks of pages: python -m page_runner FOLDER < blocks.json > results.json
+"""Runs the code blocks of pages and examples: python -m page_runner FOLDER < blocks.json > results.json
 
 All pages share one process, so that libraries are imported once. Each page has its own namespace and working folder;
 its blocks run in order.
@@ -59,6 +59,7 @@ def run(blocks: list[tuple[str, str]], folder: Path) -> str:
     """Runs the blocks of one page; returns the traceback of what failed, else nothing."""
     folder.mkdir(parents=True)
     os.chdir(folder)
+    sys.argv = [folder.name]
     names = {"__name__": "page"}
     try:
         for language, block in blocks:
@@ -73,7 +74,7 @@ def run(blocks: list[tuple[str, str]], folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    asked = json.load(sys.stdin)
-    failures = {page: run(blocks, Path(sys.argv[1]) / page) for page, blocks in asked["pages"].items()}
+    asked, root = json.load(sys.stdin), Path(sys.argv[1])
+    failures = {page: run(blocks, root / page) for page, blocks in asked["pages"].items()}
     helps = {name: command([name, "--help"]) for name in asked["commands"]}
     json.dump({"failures": failures, "helps": helps}, sys.__stdout__)

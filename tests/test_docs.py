@@ -1,4 +1,4 @@
-"""The README and the documentation: code runs as it stands, links lead somewhere, tables are those of the records."""
+"""The README, the documentation and the examples: code runs, links lead somewhere, tables are those of the records."""
 
 import inspect
 import json
@@ -20,6 +20,8 @@ from benchmarks.tables import BLOCKS, PAGES, fill
 REPOSITORY = "https://github.com/sparsegen/sparsegen"
 README = ROOT / "README.md"
 DOCUMENTS = [*PAGES, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG"))]
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 FENCE = re.compile(r"^((?:<!-- pending: .+? -->\n)*)```(\w*)\n(.*?)^```", re.M | re.S)
 PENDING = re.compile(r"<!-- pending: (.+?) -->")
 OUTDATED = {  # worst patterns of language.md, and what to write
@@ -49,6 +51,12 @@ def code(page: Path) -> list[tuple[str, str]]:
     ]
 
 
+def cells(notebook: Path) -> list[tuple[str, str]]:
+    """The code of a notebook, in the form of `code`."""
+    found = json.loads(notebook.read_text("utf-8"))["cells"]
+    return [("python", "".join(cell["source"])) for cell in found if cell["cell_type"] == "code"]
+
+
 def options() -> dict[str, set[str]]:
     """The options that the documents show in blocks, per command; a pending block is left aside."""
     shown: dict[str, set[str]] = {}
@@ -64,7 +72,9 @@ def options() -> dict[str, set[str]]:
 
 
 def pending() -> list[str]:
-    return sorted({name for page in DOCUMENTS for name in PENDING.findall(page.read_text("utf-8"))})
+    """The names in marks of what does not exist yet."""
+    texts = [re.sub(r"`[^`\n]+`", "", page.read_text("utf-8")) for page in DOCUMENTS]
+    return sorted({name for text in texts for name in PENDING.findall(text)})
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +82,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What running all blocks, and asking all commands for help, led to."""
     blocks = {title(page): code(page) for page in DOCUMENTS}
     blocks[title(README)] = blocks[title(README)][1:]  # the two make commands
+    blocks |= {title(script): [("python", script.read_text("utf-8"))] for script in SCRIPTS}
+    blocks |= {title(notebook): cells(notebook) for notebook in NOTEBOOKS}
     commands = options().keys() | {name.split()[0] for name in pending() if " --" in name}
+    folder = tmp_path_factory.mktemp("pages")
     done = subprocess.run(
-        [sys.executable, "-m", "page_runner", str(tmp_path_factory.mktemp("pages"))],
+        [sys.executable, "-m", "page_runner", str(folder)],
         cwd=ROOT / "tests",
         input=json.dumps({"pages": blocks, "commands": sorted(commands)}),
-        env=os.environ | {"COLUMNS": "200", "PYTHONUTF8": "1"},
+        env=os.environ | {"COLUMNS": "200", "PYTHONUTF8": "1", "MPLBACKEND": "Agg"},
         capture_output=True,
         encoding="utf-8",
         timeout=500,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout) | {"folder": folder}
 
 
 def test_the_two_commands_come_first() -> None:
@@ -98,6 +111,17 @@ def test_the_two_commands_come_first() -> None:
 @pytest.mark.parametrize("page", [title(page) for page in DOCUMENTS if code(page)])
 def test_the_blocks_run(page: str, results: dict) -> None:
     assert not results["failures"][page], results["failures"][page]
+
+
+@pytest.mark.parametrize("example", [*SCRIPTS, *NOTEBOOKS], ids=title)
+def test_the_examples_run_and_write_their_pictures(example: Path, results: dict) -> None:
+    assert not results["failures"][title(example)], results["failures"][title(example)]
+    named = set(re.findall(r'"(\w+\.png)"', example.read_text("utf-8")))
+    written = {
+        file.name for file in (results["folder"] / title(example)).iterdir() if file.stat().st_size > 1000
+    }
+    assert written == named
+    assert f"`{example.name}`" in (ROOT / "docs" / "getting-started.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("command", options())
@@ -146,7 +170,7 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
             assert page != README, f"{link}: the README is also shown on PyPI, so its links are absolute"
             folder = page.parent
         path, _, anchor = link.partition("#")
-        target = folder / path if path else page if folder != ROOT or page.parent == ROOT else ROOT
+        target = folder / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
 

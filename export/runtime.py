@@ -8,6 +8,7 @@ border of a selection are equal up to rounding, a needle may keep another entry.
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from threading import Lock
 
@@ -208,11 +209,25 @@ def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSessi
 
 def open_session(model: str | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
     """Opens a file, or a serialized model, on the CPU; threads that wait do not spin."""
+    _share_arena()
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # whatever goes wrong is raised
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def _share_arena() -> None:
+    """Makes one memory arena for all sessions of this process.
+
+    An arena keeps the memory of the largest batch so far, and by default each session has its own: 56 sessions that
+    have each drawn 64 images took 1,360 MB, with one arena they take 250.
+    """
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(memory, None)
 
 
 def _explain(error: Exception, path: Path) -> Exception:

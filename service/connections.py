@@ -6,22 +6,24 @@ BentoML starts uvicorn and leaves the protocol to it, so `use` puts this one in 
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import quote
 
 import h11
 import uvicorn.config
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sparsegen.service.clients import client_of
+from sparsegen.service.deadline import UNTIMED
 
 ANY = ("0.0.0.0/0", "::/0")
 CLIENT_CONNECTIONS = 256  # of one client at once; a process has often no more than 1,024 of all
 SMALL_CHUNKS = 1024  # of a body that may be smaller than MIN_CHUNK
 MIN_CHUNK = 64  # bytes on average of the further chunks; each takes some microseconds of the event loop
+PAUSE = 2.0  # seconds until a further request is read, after one that was too many; Retry-After says as much
 HEAD_SECONDS = 10.0  # from the start of a connection, or from the first byte of a further request
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NOT_ASCII = re.compile(rb"[^\t -~]")
@@ -54,7 +56,9 @@ class Chunks(h11.Connection):
 class Connection(H11Protocol):
     """uvicorn's protocol, without WebSockets.
 
-    It closes a connection whose head does not arrive in time, and those of a client that has too many.
+    It closes a connection whose head does not arrive in time, and those of a client that has too many. After an answer
+    of 429 it reads nothing from that connection for PAUSE seconds, since a client that asks again at once would keep
+    the event loop busy with refusals. Connections of `proxies` are shared by many clients, and not paused.
 
     Choice: h11, which limits the size of a head; httptools, which uvicorn prefers, does not.
     """
@@ -65,9 +69,10 @@ class Connection(H11Protocol):
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
         self.conn = Chunks(h11.SERVER)
-        self.app = PlainHead(self.app)
+        self.app = PlainHead(self.app, self._note_status)
         self.ws_protocol_class = None
         self._head_timer: asyncio.TimerHandle | None = None
+        self._refused = self._paused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -84,6 +89,26 @@ class Connection(H11Protocol):
             self._wait_for_head()
         else:
             self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        self._paused, self._refused = self._refused and not self._from_proxy(), False
+        super().on_response_complete()
+        if self._paused and not self.transport.is_closing():
+            self.flow.pause_reading()
+            self.loop.call_later(PAUSE, self._go_on)
+
+    def handle_events(self) -> None:
+        if not self._paused:  # else there may be further requests among what has been read
+            super().handle_events()
+
+    def _go_on(self) -> None:
+        self._paused = False
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self.handle_events()
+
+    def _note_status(self, status: int) -> None:
+        self._refused = status == 429
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_waiting()
@@ -116,15 +141,22 @@ class PlainHead:
     not ASCII becomes a question mark. Of a form the character set is dropped, since it is looked up by name.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, note_status: Callable[[int], object]) -> None:
+        """`note_status` is told the status of each answer."""
+        self.app, self.note_status = app, note_status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.note_status(message["status"])
+            if message is not UNTIMED:
+                await send(message)
+
         if scope["type"] == "http":
             path = CONTROL.sub(lambda found: quote(found[0]), scope["path"])
             headers = [(name, _plain(name, value)) for name, value in scope["headers"]]
             scope = {**scope, "path": path, "headers": headers}
-        await self.app(scope, receive, send)
+        await self.app(scope, receive, send_noting)
 
 
 def _plain(name: bytes, value: bytes) -> bytes:

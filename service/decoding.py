@@ -42,14 +42,16 @@ SINGLE = dict.fromkeys(
 
 
 class DecodersBusy(Busy):
-    """All decoders are at work, and enough pictures wait for one."""
+    """All decoders are at work, and enough pictures wait for one, or one has waited long enough."""
 
     status = 503
 
-    def __init__(self, waiting: int, whose: str = "") -> None:
-        super().__init__(
-            f"{waiting} pictures{whose} are waiting to be read, which is the limit: try again in a moment", 2
-        )
+    def __init__(self, sentence: str) -> None:
+        super().__init__(f"{sentence}: try again in a moment", 2)
+
+    @classmethod
+    def at(cls, limit: int, whose: str = "") -> "DecodersBusy":
+        return cls(f"{limit} pictures{whose} are waiting to be read, which is the limit")
 
 
 class _Gone(Exception):
@@ -116,9 +118,9 @@ class Decoders:
     def _slot(self, client: str) -> Iterator[None]:
         with self._lock:
             if client and self._clients[client] >= PER_CLIENT:
-                raise DecodersBusy(PER_CLIENT, " of yours")
+                raise DecodersBusy.at(PER_CLIENT, " of yours")
             if not self._places.acquire(blocking=False):
-                raise DecodersBusy(MAX_WAITING)
+                raise DecodersBusy.at(MAX_WAITING)
             self._clients[client] += 1
         try:
             with self._slots:
@@ -131,14 +133,17 @@ class Decoders:
                     del self._clients[client]
 
 
+def patience(options: Options) -> float:
+    """Seconds after which a decoder is killed: the kernel counts processor time, this the time of a clock."""
+    return START + 3 * options.decoder_seconds
+
+
 class _Decoder:
     """One process that decodes, and what is said to it."""
 
     def __init__(self, options: Options) -> None:
         self.reads = 0
-        self._patience = (
-            START + 3 * options.decoder_seconds
-        )  # the kernel counts processor time, this a clock's
+        self._patience = patience(options)
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-m", DECODER, str(options.decoder_mb), str(options.decoder_seconds)],

@@ -17,7 +17,7 @@ from sparsegen.common.checks import check_integer
 from sparsegen.pictures import images
 from sparsegen.service import markup, restore_page, xray
 from sparsegen.service.clients import client_of
-from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
+from sparsegen.service.handlers import BROWSER_INTEGER, Page, detail, told, whole
 from sparsegen.service.jobs import Store
 from sparsegen.service.models import Model
 from sparsegen.service.page_events import MAX_EVENTS
@@ -103,9 +103,7 @@ def page(models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: boo
 
     Each tab has an address of its own, #sample and #restore, and so has each job, #restore=ID.
     """
-    with gr.Blocks(
-        title="sparsegen", analytics_enabled=False, delete_cache=restore_page.SWEEP_UPLOADS
-    ) as blocks:
+    with Page(title="sparsegen", analytics_enabled=False, delete_cache=restore_page.SWEEP_UPLOADS) as blocks:
         gr.Markdown("# sparsegen")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Sample", id="sample"):
@@ -252,7 +250,10 @@ class Handlers:
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         sampler = shown.model.sampler
         last = sampler.code_shapes[0][0] - 1
-        off = [check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in event.off]
+        off = detail(event, "off")
+        if not isinstance(off, list):
+            raise ValueError(f"the atoms that are off are a list of their numbers; got {str(off)[:40]!r}")
+        off = [check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in off]
         if not off:
             return markup.HINT
         image, codes = shown.run(shown.index, 1)
@@ -287,8 +288,12 @@ class Handlers:
         """Keeps the index within the images that are drawn."""
         return min(whole(index), whole(count) - 1)
 
+    @told
     def pick(self, event: gr.EventData):
-        return event.index
+        """Chooses the image that was clicked."""
+        return check_integer(
+            "index", detail(event, "index"), 0, MAX_COUNT - 1, "the image, the first being 0"
+        )
 
     def _model(self, name: object) -> Model:
         if name not in self.models:

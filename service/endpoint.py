@@ -29,6 +29,7 @@ from sparsegen.common.hardware import processors
 from sparsegen.pictures import images
 from sparsegen.service import connections, metrics, restoration, xray
 from sparsegen.service.batching import Batcher, Overloaded
+from sparsegen.service.deadline import Deadline, OwnTime
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
 from sparsegen.service.exposure import Exposure
 from sparsegen.service.guards import guards
@@ -215,7 +216,7 @@ app = create_app()
 
 @bentoml.service(
     name="sparsegen",
-    traffic={"timeout": 30},
+    traffic={"timeout": 30},  # of what the guards answer; see `deadline`
     threads=4,
     metrics={"enabled": False},  # both would show the ids of jobs; `metrics` says more
     logging={"access": {"enabled": False}},
@@ -254,13 +255,15 @@ exposure, own_routes = Exposure.from_environment(), [*app.routes, *restoration.r
 connections.use(exposure.proxies)
 # The first is the outermost.
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
-# For what breaks in the middleware, too: BentoML would answer it after its time limit, and not log it.
+SparseGen.add_asgi_middleware(OwnTime)
+# For what breaks in the middleware, too.
 SparseGen.add_asgi_middleware(ServerErrorMiddleware, handler=broken)
 for guard, options in guards(exposure, own_routes):
     SparseGen.add_asgi_middleware(guard, **options)
 SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
+SparseGen.add_asgi_middleware(Deadline, exceptions={("POST", "/restore"): restoration.longest_submission()})
 SparseGen.add_asgi_middleware(
     PageRequests,
     queued=lambda: app.state.queued(),

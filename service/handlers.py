@@ -14,6 +14,34 @@ BROWSER_INTEGER = 2**53 - 1  # the last integer up to which a browser counts in 
 SENTENCES = (TypeError, ValueError, FloatingPointError, FileNotFoundError, ImportError, Busy)
 
 
+class Page(gr.Blocks):
+    """Blocks that tell a visitor in one sentence that a value cannot be used, and the log in one line.
+
+    Anybody may send any value, and Gradio logs a traceback for each.
+    """
+
+    async def preprocess_data(self, *arguments: object, **options: object) -> object:
+        try:
+            return await super().preprocess_data(*arguments, **options)
+        except Exception as error:  # whatever a component raises for what it cannot read
+            logger.info("a value of the page was refused: %s", type(error).__name__)
+            sentence = "a field is empty, or its value does not fit: correct it, or load the page anew"
+            if isinstance(error, gr.Error):
+                sentence = error.message
+            raise gr.Error(sentence, print_exception=False) from None
+
+
+def detail(event: gr.EventData, name: str) -> object:
+    """What the script of the page says about an event.
+
+    Raises: ValueError if it does not say that.
+    """
+    try:
+        return getattr(event, name)
+    except (AttributeError, TypeError):
+        raise ValueError(f"the event says nothing of {name!r}: load the page anew") from None
+
+
 def told(handler: Callable) -> Callable:
     """Shows what is wrong with a value, a file or the server on the page, in place of "Error"."""
 

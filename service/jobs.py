@@ -18,6 +18,7 @@ import re
 import sqlite3
 import time
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from typing import Any
 from huey.exceptions import ConfigurationError
 from huey.storage import BaseStorage, RedisStorage, SqliteStorage
 
+from sparsegen.service.options import Options
 from sparsegen.service.places import check_redis_url, is_redis, public
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,10 @@ FILES = ("image", "mask", "kernel")
 REMOVED = "removed"  # of an end: somebody deleted the job
 LIVE = ("waiting", "running")  # of the words for where a job is; the others are of ends
 ID = re.compile("[0-9a-f]{32}")
-UNHEARD = "There is no job {!r}: it never was, was deleted, or ended more than a day ago."
+UNHEARD = (
+    "There is no job {!r}: it never was, was deleted, or ended a day ago, or earlier if the store was full."
+)
+END_SIZE = 64 << 10  # bytes that an end counts beside its picture, since `sweep` reads all of them
 STORED_PIXELS = 1_000_000  # of a picture that lies here, whether it was uploaded or restored
 SHELVES = ("jobs", "attempts", "ends", "workers", "blobs")
 UNKNOWN = {  # what a status says of an attempt before there is one
@@ -185,10 +190,11 @@ class Store:
         clock: Callable[[], float],
         close: Callable[[], None],
         scrub: Callable[[], None] = lambda: None,
+        room: float = math.inf,
     ) -> None:
-        """`scrub` overwrites what was deleted, where the storage keeps that."""
+        """`scrub` overwrites what was deleted, where the storage keeps that; `room` is in bytes, see `sweep`."""
         self.jobs, self.attempts, self.ends, self.workers, self.blobs = (shelves[name] for name in SHELVES)
-        self.clock, self.close, self._scrub = clock, close, scrub
+        self.clock, self.close, self._scrub, self.room = clock, close, scrub, room
 
     # What a server does.
 
@@ -305,7 +311,7 @@ class Store:
             return self.cancel(job_id)
         if (end := self.ends.get(job_id)) is None:  # its time was over while we looked
             return status
-        kept = {name: _load(end)[name] for name in ("at", "attempts")}
+        kept = {name: _load(end)[name] for name in ("at", "attempts", "client")}
         self.ends.put(
             job_id, _pack(kept | {"status": REMOVED})
         )  # first, so that `finish` puts no picture back
@@ -401,7 +407,8 @@ class Store:
         # The result comes first: a kill between the two lets the job run again, and this blob go with it.
         key = f"{claim.id}:result:{claim.attempt}"
         self.blobs.put(key, result)
-        if not self._end(claim.id, "done", attempt=claim.attempt, notes=claim.record["notes"], **facts):
+        facts = facts | {"attempt": claim.attempt, "size": len(result), "notes": claim.record["notes"]}
+        if not self._end(claim.id, "done", **facts):
             end = self.ends.get(claim.id)
             if end is None or _load(end).get("attempt") != claim.attempt:
                 self.blobs.delete(key)
@@ -418,12 +425,18 @@ class Store:
     # What both do.
 
     def sweep(self) -> None:
-        """Removes what ended KEEP seconds ago, and what a kill left behind."""
+        """Removes what ended KEEP seconds ago, and what a kill left behind.
+
+        Where all that has ended takes more than the `room`, the oldest of whoever has most in it goes earlier.
+        """
         now, attempts = self.clock(), self.attempts.all()
         jobs = {job_id: _load(job) for job_id, job in self.jobs.all().items()}
         ends = {job_id: _load(end) for job_id, end in self.ends.all().items()}
+        crowded = too_many(ends, self.room)
         for job_id, end in ends.items():
-            old = now - end["at"] >= KEEP
+            old = now - end["at"] >= KEEP or (
+                job_id in crowded and job_id not in jobs
+            )  # else it would live again
             if old or end["status"] == REMOVED:
                 self._remove_pictures(job_id, end["attempts"])
             if old:
@@ -462,7 +475,15 @@ class Store:
 
     def _end(self, job_id: str, status: str, **facts: object) -> bool:
         """Writes how a job ended, unless that is written, and clears up behind it."""
-        end = {"status": status, "at": self.clock(), "attempts": len(self._attempts(job_id))} | facts
+        job = self.jobs.get(job_id)
+        client = "" if job is None else _load(job).get("client", "")
+        end = {
+            "status": status,
+            "at": self.clock(),
+            "attempts": len(self._attempts(job_id)),
+            "client": client,
+        }
+        end |= facts
         ended = self.ends.create(job_id, _pack(end))
         self._clear_up(job_id)
         return ended
@@ -513,6 +534,28 @@ class Store:
         if own is not None:
             left = round(sum(other or 0 for other in before) / max(len(self._alive()), 1) + own, 1)
         return _told(job.id, "waiting", position=1 + len(ahead), seconds_left=left, notes=job.record["notes"])
+
+
+def too_many(ends: Mapping[str, dict], room: float) -> set[str]:
+    """The ended jobs that are to go so that the others fit into `room` bytes.
+
+    Each is the oldest of the client that has most bytes by then, so that nobody's pictures go because of another's.
+    """
+    sizes = {job_id: END_SIZE + end.get("size", 0) for job_id, end in ends.items()}
+    total, own = sum(sizes.values()), Counter[str]()
+    oldest: dict[str, list[str]] = defaultdict(list)  # of each client, the oldest last
+    for job_id in sorted(ends, key=lambda job_id: -ends[job_id]["at"]):
+        client = ends[job_id].get("client", "")
+        oldest[client].append(job_id)
+        own[client] += sizes[job_id]
+    gone = set()
+    while total > room:
+        client = max(own, key=own.__getitem__)
+        job_id = oldest[client].pop()
+        gone.add(job_id)
+        own[client] -= sizes[job_id]
+        total -= sizes[job_id]
+    return gone
 
 
 def open_store(where: str | None = None) -> Store:
@@ -570,7 +613,7 @@ def _open_sqlite(path: Path) -> Store:
             storages["blobs"].conn.execute("pragma wal_checkpoint(truncate)")
 
     shelves = {name: Shelf(storage, guard) for name, storage in storages.items()}
-    return Store(shelves, time.time, close, scrub)
+    return Store(shelves, time.time, close, scrub, _room())
 
 
 def _open_redis(url: str) -> Store:
@@ -612,11 +655,16 @@ def _open_redis(url: str) -> Store:
             seconds, microseconds = storages["jobs"].conn.time()
         return seconds + microseconds / 1e6
 
-    store = Store({name: Shelf(storage, guard) for name, storage in storages.items()}, clock, pool.disconnect)
+    shelves = {name: Shelf(storage, guard) for name, storage in storages.items()}
+    store = Store(shelves, clock, pool.disconnect, room=_room())
     store.clock()  # whether somebody is there
     with guard():
         _check_policy(storages["jobs"].conn, public(url))
     return store
+
+
+def _room() -> int:
+    return Options.from_environment().results_mb << 20
 
 
 class _Sqlite(SqliteStorage):

@@ -23,6 +23,8 @@ MAX_FILES = (
 IN_MEMORY = 64 << 10  # bytes of a body; what is larger lies on the disk
 CHUNK = 256 << 10
 SECONDS = 300.0  # in which a body has to arrive: 32 MiB at a megabit per second
+# In each PACE_SECONDS the rest of a body has to arrive, or PACE_BYTES of it: a fifth of that megabit per second.
+PACE_SECONDS, PACE_BYTES = 10.0, 256 << 10
 
 
 class BodyLimit:
@@ -35,7 +37,8 @@ class BodyLimit:
     files, the parsed copies and what the page keeps, and without room the answer is 507. An upload of the page that
     has more than MAX_FILES parts is answered with 413. Bytes beyond the limit
     are read and dropped, up to `patience` in all, since a client that is still sending when the connection closes
-    does not see the answer. A body that takes longer than `seconds` is answered with 408.
+    does not see the answer. A body that takes longer than `seconds`, or of which fewer than PACE_BYTES arrive in
+    `pace_seconds`, is answered with 408.
     """
 
     def __init__(
@@ -46,9 +49,10 @@ class BodyLimit:
         exceptions: Mapping[tuple[str, str], int] | None = None,
         room: Room | None = None,
         seconds: float = SECONDS,
+        pace_seconds: float = PACE_SECONDS,
     ) -> None:
         self.app, self.limit, self.patience, self.exceptions = app, limit, patience, exceptions or {}
-        self.room, self.seconds = room or Room(), seconds
+        self.room, self.seconds, self.pace_seconds = room or Room(), seconds, pace_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,15 +62,17 @@ class BodyLimit:
         limit = self.exceptions.get((scope["method"], path), self.limit)
         with _Body(self.room, client_of(HTTPConnection(scope)), stays=path == UPLOAD) as body:
             try:
-                async with asyncio.timeout(self.seconds):
+                async with asyncio.timeout(self.seconds), asyncio.timeout(self.pace_seconds) as pace:
                     headers = Headers(scope=scope)
                     announced, parts = headers.get("content-length", ""), None
                     if path == UPLOAD:
                         parts = Parts(headers.get("content-type", ""))
-                    refusal = await self._receive(body, receive, limit, announced, parts)
+                    refusal = await self._receive(body, receive, limit, announced, parts, pace)
             except TimeoutError:
                 refusal = _refusal(
-                    408, f"the body did not arrive within {self.seconds:g} seconds: send it faster"
+                    408,
+                    f"the body arrives too slowly: it may take {self.seconds:g} seconds, and {PACE_BYTES >> 10} kB of "
+                    f"it, or the rest, have to arrive in every {self.pace_seconds:g}",
                 )
             except _Disconnected:
                 return
@@ -76,9 +82,15 @@ class BodyLimit:
             await self.app(scope, body.replay(receive), send)
 
     async def _receive(
-        self, body: "_Body", receive: Receive, limit: int, announced: str, parts: "Parts | None"
+        self,
+        body: "_Body",
+        receive: Receive,
+        limit: int,
+        announced: str,
+        parts: "Parts | None",
+        pace: asyncio.Timeout,
     ) -> Response | None:
-        """Takes the body in; returns the answer if it cannot be taken.
+        """Takes the body in; returns the answer if it cannot be taken. `pace` is put off as PACE_BYTES arrive.
 
         Raises: _Disconnected.
         """
@@ -94,6 +106,8 @@ class BodyLimit:
                 raise _Disconnected
             more, content = message.get("more_body", False), message.get("body", b"")
             size += len(content)
+            if size // PACE_BYTES > (size - len(content)) // PACE_BYTES:
+                pace.reschedule(asyncio.get_running_loop().time() + self.pace_seconds)
             if parts is not None and parts.count(content) > MAX_FILES and refusal is None:
                 refusal = _refusal(413, f"an upload has at most {MAX_FILES} files: send the others apart")
             if size > limit or refusal is not None:

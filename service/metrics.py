@@ -8,7 +8,6 @@ The numbers are kept in memory and are those of one process. BentoML asks for fi
 instead, one set per process, and a write to such a map kills the process (SIGBUS) when the disk is full.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Iterable
@@ -30,7 +29,6 @@ PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})
 FIXED = PROBES | {"/docs.json", "/schema.json"}  # of BentoML
 FOLDERS = ("/ui", "/static_content")  # of Gradio and BentoML; each is one endpoint with all that is below it
 OTHER = "other"
-TIMED_OUT = 504  # what BentoML answers to a request that it cancels
 GONE = 499  # as nginx counts a request whose client left before there was an answer
 
 REQUESTS = prometheus_client.Counter(
@@ -83,9 +81,6 @@ class Traffic:
         try:
             with IN_PROGRESS.labels(endpoint).track_inprogress():
                 await self.app(scope, receive, send_noting)
-        except asyncio.CancelledError:
-            status = TIMED_OUT if status == GONE else status
-            raise
         except Exception:
             status = 500
             raise

@@ -20,6 +20,9 @@ class Options:
     job_memory_gb: float = _limit(4, 0.9, 10_000, "gigabytes that one restoration may be expected to take")
     job_deadline_hours: float = _limit(12, 0.0001, 10_000, "hours after which a running restoration is ended")
     jobs_per_client: int = _limit(4, 1, 10_000, "restorations of one client that wait or run at once")
+    results_mb: int = _limit(
+        4096, 64, 1_000_000, "megabytes of all restorations that have ended, the oldest of which then go"
+    )
     decoders: int = _limit(2, 1, 64, "processes that decode uploaded pictures")
     decoder_mb: int = _limit(512, 256, 100_000, "megabytes of address space of such a process")
     decoder_seconds: int = _limit(10, 1, 3600, "processor seconds that one picture may take to decode")

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -39,7 +39,7 @@ from sparsegen.restoration.settings import (
 from sparsegen.service import metrics
 from sparsegen.service.budget import check_budget
 from sparsegen.service.clients import client_of
-from sparsegen.service.decoding import DecodersBusy, decoders
+from sparsegen.service.decoding import DecodersBusy, decoders, patience
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs import (
     FILES,
@@ -69,6 +69,8 @@ SCALARS = [field.name for field in fields(Task)]
 NUMBERS = {"density": float, "sigma": float, "seed": int, "iterations": int, "members": int, "by": int}
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "tiff": "image/tiff", "webp": "image/webp"}
 REFRESH_EVERY, SWEEP_EVERY = 5, 60
+TURN_SECONDS = 20.0  # that an upload waits at most to be read
+STORE_SECONDS = 20.0  # more than the store of the jobs takes, or Redis to be found away
 
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 NULLABLE = {name: {"type": [kind, "null"]} for name, kind in (
@@ -286,19 +288,30 @@ class Turns:
 
     @asynccontextmanager
     async def of(self, client: str) -> AsyncIterator[None]:
-        """Waits for a turn.  Raises: DecodersBusy if too many wait, of all or of this client."""
+        """Waits for a turn.  Raises: DecodersBusy if too many wait, of all or of this client, or it takes too long."""
         if self._all.statistics().tasks_waiting >= MAX_WAITING:
-            raise DecodersBusy(MAX_WAITING)
+            raise DecodersBusy.at(MAX_WAITING)
         if self._clients[client] >= self._quota:
-            raise DecodersBusy(self._quota, " of yours")
+            raise DecodersBusy.at(self._quota, " of yours")
         self._clients[client] += 1
         try:
-            async with self._own.setdefault(client, asyncio.Lock()), self._all:
+            async with self._waited_for(client):
                 yield
         finally:
             self._clients[client] -= 1
             if not self._clients[client]:
                 del self._clients[client], self._own[client]
+
+    @asynccontextmanager
+    async def _waited_for(self, client: str) -> AsyncIterator[None]:
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    await held.enter_async_context(self._own.setdefault(client, asyncio.Lock()))
+                    await held.enter_async_context(self._all)
+            except TimeoutError:
+                raise DecodersBusy(f"no picture was read within {TURN_SECONDS:g} seconds") from None
+            yield
 
 
 @dataclass(frozen=True)
@@ -309,6 +322,11 @@ class Order:
     image: Picture
     notes: list[str]
     size: tuple[int, int]
+
+
+def longest_submission() -> float:
+    """Seconds in which POST /restore answers whatever it is given: the sum of all that limits itself."""
+    return TURN_SECONDS + len(FILES) * patience(Options.from_environment()) + STORE_SECONDS
 
 
 def check_room(store: Store, client: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 from gradio.data_classes import FileData  # noqa: TID253
 
+from sparsegen.common.checks import check_integer
 from sparsegen.pictures.picture import Picture
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.damage import FACTORS, MAX_BLUR
@@ -29,7 +30,7 @@ from sparsegen.restoration.settings import (
 from sparsegen.service import markup, restoration
 from sparsegen.service.clients import client_of
 from sparsegen.service.decoding import decoders
-from sparsegen.service.handlers import BROWSER_INTEGER, told, whole
+from sparsegen.service.handlers import BROWSER_INTEGER, detail, told, whole
 from sparsegen.service.jobs import LIVE, UNHEARD, Store, StoreError
 from sparsegen.service.restoration import MAX_PIXELS
 from sparsegen.service.uploads import KEEP_UPLOADS
@@ -213,9 +214,10 @@ class Handlers:
     @told
     def pick(self, event: gr.EventData):
         """Puts an example in the place of a dropped file, with the settings that suit it."""
-        if event.index not in range(len(SHOWN)):
-            raise ValueError(f"there is no example {event.index!r}")
-        example = SHOWN[event.index]
+        index = check_integer(
+            "example", detail(event, "index"), 0, len(SHOWN) - 1, "the picture, the first being 0"
+        )
+        example = SHOWN[index]
         return example.path(example.image), example.path(example.mask), example.kind, 2, example.sigma
 
     def choose(self, kind):

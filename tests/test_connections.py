@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from ipaddress import ip_network
 
 import pytest
 import uvicorn
@@ -10,6 +11,7 @@ from answers import sentence
 from server import Server, free_port, running_server, small_models, until  # noqa: F401 (two are fixtures)
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sparsegen.service import connections
@@ -97,6 +99,21 @@ def test_heads_are_limited_whatever_is_installed():
     assert issubclass(connections.Connection, H11Protocol)  # httptools takes heads of any size
 
 
+async def serve(app: ASGIApp, tries: Callable[[int], Coroutine]) -> object:
+    """Serves an application with our connections, and returns what is made of its port."""
+    port = free_port()
+    config = uvicorn.Config(app, port=port, http=connections.Connection, lifespan="off", log_level="error")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        return await tries(port)
+    finally:
+        server.should_exit = True
+        await task
+
+
 def test_a_head_that_does_not_arrive_in_time_ends_its_connection(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.4)
 
@@ -118,27 +135,42 @@ def test_a_head_that_does_not_arrive_in_time_ends_its_connection(monkeypatch):
         finally:
             writer.close()
 
-    async def run(port: int, tries: list[Coroutine]) -> list[bytes]:
-        config = uvicorn.Config(
-            app, port=port, http=connections.Connection, lifespan="off", log_level="error"
-        )
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        try:
-            return await asyncio.gather(*tries)
-        finally:
-            server.should_exit = True
-            await task
+    async def tries(port: int) -> list[bytes]:
+        trickle = [bytes([byte]) for byte in HEAD]
+        silent = [closed(port), closed(port, HEAD), closed(port, *trickle), closed(port, b"GET")]
+        twice = closed(port, HEAD + b"\r\n" + HEAD, every=1.5)
+        return await asyncio.gather(*silent, twice, closed(port, HEAD + b"Connection: close\r\n\r\n"))
 
-    port = free_port()
-    trickle = [bytes([byte]) for byte in HEAD]
-    tries = [closed(port), closed(port, HEAD), closed(port, *trickle), closed(port, b"GET")]
-    tries += [
-        closed(port, HEAD + b"\r\n" + HEAD, every=1.5),
-        closed(port, HEAD + b"Connection: close\r\n\r\n"),
-    ]
-    *silent, twice, whole = asyncio.run(run(port, tries))
+    *silent, twice, whole = asyncio.run(serve(app, tries))
     assert silent == [b""] * 4
     assert twice.count(b"200 OK") == 1 and whole.endswith(b"done")
+
+
+@pytest.mark.parametrize(
+    ("status", "proxies", "waits"), [(429, [], True), (429, ["127.0.0.0/8"], False), (503, [], False)]
+)
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_after_a_refusal_a_connection_is_not_read_for_a_while(monkeypatch, status, proxies, waits, pipelined):
+    monkeypatch.setattr(connections, "PAUSE", 0.5 if waits else 60)
+    monkeypatch.setattr(connections.Connection, "proxies", [ip_network(one) for one in proxies])
+    arrived = []
+
+    async def app(scope, receive, send):
+        arrived.append(asyncio.get_running_loop().time())
+        await PlainTextResponse("no", status if len(arrived) == 1 else 200)(scope, receive, send)
+
+    async def tries(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        last = HEAD + b"Connection: close\r\n\r\n"
+        writer.write(HEAD + b"\r\n" + pipelined * last)
+        answer = await reader.readuntil(b"\r\n\r\nno")  # at once
+        if not pipelined:
+            writer.write(last)
+        answer += await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        return answer
+
+    answer = asyncio.run(serve(app, tries))
+    assert answer.count(b"HTTP/1.1 ") == 2 and b" 200 OK" in answer
+    first, second = arrived
+    assert not waits or second - first >= 0.45

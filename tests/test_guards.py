@@ -238,6 +238,24 @@ def test_a_function_that_the_page_does_not_have_is_refused_in_a_line_of_the_log(
     assert len(server.log.read_text().splitlines()) - before < 5
 
 
+STRANGE = [None, "x", -5, 1e30, True, [1], {"a": 1}]
+
+
+@pytest.mark.parametrize(
+    "name", ["draw", "look", "choose", "fit", "pick", "switch", "part", "take", "restore", "find"]
+)
+def test_values_that_do_not_fit_are_told_in_a_sentence_and_no_traceback(server, dependencies, name):
+    number, inputs = next((one["id"], one["inputs"]) for one in dependencies if one["api_name"] == name)
+    tries = [[], [0] * (len(inputs) + 1), *([value] * len(inputs) for value in STRANGE)]
+    for data in tries:
+        for told in (None, {}, {"index": "x", "off": 3}, {"index": 999, "off": [[]]}):
+            status, answer = event(server, page_events.JOIN, fn_index=number, data=data, event_data=told)
+            assert status == 200 and '"msg":"process_completed"' in answer, (data, answer)
+            assert "object" not in answer or "'EventData' object" not in answer
+    log = server.log.read_text()
+    assert "Traceback" not in log and "was refused: " in log
+
+
 def test_a_function_of_the_browser_alone_is_not_called_on_the_server(server, dependencies):
     number = next(one["id"] for one in dependencies if not one["backend_fn"])
     status, answer = event(server, f"{API}/run/predict", fn_index=number, data=[])
@@ -322,6 +340,8 @@ def test_what_the_page_keeps_of_its_visitors_is_bounded(server, dependencies):
 
 
 WITHOUT_GUARDS = """
+import logging
+logging.basicConfig(level=logging.INFO)
 import sys
 from pathlib import Path
 from fastapi import FastAPI
@@ -343,7 +363,7 @@ def test_gradio_checks_paths_too_behind_the_guards(server, taking_a_file, pipe):
         [sys.executable, "-c", WITHOUT_GUARDS, *arguments], capture_output=True, text=True, timeout=60
     )
     assert run.stdout == "500\n", run.stderr
-    assert "not uploaded by a user" in run.stderr
+    assert "refused: InvalidPathError" in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.settings import Task, fair_threads
 from sparsegen.service import jobs, worker
 from sparsegen.service.jobs import (
+    END_SIZE,
     KEEP,
     LEASE,
     MAX_LOST,
@@ -41,6 +42,7 @@ from sparsegen.service.jobs import (
     StoreError,
     StoreFull,
     open_store,
+    too_many,
 )
 from sparsegen.service.serve import Crew
 from sparsegen.service.worker import CURVE, Curve, work
@@ -461,6 +463,70 @@ def test_sweeping_removes_what_is_old_and_what_a_kill_left(store):
     assert status_of(store, old) is None and store.result(young) == b"young"
     assert set(store.blobs.all()) == {f"{young}:result:1", "done"} and set(store.ends.all()) == {young}
     assert not store.workers.all() or set(store.workers.all()) == {"A"}
+
+
+def test_what_has_ended_takes_no_more_than_its_room_and_goes_by_client(store):
+    ended = []
+    for client, size in [("heavy", 300_000), ("light", 200_000), ("heavy", 300_000), ("heavy", 300_000)]:
+        ended.append(submit(store, client=client))
+        store.finish(store.claim("A"), bytes(size), FACTS)
+        later(store, 1)
+    deleted = submit(store, client="light")
+    store.finish(store.claim("A"), b"gone", FACTS)
+    store.delete(deleted)
+    store.sweep()
+    assert all(store.result(each) for each in ended)
+    store.room = 500_000 + 3 * END_SIZE  # one picture of each, and the mark of the deleted one
+    store.sweep()
+    assert [status_of(store, each) for each in ended] == [None, "done", None, "done"]
+    assert {f"{each}:result:1" for each in (ended[1], ended[3])} | {"done"} == set(store.blobs.all())
+    store.room = 0
+    store.sweep()
+    assert not store.ends.all() and set(store.blobs.all()) == {"done"}
+
+
+def test_what_has_just_ended_does_not_live_again_where_there_is_no_room(store):
+    job_id = submit(store)
+    claim = store.claim("A")
+    store.ends.put(
+        job_id, b'{"status": "canceled", "at": %d, "attempts": 1}' % store.clock()
+    )  # and then a kill
+    store.room = 0
+    store.sweep()
+    assert not store.live() and status_of(store, job_id) == "canceled" and not store.finish(claim, b"", FACTS)
+    store.sweep()
+    assert status_of(store, job_id) is None and store.claim("A") is None
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(0, 30)), max_size=12),
+    st.integers(0, 99),
+)
+def test_who_has_most_gives_way_first(given_ends, room):
+    ends = {
+        str(number): {"client": client, "size": size, "at": at}
+        for number, (client, size, at) in enumerate(given_ends)
+    }
+    room += END_SIZE * len(ends) // 2
+    kept, expected = dict(ends), set()  # the definition, one step after the other
+
+    def taken(of: list[dict]) -> int:
+        return sum(END_SIZE + end["size"] for end in of)
+
+    while taken(list(kept.values())) > room:
+        of = {client: [end for end in kept.values() if end["client"] == client] for client in "abc"}
+        most = max(taken(own) for own in of.values())
+        oldest = {
+            client: min(end["at"] for end in own) for client, own in of.items() if own and taken(own) == most
+        }
+        goes = next(
+            job_id
+            for job_id in too_many(ends, room)
+            if job_id in kept and oldest.get(kept[job_id]["client"]) == kept[job_id]["at"]
+        )
+        expected.add(goes)
+        del kept[goes]
+    assert too_many(ends, room) == expected
 
 
 def test_a_full_disk_is_said_in_a_sentence_and_leaves_nothing_behind(tmp_path):

@@ -91,7 +91,7 @@ def test_metrics_have_templates_for_labels_and_no_series_for_each_request(server
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status"), [(None, 499), (asyncio.CancelledError(), 504), (RuntimeError(), 500)]
+    ("outcome", "status"), [(None, 499), (asyncio.CancelledError(), 499), (RuntimeError(), 500)]
 )
 def test_a_request_without_an_answer_is_counted_by_the_reason(outcome, status):
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -113,6 +114,81 @@ def test_numba_and_torch_agree_to_the_bit_on_large_codes(kind, shape, draw) -> N
             expected = projections._by_keys(layout, k, kind is GlobalProjection)
             assert torch.equal(mask, expected)
             assert same_bits(projected, torch.where(expected, layout, 0))
+
+
+SHAPES = [(n, pixels) for n in (1, 2, 5, 16, 33, 48, 49, 96, 97, 130, 300) for pixels in (1, 3, 16, 40, 257)]
+
+
+@pytest.mark.parametrize(("n", "pixels"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_kernel_keeps_what_a_stable_sort_keeps(n, pixels, dtype) -> None:
+    """Lines and planes of each kernel, at the borders between them; with ties, zeros, infinities and NaN."""
+    generator = torch.Generator().manual_seed(n * pixels)
+    code = torch.randn(5, n, pixels, generator=generator).relu()
+    code[1] = torch.randint(-2, 3, (n, pixels), generator=generator).float()
+    code[2], code[3, :, ::2], code[4, ::3] = 0, float("inf"), float("nan")
+    code = code.to(dtype)
+    order = code.abs().sort(dim=1, descending=True, stable=True).indices
+    rows = code.movedim(1, -1).contiguous().movedim(-1, 1)
+    for k in sorted({1, 2, n // 4, n // 2, n - 1, n} & set(range(1, n + 1))):
+        expected = torch.zeros_like(code, dtype=torch.bool).scatter(1, order[:, :k], True)
+        for layout in (code, rows):
+            projected, mask = projections._project(layout, k, False)
+            assert torch.equal(mask, expected), k
+            assert same_bits(projected, torch.where(expected, layout, 0))
+
+
+@pytest.mark.parametrize("n", [24, 200])
+def test_threads_share_the_work_and_change_nothing(n) -> None:
+    kernels = pytest.importorskip("sparsegen.zoo.kernels")
+    code = torch.randint(-50, 51, (7, n, 2**20 // n)).float()  # with ties
+    for part in (code, code.movedim(1, -1).flatten(0, 1).contiguous()):
+        bits, outputs = part.view(torch.int32).numpy(), []
+        for threads in (1, 3):
+            y, mask = np.empty_like(bits), np.empty(bits.shape, np.uint8)
+            kernels.project(bits, y, mask, 5, threads=threads)
+            outputs.append((y, mask))
+        assert all(np.array_equal(a, b) for a, b in zip(*outputs, strict=True))
+    assert (outputs[0][1].sum(1) == 5).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_threads_are_made_anew_after_a_fork() -> None:
+    program = """
+import os, torch
+from sparsegen.zoo.projections import NeedleProjection
+torch.set_num_threads(2)
+code = torch.randn(8, 64, 64, 64)
+expected = NeedleProjection(5)(code)
+child = os.fork()
+same = torch.equal(NeedleProjection(5)(code), expected)
+if child == 0:
+    os._exit(not same)
+assert same and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "dim"), [((3, 7, 5), -1), ((3, 7, 5), 2), ((2, 4, 5, 6), 3), ((4, 9), -1)])
+def test_a_needle_may_lie_along_any_dim_but_the_first(shape, dim, dtype) -> None:
+    code = torch.randn(shape).to(dtype).requires_grad_()
+    projected = NeedleProjection(2, dim=dim)(code)
+    expected = NeedleProjection(2)(code.movedim(dim, 1)).movedim(1, dim)
+    assert same_bits(projected.detach(), expected.detach()) and projected.stride() == code.stride()
+    assert ((projected != 0).sum(dim) == 2).all()
+    gradient = torch.autograd.grad(projected.sum(), code)[0]
+    assert torch.equal(gradient, (projected != 0).to(dtype))
+
+
+def test_a_bad_dim_is_refused() -> None:
+    for dim, error in [(0, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError)]:
+        with pytest.raises(error, match=f"dim is the dim of a needle, .*; got {dim!r}"):
+            NeedleProjection(1, dim=dim)
+    for dim in (3, -3):
+        with pytest.raises(ValueError, match=rf"1 to 2 or -2 to -1 for a code of \(2, 3, 4\); got {dim}"):
+            NeedleProjection(1, dim=dim)(torch.randn(2, 3, 4))
+    assert repr(NeedleProjection(3, dim=-1)) == "NeedleProjection(k=3, dim=-1)"
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["needle", "global"])
@@ -364,6 +440,19 @@ for layout in (code, code.contiguous(memory_format=torch.channels_last), code.mT
     assert all(p.stride() == layout.stride() for p in projected)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_projecting_does_not_import_the_compiler_of_torch() -> None:
+    """It takes seconds, and an operator of ours would import it with its first call."""
+    program = """
+import sys, torch
+from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
+code = torch.randn(2, 8, 4, 4, requires_grad=True)
+GlobalProjection(9)(NeedleProjection(2)(code)).sum().backward()
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_backend_is_named() -> None:

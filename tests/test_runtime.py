@@ -354,3 +354,24 @@ def test_a_folder_as_the_hub_caches_it_opens(folder: Path, tmp_path: Path) -> No
         shutil.copy(file, tmp_path / "blobs" / str(index))
         (tmp_path / "snapshot" / file.name).symlink_to(f"../blobs/{index}")
     assert open_sampler(tmp_path / "snapshot").sample(1).shape == (1, 32, 32, 3)
+
+
+def test_many_samplers_share_their_memory():
+    """By the resident memory of a process of its own; with an arena for each session it grows by a gigabyte."""
+    script = """
+import resource
+from sparsegen.export.runtime import open_sampler
+from sparsegen.zoo.bundled import list_models
+samplers = [open_sampler(name) for name in list_models()]
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = peak()
+samplers[0].sample(64)
+one = peak() - before
+for sampler in samplers:
+    sampler.sample(64)
+print(len(samplers), one, peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    count, one, all_of_them = map(int, done.stdout.split())
+    assert count > 10 and all_of_them < one + 200, done.stdout

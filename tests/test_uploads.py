@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from sparsegen.service import limits, uploads
-from sparsegen.service.limits import IN_MEMORY, BodyLimit
+from sparsegen.service.limits import IN_MEMORY, PACE_BYTES, BodyLimit
 from sparsegen.service.uploads import COPIES, SPARE, UPLOAD, Room, used
 
 MIB = 1 << 20
@@ -203,8 +203,28 @@ def test_a_body_that_does_not_arrive_gives_its_room_back(room):
             await asyncio.sleep(60)
 
         response = await app.post(stalls())
-        assert response.status_code == 408 and "within 0.2 seconds" in response.json()["error"]
+        assert response.status_code == 408 and "may take 0.2 seconds" in response.json()["error"]
         assert app.limited.room._arriving == 0
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("size", "every", "status"), [(1000, 0.05, 408), (PACE_BYTES, 0.15, 200), (0, 1, 408)]
+)
+def test_a_body_arrives_at_a_pace(room, size, every, status):
+    async def test() -> None:
+        app = App(room(1 << 40), pace_seconds=0.3)
+
+        async def slow() -> AsyncIterator[bytes]:
+            for _ in range(12):
+                yield bytes(size)
+                await asyncio.sleep(every)
+
+        response = await app.post(slow())
+        assert response.status_code == status
+        if status == 408:
+            assert "256 kB of it, or the rest, have to arrive in every 0.3" in response.json()["error"]
 
     asyncio.run(test())
 

@@ -1,12 +1,19 @@
 """The projections as loops over integers, compiled by numba: what a CPU runs where numba is installed.
 
-The bits of |x| order as |x| does, those of bfloat16 as the upper half of float32's, so the k-th largest
-magnitude is found by bisecting an int32: count how many reach the middle, 8 or 16 of them to an instruction,
-and stop as soon as exactly k do. For a needle of 128 atoms that takes about 7 counts, for a code of 32768
-entries 17. What ties beyond k is dropped, the highest index first.
+The bits of |x| order as |x| does, those of bfloat16 as the upper half of float32's; call them the rank. An entry is
+kept if its rank is at least that of the k-th largest, and of those that tie with it the first are kept. The k-th
+largest rank of a needle is found in one of two ways, whichever is faster at its length:
+
+- A sorting network (Batcher 1968, odd-even merge sort) of few entries, without the comparators that the k-th and the
+  (k+1)-th largest do not depend on. Needles lie side by side, so that one instruction compares 8 or 16 of them.
+- Bisection of the rank of many entries: count how many reach the middle, 8 or 16 of them to an instruction, and stop
+  as soon as exactly k do. For a needle of 128 atoms that takes about 7 counts, for a code of 32768 entries 17.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 from numba import njit  # noqa: TID253
@@ -16,8 +23,13 @@ _MAGNITUDE = np.int32(0x7FFFFFFF)
 _NAN = np.int32(0x7F800001)  # one above infinity: every NaN has this rank
 _FIRST_STEP = np.int32(1 << 22)  # half an octave below the largest magnitude, then one, two, …
 _LAST_STEP = np.int32(1 << 30)
-_DROPPED = np.int32(-1)
-_LANES = 64  # pixels that are bisected side by side
+_LANES = 256  # needles side by side in a network
+_LINE_LANES = 272  # the same where they have to be turned: caches are slow where a stride is a power of two
+_TILE = 16  # pixels that are turned into lines together: a cache line of them
+_PAD = 16  # entries between such lines, for the same reason
+# Up to this length a network is faster (AMD EPYC, AVX-512): of lines, and of planes, which a bisection has to turn.
+_NETWORK_LINES, _NETWORK_PLANES = 48, 96
+_PART = 1 << 17  # entries from which a further thread pays
 
 
 def _compiled(function: Callable) -> Callable:
@@ -29,23 +41,15 @@ def _compiled(function: Callable) -> Callable:
 
 
 @_compiled
-def _load(x, rank):
+def _rank(x, rank):
     narrower = np.int32(32 - 8 * x.itemsize)
     for i in range(x.size):
         rank[i] = min(np.int32((np.int32(x[i]) << narrower) & _MAGNITUDE), _NAN)
 
 
 @_compiled
-def _store(x, rank, least, y, mask):
-    for i in range(x.size):
-        mask[i] = rank[i] >= least[i]
-    for i in range(x.size):
-        y[i] = x[i] & -np.int32(mask[i])
-
-
-@_compiled
-def _bisect_line(rank, k, channels):
-    """Returns the rank that exactly k entries reach, after dropping those that tie beyond the k-th."""
+def _bisect(rank, k):
+    """Returns the rank of the k-th largest entry, or a lower one that as many reach; and how many reach it."""
     high = np.int32(0)
     for i in range(rank.size):
         high = max(high, rank[i])
@@ -59,112 +63,238 @@ def _bisect_line(rank, k, channels):
             low, reached = middle, count
         else:
             high, step = middle, min(np.int32(step << 1), _LAST_STEP)
-    for channel in range(channels):  # one where the memory has (C, H, W) order, by which ties go
-        for at in range(rank.size - 1 - channel, -1, -channels):
-            if reached <= k:
-                return low
-            if rank[at] == low:
-                rank[at] = _DROPPED
-                reached -= 1
-    return low
+    return low, reached
 
 
 @_compiled
-def project_lines(x, y, mask, k, channels):
-    """Projects every row of x (rows, n), a needle or a code of pixels that hold `channels` entries each."""
+def _drop_ties(x, k, least, y, mask, channels):
+    """Drops what ties beyond the k-th in a line of which all are kept that reach `least`.
+
+    Of pixels of `channels` entries each, ties go in (C, H, W) order.
+    """
+    excess, narrower = -k, np.int32(32 - 8 * x.itemsize)
+    for i in range(x.size):
+        excess += mask[i]
+    for channel in range(channels):
+        for at in range(x.size - 1 - channel, -1, -channels):
+            if excess == 0:
+                return
+            bits = np.int32(np.int32(x[at]) << narrower)
+            if min(np.int32(bits & _MAGNITUDE), _NAN) == least:
+                y[at], mask[at] = 0, 0
+                excess -= 1
+
+
+@_compiled
+def _bisect_lines(x, y, mask, k, channels):
     rank = np.empty(x.shape[1], np.int32)
     for row in range(x.shape[0]):
-        _load(x[row], rank)
-        least = _bisect_line(rank, k, channels)
+        _rank(x[row], rank)
+        least, reached = _bisect(rank, k)
         for i in range(rank.size):
             y[row, i] = x[row, i] if rank[i] >= least else 0
         for i in range(rank.size):
             mask[row, i] = rank[i] >= least
+        if reached > k:
+            _drop_ties(x[row], k, least, y[row], mask[row], channels)
 
 
 @_compiled
-def _count(rank, middle, count):
-    count[:] = 0
-    quarters = rank.shape[0] // 4
-    for quarter in range(quarters):
-        a, b, c, d = rank[4 * quarter], rank[4 * quarter + 1], rank[4 * quarter + 2], rank[4 * quarter + 3]
-        for i in range(count.size):
-            at = middle[i]
-            pairs = np.int32(a[i] >= at) + np.int32(b[i] >= at), np.int32(c[i] >= at) + np.int32(d[i] >= at)
-            count[i] += pairs[0] + pairs[1]
-    for channel in range(4 * quarters, rank.shape[0]):
-        a = rank[channel]
-        for i in range(count.size):
-            count[i] += np.int32(a[i] >= middle[i])
+def _rank_planes(x, start, width, rank, to):
+    """Writes the ranks of `width` pixels of x (n, pixels), from `start` on, to rank (n, lanes), from `to` on.
+
+    The numbers are unsigned here and below: with signed ones numba checks for negative indices, and LLVM does not
+    vectorize the loops.
+    """
+    narrower = np.int32(32 - 8 * x.itemsize)
+    for channel in range(np.uintp(x.shape[0])):
+        for i in range(width):
+            bits = np.int32(np.int32(x[channel, start + i]) << narrower)
+            rank[channel, to + i] = min(np.int32(bits & _MAGNITUDE), _NAN)
 
 
 @_compiled
-def _middle(low, high, reached, k, step, middle):
-    unfinished = np.int32(0)
-    for i in range(low.size):
-        half = np.int32(low[i] + ((high[i] - low[i]) >> 1))
-        middle[i] = half if low[i] > 0 else np.int32(max(np.int32(high[i] - step), np.int32(1)))
-        unfinished |= np.int32((reached[i] != k) & (high[i] - low[i] > 1))
-    return unfinished > 0
+def _turn_planes(x, start, width, rank):
+    """Writes the ranks of `width` pixels of x (n, pixels), from `start` on, to rank (pixels, n)."""
+    narrower = np.int32(32 - 8 * x.itemsize)
+    for channel in range(np.uintp(x.shape[0])):
+        for i in range(width):
+            bits = np.int32(np.int32(x[channel, start + i]) << narrower)
+            rank[i, channel] = min(np.int32(bits & _MAGNITUDE), _NAN)
 
 
 @_compiled
-def _narrow(low, high, reached, k, middle, count):
-    for i in range(low.size):
-        enough = count[i] >= k
-        low[i] = middle[i] if enough else low[i]
-        high[i] = high[i] if enough else middle[i]
-        reached[i] = count[i] if enough else reached[i]
+def _keep_planes(x, start, width, least, at, y, mask):
+    """Keeps what reaches `least`, from its entry `at` on, in `width` pixels of x (n, pixels), from `start` on."""
+    narrower = np.int32(32 - 8 * x.itemsize)
+    for channel in range(np.uintp(x.shape[0])):
+        for i in range(width):
+            bits = np.int32(np.int32(x[channel, start + i]) << narrower)
+            mask[channel, start + i] = min(np.int32(bits & _MAGNITUDE), _NAN) >= least[at + i]
+        for i in range(width):
+            y[channel, start + i] = x[channel, start + i] & -np.int32(mask[channel, start + i])
 
 
 @_compiled
-def _drop_ties(rank, low, reached, k):
-    if reached.max() > k:
-        for back in range(rank.shape[0]):
-            channel = rank[rank.shape[0] - 1 - back]
-            for i in range(low.size):
-                drop = (channel[i] == low[i]) & (reached[i] > k)
-                channel[i] = _DROPPED if drop else channel[i]
-                reached[i] -= np.int32(drop)
-
-
-@_compiled
-def project_planes(x, y, mask, k):
-    """Projects x (samples, n, pixels) along n: as `_bisect_line`, a tile of pixels side by side."""
+def _bisect_planes(x, y, mask, k):
     samples, n, pixels = x.shape
-    lanes = min(_LANES, pixels)
-    rank = np.zeros((n, lanes), np.int32)
-    low, high, reached = np.empty(lanes, np.int32), np.empty(lanes, np.int32), np.empty(lanes, np.int32)
-    middle, count = np.empty(lanes, np.int32), np.empty(lanes, np.int32)
+    rank = np.empty((min(_TILE, pixels), n + _PAD), np.int32)
+    least, reached = np.empty(pixels, np.int32), np.empty(pixels, np.int64)
     for sample in range(samples):
-        for tile in range((pixels + lanes - 1) // lanes):
-            start, stop = tile * lanes, min((tile + 1) * lanes, pixels)
-            low[:], high[:], reached[:] = 0, 0, n
-            for channel in range(n):
-                _load(x[sample, channel, start:stop], rank[channel])
-                rank[channel, stop - start :] = 0  # lanes without a pixel are finished from the start
-                for i in range(lanes):
-                    high[i] = max(high[i], rank[channel, i])
-            high += np.int32(1)
-            step = _FIRST_STEP
-            while _middle(low, high, reached, k, step, middle):
-                _count(rank, middle, count)
-                _narrow(low, high, reached, k, middle, count)
-                step = min(np.int32(step << 1), _LAST_STEP)
-            _drop_ties(rank, low, reached, k)
-            for channel in range(n):
-                part = (sample, channel, slice(start, stop))
-                _store(x[part], rank[channel], low, y[part], mask[part])
+        for start in range(0, pixels, _TILE):
+            width = min(_TILE, pixels - start)
+            _turn_planes(x[sample], np.uintp(start), np.uintp(width), rank)
+            for i in range(width):
+                least[start + i], reached[start + i] = _bisect(rank[i, :n], k)
+        _keep_planes(x[sample], np.uintp(0), np.uintp(pixels), least, np.uintp(0), y[sample], mask[sample])
+        for i in range(pixels):
+            if reached[i] > k:
+                _drop_ties(x[sample, :, i], k, least[i], y[sample, :, i], mask[sample, :, i], 1)
 
 
-def project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int = 1) -> None:
+@_compiled
+def _exchange(a, b):
+    for i in range(a.size):
+        x, y = a[i], b[i]
+        a[i], b[i] = max(x, y), min(x, y)
+
+
+@_compiled
+def _sort(work, pairs):
+    for pair in range(pairs.shape[0]):
+        _exchange(work[pairs[pair, 0]], work[pairs[pair, 1]])
+
+
+@_compiled
+def _tied(work, k):
+    """Whether in any lane more than k entries reach the k-th largest."""
+    if k == work.shape[0]:
+        return False
+    found = np.int32(0)
+    for i in range(work.shape[1]):
+        found |= np.int32(work[k, i] == work[k - 1, i])
+    return found != 0
+
+
+@_compiled
+def _keep_lines(x, least, y, mask):
+    """Keeps in each row of x (rows, n) what reaches its `least`."""
+    narrower = np.int32(32 - 8 * x.itemsize)
+    for row in range(np.uintp(x.shape[0])):
+        reach = least[row]
+        for i in range(np.uintp(x.shape[1])):
+            bits = np.int32(np.int32(x[row, i]) << narrower)
+            mask[row, i] = min(np.int32(bits & _MAGNITUDE), _NAN) >= reach
+        for i in range(np.uintp(x.shape[1])):
+            y[row, i] = x[row, i] & -np.int32(mask[row, i])
+
+
+@_compiled
+def _network_lines(x, y, mask, k, pairs):
+    rows, n = x.shape
+    work = np.zeros((n, min(_LINE_LANES, rows)), np.int32)
+    for start in range(0, rows, work.shape[1]):
+        part = slice(start, min(start + work.shape[1], rows))
+        _turn_planes(x[part], np.uintp(0), np.uintp(n), work)
+        _sort(work, pairs)
+        _keep_lines(x[part], work[k - 1], y[part], mask[part])
+        if _tied(work, k):
+            for row in range(part.start, part.stop):
+                least = work[k - 1, row - start]
+                if work[k, row - start] == least:
+                    _drop_ties(x[row], k, least, y[row], mask[row], 1)
+
+
+@_compiled
+def _network_planes(x, y, mask, k, pairs):
+    samples, n, pixels = x.shape
+    width = min(_LANES, pixels)  # pixels of a sample, and samples that lie side by side
+    together = min(max(_LANES // width, 1), samples)
+    work = np.zeros((n, together * width), np.int32)
+    for first in range(0, samples, together):
+        group = min(together, samples - first)
+        for start in range(0, pixels, width):
+            stop = min(start + width, pixels)
+            size = stop - start
+            for other in range(group):
+                to = np.uintp(other * size)
+                _rank_planes(x[first + other], np.uintp(start), np.uintp(size), work, to)
+            _sort(work, pairs)
+            for other in range(group):
+                one, at = first + other, np.uintp(other * size)
+                _keep_planes(x[one], np.uintp(start), np.uintp(size), work[k - 1], at, y[one], mask[one])
+            if _tied(work, k):
+                for lane in range(group * size):
+                    if work[k, lane] == work[k - 1, lane]:
+                        sample, pixel = first + lane // size, start + lane % size
+                        line = (sample, slice(None), pixel)
+                        _drop_ties(x[line], k, work[k - 1, lane], y[line], mask[line], 1)
+
+
+@cache
+def _network(n: int, k: int) -> NDArray:
+    """The comparators, in order, after which the k-th and the (k+1)-th largest of n entries stand at k - 1 and k.
+
+    Shape: int32 (comparators, 2): the places that get the larger and the smaller of two entries.
+    """
+    comparators, span = [], 1
+    while span < n:
+        gap = span
+        while gap:
+            for first in range(gap % span, n - gap, 2 * gap):
+                for i in range(first, min(first + gap, n - gap)):
+                    if i // (2 * span) == (i + gap) // (2 * span):
+                        comparators.append((i, i + gap))
+            gap //= 2
+        span *= 2
+    needed, kept = {k - 1, min(k, n - 1)}, []
+    for pair in reversed(comparators):
+        if not needed.isdisjoint(pair):
+            needed.update(pair)
+            kept.append(pair)
+    return np.array(kept[::-1], np.int32).reshape(-1, 2)
+
+
+def project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int = 1, threads: int = 1) -> None:
     """Writes the projection of x to y and which entries it kept to mask: the bits of float32 or bfloat16, as int32 or
     int16, the same, and uint8.
 
+    Args:
+        channels: Above 1, a row is pixel after pixel of so many entries; ties go by (C, H, W) order even so.
+        threads: At most so many share the samples or rows.
+
     Shape: (rows, n), a needle or code per row, or (samples, n, pixels), projected along n.
-    `channels`: above 1, a row is pixel after pixel of so many entries; ties go by (C, H, W) order even so.
     """
-    if x.ndim == 2:
-        project_lines(x, y, mask, k, channels)
+    if x.ndim == 3 and x.shape[2] == 1:
+        x, y, mask = (array[:, :, 0] for array in (x, y, mask))
+    parts = max(1, min(threads, len(x), x.size // _PART))
+    if parts == 1:
+        _project(x, y, mask, k, channels)
+        return
+    ends = [len(x) * part // parts for part in range(parts + 1)]
+    pieces = [tuple(array[a:b] for array in (x, y, mask)) for a, b in zip(ends, ends[1:], strict=False)]
+    waiting = [_pool(threads).submit(_project, *piece, k, channels) for piece in pieces[1:]]
+    _project(*pieces[0], k, channels)
+    for one in waiting:
+        one.result()
+
+
+def _project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int) -> None:
+    n = x.shape[1]
+    if x.ndim == 2 and (n > _NETWORK_LINES or channels > 1):
+        _bisect_lines(x, y, mask, k, channels)
+    elif x.ndim == 2:
+        _network_lines(x, y, mask, k, _network(n, k))
+    elif n > _NETWORK_PLANES:
+        _bisect_planes(x, y, mask, k)
     else:
-        project_planes(x, y, mask, k)
+        _network_planes(x, y, mask, k, _network(n, k))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads - 1, "projection")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive a fork

@@ -10,7 +10,7 @@ import difflib
 import functools
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from types import ModuleType
 from typing import Any
@@ -30,8 +30,8 @@ class Projection(nn.Module):
     torch.compile makes a network anew for each k, up to its limit of 8; with
     `torch._dynamo.config.allow_unspec_int_on_nn_module = True` it makes one for all.
 
-    Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same. A code without a batch wants a
-    `[None]`: the first dim is never projected along.
+    Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same. The first dim is the batch and is never
+    projected along: give a code without one as `code[None]`.
     Raises: TypeError, ValueError if k is no integer from 1 on, or is above `limit` of the code at hand.
     """
 
@@ -56,10 +56,9 @@ class Projection(nn.Module):
             raise ValueError(f"{allowed}; got {k}")
         self._k = int(k)
 
-    @classmethod
-    def limit(cls, shape: tuple[int, ...]) -> int:
-        """Returns the largest k for a code of shape (B, C, ...), at which nothing is zeroed."""
-        return math.prod(shape[1:]) if cls._whole else shape[1]
+    def limit(self, shape: Sequence[int]) -> int:
+        """Returns the largest k for a code of this shape, at which nothing is zeroed."""
+        raise NotImplementedError
 
     def forward(self, code: Tensor) -> Tensor:
         if isinstance(code, torch.fx.Proxy):  # a leaf of torch.fx, so that the dial lives on in what it makes
@@ -73,6 +72,9 @@ class Projection(nn.Module):
                 f"k is the entries kept in each {self.unit}, 1 to {limit} for a code of {tuple(code.shape)}; "
                 f"got {self._k}"
             )
+        return self._project(code)
+
+    def _project(self, code: Tensor) -> Tensor:
         if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
             return torch.where(_by_threshold(code.detach(), self._k, self._whole), code, 0)
         if code.dtype == torch.float64:
@@ -88,11 +90,43 @@ class Projection(nn.Module):
 
 
 class NeedleProjection(Projection):
-    """Keeps the k largest magnitudes of every needle, i.e. along dim 1: the relaxed L0,∞ (App. C, item 3)."""
+    """Keeps the k largest magnitudes of every needle, i.e. along one dim: the relaxed L0,∞ (App. C, item 3).
+
+    Args:
+        k: The entries kept in each needle.
+        dim: The dim of the needle: 1, the channels, in a code (B, C, H, W); -1 in a transformer's (B, T, C). Not 0.
+
+    Raises: TypeError, ValueError if `dim` is no integer or 0, and at the forward if the code has no such dim.
+    """
 
     unit = "needle"
     _whole = False
     _limit_name = "the atoms C"
+
+    def __init__(self, k: int, dim: int = 1) -> None:
+        super().__init__(k)
+        if isinstance(dim, bool) or not isinstance(dim, Integral):
+            raise TypeError(f"dim is the dim of a needle, an integer; got {dim!r}")
+        if dim == 0:
+            raise ValueError("dim is the dim of a needle, and 0 is the batch; got 0")
+        self.dim = int(dim)
+
+    def limit(self, shape: Sequence[int]) -> int:
+        """Returns the largest k for a code of this shape, the size of `dim`, at which nothing is zeroed."""
+        last = len(shape) - 1
+        if not (1 <= self.dim <= last or -last <= self.dim <= -1):
+            raise ValueError(
+                f"dim is the dim of a needle, 1 to {last} or -{last} to -1 for a code of {tuple(shape)}; got {self.dim}"
+            )
+        return shape[self.dim]
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", dim={self.dim}" if self.dim != 1 else "")
+
+    def _project(self, code: Tensor) -> Tensor:
+        if self.dim == 1:
+            return super()._project(code)
+        return super()._project(code.movedim(self.dim, 1)).movedim(1, self.dim)
 
 
 class GlobalProjection(Projection):
@@ -101,6 +135,10 @@ class GlobalProjection(Projection):
     unit = "code"
     _whole = True
     _limit_name = "C·H·W"
+
+    def limit(self, shape: Sequence[int]) -> int:
+        """Returns the largest k for a code of this shape, C·H·W, at which nothing is zeroed."""
+        return math.prod(shape[1:])
 
 
 def backend() -> str:
@@ -145,9 +183,8 @@ def _by_threshold(code: Tensor, k: int, whole: bool) -> Tensor:
     return mask.view(code.shape) if whole else mask
 
 
-@torch.library.custom_op("sparsegen::project", mutates_args=(), device_types="cpu")
-def _project(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
-    """Returns the projected code and the mask of the kept entries: one operator, opaque to torch.compile.
+def _project_on_cpu(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
+    """Returns the projected code and the mask of the kept entries.
 
     Shape: code (B, C, ...), not float64 -> the same twice, the mask in bool.
     """
@@ -165,7 +202,8 @@ def _project(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
         bits = _BITS[x.dtype]
         as_integers = x.view(bits), y.view(bits), mask.view(torch.uint8)
         arrays = [_competing(tensor, whole, last).numpy() for tensor in as_integers]
-        kernels.project(*arrays, k, channels=code.shape[1] if whole and last else 1)
+        channels = code.shape[1] if whole and last else 1
+        kernels.project(*arrays, k, channels=channels, threads=torch.get_num_threads())
     if x is code:
         return y, mask
     return torch.empty_like(code).copy_(y), torch.empty_like(code, dtype=torch.bool).copy_(mask)
@@ -176,6 +214,10 @@ def _competing(code: Tensor, whole: bool, last: bool) -> Tensor:
     if last:
         return code.movedim(1, -1).flatten(1) if whole else code.movedim(1, -1).flatten(0, -2)
     return code.flatten(1) if whole or code.ndim == 2 else code.flatten(2)
+
+
+# The same as one operator, opaque to torch.compile and known to torch.func.
+_project = torch.library.custom_op("sparsegen::project", _project_on_cpu, mutates_args=(), device_types="cpu")
 
 
 @_project.register_fake
@@ -197,7 +239,8 @@ class _Projected(torch.autograd.Function):
 
     @staticmethod
     def forward(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
-        return _project(code, k, whole)
+        # The first call of an operator imports sympy and torch._dynamo, which takes seconds.
+        return (_project_on_cpu if _is_plain(code) else _project)(code, k, whole)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -216,6 +259,12 @@ class _ProjectedWithTangent(_Projected):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
         return _keep(tangent, *ctx.saved_tensors), None
+
+
+def _is_plain(code: Tensor) -> bool:
+    """Whether nobody traces, transforms or replaces what is done to a tensor."""
+    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return type(code) is Tensor and not watched and not torch._C._len_torch_dispatch_stack()
 
 
 def _keep(x: Tensor, mask: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Regularizer:
         """
         dials = []
         for level, shape in enumerate(code_shapes[: self.levels], 1):
-            limit = self.projection.limit((1, *shape))
+            limit = self.projection(1).limit((1, *shape))
             dials.append(Dial(level, self.projection.unit, max(1, round(self.density * limit)), limit))
         if k is None or not (dials or k):
             return dials

@@ -1,0 +1,127 @@
+"""An answer begins within the limit of its address, and BentoML's own limit ends nothing that is still at work."""
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+import pytest
+import uvicorn
+from bentoml._internal.server.http.traffic import TimeoutMiddleware  # as BentoML's server has it
+from server import free_port
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from sparsegen.service import restoration
+from sparsegen.service.connections import Connection
+from sparsegen.service.deadline import Deadline, OwnTime
+from sparsegen.service.decoding import Decoders
+from sparsegen.service.options import Options
+
+SLOW = 0.6
+FAST = 0.2
+
+
+class App:
+    """Answers after SLOW seconds, or streams for as long; notes what was ended early."""
+
+    def __init__(self) -> None:
+        self.ended = []
+        routes = [Route("/wait", self.wait, methods=["GET", "POST"]), Route("/stream", self.stream)]
+        self.routes = Starlette(routes=routes)
+
+    async def wait(self, request: Request) -> PlainTextResponse:
+        try:
+            await asyncio.sleep(SLOW)
+        except asyncio.CancelledError:
+            self.ended.append(request.method)
+            raise
+        return PlainTextResponse("done")
+
+    async def stream(self, request: Request) -> StreamingResponse:
+        async def parts():
+            yield "first "
+            await asyncio.sleep(SLOW)
+            yield "last"
+
+        return StreamingResponse(parts())
+
+
+def served(app: ASGIApp, ask: Callable[[httpx.AsyncClient], object]) -> object:
+    """Serves an application as the server is served, and asks it."""
+
+    async def run() -> object:
+        port = free_port()
+        config = uvicorn.Config(app, port=port, http=Connection, lifespan="off", log_level="error")
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                return await ask(client)
+        finally:
+            server.should_exit = True
+            await task
+
+    return asyncio.run(run())
+
+
+def test_what_does_not_begin_in_time_is_ended_and_answered_504():
+    app = App()
+    response = served(Deadline(app.routes, FAST), lambda client: client.get("/wait"))
+    assert response.status_code == 504 and response.headers["retry-after"] == "10"
+    assert response.json() == {"error": "the server did not answer within 0.2 seconds: try again later"}
+    assert app.ended == ["GET"]
+
+
+def test_an_address_has_a_limit_of_its_own_for_a_method():
+    app = App()
+    limited = Deadline(app.routes, FAST, {("POST", "/wait"): 10})
+    assert served(limited, lambda client: client.post("/wait/")).status_code in (200, 307)
+    assert served(limited, lambda client: client.post("/wait")).text == "done"
+    assert served(limited, lambda client: client.get("/wait")).status_code == 504
+
+
+def test_an_answer_that_has_begun_may_take_any_time():
+    assert served(Deadline(App().routes, FAST), lambda client: client.get("/stream")).text == "first last"
+
+
+def test_the_limit_of_bentoml_ends_nothing():
+    app = App()
+    limited = TimeoutMiddleware(OwnTime(app.routes), FAST)
+    assert served(limited, lambda client: client.get("/wait")).text == "done"
+    without = TimeoutMiddleware(app.routes, FAST)  # else this test would prove nothing
+    assert served(without, lambda client: client.get("/wait")).status_code == 504
+
+
+def test_a_submission_may_take_as_long_as_all_that_limits_itself(monkeypatch):
+    monkeypatch.setenv("SPARSEGEN_DECODER_SECONDS", "7")
+    options = Options.from_environment()
+    killed_after = Decoders(options)._options.decoder_seconds * 3 + 10
+    assert restoration.longest_submission() >= restoration.TURN_SECONDS + 3 * killed_after
+
+
+def test_an_upload_waits_for_its_turn_for_a_limited_time(monkeypatch):
+    monkeypatch.setattr(restoration, "TURN_SECONDS", FAST)
+
+    async def run() -> None:
+        turns = restoration.Turns(Options(decoders=1))
+
+        async def take(client: str) -> None:
+            async with turns.of(client):
+                pytest.fail("the only turn is taken")
+
+        async with turns.of("first"):
+            with pytest.raises(
+                restoration.DecodersBusy, match="no picture was read within 0.2 seconds"
+            ) as busy:
+                await asyncio.create_task(take("second"))
+            assert busy.value.status == 503
+        async with turns.of("second"):  # is free again
+            assert list(turns._clients) == ["second"]
+        assert not turns._clients and not turns._own
+
+    asyncio.run(run())

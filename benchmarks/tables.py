@@ -1,8 +1,8 @@
-"""Writes the README's tables anew from the committed records and the bundled models.
+"""Writes the generated tables of the README and the documentation from the committed records and bundled models.
 
-    python -m benchmarks.readme
+    python -m benchmarks.tables
 
-Each table stands between `<!-- name -->` and `<!-- /name -->`; what is between them is replaced, the rest is kept.
+A table is the text between `<!-- name -->` and `<!-- /name -->`. It is replaced; the rest of the page is kept.
 """
 
 import re
@@ -39,10 +39,10 @@ from sparsegen.zoo.checkpoint import read_config
 ROOT = Path(__file__).parent.parent
 AGAIN = Path(__file__).parent / "records" / "again.jsonl"
 NOISES = {
-    "gaussian": "Gaussian, {} (told)",
-    "poisson": "Poisson, {} photons in white",
-    "salt-and-pepper": "salt and pepper on {:.0%}, L1 loss",
-    "jpeg": "JPEG of quality {}",
+    "gaussian": "Gaussian, σ {} (given)",
+    "poisson": "Poisson, {} photons at white",
+    "salt-and-pepper": "salt and pepper on {:.0%} of the pixels, L1 loss",
+    "jpeg": "JPEG, quality {}",
 }
 
 
@@ -62,17 +62,17 @@ def speed() -> str:
             f"{theirs['best']:.2f} dB, {dip.best_cpu(theirs):.0f} s",
             f"{mine['reached_cpu']:.0f} s, **{to_goal:.1f} times sooner**" if to_goal else "never",
             f"{mine['returned']:.2f} dB, {mine['stop_cpu']:.0f} s",
-            f"{used:.0f} times",
+            f"{used:.0f} times as fast",
         ))  # fmt: skip
     head = (
-        "crop", "computes with", "the original's best", "`fast` is as good after", "stops by itself with",
-        "against the original's 3,000 iterations",
+        "crop", "processor", "best of the original", "`fast` reaches this PSNR after", "`fast` returns",
+        "compared with 3,000 iterations of the original",
     )  # fmt: skip
     return markdown(head, rows)
 
 
 def restorations(preset: str) -> list[dict]:
-    """The records of table 3 of a preset as it is now: its members, and the density of its regularizer."""
+    """The records of table 3 that have the present settings of a preset: members and density."""
     return [
         record
         for record in read_lines(TABLES["table3"][0])
@@ -106,8 +106,8 @@ def stop() -> str:
         "noisy",
         "best",
         "returned",
-        "lost: mean, worst",
-        "stopped past the best",
+        "loss: mean, worst",
+        "iterations beyond the best",
     )
     return markdown(head, rows)
 
@@ -146,7 +146,7 @@ def sparsity() -> str:
 
 
 def yardstick() -> str:
-    """BM3D and ours on the same noisy crops, those of the baseline, whose records have it."""
+    """BM3D and `fast` on the same noisy crops. The records of the baseline contain BM3D."""
     known = [record for record in read_lines(TABLES["table3"][0]) if "bm3d" in record]
     bm3d = {
         (record["image"], record["size"], record["noise"], record["seed"]): record["bm3d"] for record in known
@@ -166,7 +166,7 @@ def yardstick() -> str:
             mean(bm3d[cell] for cell in cells),
         )
         rows.append((f"{size} x {size}, {len(cells)} crops", *(f"{value:.2f} dB" for value in values)))
-    return markdown(("σ 25", "`fast` returns", "at best", "BM3D, which knows σ"), rows)
+    return markdown(("σ 25", "`fast` returns", "best of `fast`", "BM3D with known σ"), rows)
 
 
 def distances(lines: dict[tuple[str, float], dict[str, float]], columns: Iterable[str]) -> str:
@@ -183,7 +183,7 @@ def distances(lines: dict[tuple[str, float], dict[str, float]], columns: Iterabl
         rows.append((name, *cells))
         ours.append(found)
     overall = (over_rows(change(found, column) for found in ours) for column in columns)
-    rows.append(("all of these", *overall))
+    rows.append(("mean change ± standard error", *overall))
     return markdown(("", *(f"`{column}`" for column in columns)), rows)
 
 
@@ -196,7 +196,7 @@ def table2() -> str:
 
 
 def again() -> str:
-    """Runs of table 1 that were made a second time, by `benchmarks.table1 --records` of another file."""
+    """Runs of table 1 that were repeated, by `benchmarks.table1 --records` with another file."""
     first = {campaign.key(record): record for record in read_records(TABLES["table1"][0])}
     rows = []
     for record in read_records(AGAIN):
@@ -206,11 +206,11 @@ def again() -> str:
             *(f"{run['distance']:.1f}, {run['hardware'].split(',')[0]}" for run in (before, record)),
             f"{100 * (record['distance'] / before['distance'] - 1):+.1f} %",
         ))  # fmt: skip
-    return markdown(("run", "distance", "made again", "change"), rows)
+    return markdown(("run", "distance", "repeated", "change"), rows)
 
 
 def dial() -> str:
-    """What bundled models draw with other k than they were trained with."""
+    """Distances of bundled models at other k than in training."""
     cells: dict[tuple[str, int], dict[float, dict]] = {}
     for record in read_lines(turned.RECORDS):
         name = record["model"]
@@ -228,9 +228,9 @@ def dial() -> str:
 
 
 def real() -> str:
-    """Real images against real ones."""
+    """The distance between real test images and the training images."""
     return " ".join(
-        f"Between {record['count']:,} real test images and the training images the same distance is "
+        f"The distance between {record['count']:,} real test images and the training images is "
         f"{record['distance']:.1f}."
         for record in read_lines(turned.RECORDS)
         if record["model"] == turned.REAL
@@ -258,29 +258,45 @@ def bundled() -> str:
     return markdown(("bundled model", "k", "steps", "seed, precision", "distance", "density of Γ1, Γ2"), rows)
 
 
+def bundled_names() -> str:
+    """The names of the bundled models, one row per architecture and width."""
+    rows: dict[str, list[str]] = {}
+    for name in sparsegen.list_models():
+        rows.setdefault(name.partition(".")[0], []).append(f"`{name}`")
+    return markdown(("architecture", "bundled models"), ((f"`{row}`", ", ".join(rows[row])) for row in rows))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
-    for block in (speed, stop, sparsity, yardstick, table1, again, table2, bundled, real, dial)
-}
+    for block in (
+        speed, stop, sparsity, yardstick, table1, again, table2, bundled, bundled_names, real, dial
+    )
+}  # fmt: skip
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def fill(text: str) -> str:
-    """Replaces each block of a text that has all of them."""
-    for name, block in BLOCKS.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text, found = re.subn(
-            pattern, lambda match, block=block: match[1] + block() + match[2], text, flags=re.S
+    """Replaces each table that a page has.
+
+    Raises: ValueError if a mark is not that of a table, or has no end.
+    """
+    for name in re.findall(r"<!-- (\w+) -->", text):
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        if name not in BLOCKS or not re.search(pattern, text, re.S):
+            raise ValueError(
+                f"<!-- {name} --> … <!-- /{name} --> is not a table; there are {', '.join(BLOCKS)}"
+            )
+        text = re.sub(
+            pattern, lambda match, name=name: f"{match[1]}{BLOCKS[name]()}\n{match[2]}", text, flags=re.S
         )
-        if found != 1:
-            raise ValueError(f"the text has {found} blocks <!-- {name} --> … <!-- /{name} -->; it needs one")
     return text
 
 
 def main() -> None:
-    """Writes the README's tables anew."""
-    path = ROOT / "README.md"
-    with atomic_write(path) as file:
-        file.write_text(fill(path.read_text("utf-8")), "utf-8")
+    """Writes the tables of all pages."""
+    for page in PAGES:
+        with atomic_write(page) as file:
+            file.write_text(fill(page.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -320,7 +320,7 @@ class Usual:
             setting.generator(atoms, self.z_dim),
             setting.discriminator(atoms),
         )
-        mine = ours.generator, ours.companions["discriminator"]
+        mine = ours.generator, ours.auxiliary_networks["discriminator"]
         for network, source, names in zip(self.networks, mine, setting.names, strict=True):
             network.load_state_dict(renamed(source.state_dict(), names))
         self.of_generator, self.of_discriminator = (

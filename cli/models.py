@@ -200,13 +200,13 @@ def export(
 @app.command(epilog="Example: sparsegen push runs/ml/best me/my-dcgan --private")
 def push(
     model: Model,
-    hub_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
     private: Annotated[bool, typer.Option(help="Create it private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
 ) -> None:
     """Pushes a model to the Hugging Face Hub, with its card."""
     from sparsegen.zoo.checkpoint import find_checkpoint, upload
 
-    with err.status(f"pushing {model} to {hub_id}"):
-        url = upload(find_checkpoint(model), hub_id, private=private, revision=revision)
+    with err.status(f"pushing {model} to {repo_id}"):
+        url = upload(find_checkpoint(model), repo_id, private=private, revision=revision)
     out.print(url, highlight=False)

@@ -10,7 +10,7 @@ from sparsegen.common.files import atomic_folder
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.proof import Proof
 from sparsegen.zoo.bundled import CONFIG, GRAPH
-from sparsegen.zoo.checkpoint import from_pretrained, save_companions
+from sparsegen.zoo.checkpoint import from_pretrained, save_auxiliary_networks
 from sparsegen.zoo.hub import FILES
 
 
@@ -26,14 +26,14 @@ def export_folder(
         discriminator: Whether the discriminator (and encoder) come along, for fine-tuning.
         progress: As of `export`.
 
-    Raises: As `check_target`, `from_pretrained`, `save_companions` and `export`.
+    Raises: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export`.
     """
     check_target(folder, source)
     generator = from_pretrained(source)
     with atomic_folder(folder) as temporary:
         generator.save_pretrained(temporary, dtype=torch.float16)
         if discriminator:
-            save_companions(source, temporary, generator.spec, torch.float16)
+            save_auxiliary_networks(source, temporary, generator.spec, torch.float16)
         return replace(bundle(temporary, progress=progress), path=folder / GRAPH)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import sparsegen
 from sparsegen.zoo import checkpoint
-from sparsegen.zoo.bundled import COMPANIONS, CONFIG, MODELS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, WEIGHTS
 from sparsegen.zoo.checkpoint import from_pretrained, read_config, upload
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.spec import create_model
@@ -287,12 +287,12 @@ def test_a_hub_id_offline_is_a_clear_error() -> None:
 
 def test_a_discriminator_can_be_carried_over(tiny_ml: Generator, tmp_path: Path) -> None:
     source = tiny_ml.save_pretrained(tmp_path / "source")
-    judge = tiny_ml.spec.companions()["discriminator"]
-    file = COMPANIONS["discriminator"]
+    judge = tiny_ml.spec.auxiliary_networks()["discriminator"]
+    file = AUXILIARY["discriminator"]
     save_weights(judge, source / file, torch.float32)
     target = tiny_ml.save_pretrained(tmp_path / "target")
-    checkpoint.save_companions(source, target, tiny_ml.spec, torch.float16)
-    copy = tiny_ml.spec.companions()["discriminator"]
+    checkpoint.save_auxiliary_networks(source, target, tiny_ml.spec, torch.float16)
+    copy = tiny_ml.spec.auxiliary_networks()["discriminator"]
     load_weights(copy, target / file)
     for key, tensor in copy.state_dict().items():
         expected = judge.state_dict()[key]

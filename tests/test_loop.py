@@ -74,7 +74,7 @@ def test_the_generator_makes_each_batch_once_and_learns_from_the_last_one(archit
 def naive_wgan_gp(steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """WGAN-GP as in its paper's algorithm 1, with the draws of the loop: the generator gets no new noise."""
     networks = Networks(ModelSpec.parse("wgan_gp-8.baseline"), RECIPES["wgan_gp"], seed=0)
-    generator, critic = networks.generator.train(), networks.companions["discriminator"].train()
+    generator, critic = networks.generator.train(), networks.auxiliary_networks["discriminator"].train()
     adams = [
         torch.optim.Adam(network.parameters(), 2e-4, betas=(0.0, 0.9)) for network in (generator, critic)
     ]

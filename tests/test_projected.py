@@ -27,8 +27,8 @@ from sparsegen.training.projected import (
 )
 from sparsegen.training.recipes import RECIPES, recipe_of
 from sparsegen.training.terms import Draw, Forward
-from sparsegen.zoo.bundled import COMPANIONS
-from sparsegen.zoo.checkpoint import from_pretrained, save_companions
+from sparsegen.zoo.bundled import AUXILIARY
+from sparsegen.zoo.checkpoint import from_pretrained, save_auxiliary_networks
 from sparsegen.zoo.spec import ModelSpec
 
 PROJECTED = {"model": "biggan-8.ml.projected", "features": "cifar10-classifier", "batch_size": 4}
@@ -197,7 +197,7 @@ def test_fine_tuning_takes_the_heads_along_with_the_same_features_only(tmp_path:
     for _ in start(tmp_path / "run", 2, save_every=2, **PROJECTED):
         pass
     source = tmp_path / "run" / "checkpoints" / "00000002"
-    assert (source / COMPANIONS["projected"]).is_file()
+    assert (source / AUXILIARY["projected"]).is_file()
     tuned = PROJECTED | {"start_from": str(source), "warm_up": 1}
     warm = start(tmp_path / "warm", 4, **tuned)
     expected = {
@@ -216,13 +216,13 @@ def test_the_heads_are_published_with_the_model_in_half_precision(tmp_path: Path
     for _ in start(tmp_path / "run", 2, save_every=2, **PROJECTED):
         pass
     source, folder = tmp_path / "run" / "checkpoints" / "00000002", tmp_path / "published"
-    save_companions(source, folder, ModelSpec.parse(PROJECTED["model"]), torch.float16)
-    found = load_file(folder / COMPANIONS["projected"])
-    expected = load_file(source / COMPANIONS["projected"])
+    save_auxiliary_networks(source, folder, ModelSpec.parse(PROJECTED["model"]), torch.float16)
+    found = load_file(folder / AUXILIARY["projected"])
+    expected = load_file(source / AUXILIARY["projected"])
     assert_equal(
         found, {key: value.half() if value.is_floating_point() else value for key, value in expected.items()}
     )
-    assert (folder / COMPANIONS["discriminator"]).is_file()
+    assert (folder / AUXILIARY["discriminator"]).is_file()
 
 
 def test_the_features_are_chosen_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from sparsegen.training import run as run_module
 from sparsegen.training.data import Images
 from sparsegen.training.plan import Plan, Schedule, checkpoints, find_device
 from sparsegen.training.run import STATE, Run, append_line, open_run, read_lines
-from sparsegen.zoo.bundled import COMPANIONS, CONFIG, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, WEIGHTS
 from sparsegen.zoo.checkpoint import from_pretrained
 
 COLUMNS = ["baseline", "l0_inf", "l0", "l1", "ml"]
@@ -83,7 +83,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return {
         **load_file(last / STATE),
         **{f"published.{key}": value for key, value in load_file(last / WEIGHTS).items()},
-        **{f"judge.{key}": value for key, value in load_file(last / COMPANIONS["discriminator"]).items()},
+        **{f"judge.{key}": value for key, value in load_file(last / AUXILIARY["discriminator"]).items()},
     }
 
 
@@ -230,8 +230,8 @@ def test_the_best_generator_is_kept(tmp_path: Path) -> None:
     assert_equal(best.state_dict(), weights[4])
     tuned = start(tmp_path / "tuned", 1, start_from=str(tmp_path / "run" / "best"), warm_up=500)
     assert tuned.warm_up == 0
-    judge = load_file(tmp_path / "run" / "best" / COMPANIONS["discriminator"])
-    assert_equal(tuned.networks.companions["discriminator"].state_dict(), judge)
+    judge = load_file(tmp_path / "run" / "best" / AUXILIARY["discriminator"])
+    assert_equal(tuned.networks.auxiliary_networks["discriminator"].state_dict(), judge)
     assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
         f"{step:08d}.png" for step in (2, 4, 6)
     ]
@@ -257,7 +257,8 @@ def test_any_checkpoint_can_be_fine_tuned_into_any_regularizer(tmp_path: Path, r
     run = start(tmp_path / "second", 1, regularizer=regularizer, start_from=str(source))
     assert_equal(run.networks.generator.state_dict(), load_file(source / WEIGHTS))
     assert_equal(
-        run.networks.companions["discriminator"].state_dict(), load_file(source / COMPANIONS["discriminator"])
+        run.networks.auxiliary_networks["discriminator"].state_dict(),
+        load_file(source / AUXILIARY["discriminator"]),
     )
     for _ in run:
         pass
@@ -271,8 +272,8 @@ def test_fine_tuning_goes_on_with_all_networks_of_the_training(tmp_path: Path) -
         pass
     source = tmp_path / "first" / "checkpoints" / "00000001"
     tuned = start(tmp_path / "second", 1, model="ssgan-8.l0", start_from=str(source))
-    assert tuned.networks.companions.keys() == {"discriminator", "encoder"}
-    for name, network in tuned.networks.companions.items():
+    assert tuned.networks.auxiliary_networks.keys() == {"discriminator", "encoder"}
+    for name, network in tuned.networks.auxiliary_networks.items():
         assert_equal(network.state_dict(), load_file(source / f"{name}.safetensors"))
 
 
@@ -348,7 +349,7 @@ def test_fine_tuning_keeps_what_was_learned_of_a_class_whatever_its_number(
         scores = [
             network(now, torch.tensor([label]))
             for network, label in (
-                (tuned.networks.companions["discriminator"].eval(), number),
+                (tuned.networks.auxiliary_networks["discriminator"].eval(), number),
                 (judge(source), before),
             )
         ]
@@ -360,8 +361,8 @@ def test_fine_tuning_keeps_what_was_learned_of_a_class_whatever_its_number(
 
 
 def judge(checkpoint: Path) -> torch.nn.Module:
-    network = from_pretrained(checkpoint).spec.companions()["discriminator"]
-    network.load_state_dict(load_file(checkpoint / COMPANIONS["discriminator"]))
+    network = from_pretrained(checkpoint).spec.auxiliary_networks()["discriminator"]
+    network.load_state_dict(load_file(checkpoint / AUXILIARY["discriminator"]))
     return network.eval()
 
 
@@ -401,7 +402,7 @@ def a_generator_alone(folder: Path) -> Path:
     """A checkpoint without a discriminator, after 2 steps."""
     for _ in start(folder, 2, save_every=2):
         pass
-    (folder / "checkpoints" / "00000002" / COMPANIONS["discriminator"]).unlink()
+    (folder / "checkpoints" / "00000002" / AUXILIARY["discriminator"]).unlink()
     return (folder / "checkpoints" / "00000002").rename(folder / "published")
 
 
@@ -430,7 +431,7 @@ def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_
     run = start(tmp_path / "second", 4, start_from=str(source), warm_up=3)
     first, judge = (
         {key: value.detach().clone() for key, value in network.named_parameters()}
-        for network in (run.networks.generator, run.networks.companions["discriminator"])
+        for network in (run.networks.generator, run.networks.auxiliary_networks["discriminator"])
     )
     for step, _ in run:
         moved = any(
@@ -438,7 +439,7 @@ def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_
         )
         assert moved == (step > 3)
     assert not torch.equal(
-        judge["head.conv.weight"], run.networks.companions["discriminator"].head.conv.weight
+        judge["head.conv.weight"], run.networks.auxiliary_networks["discriminator"].head.conv.weight
     )
 
 
@@ -487,7 +488,7 @@ from test_run import start
 
 folder = Path({folder!r})
 run = start(folder / "gradless", 1)
-run.networks.companions["discriminator"].unused = torch.nn.Parameter(torch.zeros(1))
+run.networks.auxiliary_networks["discriminator"].unused = torch.nn.Parameter(torch.zeros(1))
 for _ in run: pass
 
 run = start(folder / "unbroken", 6)
@@ -642,7 +643,7 @@ def test_the_best_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch:
     steps = iter(run)
     next(steps), next(steps)
     before = {path.name: path.read_bytes() for path in best.iterdir()}
-    assert before.keys() == {CONFIG, WEIGHTS, COMPANIONS["discriminator"]}
+    assert before.keys() == {CONFIG, WEIGHTS, AUXILIARY["discriminator"]}
 
     def killed(*_: object) -> None:
         raise OSError("killed")

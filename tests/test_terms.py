@@ -290,9 +290,9 @@ def test_turned_images_are_numpys_quarter_turns() -> None:
         assert np.array_equal(made.numpy(), np.rot90(image.numpy(), turn, (1, 2)))
 
 
-def test_turn_classes_are_the_four_turns_of_real_images_and_generated_ones_as_they_are() -> None:
+def test_rotation_classification_is_the_four_turns_of_real_images_and_generated_ones_as_they_are() -> None:
     real, fake, turner = torch.randn(200, 1, 3, 3), torch.randn(200, 1, 3, 3), Turner(9)
-    loss = terms.TurnClasses(0.5)(forward(real, fake, "discriminator", discriminator=turner))
+    loss = terms.RotationClassification(0.5)(forward(real, fake, "discriminator", discriminator=turner))
     shown, _ = turner.shown[-1]
     classes = [
         4 if torch.equal(shown[i], fake[i]) else turn_of(shown[i].detach(), real[i]) for i in range(200)
@@ -301,9 +301,9 @@ def test_turn_classes_are_the_four_turns_of_real_images_and_generated_ones_as_th
     assert loss.item() == pytest.approx(0.5 * cross_entropies(turner, shown, classes), rel=1e-5)
 
 
-def test_turn_matching_is_what_the_cross_entropies_of_real_and_generated_images_differ_by() -> None:
+def test_rotation_matching_is_what_the_cross_entropies_of_real_and_generated_images_differ_by() -> None:
     real, fake, turner = torch.randn(100, 1, 3, 3), torch.randn(100, 1, 3, 3) * 2, Turner(9)
-    loss = terms.TurnMatching(0.1)(forward(real, fake, discriminator=turner))
+    loss = terms.RotationMatching(0.1)(forward(real, fake, discriminator=turner))
     (shown_fake, _), (shown_real, _) = turner.shown
     turns = [turn_of(shown_real[i], real[i]) for i in range(100)]
     assert turns == [turn_of(shown_fake[i].detach(), fake[i]) for i in range(100)]
@@ -383,7 +383,7 @@ def test_what_is_made_again_teaches_the_encoder_alone(trains: str) -> None:
 
 def test_what_is_made_again_leaves_the_running_statistics_of_the_generator_alone() -> None:
     spec = ModelSpec.parse("ssgan-8.ml")
-    networks = {"generator": spec.generator(), **spec.companions()}
+    networks = {"generator": spec.generator(), **spec.auxiliary_networks()}
     draw = Draw(networks, torch.rand(4, 3, 32, 32), None, torch.randn(4, 128), torch.Generator())
     generator = networks["generator"]
 
@@ -414,10 +414,10 @@ ADVERSARIAL = {  # what the discriminator and the generator minimize, by the nam
     "multi-class": (  # Tran et al. (2019), but for the penalty's target: 1 of images in [0, 1]
         {
             "reconstruction_hinge": terms.reconstruction_hinge,
-            "turn_classes": terms.TurnClasses(0.5),
+            "rotation_classification": terms.RotationClassification(0.5),
             "gradient_penalty": terms.GradientPenalty(0.5, 0.5),
         },
-        {"score_matching": terms.score_matching, "turn_matching": terms.TurnMatching(0.1)},
+        {"score_matching": terms.score_matching, "rotation_matching": terms.RotationMatching(0.1)},
     ),
     "consistent hinge": (  # Zhao et al. (2020)
         {"hinge": terms.hinge, "consistency": terms.Consistency(10, terms.moved)},

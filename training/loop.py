@@ -32,19 +32,19 @@ class Networks:
 
     Attributes:
         trained: The networks by the names that phases have for them.
-        companions: Those that the generator is trained with.
+        auxiliary_networks: Those that the generator is trained with.
     """
 
     def __init__(self, spec: ModelSpec, recipe: Recipe, seed: int, device: torch.device | str = "cpu"):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.generator, companions = spec.generator(), spec.companions()
-            companions |= {name: build(self.generator) for name, build in recipe.networks.items()}
+            self.generator, auxiliary_networks = spec.generator(), spec.auxiliary_networks()
+            auxiliary_networks |= {name: build(self.generator) for name, build in recipe.networks.items()}
             self.averaged = spec.generator()
         self.device = torch.device(device)
         self.averaged.eval().requires_grad_(False)
-        self.companions = companions
-        self.trained: dict[str, nn.Module] = {"generator": self.generator, **companions}
+        self.auxiliary_networks = auxiliary_networks
+        self.trained: dict[str, nn.Module] = {"generator": self.generator, **auxiliary_networks}
         for network in self._all.values():
             network.to(device, memory_format=torch.channels_last)
         self.start_average()

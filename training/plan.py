@@ -11,7 +11,7 @@ import torch
 
 from sparsegen.common.files import check_writable
 from sparsegen.training.projected import NETWORK as HEADS
-from sparsegen.zoo.bundled import COMPANIONS
+from sparsegen.zoo.bundled import AUXILIARY
 from sparsegen.zoo.checkpoint import find_checkpoint, read_config
 from sparsegen.zoo.spec import ModelSpec
 
@@ -61,9 +61,7 @@ class Source:
     def of(cls, checkpoint: Path) -> Self:
         config = read_config(checkpoint)
         training = config.get("training", {})
-        discriminator, heads = (
-            (checkpoint / COMPANIONS[name]).is_file() for name in ("discriminator", HEADS)
-        )
+        discriminator, heads = ((checkpoint / AUXILIARY[name]).is_file() for name in ("discriminator", HEADS))
         return cls(
             config["model"],
             training.get("steps"),

@@ -160,14 +160,14 @@ RECIPES = {
                 "discriminator",
                 {
                     "reconstruction_hinge": terms.reconstruction_hinge,
-                    "turn_classes": terms.TurnClasses(0.5),
+                    "rotation_classification": terms.RotationClassification(0.5),
                     "gradient_penalty": terms.GradientPenalty(0.5, norm=1 / 2),
                 },
                 adam(0.0, 0.9),
             ),
             Phase(
                 "generator",
-                {"score_matching": terms.score_matching, "turn_matching": terms.TurnMatching(0.1)},
+                {"score_matching": terms.score_matching, "rotation_matching": terms.RotationMatching(0.1)},
                 adam(0.0, 0.9),
             ),
         ),

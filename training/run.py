@@ -45,7 +45,7 @@ from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.training.projected import open_frozen
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import labels
-from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, WEIGHTS
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.weights import load_weights, save_weights
 
@@ -273,14 +273,14 @@ class Run:
     def _start_from(self, checkpoint: Path) -> None:
         try:
             load_weights(self.networks.generator, checkpoint / WEIGHTS)
-            for name, network in self.networks.companions.items():
+            for name, network in self.networks.auxiliary_networks.items():
                 if self.source.heads == self.plan.features if name == HEADS else self.source.discriminator:
-                    load_weights(network, checkpoint / COMPANIONS[name])
+                    load_weights(network, checkpoint / AUXILIARY[name])
         except ValueError as error:
             raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None
         if classes := self.networks.generator.classes:
             order = labels.places(self.networks.averaged.class_names, self.source.class_names, classes)
-            for network in (self.networks.generator, *self.networks.companions.values()):
+            for network in (self.networks.generator, *self.networks.auxiliary_networks.values()):
                 labels.renumber(network, order)
         self.networks.start_average()
 
@@ -301,8 +301,8 @@ class Run:
     def _publish(self, folder: Path, **about: object) -> None:
         """Writes what others need of this state: the config, the average, and the networks to tune it with."""
         self.networks.averaged.save_pretrained(folder, training=self._about(), **about)
-        for name, network in self.networks.companions.items():
-            save_weights(network, folder / COMPANIONS[name], torch.float32)
+        for name, network in self.networks.auxiliary_networks.items():
+            save_weights(network, folder / AUXILIARY[name], torch.float32)
 
     def _finite_state(self) -> dict[str, torch.Tensor]:
         state = self.networks.state()

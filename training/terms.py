@@ -90,7 +90,7 @@ class Forward:
         """What the discriminator says of images with labels, those of the real ones by default, as float32."""
         return self.discriminator(images, self.draw.labels if labels is None else labels).float()
 
-    def turn_logits(self, images: Tensor) -> Tensor:
+    def rotation_logits(self, images: Tensor) -> Tensor:
         """What the second head says of images, (B, 5), as float32."""
         return self.discriminator.turns(self.discriminator.features(images)).float()
 
@@ -260,7 +260,7 @@ def score_matching(forward: Forward) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TurnClasses:
+class RotationClassification:
     """weight · cross-entropy of five classes, the four turns of real images and generated ones as they are.
 
     As many images as in a batch, drawn from all of them.
@@ -274,11 +274,11 @@ class TurnClasses:
         images = torch.where(
             (classes == 4)[:, None, None, None], fake[: len(real)], turned(real, classes % 4)
         )
-        return self.weight * F.cross_entropy(forward.turn_logits(images), classes)
+        return self.weight * F.cross_entropy(forward.rotation_logits(images), classes)
 
 
 @dataclass(frozen=True)
-class TurnMatching:
+class RotationMatching:
     """weight · |CE(G(z)) - CE(x)|, both turned alike: generated images are to show their turn as real ones do."""
 
     weight: float
@@ -286,7 +286,7 @@ class TurnMatching:
     def __call__(self, forward: Forward) -> Tensor:
         turns = _turns(forward.real, forward.draw.random)
         losses = [
-            F.cross_entropy(forward.turn_logits(turned(images, turns)), turns)
+            F.cross_entropy(forward.rotation_logits(turned(images, turns)), turns)
             for images in (forward.fake[: len(turns)], forward.real)
         ]
         return self.weight * (losses[0] - losses[1]).abs()

@@ -119,7 +119,7 @@ def discriminator(
     Args:
         layers: Those for images of 32 x 32. One more that halves the side follows per doubling of that.
         bias: Of layers that have a norm; the others have one anyway.
-        constrain: Called once the weights are drawn, as `normalize_spectrum`.
+        constrain: Called once the weights are drawn, as `apply_spectral_norm`.
     """
     layers = list(layers)
     for _ in range(doublings(image_size)):

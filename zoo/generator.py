@@ -332,12 +332,12 @@ class Generator(nn.Module):
             **{name: entry for name, entry in about.items() if entry is not None},
         }
 
-    def push_to_hub(self, hub_id: str, private: bool = False, revision: str | None = None) -> str:
+    def push_to_hub(self, repo_id: str, private: bool = False, revision: str | None = None) -> str:
         """Pushes the generator with its card to the Hugging Face Hub and returns the address of its page."""
-        hub.check_id(hub_id)
+        hub.check_id(repo_id)
         with TemporaryDirectory() as folder:
             card = model_card(self, self.make_config())
-            return hub.push(self.save_pretrained(folder), card, hub_id, private, revision)
+            return hub.push(self.save_pretrained(folder), card, repo_id, private, revision)
 
     def dictionary(self, level: int = 1) -> Tensor:
         """The atoms of D_level, spectrally normalized where the network is: the image (or change of Γ_{level-1}

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from sparsegen.zoo.blocks import (
     BatchNorm,
+    ConditionalBatchNorm,
     DenseMap,
     DownBlock,
     Init,
-    LabelNorm,
     Norm,
     Score,
     Stage,
@@ -73,10 +73,10 @@ def uniform_prior(z: Tensor) -> Tensor:
 class GeneratorBody:
     """A dense layer, residual blocks, a norm and the output dictionary.
 
-    With classes, the norms in the blocks are `LabelNorm`s; the last norm is plain.
+    With classes, the norms in the blocks are `ConditionalBatchNorm`s; the last norm is plain.
 
     Args:
-        constrain: Called after `init`, as `normalize_spectrum`.
+        constrain: Called after `init`, as `apply_spectral_norm`.
         widths: Channels before each block, as multiples of the atoms, for images of 32 x 32; per doubling of that, one
             more block comes first, as wide as the first. The last block makes `atoms` channels.
         attention: Made of a number of channels; it sits at 16 x 16.
@@ -98,7 +98,7 @@ class GeneratorBody:
         self, atoms: int, z_dim: int, classes: int, image_size: int, projections: Sequence[nn.Module]
     ) -> Generator:
         """Builds the generator; its codes are two."""
-        norm: Norm = partial(LabelNorm, classes=classes) if classes else BatchNorm
+        norm: Norm = partial(ConditionalBatchNorm, classes=classes) if classes else BatchNorm
         widths = (*self.widths[:1] * doublings(image_size), *self.widths)
         channels = [width * atoms for width in widths]
         blocks: list[nn.Module] = [

@@ -150,7 +150,7 @@ class ModelSpec:
         built.spec = self
         return built
 
-    def companions(self) -> dict[str, nn.Module]:
+    def auxiliary_networks(self) -> dict[str, nn.Module]:
         """Builds what the generator is trained with: its "discriminator", and an "encoder" from an image to z where
         the training has one.
         """

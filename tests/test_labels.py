@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparsegen.zoo.architectures import ARCHITECTURES
-from sparsegen.zoo.labels import places, renumber
+from sparsegen.zoo.labels import class_permutation, renumber
 from sparsegen.zoo.spec import ModelSpec
 
 
@@ -18,7 +18,7 @@ from sparsegen.zoo.spec import ModelSpec
     ],
 )
 def test_a_class_keeps_its_place_by_its_name(names: list[str], known: list[str], order: list[int]) -> None:
-    assert places(names, known, 4) == order
+    assert class_permutation(names, known, 4) == order
 
 
 @pytest.mark.parametrize("row", [row for row in ARCHITECTURES if ARCHITECTURES[row].classes])

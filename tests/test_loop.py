@@ -11,16 +11,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sparsegen.training.data import Batches, Images
+from sparsegen.training.data import ImageLoader, Images
 from sparsegen.training.loop import Networks, Progress, random_of, train
 from sparsegen.training.recipes import RECIPES, Recipe, half_then_linear, linear_decay, recipe_of
 from sparsegen.zoo.spec import ModelSpec
 
 
-def batches(size: int = 4) -> Batches:
+def batches(size: int = 4) -> ImageLoader:
     random = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=random)
-    return Batches(Images(pixels, torch.arange(24) % 10, "noise", "0"), size, seed=0)
+    return ImageLoader(Images(pixels, torch.arange(24) % 10, "noise", "0"), size, seed=0)
 
 
 def trained(name: str, steps: int, recipe: Recipe | None = None) -> tuple[Networks, Iterator[Progress]]:

@@ -26,7 +26,7 @@ from sparsegen.training.projected import (
     open_frozen,
 )
 from sparsegen.training.recipes import RECIPES, recipe_of
-from sparsegen.training.terms import Draw, Forward
+from sparsegen.training.terms import Batch, LossInputs
 from sparsegen.zoo.bundled import AUXILIARY
 from sparsegen.zoo.checkpoint import from_pretrained, save_auxiliary_networks
 from sparsegen.zoo.spec import ModelSpec
@@ -128,13 +128,13 @@ class Constant(torch.nn.Module):
 def test_the_losses_are_the_hinge_and_the_negative_score_added_up_over_scales() -> None:
     generator = ModelSpec.parse("dcgan-8.baseline").generator()
     networks = {"generator": generator, "discriminator": Constant(), "projected": Constant()}
-    draw = Draw(networks, images(), None, torch.randn(4, generator.z_dim), torch.Generator())
-    real = draw.real.mean((1, 2, 3)).numpy()
-    fake = draw.generated[0].detach().mean((1, 2, 3)).numpy()
+    batch = Batch(networks, images(), None, torch.randn(4, generator.z_dim), torch.Generator())
+    real = batch.real.mean((1, 2, 3)).numpy()
+    fake = batch.generated[0].detach().mean((1, 2, 3)).numpy()
     hinge = sum(np.maximum(0, 1 - s * real).mean() + np.maximum(0, 1 + s * fake).mean() for s in (1, 2))
-    learned = ProjectedHinge(augment.nothing)(Forward(draw, "projected"))
+    learned = ProjectedHinge(augment.nothing)(LossInputs(batch, "projected"))
     assert learned.item() == pytest.approx(hinge, abs=1e-5) and not learned.requires_grad
-    score = ProjectedScore(augment.nothing)(Forward(draw, "generator"))
+    score = ProjectedScore(augment.nothing)(LossInputs(batch, "generator"))
     assert score.item() == pytest.approx(-3 * fake.mean(), abs=1e-5) and score.requires_grad
 
 

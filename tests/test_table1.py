@@ -175,12 +175,12 @@ def test_a_recipe_is_the_last_part_of_a_name_unless_it_is_the_papers() -> None:
     assert ModelSpec.from_config(config | {"recipe": "projected"}).recipe == "projected"
 
 
-@pytest.mark.parametrize(("row", "gather"), [("wgan_gp_resnet", torch.mean), ("sngan_resnet", torch.sum)])
-def test_features_are_averaged_or_summed_before_they_are_scored(row: str, gather: object) -> None:
+@pytest.mark.parametrize(("row", "pooling"), [("wgan_gp_resnet", torch.mean), ("sngan_resnet", torch.sum)])
+def test_features_are_averaged_or_summed_before_they_are_scored(row: str, pooling: object) -> None:
     discriminator = ModelSpec.of(row, "ml", 8).auxiliary_networks()["discriminator"].eval()
     discriminator.head.linear.bias.data.fill_(0.3)
     images = torch.randn(2, 3, 32, 32)
-    scores = gather(discriminator.features(images), (2, 3)) @ discriminator.head.linear.weight.T
+    scores = pooling(discriminator.features(images), (2, 3)) @ discriminator.head.linear.weight.T
     torch.testing.assert_close(discriminator(images), scores.flatten() + 0.3)
 
 

@@ -85,8 +85,8 @@ def check_share(share: float) -> float:
     return share
 
 
-class Batches:
-    """Batches as a pure function of (seed, step, rank), so that a resumed run needs no data state.
+class ImageLoader:
+    """Mini-batches of images as a pure function of (seed, step, rank), so that a resumed run needs no data state.
 
     An epoch is a permutation drawn from (seed, epoch), its incomplete last batch dropped; flips are drawn
     from (seed, step). Both are drawn for the global batch of batch_size * world_size images, of which each

@@ -28,7 +28,7 @@ from sparsegen.common.files import (
 )
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.pictures import images as pictures
-from sparsegen.training.data import Batches, Images
+from sparsegen.training.data import ImageLoader, Images
 from sparsegen.training.loop import Networks, Progress, train
 from sparsegen.training.plan import (
     Plan,
@@ -126,7 +126,7 @@ class Run:
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
         features = open_frozen(plan.features) if plan.features else None
         self.recipe = recipe_of(plan.spec, plan.share, features).faster(plan.rate)
-        self.batches = Batches(
+        self.batches = ImageLoader(
             images,
             plan.batch_size,
             plan.seed,
@@ -279,7 +279,9 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None
         if classes := self.networks.generator.classes:
-            order = labels.places(self.networks.averaged.class_names, self.source.class_names, classes)
+            order = labels.class_permutation(
+                self.networks.averaged.class_names, self.source.class_names, classes
+            )
             for network in (self.networks.generator, *self.networks.auxiliary_networks.values()):
                 labels.renumber(network, order)
         self.networks.start_average()

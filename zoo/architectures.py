@@ -120,7 +120,7 @@ SAGAN = Architecture(
 # rows of its table.
 WGAN_GP_RESNET = Architecture(
     residual.GeneratorBody(init=residual_init),
-    partial(residual.discriminator, init=residual_init, gather=torch.mean),
+    partial(residual.discriminator, init=residual_init, pooling=torch.mean),
     atoms=256,
 )
 SNGAN_RESNET = replace(
@@ -132,17 +132,17 @@ SNGAN_RESNET = replace(
 # Choice: a discriminator of at least 32 channels. Of 8, as 16 atoms would have, scores told nothing (hinge 2.00) and
 # 2,000 steps at four times the rate ended at a distance of 1,620; of 32, at 857 (baseline, seed 0).
 SSGAN = Architecture(
-    residual.GeneratorBody(init=xavier_init, squash=CenteredSigmoid, prior=residual.uniform_prior),
+    residual.GeneratorBody(init=xavier_init, output_activation=CenteredSigmoid, prior=residual.uniform_prior),
     partial(
         residual.discriminator,
         init=zero_init_score(xavier_init),
         at_least=32,
         pool=StridedConv,
-        turns=5,
-        entry=in_unit_range,
+        rotation_classes=5,
+        preprocess=in_unit_range,
     ),
     atoms=256,
-    encoder=partial(residual.Encoder, init=xavier_init, entry=in_unit_range),
+    encoder=partial(residual.Encoder, init=xavier_init, preprocess=in_unit_range),
 )
 BIGGAN = Architecture(
     residual.GeneratorBody(init=normal_init, constrain=apply_spectral_norm),

@@ -244,28 +244,28 @@ class SelfAttention(nn.Module):
 
 
 class Score(nn.Module):
-    """A dense score of the features, gathered over the places; and with classes, how well they fit the label:
+    """A dense score of the features, pooled over the places; and with classes, how well they fit the label:
     the projection <e(y), h> (Miyato & Koyama, 2018).
 
     Args:
-        gather: `torch.sum` or `torch.mean`.
+        pooling: `torch.sum` or `torch.mean`.
 
     Shape: features (B, C, H, W), labels (B,) -> scores (B,).
     Raises: ValueError if there are classes and no labels.
     """
 
-    def __init__(self, channels: int, classes: int = 0, gather: Callable[..., Tensor] = torch.sum):
+    def __init__(self, channels: int, classes: int = 0, pooling: Callable[..., Tensor] = torch.sum):
         super().__init__()
-        self.gather = gather
+        self.pooling = pooling
         self.linear = nn.Linear(channels, 1)
         self.embedding = nn.Embedding(classes, channels) if classes else None
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        gathered = self.gather(features, (2, 3))
-        scores = self.linear(gathered).flatten()
+        pooled = self.pooling(features, (2, 3))
+        scores = self.linear(pooled).flatten()
         if self.embedding is None:
             return scores
-        return scores + (self.embedding(needed(labels)) * gathered).sum(1)
+        return scores + (self.embedding(needed(labels)) * pooled).sum(1)
 
 
 def needed(labels: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ from sparsegen.zoo.blocks import (
     one_hot,
     unconstrained,
 )
-from sparsegen.zoo.discriminator import Discriminator, alone, with_label_maps
+from sparsegen.zoo.discriminator import Discriminator, identity, with_label_maps
 from sparsegen.zoo.generator import Generator
 
 WIDEST = 8  # channels of a layer that is added, as a multiple of the atoms
@@ -131,8 +131,8 @@ def discriminator(
         conv = layer.build(channels, width, bias=bias or isinstance(after, nn.Identity))
         stages.append(Stage(conv, after, nn.LeakyReLU(slope)))
         channels = width
-    entry = with_label_maps(classes) if classes else alone
-    built = Discriminator(nn.Sequential(*stages), ConvScore(head.build(channels, 1, bias=True)), entry)
+    preprocess = with_label_maps(classes) if classes else identity
+    built = Discriminator(nn.Sequential(*stages), ConvScore(head.build(channels, 1, bias=True)), preprocess)
     normal_init(built)
     constrain(built)
     return built

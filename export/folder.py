@@ -8,10 +8,10 @@ import torch
 
 from sparsegen.common.files import atomic_folder
 from sparsegen.export.onnx_file import bundle
-from sparsegen.export.proof import Proof
+from sparsegen.export.parity import ParityReport
 from sparsegen.zoo.bundled import CONFIG, GRAPH
 from sparsegen.zoo.checkpoint import from_pretrained, save_auxiliary_networks
-from sparsegen.zoo.hub import FILES
+from sparsegen.zoo.hub import HUB_FILES
 
 
 def export_folder(
@@ -19,7 +19,7 @@ def export_folder(
     folder: Path,
     discriminator: bool = False,
     progress: Callable[[int, str], object] | None = None,
-) -> Proof:
+) -> ParityReport:
     """Writes the checkpoint in `source` as a model that `serve` can serve; all of the folder, or nothing.
 
     Args:
@@ -47,5 +47,5 @@ def check_target(folder: Path, source: Path) -> None:
         raise FileExistsError(
             f"{folder} is the model itself, whose weights would be lost: choose another folder"
         )
-    if names and not {CONFIG, GRAPH} <= names <= set(FILES):
+    if names and not {CONFIG, GRAPH} <= names <= set(HUB_FILES):
         raise FileExistsError(f"{folder} holds other files than an exported model: choose another folder")

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sparsegen.training.data import ImageLoader, Images
-from sparsegen.training.loop import Networks, Progress, random_of, train
+from sparsegen.training.loop import Networks, TrainingStep, random_of, train
 from sparsegen.training.recipes import RECIPES, Recipe, half_then_linear, linear_decay, recipe_of
 from sparsegen.zoo.spec import ModelSpec
 
@@ -23,7 +23,7 @@ def batches(size: int = 4) -> ImageLoader:
     return ImageLoader(Images(pixels, torch.arange(24) % 10, "noise", "0"), size, seed=0)
 
 
-def trained(name: str, steps: int, recipe: Recipe | None = None) -> tuple[Networks, Iterator[Progress]]:
+def trained(name: str, steps: int, recipe: Recipe | None = None) -> tuple[Networks, Iterator[TrainingStep]]:
     spec = ModelSpec.parse(name)
     recipe = recipe or recipe_of(spec)
     networks = Networks(spec, recipe, seed=0)

@@ -63,22 +63,22 @@ def test_efficientnets_last_map_is_the_one_that_its_package_computes() -> None:
 
 
 def test_the_frozen_network_learns_nothing_and_is_not_saved_with_the_heads(features: FrozenFeatures) -> None:
-    judge, x = heads(features), images().requires_grad_()
+    discriminator, x = heads(features), images().requires_grad_()
     frozen = {key: value.clone() for key, value in features.network.state_dict().items()}
     assert not any(parameter.requires_grad for parameter in features.network.parameters())
-    sum(score.mean() for score in judge.train()(x, torch.arange(4))).backward()
+    sum(score.mean() for score in discriminator.train()(x, torch.arange(4))).backward()
     assert x.grad.abs().sum() > 0
     assert_equal(features.network.state_dict(), frozen)
     assert not features.network.training
-    assert {key.partition(".")[0] for key in judge.state_dict()} == {"mixing", "heads"}
-    assert not any(key.startswith("mixing") for key, _ in judge.named_parameters())
+    assert {key.partition(".")[0] for key in discriminator.state_dict()} == {"mixing", "heads"}
+    assert not any(key.startswith("mixing") for key, _ in discriminator.named_parameters())
 
 
 def test_the_heads_bring_the_frozen_network_along_to_another_device() -> None:
     features = open_frozen("cifar10-classifier")
-    judge = heads(features).to("meta")
+    discriminator = heads(features).to("meta")
     assert {parameter.device.type for parameter in features.network.parameters()} == {"meta"}
-    assert {parameter.device.type for parameter in judge.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in discriminator.parameters()} == {"meta"}
 
 
 def test_mixing_goes_from_coarse_to_fine() -> None:
@@ -107,8 +107,8 @@ def test_mixing_goes_from_coarse_to_fine() -> None:
 
 
 def test_a_label_adds_the_projection_of_the_features_on_its_embedding() -> None:
-    judge = heads(open_frozen("cifar10-classifier")).eval()
-    head, x = judge.heads[0], torch.randn(2, 8, 16, 16)
+    discriminator = heads(open_frozen("cifar10-classifier")).eval()
+    head, x = discriminator.heads[0], torch.randn(2, 8, 16, 16)
     features = head.stages(x)
     found = head(x, torch.tensor([3, 7])) - head(x, torch.tensor([5, 5]))
     direction = head.embedding.weight[[3, 7]] - head.embedding.weight[[5, 5]]
@@ -268,7 +268,7 @@ def test_the_classifier_starts_with_white_patches() -> None:
     torch.testing.assert_close(torch.cov(made), torch.eye(12), atol=0.05, rtol=0)
 
 
-def train(data: Images, recipe: classifier.Recipe) -> tuple[list[classifier.Progress], Classifier]:
+def train(data: Images, recipe: classifier.Recipe) -> tuple[list[classifier.Epoch], Classifier]:
     found, training = [], classifier.train(data, data, recipe)
     while True:
         try:

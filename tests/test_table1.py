@@ -32,11 +32,11 @@ def test_every_cell_of_table_1_draws_images_from_projected_codes(architecture: s
 def test_a_projected_code_holds_at_most_k_non_zeros_a_unit(architecture: str, regularizer: str) -> None:
     generator = create_model(architecture, regularizer, width=8)
     _, codes = generator(*noise(generator, 4))
-    for dial in generator.dials:
-        support = codes[dial.level - 1] != 0
-        per_unit = support.sum(1) if dial.unit == "needle" else support.flatten(1).sum(1)
-        assert per_unit.max() <= dial.k
-        assert dial.k == dial.limit // 4
+    for k_range in generator.k_ranges:
+        support = codes[k_range.level - 1] != 0
+        per_unit = support.sum(1) if k_range.unit == "needle" else support.flatten(1).sum(1)
+        assert per_unit.max() <= k_range.k
+        assert k_range.k == k_range.limit // 4
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

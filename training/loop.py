@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Progress(NamedTuple):
+class TrainingStep(NamedTuple):
     """The state of a run after `step` steps; `metrics` where this step was measured, else None."""
 
     step: int
@@ -126,7 +126,7 @@ def train(
     steps: int,
     warm_up: int = 0,
     measure_every: int = 100,
-) -> Iterator[Progress]:
+) -> Iterator[TrainingStep]:
     """Trains from step `start` to `steps`, and yields after each step.
 
     In the first `warm_up` steps the generator stands still, while a new discriminator catches up with it.
@@ -178,7 +178,7 @@ def train(
             measured = _measure(networks, current, losses)
             measured["images_per_second"] = images / (perf_counter() - since)
             since, images = perf_counter(), 0
-        yield Progress(step + 1, measured)
+        yield TrainingStep(step + 1, measured)
 
 
 def random_of(numbers: Sequence[int]) -> torch.Generator:

@@ -57,7 +57,7 @@ class Recipe:
     recipes have none; at the short lengths that a CPU affords the average is better, and all columns get it
     alike. BigGAN's own starts at step 1000; ours, from the start, with a window that grows (`loop.train`).
 
-    Choice: all flip the real images at random (`plan.Plan`), those of cgan and msgan too, whose original does not.
+    Choice: all flip the real images at random (`plan.RunPlan`), those of cgan and msgan too, whose original does not.
 
     Attributes:
         rate: From the share of the training that is done to the factor of the learning rate.

@@ -8,7 +8,7 @@ from pathlib import Path
 from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
 
 CARD = "README.md"
-FILES = [CONFIG, WEIGHTS, *AUXILIARY.values(), GRAPH, SYNTHESIS, CARD]  # of a model on the Hub
+HUB_FILES = [CONFIG, WEIGHTS, *AUXILIARY.values(), GRAPH, SYNTHESIS, CARD]  # of a model on the Hub
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
@@ -21,7 +21,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
 
     missed = f"no folder {repo_id!r} here, and the Hub did not give it"
     with _one_sentence(f"the Hub did not give {repo_id!r} at {revision!r}" if revision else missed):
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=FILES))
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=HUB_FILES))
         missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
         there = HfApi().list_repo_files(repo_id, revision=revision) if missing else []
     if missing:
@@ -43,7 +43,7 @@ def push(folder: Path, card: str, repo_id: str, private: bool = False, revision:
     check_id(repo_id)
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = {name: folder / name for name in FILES if (folder / name).is_file()} | {CARD: card.encode()}
+    files = {name: folder / name for name in HUB_FILES if (folder / name).is_file()} | {CARD: card.encode()}
     hub = HfApi()
     with _one_sentence(f"the Hub did not take {repo_id!r}"):
         page = hub.create_repo(repo_id, private=private, exist_ok=True)

@@ -554,7 +554,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "list": (lambda folder: (folder / CONFIG).write_text("[]"), f"{CONFIG} is not a sparsegen config"),
     "text": (
         lambda folder: reconfigured(folder, evaluation="great"),
-        "evaluation is of type dict; got 'great'",
+        "evaluation must be of type dict; got 'great'",
     ),
     "nan": (
         lambda folder: reconfigured(folder, evaluation={"metric": "fid", "distance": float("nan")}),

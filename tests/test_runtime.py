@@ -220,9 +220,9 @@ def test_noise_wants_labels_where_and_only_where_a_sampler_is_conditional(
         open_sampler(conditional).run(noise.z(2, 128))
     with pytest.raises(ValueError, match="one for each of 2; got 3"):
         open_sampler(conditional).run(noise.z(2, 128), labels=[1, 2, 3])
-    with pytest.raises(ValueError, match="this one has none"):
+    with pytest.raises(ValueError, match="unconditional and has no labels"):
         sampler.run(noise.z(2, 128), labels=[1, 2])
-    with pytest.raises(ValueError, match="this one has none"):
+    with pytest.raises(ValueError, match="unconditional and has no labels"):
         sampler.sample(1, labels=1)
 
 

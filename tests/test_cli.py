@@ -231,7 +231,7 @@ def test_a_k_that_is_the_default_is_the_same_run(sparsegen: CLI, pictures: Path,
     arguments = ("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8)
     arguments += ("--eval-count", 0, "--steps")
     assert sparsegen(*arguments, 1).returncode == 0
-    assert_refused(sparsegen(*arguments, 2, "--resume", "--k", "2,3"), "k: [2, 2] there, [2, 3] asked")
+    assert_refused(sparsegen(*arguments, 2, "--resume", "--k", "2,3"), "k: [2, 2] there, [2, 3] requested")
     done = sparsegen(*arguments, 2, "--resume", "--k", "2,2")  # a quarter of 8 channels
     assert done.returncode == 0, done.stderr
     assert "trained for 2 steps" in done.stdout
@@ -322,13 +322,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         (("dcgan-8.ml", "--precision", "fp4"), "precision"),
         (("dcgan-8.ml", "--device", "tpu"), "got 'tpu'"),
         (("dcgan-8.ml", "--device", "cuda:4096"), "no device cuda:4096"),
-        (("dcgan-8.ml", "--eval-count", 1), "--eval-count is 0, or the images drawn, from 2 to"),
+        (("dcgan-8.ml", "--eval-count", 1), "--eval-count is 0, or the number of images drawn, from 2 to"),
         (("dcgan-8.ml", "--share", 0), "above 0 and at most 1; got 0"),
         (("dcgan-8.ml", "--share", 1.5), "--share"),
         (("dcgan-8.ml", "--share", "nan"), "--share"),
-        (("dcgan-8.ml", "--rate", 0), "a rate is a factor of the recipe's learning rates, above 0"),
-        (("dcgan-8.ml", "--rate", "nan"), "above 0, as 0.1 or 4; got nan"),
-        (("dcgan-8.ml", "--resume"), "holds no run to go on with"),
+        (("dcgan-8.ml", "--rate", 0), "a rate must be a factor of the recipe's learning rates, above 0"),
+        (("dcgan-8.ml", "--rate", "nan"), "above 0, e.g. 0.1 or 4; got nan"),
+        (("dcgan-8.ml", "--resume"), "holds no run to resume"),
         (("dcgan-8.ml", "--out", "/proc/x/run"), "/proc"),
         (("dcgan-8.ml", "--data", "missing/folder/of/images"), "missing/folder"),
     ],

@@ -132,7 +132,7 @@ def test_a_reference_of_another_network_is_refused(generator, features):
         evaluate_samples(samples, {"fd-quarters": other})
     with pytest.raises(ValueError, match=r"fd-quarters; got \['fd-other'\]"):
         evaluate_samples(samples, {"fd-other": other})
-    with pytest.raises(ValueError, match="references are those"):
+    with pytest.raises(ValueError, match="references must belong"):
         evaluate_samples(samples, {})
 
 

@@ -244,7 +244,7 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatc
         open_classifier(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="use images of at least 16 pixels"):
         ProjectedDiscriminator(open_frozen("cifar10-classifier"), 8, 0)
-    with pytest.raises(ValueError, match="trained with the features of a frozen network"):
+    with pytest.raises(ValueError, match="trained with features of a frozen network"):
         recipe_of(ModelSpec.parse("biggan-8.ml.projected"))
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ImportError, match=r"pip install sparsegen\[train\]"):

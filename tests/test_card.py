@@ -99,8 +99,8 @@ def test_further_measures_are_listed_as_far_as_they_are_known() -> None:
     assert "- fd-cifar10-classifier: 12.5\n" in card and card.count("81.23") == 1
     assert "Measured with the features of fd-efficientnet-lite0:" in card
     assert "within the real images: 0.7\n" in card and "within the samples: 0.125\n" in card
-    assert "asked for:" not in card and "None" not in card and "flatters" not in card
-    assert "flatters" in model_card(config("ml", evaluation={**evaluation, "independent": False}))
+    assert "requested class:" not in card and "None" not in card and "biased in its favor" not in card
+    assert "biased in its favor" in model_card(config("ml", evaluation={**evaluation, "independent": False}))
     assert "Measured with the features" not in model_card(config("ml", evaluation=EVALUATION))
 
 
@@ -129,7 +129,7 @@ def test_a_card_says_how_large_atoms_and_codes_are(
     architecture: str, atoms: str, effective: str, code_1: str, code_2: str
 ) -> None:
     card = " ".join(model_card(config("l0", architecture)).split())
-    assert f"whose 8 atoms have {atoms} pixels" in card and f"of D1 D2, of {effective} pixels" in card
+    assert f"D1 of 8 atoms of {atoms} pixels" in card and f"of D1 D2, of {effective} pixels" in card
     assert f"Γ1 is {code_1}, Γ2 is {code_2} " in card
 
 

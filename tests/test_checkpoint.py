@@ -88,7 +88,9 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 def test_damaged_weights_are_named(folder: Path, damage: object) -> None:
     path = folder / WEIGHTS
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"generator\.safetensors is corrupt, truncated or no safetensors"):
+    with pytest.raises(
+        ValueError, match=r"generator\.safetensors is corrupt, truncated or not a safetensors"
+    ):
         from_pretrained(folder)
 
 

@@ -151,7 +151,7 @@ def test_labels_that_there_are_not_are_refused_with_the_classes(
     sparsegen: CLI, model: Path, conditional: Path, labels: str, says: str
 ) -> None:
     assert_refused(sparsegen("sample", conditional, "--labels", labels), says, "airplane", "truck")
-    assert_refused(sparsegen("sample", model, "--labels", labels), "leave them out")
+    assert_refused(sparsegen("sample", model, "--labels", labels), "omit them")
 
 
 def test_several_labels_are_one_for_each_image(sparsegen: CLI, conditional: Path) -> None:
@@ -278,7 +278,7 @@ def test_training_on_a_share_of_the_images_says_so(sparsegen: CLI, pictures: Pat
     more = sparsegen(*arguments, "--out", tmp_path / "x", "--batch-size", 11, "--share", 0.25)
     assert_refused(more, "has 10 images, fewer than one batch of 11")  # of 41, one of them is broken
     again = sparsegen(*arguments, "--out", tmp_path / "run", "--batch-size", 10, "--resume")
-    assert_refused(again, "share: 0.25 there, 1.0 asked; rate: 0.5 there, 1.0 asked")
+    assert_refused(again, "share: 0.25 there, 1.0 requested; rate: 0.5 there, 1.0 requested")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_bad_labels_are_named_with_the_classes_that_there_are(
     [
         ((2, 127), (2,), r"z has the shape .B, 128.; got .2, 127."),
         ((128,), (1,), r"z has the shape .B, 128.; got .128,."),
-        ((2, 128), None, "conditional: give labels, 0 airplane"),
+        ((2, 128), None, "conditional: give labels .0 airplane"),
         ((2, 128), (3,), "integers, one for each of the 2 z; got torch.int64 .3,."),
         ((2, 128), (2, 1), "one for each of the 2 z"),
     ],

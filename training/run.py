@@ -42,7 +42,7 @@ from sparsegen.training.plan import (
     with_k,
 )
 from sparsegen.training.projected import NETWORK as HEADS
-from sparsegen.training.projected import open_frozen
+from sparsegen.training.projected import FrozenFeatures, open_frozen
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import labels
 from sparsegen.zoo.bundled import AUXILIARY, WEIGHTS
@@ -78,6 +78,9 @@ Evaluator = Callable[[Generator], dict]
 class Run:
     """One training run and its folder.
 
+    Args:
+        frozen: The network `plan.features`, if it is open already; None: it is opened if the plan names one.
+
     Attributes:
         evaluator: Measures the averaged generator; its "distance" selects the best checkpoint. None, the default: no
             evaluation. It is set after the run was accepted, because making one may take minutes.
@@ -87,7 +90,14 @@ class Run:
         unchanged.
     """
 
-    def __init__(self, start: Start, plan: RunPlan, images: Images, schedule: Schedule):
+    def __init__(
+        self,
+        start: Start,
+        plan: RunPlan,
+        images: Images,
+        schedule: Schedule,
+        frozen: FrozenFeatures | None = None,
+    ):
         from accelerate import Accelerator
 
         self.folder, self.schedule, device = start.folder, schedule, start.device
@@ -124,8 +134,9 @@ class Run:
                 device.type,
             )
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
-        features = open_frozen(plan.features) if plan.features else None
-        self.recipe = recipe_of(plan.spec, plan.share, features).faster(plan.rate)
+        if frozen is None and plan.features:
+            frozen = open_frozen(plan.features)
+        self.recipe = recipe_of(plan.spec, plan.share, frozen).faster(plan.rate)
         self.batches = ImageLoader(
             images,
             plan.batch_size,

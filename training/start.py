@@ -89,7 +89,7 @@ def start(
     if config.k is not None:
         spec = replace(spec, k=tuple(resolve(config.k, spec.k_ranges)))
     check_share(config.share)
-    frozen = find_frozen(spec, config.features)  # before the images are decoded, which may take long
+    found = find_frozen(spec, config.features)  # before the images are decoded, which may take long
     check_seed(config.seed)
     place = check_start(config.out, spec, config.start_from, config.resume, config.device)
     if config.resume and not place.goes_on:
@@ -99,8 +99,7 @@ def start(
     images = open_with_bar(config.data, bar, size=spec.image_size, limit=config.limit)
     spec = spec.with_classes(_classes(spec, config.classes, place, images))
     part = images.part(config.share)
-    if frozen is None and spec.recipe == "projected":
-        frozen = frozen_for(images.fingerprint)
+    frozen = frozen_for(found, images.fingerprint)
     recipe = recipe_of(spec, config.share, frozen).faster(config.rate)
     run_plan = RunPlan(
         model=spec.name,
@@ -114,13 +113,13 @@ def start(
         rate=config.rate,
         start_from=config.start_from,
         warm_up=config.warm_up if config.start_from else 0,
-        features=frozen and frozen.name,
+        features=frozen.name if frozen else None,
         classes=spec.classes,
     )
     schedule = Schedule(
         config.steps or recipe.steps, save_every=config.save_every, eval_every=config.eval_every
     )
-    run = Run(place, run_plan, part, schedule)
+    run = Run(place, run_plan, part, schedule, frozen)
     if config.eval_count:  # uses all images, so that distances of models trained on shares are comparable
         run.evaluator = make_evaluator(
             images, config.eval_count, str(place.device), run_plan.features, bar, on_evaluation

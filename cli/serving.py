@@ -57,7 +57,7 @@ def serve(
     The options from --token on may be given as variables, too: SPARSEGEN_TOKEN, SPARSEGEN_ALLOW_HOST, …
     """
     from sparsegen.service.exposure import Exposure
-    from sparsegen.service.serve import serve
+    from sparsegen.service.http.serve import serve
 
     if token and token_file:
         raise ValueError("--token and --token-file both give the token: leave one of them out")
@@ -93,8 +93,8 @@ def worker(
     once: Annotated[bool, typer.Option("--once", help="End after one job, or if there is none.")] = False,
 ) -> None:
     """Does the restorations that servers take on: one at a time, on this or any other machine."""
+    from sparsegen.service.jobs.worker import work
     from sparsegen.service.logs import set_up_logs
-    from sparsegen.service.worker import work
 
     set_up_logs()
     sys.exit(work(jobs, once=once))

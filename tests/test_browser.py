@@ -249,9 +249,7 @@ def test_the_page_of_the_api_needs_no_other_host(server, tmp_path):
         page.driver.quit()
 
 
-SERVE = (
-    "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
-)
+SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
 
 
 @pytest.fixture(scope="module", name="restoring")

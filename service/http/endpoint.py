@@ -41,7 +41,6 @@ from sparsegen.service.jobs import orders
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import Model, models_folder, open_models
 from sparsegen.service.page import inspector
-from sparsegen.service.page.app import page
 from sparsegen.service.page.events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD
@@ -230,6 +229,7 @@ class SparseGen:
     """Images from generators whose inner representation is a sparse code."""
 
     def __init__(self) -> None:
+        from sparsegen.service.page.app import mount
 
         set_up_logs()
         end_with_parent()
@@ -243,7 +243,7 @@ class SparseGen:
         for warning in (*refused, *exposure.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        app.state.queued, app.state.handlers, app.state.sessions = page.mount(
+        app.state.queued, app.state.handlers, app.state.sessions = mount(
             app, models, lambda: app.state.jobs(), asks_token=exposure.token is not None
         )
 

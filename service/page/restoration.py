@@ -95,7 +95,7 @@ def tab(
     gr.Markdown(INTRODUCTION)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            examples = gr.HTML(thumbnails(), js_on_load=markup.PICK_JS, elem_id="examples")
+            examples = gr.HTML(thumbnails(), js_on_load=read_static("pick.js"), elem_id="examples")
             image = dropped(f"Your picture, up to {MAX_PIXELS / 1e6:g} megapixel", "image")
             kind = gr.Radio(list(KINDS.items()), value="denoise", label="What to do", elem_id="kind")
             with gr.Column(visible=False) as holes:

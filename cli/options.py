@@ -12,7 +12,7 @@ Model = Annotated[
 Seed = Annotated[int, typer.Option(help="Fixes the noise: 0 to 2^64 - 1.")]
 K = Annotated[
     str | None,
-    typer.Option(help="The sparsity dial: non-zeros kept; one number, or one a level, Γ1 first, as 16,32."),
+    typer.Option(help="Sparsity (k): non-zeros kept; one number, or one a level, Γ1 first, as 16,32."),
 ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsegen.zoo.blocks import LabelNorm
+from sparsegen.zoo.blocks import ConditionalBatchNorm
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.spec import create_model
 
@@ -47,7 +47,7 @@ def warmed(generator: Generator) -> Generator:
     generator.train()
     with torch.no_grad():
         for norm in generator.modules():
-            if isinstance(norm, LabelNorm):
+            if isinstance(norm, ConditionalBatchNorm):
                 norm.gain.weight.normal_(1, 0.5)
                 norm.bias.weight.normal_(0, 0.5)
         for _ in range(8):

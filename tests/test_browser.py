@@ -168,7 +168,7 @@ def test_a_new_seed_draws_new_images_and_the_dial_follows_the_model(page, server
     assert until(lambda: "allows 300 of 2,048 in each code" in page.text("#facts"), True)
 
     choose(page, "dcgan-8.baseline")
-    assert until(lambda: "no dial to turn" in page.text("#note"), True)
+    assert until(lambda: "no k to set" in page.text("#note"), True)
     assert until(lambda: [slider for slider in page.all("#k1") if slider.is_displayed()], []) == []
     assert until(lambda: "not limited in this model" in page.text("#facts"), True)
     page.click("#calls button")

@@ -47,7 +47,7 @@ def config(regularizer: str, architecture: str = "dcgan", **about: object) -> di
         "architecture": spec.architecture,
         "regularizer": regularizer,
         "atoms": spec.atoms,
-        "k": [dial.k for dial in spec.dials],
+        "k": [k_range.k for k_range in spec.k_ranges],
         "license": "apache-2.0",
         **about,
     }
@@ -73,7 +73,7 @@ def test_nothing_is_rendered_that_is_not_known(regularizer: str, about: dict) ->
         "training" in about,
         "evaluation" in about,
     )
-    assert ("the sparsity dial" in card) == (regularizer in ("l0_inf", "l0", "ml"))
+    assert ("## Sparsity (k)" in card) == (regularizer in ("l0_inf", "l0", "ml"))
     assert f"# dcgan-8.{regularizer}\n" in card and "arXiv" in card
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import sparsegen
 from sparsegen.zoo import checkpoint
-from sparsegen.zoo.bundled import COMPANIONS, CONFIG, MODELS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, WEIGHTS
 from sparsegen.zoo.checkpoint import from_pretrained, read_config, upload
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.spec import create_model
@@ -28,7 +28,7 @@ def test_a_saved_generator_comes_back_with_its_pixels_and_its_dial(
     folder = tiny_ml.save_pretrained(tmp_path / "saved", training={"steps": 7})
     opened = from_pretrained(folder)
     assert not opened.training
-    assert [dial.k for dial in opened.dials] == [1, 3]
+    assert [k_range.k for k_range in opened.k_ranges] == [1, 3]
     assert opened.config["training"] == {"steps": 7}
     assert opened.spec.name == "dcgan-8.ml"
     assert np.array_equal(opened.sample(3), tiny_ml.sample(3))
@@ -287,13 +287,13 @@ def test_a_hub_id_offline_is_a_clear_error() -> None:
 
 def test_a_discriminator_can_be_carried_over(tiny_ml: Generator, tmp_path: Path) -> None:
     source = tiny_ml.save_pretrained(tmp_path / "source")
-    judge = tiny_ml.spec.companions()["discriminator"]
-    file = COMPANIONS["discriminator"]
-    save_weights(judge, source / file, torch.float32)
+    discriminator = tiny_ml.spec.auxiliary_networks()["discriminator"]
+    file = AUXILIARY["discriminator"]
+    save_weights(discriminator, source / file, torch.float32)
     target = tiny_ml.save_pretrained(tmp_path / "target")
-    checkpoint.save_companions(source, target, tiny_ml.spec, torch.float16)
-    copy = tiny_ml.spec.companions()["discriminator"]
+    checkpoint.save_auxiliary_networks(source, target, tiny_ml.spec, torch.float16)
+    copy = tiny_ml.spec.auxiliary_networks()["discriminator"]
     load_weights(copy, target / file)
     for key, tensor in copy.state_dict().items():
-        expected = judge.state_dict()[key]
+        expected = discriminator.state_dict()[key]
         assert torch.equal(tensor, expected.half().float() if expected.is_floating_point() else expected)

@@ -38,7 +38,7 @@ def pictures(markup: str) -> list[np.ndarray]:
 
 def ask(client, api_name: str, model=ML, label=sample.ANY, seed=7, count=5, k=2, apart=False, k_2=1, index=0):
     if model in (ML, L0, BASELINE, CONDITIONAL):
-        choose(client, model)  # as on the page, the dial gets the range of the model
+        choose(client, model)  # as on the page, k gets the range of the model
     return client.predict(model, label, seed, count, k, apart, k_2, index, api_name=api_name)
 
 
@@ -146,11 +146,11 @@ def test_what_goes_wrong_with_a_value_or_a_file_is_told_on_the_page(kind):
 
 def test_the_page_says_how_sparse_the_codes_are(server, client):
     facts = ask(client, "/draw", k=3)[1]
-    with torch.no_grad(), (generator := from_pretrained(server.models / ML)).dial(3):
+    with torch.no_grad(), (generator := from_pretrained(server.models / ML)).use_k(3):
         _, codes = generator(torch.from_numpy(noise.z(5, 128, 7)))
     for level, code in enumerate(codes, 1):
         assert f"Γ{level}: density {(code != 0).double().mean():.3f}" in facts
-    assert "the dial allows 3 of 8 in each needle" in facts
+    assert "k allows 3 of 8 in each needle" in facts
     assert "not limited in this model" in ask(client, "/draw", BASELINE)[1]
 
 

@@ -114,7 +114,7 @@ def test_models_are_listed_with_their_dials(server):
     assert listed[CONDITIONAL]["classes"] == CLASSES and listed[ML]["classes"] == []
     assert listed[BASELINE]["k"] == [] and listed[BASELINE]["regularizer"] == "baseline"
     assert listed[L0]["k"] == [{"level": 1, "unit": "code", "trained": 512, "min": 1, "max": 8 * 16 * 16}]
-    assert [dial["max"] for dial in listed[ML]["k"]] == [8, 8]
+    assert [k["max"] for k in listed[ML]["k"]] == [8, 8]
     assert (
         listed[ML]["license"] == "apache-2.0"
         and listed[ML]["steps"] == 3

@@ -155,11 +155,11 @@ def test_the_dial_changes_the_image_and_springs_back(tiny_ml: Generator) -> None
     assert not np.array_equal(tiny_ml.sample(2, k=1), plain)
     assert np.array_equal(tiny_ml.sample(2), plain)
     assert np.array_equal(tiny_ml.sample(2, k=[2, 2]), plain)
-    with tiny_ml.dial((1, 8)):
-        assert [dial.k for dial in tiny_ml.dials] == [1, 8]
-    with pytest.raises(RuntimeError), tiny_ml.dial(8):
+    with tiny_ml.use_k((1, 8)):
+        assert [k_range.k for k_range in tiny_ml.k_ranges] == [1, 8]
+    with pytest.raises(RuntimeError), tiny_ml.use_k(8):
         raise RuntimeError
-    assert [dial.k for dial in tiny_ml.dials] == [2, 2]
+    assert [k_range.k for k_range in tiny_ml.k_ranges] == [2, 2]
 
 
 def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
@@ -296,7 +296,7 @@ def test_threads_draw_at_their_own_k_and_leave_the_generator_alone(tiny_ml: Gene
         drawn = [(k, threads.submit(tiny_ml.sample, 70, k=k)) for _ in range(5) for k in expected]
     for k, images in drawn:
         assert np.array_equal(images.result(), expected[k])
-    assert [dial.k for dial in tiny_ml.dials] == [2, 2]
+    assert [k_range.k for k_range in tiny_ml.k_ranges] == [2, 2]
     assert all(torch.equal(tensor, before[key]) for key, tensor in tiny_ml.state_dict().items())
 
 
@@ -313,7 +313,10 @@ def test_a_view_shares_the_weights_but_not_the_dial(tiny_ml: Generator) -> None:
     view = tiny_ml.view(1)
     for mine, its in zip(tiny_ml.state_dict().values(), view.state_dict().values(), strict=True):
         assert mine.data_ptr() == its.data_ptr()
-    assert ([dial.k for dial in view.dials], [dial.k for dial in tiny_ml.dials]) == ([1, 1], [2, 2])
+    assert ([k_range.k for k_range in view.k_ranges], [k_range.k for k_range in tiny_ml.k_ranges]) == (
+        [1, 1],
+        [2, 2],
+    )
 
 
 def test_copies_and_pickles_draw_the_same(tiny_ml: Generator) -> None:

@@ -26,9 +26,9 @@ from sparsegen.training.projected import (
     open_frozen,
 )
 from sparsegen.training.recipes import RECIPES, recipe_of
-from sparsegen.training.terms import Draw, Forward
-from sparsegen.zoo.bundled import COMPANIONS
-from sparsegen.zoo.checkpoint import from_pretrained, save_companions
+from sparsegen.training.terms import Batch, LossInputs
+from sparsegen.zoo.bundled import AUXILIARY
+from sparsegen.zoo.checkpoint import from_pretrained, save_auxiliary_networks
 from sparsegen.zoo.spec import ModelSpec
 
 PROJECTED = {"model": "biggan-8.ml.projected", "features": "cifar10-classifier", "batch_size": 4}
@@ -63,22 +63,22 @@ def test_efficientnets_last_map_is_the_one_that_its_package_computes() -> None:
 
 
 def test_the_frozen_network_learns_nothing_and_is_not_saved_with_the_heads(features: FrozenFeatures) -> None:
-    judge, x = heads(features), images().requires_grad_()
+    discriminator, x = heads(features), images().requires_grad_()
     frozen = {key: value.clone() for key, value in features.network.state_dict().items()}
     assert not any(parameter.requires_grad for parameter in features.network.parameters())
-    sum(score.mean() for score in judge.train()(x, torch.arange(4))).backward()
+    sum(score.mean() for score in discriminator.train()(x, torch.arange(4))).backward()
     assert x.grad.abs().sum() > 0
     assert_equal(features.network.state_dict(), frozen)
     assert not features.network.training
-    assert {key.partition(".")[0] for key in judge.state_dict()} == {"mixing", "heads"}
-    assert not any(key.startswith("mixing") for key, _ in judge.named_parameters())
+    assert {key.partition(".")[0] for key in discriminator.state_dict()} == {"mixing", "heads"}
+    assert not any(key.startswith("mixing") for key, _ in discriminator.named_parameters())
 
 
 def test_the_heads_bring_the_frozen_network_along_to_another_device() -> None:
     features = open_frozen("cifar10-classifier")
-    judge = heads(features).to("meta")
+    discriminator = heads(features).to("meta")
     assert {parameter.device.type for parameter in features.network.parameters()} == {"meta"}
-    assert {parameter.device.type for parameter in judge.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in discriminator.parameters()} == {"meta"}
 
 
 def test_mixing_goes_from_coarse_to_fine() -> None:
@@ -107,8 +107,8 @@ def test_mixing_goes_from_coarse_to_fine() -> None:
 
 
 def test_a_label_adds_the_projection_of_the_features_on_its_embedding() -> None:
-    judge = heads(open_frozen("cifar10-classifier")).eval()
-    head, x = judge.heads[0], torch.randn(2, 8, 16, 16)
+    discriminator = heads(open_frozen("cifar10-classifier")).eval()
+    head, x = discriminator.heads[0], torch.randn(2, 8, 16, 16)
     features = head.stages(x)
     found = head(x, torch.tensor([3, 7])) - head(x, torch.tensor([5, 5]))
     direction = head.embedding.weight[[3, 7]] - head.embedding.weight[[5, 5]]
@@ -128,13 +128,13 @@ class Constant(torch.nn.Module):
 def test_the_losses_are_the_hinge_and_the_negative_score_added_up_over_scales() -> None:
     generator = ModelSpec.parse("dcgan-8.baseline").generator()
     networks = {"generator": generator, "discriminator": Constant(), "projected": Constant()}
-    draw = Draw(networks, images(), None, torch.randn(4, generator.z_dim), torch.Generator())
-    real = draw.real.mean((1, 2, 3)).numpy()
-    fake = draw.generated[0].detach().mean((1, 2, 3)).numpy()
+    batch = Batch(networks, images(), None, torch.randn(4, generator.z_dim), torch.Generator())
+    real = batch.real.mean((1, 2, 3)).numpy()
+    fake = batch.generated[0].detach().mean((1, 2, 3)).numpy()
     hinge = sum(np.maximum(0, 1 - s * real).mean() + np.maximum(0, 1 + s * fake).mean() for s in (1, 2))
-    learned = ProjectedHinge(augment.nothing)(Forward(draw, "projected"))
+    learned = ProjectedHinge(augment.nothing)(LossInputs(batch, "projected"))
     assert learned.item() == pytest.approx(hinge, abs=1e-5) and not learned.requires_grad
-    score = ProjectedScore(augment.nothing)(Forward(draw, "generator"))
+    score = ProjectedScore(augment.nothing)(LossInputs(batch, "generator"))
     assert score.item() == pytest.approx(-3 * fake.mean(), abs=1e-5) and score.requires_grad
 
 
@@ -197,7 +197,7 @@ def test_fine_tuning_takes_the_heads_along_with_the_same_features_only(tmp_path:
     for _ in start(tmp_path / "run", 2, save_every=2, **PROJECTED):
         pass
     source = tmp_path / "run" / "checkpoints" / "00000002"
-    assert (source / COMPANIONS["projected"]).is_file()
+    assert (source / AUXILIARY["projected"]).is_file()
     tuned = PROJECTED | {"start_from": str(source), "warm_up": 1}
     warm = start(tmp_path / "warm", 4, **tuned)
     expected = {
@@ -216,13 +216,13 @@ def test_the_heads_are_published_with_the_model_in_half_precision(tmp_path: Path
     for _ in start(tmp_path / "run", 2, save_every=2, **PROJECTED):
         pass
     source, folder = tmp_path / "run" / "checkpoints" / "00000002", tmp_path / "published"
-    save_companions(source, folder, ModelSpec.parse(PROJECTED["model"]), torch.float16)
-    found = load_file(folder / COMPANIONS["projected"])
-    expected = load_file(source / COMPANIONS["projected"])
+    save_auxiliary_networks(source, folder, ModelSpec.parse(PROJECTED["model"]), torch.float16)
+    found = load_file(folder / AUXILIARY["projected"])
+    expected = load_file(source / AUXILIARY["projected"])
     assert_equal(
         found, {key: value.half() if value.is_floating_point() else value for key, value in expected.items()}
     )
-    assert (folder / COMPANIONS["discriminator"]).is_file()
+    assert (folder / AUXILIARY["discriminator"]).is_file()
 
 
 def test_the_features_are_chosen_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,7 @@ def test_the_classifier_starts_with_white_patches() -> None:
     torch.testing.assert_close(torch.cov(made), torch.eye(12), atol=0.05, rtol=0)
 
 
-def train(data: Images, recipe: classifier.Recipe) -> tuple[list[classifier.Progress], Classifier]:
+def train(data: Images, recipe: classifier.Recipe) -> tuple[list[classifier.Epoch], Classifier]:
     found, training = [], classifier.train(data, data, recipe)
     while True:
         try:

@@ -18,8 +18,8 @@ from sparsegen.export.onnx_file import bundle, export_onnx
 from sparsegen.export.runtime import OnnxSampler, open_sampler
 from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.checkpoint import from_pretrained
-from sparsegen.zoo.dial import Dial
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.k_range import KRange
 from sparsegen.zoo.spec import create_model
 
 
@@ -60,10 +60,10 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 def test_a_sampler_says_what_it_draws_from(sampler: OnnxSampler, unprojected: Path) -> None:
     assert (sampler.name, sampler.regularizer, sampler.license) == ("dcgan-8.ml", "ml", "apache-2.0")
-    assert sampler.dials == [Dial(1, "needle", 2, 8), Dial(2, "needle", 2, 8)]
+    assert sampler.k_ranges == [KRange(1, "needle", 2, 8), KRange(2, "needle", 2, 8)]
     assert sampler.z_dim == 128 and sampler.code_shapes == ((8, 16, 16), (8, 16, 16))
     assert "dcgan-8.ml" in repr(sampler)
-    assert open_sampler(unprojected).dials == []
+    assert open_sampler(unprojected).k_ranges == []
 
 
 @pytest.mark.parametrize("arguments", [{}, {"k": 1}, {"k": [8, 3]}, {"truncation": 0.5}])

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsegen.common.files import cache_folder
+from sparsegen.common.progress import OnProgress
 from sparsegen.pictures.squares import decode
 from sparsegen.training.cache import keep, kept
 from sparsegen.training.sources import BLOCK, Rows, find_source
@@ -20,8 +20,6 @@ from sparsegen.zoo.noise import check_seed
 log = logging.getLogger(__name__)
 
 CACHE_FORMAT = 3  # raise it when the same source would give other pixels, or other names of classes
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ def check_share(share: float) -> float:
     return share
 
 
-class Batches:
-    """Batches as a pure function of (seed, step, rank), so that a resumed run needs no data state.
+class ImageLoader:
+    """Mini-batches of images as a pure function of (seed, step, rank), so that a resumed run needs no data state.
 
     An epoch is a permutation drawn from (seed, epoch), its incomplete last batch dropped; flips are drawn
     from (seed, step). Both are drawn for the global batch of batch_size * world_size images, of which each
@@ -160,7 +158,7 @@ def open_images(
     split: str = "train",
     size: int = 32,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Images:
     """Opens a source of images and decodes all of them, so that no later step can fail on one.
 
@@ -201,7 +199,7 @@ def open_images(
     return images
 
 
-def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: Progress | None) -> Images:
+def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: OnProgress | None) -> Images:
     """Decodes the rows in order, leaving out what is damaged.
 
     Raises: ValueError where nothing is left.

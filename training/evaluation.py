@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sparsegen.common.checks import check_integer
+from sparsegen.common.progress import OnProgress
 from sparsegen.pictures import images as pixels
 from sparsegen.training.features import FeatureNetwork
 from sparsegen.training.metrics import Statistics, density, frechet_distance
@@ -17,8 +18,6 @@ from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
 
 MAX_BATCH = 4096
-
-Progress = Callable[[int, int], object]  # images done, images in all
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured, and under which conditions.
+    """What `evaluate_samples` measured, and under which conditions.
 
     Args:
         metric: Name of `distance`, the headline figure; only "fid" is an FID.
@@ -77,7 +76,7 @@ class Evaluation:
     device: str | None
 
 
-def evaluate(samples: Samples, references: Mapping[str, Statistics]) -> Evaluation:
+def evaluate_samples(samples: Samples, references: Mapping[str, Statistics]) -> Evaluation:
     """Measures the distances of samples to real images.
 
     A distance is biased upwards by a small count: compare only distances over equal counts.
@@ -117,7 +116,7 @@ def draw(
     count: int = 10_000,
     seed: int = 0,
     batch: int = 64,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Samples:
     """Draws images 0 to count - 1 of a seed once, as `generator.sample` does, with their features in each network.
 

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sparsegen.training.data import Batches
+from sparsegen.training.data import ImageLoader
 from sparsegen.training.metrics import density
 from sparsegen.training.recipes import Phase, Recipe
-from sparsegen.training.terms import Draw, Forward
+from sparsegen.training.terms import Batch, LossInputs
 from sparsegen.zoo.spec import ModelSpec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Progress(NamedTuple):
+class TrainingStep(NamedTuple):
     """The state of a run after `step` steps; `metrics` where this step was measured, else None."""
 
     step: int
@@ -32,19 +32,19 @@ class Networks:
 
     Attributes:
         trained: The networks by the names that phases have for them.
-        companions: Those that the generator is trained with.
+        auxiliary_networks: Those that the generator is trained with.
     """
 
     def __init__(self, spec: ModelSpec, recipe: Recipe, seed: int, device: torch.device | str = "cpu"):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.generator, companions = spec.generator(), spec.companions()
-            companions |= {name: build(self.generator) for name, build in recipe.networks.items()}
+            self.generator, auxiliary_networks = spec.generator(), spec.auxiliary_networks()
+            auxiliary_networks |= {name: build(self.generator) for name, build in recipe.networks.items()}
             self.averaged = spec.generator()
         self.device = torch.device(device)
         self.averaged.eval().requires_grad_(False)
-        self.companions = companions
-        self.trained: dict[str, nn.Module] = {"generator": self.generator, **companions}
+        self.auxiliary_networks = auxiliary_networks
+        self.trained: dict[str, nn.Module] = {"generator": self.generator, **auxiliary_networks}
         for network in self._all.values():
             network.to(device, memory_format=torch.channels_last)
         self.start_average()
@@ -118,7 +118,7 @@ class Networks:
 def train(
     networks: Networks,
     recipe: Recipe,
-    batches: Batches,
+    batches: ImageLoader,
     accelerator: "Accelerator",
     *,
     seed: int,
@@ -126,12 +126,12 @@ def train(
     steps: int,
     warm_up: int = 0,
     measure_every: int = 100,
-) -> Iterator[Progress]:
+) -> Iterator[TrainingStep]:
     """Trains from step `start` to `steps`, and yields after each step.
 
     In the first `warm_up` steps the generator stands still, while a new discriminator catches up with it.
 
-    Choice: the phases of a step share a draw of real images and z. The generator learns from the images that the
+    Choice: the phases of a step share one batch of real images and z. The generator learns from the images that the
     discriminator saw in its last update, as in the code of Mao et al. (2019), and SSGAN's three networks from one
     batch; the other public recipes draw anew for each phase, which costs one more pass of the generator a step.
 
@@ -142,12 +142,12 @@ def train(
         network.train()
     draws = max(phase.updates for phase in recipe.phases)
 
-    def draw(step: int, update: int, differentiable: bool) -> Draw:
+    def draw_batch(step: int, update: int, differentiable: bool) -> Batch:
         real, labels = batches.at(step * draws + update)
         numbers = [seed, step, update, accelerator.process_index]
-        count = recipe.copies * len(real)
+        count = recipe.fakes_per_real * len(real)
         z = np.random.default_rng(numbers).standard_normal((count, networks.generator.z_dim), np.float32)
-        return Draw(
+        return Batch(
             networks.trained,
             real.to(networks.device, memory_format=torch.channels_last),
             labels.to(networks.device) if networks.generator.classes else None,
@@ -165,8 +165,8 @@ def train(
             if step < warm_up and phase.network == "generator":
                 continue
             for update in range(phase.updates):
-                if update or current is None:  # the first update of a phase goes on with the draw before it
-                    current = draw(step, update, differentiable=update == phase.updates - 1)
+                if update or current is None:  # the first update of a phase goes on with the batch before it
+                    current = draw_batch(step, update, differentiable=update == phase.updates - 1)
                 losses[phase.network] = _update(networks, recipe, phase, current, accelerator)
                 _check_finite(losses[phase.network], step)
         _share_statistics(networks, accelerator)
@@ -178,7 +178,7 @@ def train(
             measured = _measure(networks, current, losses)
             measured["images_per_second"] = images / (perf_counter() - since)
             since, images = perf_counter(), 0
-        yield Progress(step + 1, measured)
+        yield TrainingStep(step + 1, measured)
 
 
 def random_of(numbers: Sequence[int]) -> torch.Generator:
@@ -189,13 +189,13 @@ def random_of(numbers: Sequence[int]) -> torch.Generator:
 
 
 def _update(
-    networks: Networks, recipe: Recipe, phase: Phase, draw: Draw, accelerator: "Accelerator"
+    networks: Networks, recipe: Recipe, phase: Phase, batch: Batch, accelerator: "Accelerator"
 ) -> dict[str, Tensor]:
     for name, network in networks.trained.items():
         network.requires_grad_(name == phase.network)
     with accelerator.autocast():
-        forward = Forward(draw, phase.network, recipe.augment)
-        losses = {name: term(forward) for name, term in phase.terms.items()}
+        inputs = LossInputs(batch, phase.network, recipe.augment)
+        losses = {name: term(inputs) for name, term in phase.terms.items()}
     optimizer = networks.optimizers[phase.network]
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(sum(losses.values()))
@@ -226,8 +226,8 @@ def _share_statistics(networks: Networks, accelerator: "Accelerator") -> None:
 
 
 @torch.no_grad()
-def _measure(networks: Networks, draw: Draw, losses: dict[str, dict[str, Tensor]]) -> dict:
-    _, codes = draw.generated
+def _measure(networks: Networks, batch: Batch, losses: dict[str, dict[str, Tensor]]) -> dict:
+    _, codes = batch.generated
     generator = networks.generator
     levels = range(1, len(codes) + 1)
     return {

@@ -11,15 +11,15 @@ import torch
 
 from sparsegen.common.files import check_writable
 from sparsegen.training.projected import NETWORK as HEADS
-from sparsegen.zoo.bundled import COMPANIONS
+from sparsegen.zoo.bundled import AUXILIARY
 from sparsegen.zoo.checkpoint import find_checkpoint, read_config
 from sparsegen.zoo.spec import ModelSpec
 
-FILES = ("run.json", "metrics.jsonl", "samples", "checkpoints", "best")  # of a run's folder
+RUN_FILES = ("run.json", "metrics.jsonl", "samples", "checkpoints", "best")  # of a run's folder
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run trains, on what and how; two runs of one plan on one machine end in the same weights.
 
     `k` is of each projected level, Γ1 first; None takes the k of the source, where that is of the same regularizer,
@@ -47,7 +47,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Source:
+class StartingModel:
     """The checkpoint that a run started from, as the run remembers it when that is gone."""
 
     model: str
@@ -61,9 +61,7 @@ class Source:
     def of(cls, checkpoint: Path) -> Self:
         config = read_config(checkpoint)
         training = config.get("training", {})
-        discriminator, heads = (
-            (checkpoint / COMPANIONS[name]).is_file() for name in ("discriminator", HEADS)
-        )
+        discriminator, heads = ((checkpoint / AUXILIARY[name]).is_file() for name in ("discriminator", HEADS))
         return cls(
             config["model"],
             training.get("steps"),
@@ -79,12 +77,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run is, and after how many steps it is measured, saved, and judged and drawn."""
+    """How long a run is, and after how many steps it is measured, saved, and evaluated and sampled."""
 
     steps: int
     measure_every: int = 100
     save_every: int = 500
-    judge_every: int = 2_000
+    eval_every: int = 2_000
 
 
 def find_device(name: str | None = None) -> torch.device:
@@ -136,7 +134,7 @@ def _check_folder(folder: Path) -> None:
         files and is not of a run.
     """
     check_writable(folder / "run.json")
-    foreign = [name for name in FILES if (folder / name).exists()]
+    foreign = [name for name in RUN_FILES if (folder / name).exists()]
     if foreign and not checkpoints(folder) and not _is_plan(folder / "run.json"):
         raise FileExistsError(
             f"{folder} has {', '.join(foreign)} and is no folder of a run, which would replace them: choose another "
@@ -203,7 +201,7 @@ def read_plan(path: Path) -> dict:
         raise ValueError(f"{path} cannot be read ({error}): restore it, or choose another folder") from None
 
 
-def with_k(plan: Plan, source: Source | None) -> Plan:
+def with_k(plan: RunPlan, source: StartingModel | None) -> RunPlan:
     """The plan with its k written out."""
     if plan.k is not None:
         return plan
@@ -214,7 +212,7 @@ def with_k(plan: Plan, source: Source | None) -> Plan:
 
 def _columns_k(model: str) -> tuple[int, ...]:
     """The k of a model's column."""
-    return tuple(dial.k for dial in ModelSpec.parse(model).dials)
+    return tuple(k_range.k for k_range in ModelSpec.parse(model).k_ranges)
 
 
 def identity(plan: dict) -> dict:
@@ -225,6 +223,6 @@ def identity(plan: dict) -> dict:
     if plan.get("k") is None:
         plan = plan | {"k": list(_columns_k(plan["model"]))}
     source = plan.get("start_from")
-    defaults = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
+    defaults = {field.name: field.default for field in fields(RunPlan) if field.default is not MISSING}
     same = {key: value for key, value in (defaults | plan).items() if key != "data"}
     return same | {"start_from": source and Path(source).name}

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from sparsegen.training.augment import Augment
 from sparsegen.training.classifier import Classifier, open_classifier, trained_on
-from sparsegen.training.terms import Forward
+from sparsegen.training.terms import LossInputs
 from sparsegen.zoo.blocks import needed
 from sparsegen.zoo.spec import ModelSpec
 
@@ -213,9 +213,9 @@ class ProjectedHinge:
 
     augment: Augment
 
-    def __call__(self, forward: Forward) -> Tensor:
-        real = _scores(forward, forward.draw.real, forward.draw.labels, self.augment)
-        fake = _scores(forward, forward.made, forward.draw.fake_labels, self.augment)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        real = _scores(inputs, inputs.batch.real, inputs.batch.labels, self.augment)
+        fake = _scores(inputs, inputs.made, inputs.batch.fake_labels, self.augment)
         return sum(F.relu(1 - score).mean() for score in real) + sum(
             F.relu(1 + score).mean() for score in fake
         )
@@ -227,14 +227,14 @@ class ProjectedScore:
 
     augment: Augment
 
-    def __call__(self, forward: Forward) -> Tensor:
-        fake = _scores(forward, forward.made, forward.draw.fake_labels, self.augment)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        fake = _scores(inputs, inputs.made, inputs.batch.fake_labels, self.augment)
         return -sum(score.mean() for score in fake)
 
 
-def _scores(forward: Forward, images: Tensor, labels: Tensor | None, augment: Augment) -> list[Tensor]:
-    heads = forward.draw.networks[NETWORK]
-    seen = augment(images, forward.draw.random).contiguous(memory_format=torch.channels_last)
+def _scores(inputs: LossInputs, images: Tensor, labels: Tensor | None, augment: Augment) -> list[Tensor]:
+    heads = inputs.batch.networks[NETWORK]
+    seen = augment(images, inputs.batch.random).contiguous(memory_format=torch.channels_last)
     return [score.float() for score in heads(seen, labels)]
 
 

@@ -57,12 +57,12 @@ class Recipe:
     recipes have none; at the short lengths that a CPU affords the average is better, and all columns get it
     alike. BigGAN's own starts at step 1000; ours, from the start, with a window that grows (`loop.train`).
 
-    Choice: all flip the real images at random (`plan.Plan`), those of cgan and msgan too, whose original does not.
+    Choice: all flip the real images at random (`plan.RunPlan`), those of cgan and msgan too, whose original does not.
 
     Attributes:
         rate: From the share of the training that is done to the factor of the learning rate.
         augment: Of all images that the discriminator sees, in all phases.
-        copies: Generated images for each real one; ModeSeeking wants two, of one label.
+        fakes_per_real: Generated images for each real one; ModeSeeking wants two, of one label.
         networks: What is trained beside the architecture's own networks, each made for a generator.
     """
 
@@ -72,7 +72,7 @@ class Recipe:
     ema: float = 0.999
     rate: Callable[[float], float] = constant
     augment: Augment = augment.nothing
-    copies: int = 1
+    fakes_per_real: int = 1
     networks: Mapping[str, Callable[[Generator], nn.Module]] = field(default_factory=dict)
 
     def with_terms(self, network: str, more: Mapping[str, Term]) -> "Recipe":
@@ -144,7 +144,7 @@ RECIPES = {
         ),
         batch_size=32,
         steps=312_400,
-        copies=2,
+        fakes_per_real=2,
     ),
     "sngan": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.0, 0.9)), rate=linear_decay),
     "sagan": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.5, 0.999), updates=5)),
@@ -160,14 +160,14 @@ RECIPES = {
                 "discriminator",
                 {
                     "reconstruction_hinge": terms.reconstruction_hinge,
-                    "turn_classes": terms.TurnClasses(0.5),
+                    "rotation_classification": terms.RotationClassification(0.5),
                     "gradient_penalty": terms.GradientPenalty(0.5, norm=1 / 2),
                 },
                 adam(0.0, 0.9),
             ),
             Phase(
                 "generator",
-                {"score_matching": terms.score_matching, "turn_matching": terms.TurnMatching(0.1)},
+                {"score_matching": terms.score_matching, "rotation_matching": terms.RotationMatching(0.1)},
                 adam(0.0, 0.9),
             ),
         ),

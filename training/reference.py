@@ -1,8 +1,6 @@
 """Real images as a feature network sees them. What takes long to compute of them is kept in the cache."""
 
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 import torch
 
 from sparsegen.common.files import cache_folder
+from sparsegen.common.progress import OnProgress, ProgressBar, no_progress_bar
 from sparsegen.training.cache import computed_once
 from sparsegen.training.data import Images
 from sparsegen.training.features import FeatureNetwork, check_images
@@ -20,17 +19,13 @@ from sparsegen.training.probe import Probe, fit_probe
 FORMAT = "1"  # of a cache file; a change of how features are computed raises it
 CHUNK = 500  # images between two calls of a progress callback
 
-Progress = Callable[[int, int], object]  # images done, images in all
-# Given what is done and its total, or None; what it yields takes how much is done, and the total once it is known.
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., object]]]
-
 
 def reference_features(
     images: np.ndarray,
     fingerprint: str,
     features: FeatureNetwork,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> np.ndarray:
     """Computes the feature of each real image, or reads them if these images were measured before.
 
@@ -62,7 +57,7 @@ def reference_statistics(
     fingerprint: str,
     features: FeatureNetwork,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Statistics:
     """Computes the statistics of `reference_features`, or reads them.
 
@@ -79,11 +74,6 @@ def reference_statistics(
     return Statistics(tensors["mean"].numpy(), tensors["covariance"].numpy(), len(images))
 
 
-@contextmanager
-def silent(what: str, total: int | None):
-    yield lambda done, total=None: None
-
-
 class Reference:
     """Training images, and test images where there are any, as one feature network sees them.
 
@@ -94,7 +84,13 @@ class Reference:
         bar: Shows what is computed, and how far it is.
     """
 
-    def __init__(self, network: FeatureNetwork, train: Images, test: Images | None = None, bar: Bar = silent):
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        train: Images,
+        test: Images | None = None,
+        bar: ProgressBar = no_progress_bar,
+    ):
         self.network, self.train, self.test, self._bar = network, train, test, bar
 
     @cached_property

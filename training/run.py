@@ -28,13 +28,13 @@ from sparsegen.common.files import (
 )
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.pictures import images as pictures
-from sparsegen.training.data import Batches, Images
-from sparsegen.training.loop import Networks, Progress, train
+from sparsegen.training.data import ImageLoader, Images
+from sparsegen.training.loop import Networks, TrainingStep, train
 from sparsegen.training.plan import (
-    Plan,
+    RunPlan,
     Schedule,
-    Source,
     Start,
+    StartingModel,
     check_start,
     checkpoints,
     identity,
@@ -45,7 +45,7 @@ from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.training.projected import open_frozen
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import labels
-from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, WEIGHTS
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.weights import load_weights, save_weights
 
@@ -72,33 +72,33 @@ def _check_labels(images: Images, classes: int, model: str) -> None:
         )
 
 
-Judge = Callable[[Generator], dict]
+Evaluator = Callable[[Generator], dict]
 
 
 class Run:
     """One training run and its folder.
 
     Attributes:
-        judge: Measures the averaged generator; its "distance" picks the best checkpoint. None, as it is at first: not
-            judged. It is given to a run that was accepted, since making one may take minutes.
+        evaluator: Measures the averaged generator; its "distance" selects the best checkpoint. None, the default: no
+            evaluation. It is set after the run was accepted, because making one may take minutes.
         stopped: Whether `until` was stopped before the last step.
 
     Raises: ValueError if the folder holds another run, or one already and it is not to go on. What is refused leaves
         the folder as it was.
     """
 
-    def __init__(self, start: Start, plan: Plan, images: Images, schedule: Schedule):
+    def __init__(self, start: Start, plan: RunPlan, images: Images, schedule: Schedule):
         from accelerate import Accelerator
 
         self.folder, self.schedule, device = start.folder, schedule, start.device
-        self.judge: Judge | None = None
+        self.evaluator: Evaluator | None = None
         self.stopped = False
         goes_on, origin = start.goes_on, start.origin
         recorded = read_plan(self.folder / "run.json") if goes_on else {}
         if goes_on:
-            self.source = Source(**recorded["source"]) if recorded.get("source") else None
+            self.source = StartingModel(**recorded["source"]) if recorded.get("source") else None
         else:
-            self.source = origin and Source.of(origin)
+            self.source = origin and StartingModel.of(origin)
         self.plan = plan = with_k(plan, self.source)
         if goes_on:
             self._check_same(recorded, start.resume)
@@ -126,7 +126,7 @@ class Run:
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
         features = open_frozen(plan.features) if plan.features else None
         self.recipe = recipe_of(plan.spec, plan.share, features).faster(plan.rate)
-        self.batches = Batches(
+        self.batches = ImageLoader(
             images,
             plan.batch_size,
             plan.seed,
@@ -146,15 +146,15 @@ class Run:
         if self.accelerator.is_main_process:
             self._claim(new=not goes_on)
 
-    def __iter__(self) -> Iterator[Progress]:
-        """Trains; saves, measures and judges as it goes. Closing the iterator leaves the last saved state."""
+    def __iter__(self) -> Iterator[TrainingStep]:
+        """Trains; saves, measures and evaluates as it goes. Closing the iterator leaves the last saved state."""
         for progress in self._steps():
             self.step = progress.step
             if progress.metrics:
                 self._log({"step": self.step, **progress.metrics})
             last = self.step == self.schedule.steps
-            if self.step % self.schedule.judge_every == 0 or last:
-                self._judge()
+            if self.step % self.schedule.eval_every == 0 or last:
+                self._evaluate()
             if self.step % self.schedule.save_every == 0 or last:
                 self.save()
             yield progress
@@ -164,7 +164,7 @@ class Run:
         """The generator with the running average of the weights, in eval mode: what checkpoints hold."""
         return self.networks.averaged
 
-    def until(self, stop: Callable[[], bool]) -> Iterator[Progress]:
+    def until(self, stop: Callable[[], bool]) -> Iterator[TrainingStep]:
         """Trains as iterating does, but ends after the step in which any process is to stop: then all is saved.
 
         `stopped` says afterwards which it was.
@@ -176,7 +176,7 @@ class Run:
                 self.stopped = True
                 return
 
-    def _steps(self) -> Iterator[Progress]:
+    def _steps(self) -> Iterator[TrainingStep]:
         try:
             yield from train(
                 self.networks,
@@ -273,36 +273,38 @@ class Run:
     def _start_from(self, checkpoint: Path) -> None:
         try:
             load_weights(self.networks.generator, checkpoint / WEIGHTS)
-            for name, network in self.networks.companions.items():
+            for name, network in self.networks.auxiliary_networks.items():
                 if self.source.heads == self.plan.features if name == HEADS else self.source.discriminator:
-                    load_weights(network, checkpoint / COMPANIONS[name])
+                    load_weights(network, checkpoint / AUXILIARY[name])
         except ValueError as error:
             raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None
         if classes := self.networks.generator.classes:
-            order = labels.places(self.networks.averaged.class_names, self.source.class_names, classes)
-            for network in (self.networks.generator, *self.networks.companions.values()):
+            order = labels.class_permutation(
+                self.networks.averaged.class_names, self.source.class_names, classes
+            )
+            for network in (self.networks.generator, *self.networks.auxiliary_networks.values()):
                 labels.renumber(network, order)
         self.networks.start_average()
 
-    def _judge(self) -> None:
+    def _evaluate(self) -> None:
         if not self.accelerator.is_main_process:
             return
         self._finite_state()
         self._draw_samples()
-        if self.judge is None:
+        if self.evaluator is None:
             return
-        verdict = self.judge(self.networks.averaged)
-        self._log({"step": self.step, "evaluation": verdict})
-        if self.best is None or verdict["distance"] < self.best["distance"]:
-            self.best = {"step": self.step, **verdict}
+        evaluation = self.evaluator(self.networks.averaged)
+        self._log({"step": self.step, "evaluation": evaluation})
+        if self.best is None or evaluation["distance"] < self.best["distance"]:
+            self.best = {"step": self.step, **evaluation}
             with atomic_folder(self.folder / "best") as folder:
-                self._publish(folder, evaluation=verdict)
+                self._publish(folder, evaluation=evaluation)
 
     def _publish(self, folder: Path, **about: object) -> None:
         """Writes what others need of this state: the config, the average, and the networks to tune it with."""
         self.networks.averaged.save_pretrained(folder, training=self._about(), **about)
-        for name, network in self.networks.companions.items():
-            save_weights(network, folder / COMPANIONS[name], torch.float32)
+        for name, network in self.networks.auxiliary_networks.items():
+            save_weights(network, folder / AUXILIARY[name], torch.float32)
 
     def _finite_state(self) -> dict[str, torch.Tensor]:
         state = self.networks.state()
@@ -344,7 +346,7 @@ class Run:
 
 def open_run(
     folder: str | Path,
-    plan: Plan,
+    plan: RunPlan,
     images: Images,
     schedule: Schedule,
     resume: bool = False,

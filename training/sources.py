@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-KINDS = " ".join(SUFFIXES)
+SUFFIX_LIST = " ".join(SUFFIXES)
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
 ACCEPTED = "a Hub dataset id such as 'cifar10', a .parquet file, or a folder of .parquet or image files"
 BLOCK = 256  # rows read at a time
@@ -51,7 +51,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Images before any is read: a name for people, what tells them from others, and how to open them."""
 
     name: str
@@ -59,7 +59,7 @@ class Source:
     open: Callable[[], Rows]
 
 
-def find_source(source: str | Path, split: str) -> Source:
+def find_source(source: str | Path, split: str) -> ImageSource:
     """Tells a file, a folder and a Hub id apart.
 
     Choice: an existing path wins over a Hub id of the same name.
@@ -69,7 +69,7 @@ def find_source(source: str | Path, split: str) -> Source:
     if os.path.isfile(path):  # False, not an error, for what no path can be
         if not path.lower().endswith(".parquet"):
             raise ValueError(f"{text} is neither a .parquet file nor a folder; give {ACCEPTED}")
-        return Source(text, _stamps([Path(path)]), partial(_parquet_rows, [path], text))
+        return ImageSource(text, _stamps([Path(path)]), partial(_parquet_rows, [path], text))
     if os.path.isdir(path):
         return _in_folder(Path(path), split, text)
     if isinstance(source, Path) or _looks_like_path(text):
@@ -90,7 +90,7 @@ def _stamps(files: list[Path]) -> list[tuple[str, int, int]]:
 # ---- folders ----
 
 
-def _in_folder(folder: Path, split: str, name: str) -> Source:
+def _in_folder(folder: Path, split: str, name: str) -> ImageSource:
     if files := _files(folder, (".parquet",)):
         if others := _files(folder, SUFFIXES):
             log.warning(
@@ -99,17 +99,17 @@ def _in_folder(folder: Path, split: str, name: str) -> Source:
                 len(others),
                 others[0],
             )
-        return Source(name, _stamps(files), lambda: _parquet_rows(_of_split(folder, split), name))
+        return ImageSource(name, _stamps(files), lambda: _parquet_rows(_of_split(folder, split), name))
     root = _split_folder(folder, split)
     found = _files(root, ("",))
     if unread := [file for file in found if _is_unread_image(file)]:
         log.warning(
-            "%d image files of %s are left out, as %s: %s are read", len(unread), name, unread[0], KINDS
+            "%d image files of %s are left out, as %s: %s are read", len(unread), name, unread[0], SUFFIX_LIST
         )
     if files := [file for file in found if file.name.lower().endswith(SUFFIXES)]:
         as_split = f"its folder {root.name} is taken for a split" if root != folder else ""
-        return Source(name, _stamps(files), partial(_folder_rows, root, files, as_split))
-    raise ValueError(f"no images in {root} or below it (looked for {KINDS} and .parquet)")
+        return ImageSource(name, _stamps(files), partial(_folder_rows, root, files, as_split))
+    raise ValueError(f"no images in {root} or below it (looked for {SUFFIX_LIST} and .parquet)")
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -184,7 +184,7 @@ def _parquet_rows(files: list[str], name: str) -> Rows:
     return _table_rows(pyarrow.dataset.dataset(files, format="parquet"), name)
 
 
-def _on_hub(name: str, split: str) -> Source:
+def _on_hub(name: str, split: str) -> ImageSource:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -192,7 +192,7 @@ def _on_hub(name: str, split: str) -> Source:
     except HFValidationError:
         raise ValueError(f"{name!r} is neither a path nor a Hub dataset id; give {ACCEPTED}") from None
     dataset = _download(name, split)
-    return Source(name, ["hub", name, dataset._fingerprint], partial(_hub_rows, dataset, name))
+    return ImageSource(name, ["hub", name, dataset._fingerprint], partial(_hub_rows, dataset, name))
 
 
 def _download(name: str, split: str) -> "datasets.Dataset":

@@ -1,4 +1,4 @@
-"""Every loss: a term is a callable from what one update sees (`Forward`) to a scalar."""
+"""Every loss: a term is a callable from what one update sees (`LossInputs`) to a scalar."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sparsegen.training.augment import Augment, chain, flip, nothing, translate
 
 
-class Draw:
+class Batch:
     """A mini-batch of images and of noise, with what the generator makes of it; shared by the phases.
 
     Choice: what is generated has the labels of the real images, so that both are labeled alike.
@@ -48,7 +48,7 @@ class Draw:
             return generator(self.z, self.fake_labels)
 
 
-class Forward:
+class LossInputs:
     """What one update of one network sees.
 
     `real` and `fake` are images (B, 3, H, W) in [-1, 1] as the discriminator sees them, augmented; `codes` the
@@ -57,26 +57,26 @@ class Forward:
     when a term first asks for it.
     """
 
-    def __init__(self, draw: Draw, trains: str, augment: Augment = nothing):
-        self.draw, self.trains, self.augment = draw, trains, augment
-        self.discriminator = draw.networks["discriminator"]
+    def __init__(self, batch: Batch, trains: str, augment: Augment = nothing):
+        self.batch, self.trains, self.augment = batch, trains, augment
+        self.discriminator = batch.networks["discriminator"]
 
     @cached_property
     def real(self) -> Tensor:
-        return self.augment(self.draw.real, self.draw.random)
+        return self.augment(self.batch.real, self.batch.random)
 
     @property
     def made(self) -> Tensor:
         """The generated images before any augmentation."""
-        return self._as_learned("generator", self.draw.generated[0])
+        return self._as_learned("generator", self.batch.generated[0])
 
     @cached_property
     def fake(self) -> Tensor:
-        return self.augment(self.made, self.draw.random)
+        return self.augment(self.made, self.batch.random)
 
     @property
     def codes(self) -> tuple[Tensor, ...]:
-        return self.draw.generated[1]
+        return self.batch.generated[1]
 
     @cached_property
     def real_scores(self) -> Tensor:
@@ -84,23 +84,23 @@ class Forward:
 
     @cached_property
     def fake_scores(self) -> Tensor:
-        return self.score(self.fake, self.draw.fake_labels)
+        return self.score(self.fake, self.batch.fake_labels)
 
     def score(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """What the discriminator says of images with labels, those of the real ones by default, as float32."""
-        return self.discriminator(images, self.draw.labels if labels is None else labels).float()
+        return self.discriminator(images, self.batch.labels if labels is None else labels).float()
 
-    def turn_logits(self, images: Tensor) -> Tensor:
+    def rotation_logits(self, images: Tensor) -> Tensor:
         """What the second head says of images, (B, 5), as float32."""
-        return self.discriminator.turns(self.discriminator.features(images)).float()
+        return self.discriminator.rotation_logits(images).float()
 
     @cached_property
     def encoded(self) -> Tensor:
-        return self._as_learned("encoder", self.draw.networks["encoder"](self.draw.real).float())
+        return self._as_learned("encoder", self.batch.networks["encoder"](self.batch.real).float())
 
     @cached_property
     def reconstructed(self) -> Tensor:
-        generator = self.draw.networks["generator"]
+        generator = self.batch.networks["generator"]
         with _statistics_kept(generator):
             return self._as_learned("encoder", generator(self.encoded)[0])
 
@@ -108,7 +108,7 @@ class Forward:
         return made if self.trains == network else made.detach()
 
 
-Term = Callable[[Forward], Tensor]
+Term = Callable[[LossInputs], Tensor]
 
 
 @dataclass(frozen=True)
@@ -118,33 +118,33 @@ class Weighted:
     weight: float
     term: Term
 
-    def __call__(self, forward: Forward) -> Tensor:
-        return self.weight * self.term(forward)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return self.weight * self.term(inputs)
 
 
-def cross_entropy(forward: Forward) -> Tensor:
+def cross_entropy(inputs: LossInputs) -> Tensor:
     """The discriminator's loss: cross-entropy of real against fake, on logits (Goodfellow et al., 2014)."""
-    return F.softplus(-forward.real_scores).mean() + F.softplus(forward.fake_scores).mean()
+    return F.softplus(-inputs.real_scores).mean() + F.softplus(inputs.fake_scores).mean()
 
 
-def non_saturating(forward: Forward) -> Tensor:
+def non_saturating(inputs: LossInputs) -> Tensor:
     """The generator's loss: -log D(G(z)), on logits (Goodfellow et al., 2014, section 3)."""
-    return F.softplus(-forward.fake_scores).mean()
+    return F.softplus(-inputs.fake_scores).mean()
 
 
-def hinge(forward: Forward) -> Tensor:
+def hinge(inputs: LossInputs) -> Tensor:
     """The discriminator's loss: E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (Lim & Ye, 2017)."""
-    return F.relu(1 - forward.real_scores).mean() + F.relu(1 + forward.fake_scores).mean()
+    return F.relu(1 - inputs.real_scores).mean() + F.relu(1 + inputs.fake_scores).mean()
 
 
-def wasserstein(forward: Forward) -> Tensor:
+def wasserstein(inputs: LossInputs) -> Tensor:
     """The discriminator's loss: E[D(G(z))] - E[D(x)] (Arjovsky et al., 2017)."""
-    return forward.fake_scores.mean() - forward.real_scores.mean()
+    return inputs.fake_scores.mean() - inputs.real_scores.mean()
 
 
-def negative_score(forward: Forward) -> Tensor:
+def negative_score(inputs: LossInputs) -> Tensor:
     """The generator's loss beside `hinge` and `wasserstein`: -E[D(G(z))]."""
-    return -forward.fake_scores.mean()
+    return -inputs.fake_scores.mean()
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class CodeL1:
 
     weight: float
 
-    def __call__(self, forward: Forward) -> Tensor:
-        return self.weight * forward.codes[0].float().abs().mean()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return self.weight * inputs.codes[0].float().abs().mean()
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,11 @@ class GradientPenalty:
     weight: float
     norm: float = 1.0
 
-    def __call__(self, forward: Forward) -> Tensor:
-        real, fake = forward.real, forward.fake.detach()
-        share = torch.rand(len(real), 1, 1, 1, generator=forward.draw.random).to(real)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        real, fake = inputs.real, inputs.fake.detach()
+        share = torch.rand(len(real), 1, 1, 1, generator=inputs.batch.random).to(real)
         between = (real + share * (fake[: len(real)] - real)).requires_grad_()
-        scores = forward.score(between)
+        scores = inputs.score(between)
         (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
         length = gradient.float().flatten(1).norm(dim=1)
         return self.weight * (length / self.norm - 1).square().mean()
@@ -190,24 +190,24 @@ class ModeSeeking:
 
     weight: float
 
-    def __call__(self, forward: Forward) -> Tensor:
-        (image_1, image_2), (z_1, z_2) = forward.draw.generated[0].chunk(2), forward.draw.z.chunk(2)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        (image_1, image_2), (z_1, z_2) = inputs.batch.generated[0].chunk(2), inputs.batch.z.chunk(2)
         ratio = (image_2 - image_1).float().abs().mean() / (z_2 - z_1).abs().mean()
         return self.weight / (ratio + 1e-5)
 
 
-Other = Callable[[Forward], Tensor]
+Other = Callable[[LossInputs], Tensor]
 _move = chain(flip, translate)
 
 
-def moved(forward: Forward) -> Tensor:
+def moved(inputs: LossInputs) -> Tensor:
     """The real images that the discriminator sees, flipped by chance and shifted."""
-    return _move(forward.real, forward.draw.random)
+    return _move(inputs.real, inputs.batch.random)
 
 
-def untouched(forward: Forward) -> Tensor:
+def untouched(inputs: LossInputs) -> Tensor:
     """The real images before any augmentation."""
-    return forward.draw.real
+    return inputs.batch.real
 
 
 @dataclass(frozen=True)
@@ -221,46 +221,46 @@ class Consistency:
     weight: float
     other: Other
 
-    def __call__(self, forward: Forward) -> Tensor:
-        return self.weight * (forward.real_scores - forward.score(self.other(forward))).square().mean()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return self.weight * (inputs.real_scores - inputs.score(self.other(inputs))).square().mean()
 
 
 # ---- SSGAN: multi-class minimax self-supervision over Dist-GAN (Tran et al., 2019) ----
 
 
-def turned(images: Tensor, turns: Tensor) -> Tensor:
+def rotated(images: Tensor, rotations: Tensor) -> Tensor:
     """Turns each image by its number of quarter turns. Shape: (B, C, S, S), int (B,) -> (B, C, S, S)."""
-    quarters = torch.stack([images.rot90(turn, (2, 3)) for turn in range(4)])
-    return quarters[turns, torch.arange(len(images), device=images.device)]
+    quarters = torch.stack([images.rot90(rotation, (2, 3)) for rotation in range(4)])
+    return quarters[rotations, torch.arange(len(images), device=images.device)]
 
 
-def _turns(images: Tensor, random: torch.Generator, upto: int = 4) -> Tensor:
+def _rotations(images: Tensor, random: torch.Generator, upto: int = 4) -> Tensor:
     return torch.randint(upto, (len(images),), generator=random).to(images.device)
 
 
-def reconstruction_hinge(forward: Forward) -> Tensor:
+def reconstruction_hinge(inputs: LossInputs) -> Tensor:
     """The discriminator's loss: a hinge on sigmoids, where what was encoded and generated again counts as real.
 
         w E[max(0, 1 - s(x))] + (1 - w) E[max(0, 1 - s(G(E(x))))] + E[max(0, 1 + s(G(z)))]
 
     w rises from 0.95 to 1 between half and three quarters of the training.
     """
-    real = 0.95 + 0.05 * min(1.0, max(0.0, (forward.draw.fraction - 0.5) / 0.25))
-    again = forward.score(forward.reconstructed)
+    real = 0.95 + 0.05 * min(1.0, max(0.0, (inputs.batch.fraction - 0.5) / 0.25))
+    again = inputs.score(inputs.reconstructed)
     return (
-        real * F.relu(1 - forward.real_scores.sigmoid()).mean()
+        real * F.relu(1 - inputs.real_scores.sigmoid()).mean()
         + (1 - real) * F.relu(1 - again.sigmoid()).mean()
-        + F.relu(1 + forward.fake_scores.sigmoid()).mean()
+        + F.relu(1 + inputs.fake_scores.sigmoid()).mean()
     )
 
 
-def score_matching(forward: Forward) -> Tensor:
+def score_matching(inputs: LossInputs) -> Tensor:
     """The generator's loss: |E[s(x)] - E[s(G(z))]|."""
-    return (forward.real_scores.sigmoid().mean() - forward.fake_scores.sigmoid().mean()).abs()
+    return (inputs.real_scores.sigmoid().mean() - inputs.fake_scores.sigmoid().mean()).abs()
 
 
 @dataclass(frozen=True)
-class TurnClasses:
+class RotationClassification:
     """weight · cross-entropy of five classes, the four turns of real images and generated ones as they are.
 
     As many images as in a batch, drawn from all of them.
@@ -268,26 +268,26 @@ class TurnClasses:
 
     weight: float
 
-    def __call__(self, forward: Forward) -> Tensor:
-        real, fake = forward.real, forward.fake
-        classes = _turns(real, forward.draw.random, 5)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        real, fake = inputs.real, inputs.fake
+        classes = _rotations(real, inputs.batch.random, 5)
         images = torch.where(
-            (classes == 4)[:, None, None, None], fake[: len(real)], turned(real, classes % 4)
+            (classes == 4)[:, None, None, None], fake[: len(real)], rotated(real, classes % 4)
         )
-        return self.weight * F.cross_entropy(forward.turn_logits(images), classes)
+        return self.weight * F.cross_entropy(inputs.rotation_logits(images), classes)
 
 
 @dataclass(frozen=True)
-class TurnMatching:
+class RotationMatching:
     """weight · |CE(G(z)) - CE(x)|, both turned alike: generated images are to show their turn as real ones do."""
 
     weight: float
 
-    def __call__(self, forward: Forward) -> Tensor:
-        turns = _turns(forward.real, forward.draw.random)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        rotations = _rotations(inputs.real, inputs.batch.random)
         losses = [
-            F.cross_entropy(forward.turn_logits(turned(images, turns)), turns)
-            for images in (forward.fake[: len(turns)], forward.real)
+            F.cross_entropy(inputs.rotation_logits(rotated(images, rotations)), rotations)
+            for images in (inputs.fake[: len(rotations)], inputs.real)
         ]
         return self.weight * (losses[0] - losses[1]).abs()
 
@@ -308,15 +308,15 @@ class Encoding:
     weight: float
     prior: Callable[[Tensor], Tensor]
 
-    def __call__(self, forward: Forward) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         of_real, again, of_fake = (
-            forward.discriminator.features(images).float().flatten(1)
-            for images in (forward.real, forward.reconstructed, forward.fake)
+            inputs.discriminator.features(images).float().flatten(1)
+            for images in (inputs.real, inputs.reconstructed, inputs.fake)
         )
-        scale = math.sqrt(forward.draw.z.shape[1] / of_real.shape[1])
+        scale = math.sqrt(inputs.batch.z.shape[1] / of_real.shape[1])
         apart = (again - of_fake[: len(again)]).mean()
-        z = forward.draw.z[: len(again)]
-        in_noise = (self.prior(forward.encoded) - self.prior(z)).mean()
+        z = inputs.batch.z[: len(again)]
+        in_noise = (self.prior(inputs.encoded) - self.prior(z)).mean()
         return (of_real - again).square().mean() + self.weight * (apart - scale * in_noise).square()
 
 

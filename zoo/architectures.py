@@ -19,12 +19,12 @@ from sparsegen.zoo.blocks import (
     SelfAttention,
     StridedConv,
     Up,
+    apply_spectral_norm,
     normal_init,
-    normalize_spectrum,
     orthogonal_init,
     residual_init,
-    undecided,
     xavier_init,
+    zero_init_score,
 )
 from sparsegen.zoo.discriminator import in_unit_range
 from sparsegen.zoo.generator import Generator
@@ -107,11 +107,11 @@ WGAN_GP = Architecture(
     PLAIN_CNN,
     atoms=64,
 )
-SNGAN = replace(WGAN_GP, discriminator=partial(PLAIN_CNN, constrain=normalize_spectrum))
+SNGAN = replace(WGAN_GP, discriminator=partial(PLAIN_CNN, constrain=apply_spectral_norm))
 SAGAN = Architecture(
-    residual.GeneratorBody(init=orthogonal_init, constrain=normalize_spectrum, attention=SelfAttention),
+    residual.GeneratorBody(init=orthogonal_init, constrain=apply_spectral_norm, attention=SelfAttention),
     partial(
-        residual.discriminator, init=orthogonal_init, constrain=normalize_spectrum, attention=SelfAttention
+        residual.discriminator, init=orthogonal_init, constrain=apply_spectral_norm, attention=SelfAttention
     ),
     atoms=256,
     classes=10,
@@ -120,33 +120,33 @@ SAGAN = Architecture(
 # rows of its table.
 WGAN_GP_RESNET = Architecture(
     residual.GeneratorBody(init=residual_init),
-    partial(residual.discriminator, init=residual_init, gather=torch.mean),
+    partial(residual.discriminator, init=residual_init, pooling=torch.mean),
     atoms=256,
 )
 SNGAN_RESNET = replace(
     WGAN_GP_RESNET,
-    discriminator=partial(residual.discriminator, init=residual_init, constrain=normalize_spectrum),
+    discriminator=partial(residual.discriminator, init=residual_init, constrain=apply_spectral_norm),
 )
 # SSGAN works on images in [0, 1], and its noise is uniform; both are turned inside the networks, so that images
 # are in [-1, 1] and z is normal at every door.
 # Choice: a discriminator of at least 32 channels. Of 8, as 16 atoms would have, scores told nothing (hinge 2.00) and
 # 2,000 steps at four times the rate ended at a distance of 1,620; of 32, at 857 (baseline, seed 0).
 SSGAN = Architecture(
-    residual.GeneratorBody(init=xavier_init, squash=CenteredSigmoid, prior=residual.uniform_prior),
+    residual.GeneratorBody(init=xavier_init, output_activation=CenteredSigmoid, prior=residual.uniform_prior),
     partial(
         residual.discriminator,
-        init=undecided(xavier_init),
+        init=zero_init_score(xavier_init),
         at_least=32,
         pool=StridedConv,
-        turns=5,
-        entry=in_unit_range,
+        rotation_classes=5,
+        preprocess=in_unit_range,
     ),
     atoms=256,
-    encoder=partial(residual.Encoder, init=xavier_init, entry=in_unit_range),
+    encoder=partial(residual.Encoder, init=xavier_init, preprocess=in_unit_range),
 )
 BIGGAN = Architecture(
-    residual.GeneratorBody(init=normal_init, constrain=normalize_spectrum),
-    partial(residual.discriminator, init=normal_init, constrain=normalize_spectrum, width=1),
+    residual.GeneratorBody(init=normal_init, constrain=apply_spectral_norm),
+    partial(residual.discriminator, init=normal_init, constrain=apply_spectral_norm, width=1),
     atoms=256,
     classes=10,
 )
@@ -154,7 +154,7 @@ BIGGAN = Architecture(
 # the work. No row of the paper's table.
 BIGGAN_TAPERED = replace(
     BIGGAN,
-    generator=residual.GeneratorBody(init=normal_init, constrain=normalize_spectrum, widths=(4, 4, 2)),
+    generator=residual.GeneratorBody(init=normal_init, constrain=apply_spectral_norm, widths=(4, 4, 2)),
     atoms=64,
 )
 ARCHITECTURES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 MODELS = Path(__file__).resolve().parent / "models"
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
 # What a checkpoint may bring along for fine-tuning, by the names that the training has for the networks.
-COMPANIONS = {
+AUXILIARY = {
     name: f"{name}.safetensors" for name in ("discriminator", "encoder", "projected")
 }  # projected: heads over the features of a frozen network, which config.json names
 PICKLES = (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsegen.zoo.dial import Dial
+from sparsegen.zoo.k_range import KRange
 from sparsegen.zoo.regularizers import REGULARIZERS
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def model_card(generator: "Generator", config: dict) -> str:
         _what(spec, generator),
         _use(generator),
         _labels(generator.classes, config.get("class_names", ())),
-        _k(generator.dials),
+        _k(generator.k_ranges),
         _training(training and {"recipe": spec.recipe, **training}),
         _distance(evaluation),
         LIMITS.format(size=generator.image_size, labels=LABELED if generator.classes else UNLABELED),
@@ -118,9 +118,9 @@ def _by(sizes: Sequence[int]) -> str:
 
 
 def _use(generator: "Generator") -> str:
-    name, dials, size = generator.spec.name, generator.dials, generator.image_size
-    k = f", k={max(1, dials[0].k // 2)}" if dials else ""
-    sparser = f"\nsparser = generator.sample(16, seed=0{k})" if dials else ""
+    name, k_ranges, size = generator.spec.name, generator.k_ranges, generator.image_size
+    k = f", k={max(1, k_ranges[0].k // 2)}" if k_ranges else ""
+    sparser = f"\nsparser = generator.sample(16, seed=0{k})" if k_ranges else ""
     alike = "\nalike = generator.sample(16, seed=0, labels=0)  # all of class 0" if generator.classes else ""
     return f"""## Use
 
@@ -150,13 +150,15 @@ A label is a class, from 0 to {classes - 1}: `labels` takes one for all images, 
 drawn from the seed. {f"The classes: {named}." if named else "What the classes are called is not recorded."}"""
 
 
-def _k(dials: Sequence[Dial]) -> str:
-    rows = [f"| Γ{dial.level} | {dial.unit} | {dial.k} | 1 to {dial.limit} |" for dial in dials]
+def _k(k_ranges: Sequence[KRange]) -> str:
+    rows = [
+        f"| Γ{k_range.level} | {k_range.unit} | {k_range.k} | 1 to {k_range.limit} |" for k_range in k_ranges
+    ]
     if not rows:
         return ""
     return "\n".join(
         [
-            "## k, the sparsity dial",
+            "## Sparsity (k)",
             "",
             "k non-zeros are kept at each projected level. It may be changed at every call; the images are",
             "best near the k of training.",

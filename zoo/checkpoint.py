@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from sparsegen.common.names import known_names
 from sparsegen.zoo import hub
-from sparsegen.zoo.bundled import COMPANIONS, CONFIG, MODELS, PICKLES, WEIGHTS, list_models
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, PICKLES, WEIGHTS, list_models
 from sparsegen.zoo.card import model_card
 from sparsegen.zoo.config import read_entries
 from sparsegen.zoo.generator import Generator
@@ -98,26 +98,26 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def save_companions(source: Path, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:
+def save_auxiliary_networks(source: Path, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:
     """Copies what the generator was trained with from one checkpoint's folder to another's, as `dtype`: the
     discriminator, the encoder and the projected heads, of the last two those that there are.
 
     Raises: FileNotFoundError if the checkpoint does not bring those of its architecture.
     """
-    for name, network in spec.companions().items():
-        load_weights(network, source / COMPANIONS[name])
-        save_weights(network, folder / COMPANIONS[name], dtype)
-    for name in COMPANIONS.keys() - spec.companions().keys():
-        if (source / COMPANIONS[name]).is_file():
-            write_tensors(load_file(source / COMPANIONS[name]), folder / COMPANIONS[name], dtype)
+    for name, network in spec.auxiliary_networks().items():
+        load_weights(network, source / AUXILIARY[name])
+        save_weights(network, folder / AUXILIARY[name], dtype)
+    for name in AUXILIARY.keys() - spec.auxiliary_networks().keys():
+        if (source / AUXILIARY[name]).is_file():
+            write_tensors(load_file(source / AUXILIARY[name]), folder / AUXILIARY[name], dtype)
 
 
-def upload(folder: Path, hub_id: str, private: bool = False, revision: str | None = None) -> str:
+def upload(folder: Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
     """Pushes a checkpoint's folder, with a card made from its config, and returns the address of its page.
 
-    Raises: FileNotFoundError, ValueError if the folder is no sound checkpoint, TypeError if `hub_id` is no text,
+    Raises: FileNotFoundError, ValueError if the folder is no sound checkpoint, TypeError if `repo_id` is no text,
         ConnectionError if the Hub does not take it.
     """
-    hub.check_id(hub_id)
+    hub.check_id(repo_id)
     generator = from_pretrained(folder)  # so that nobody downloads what does not open
-    return hub.push(folder, model_card(generator, generator.config), hub_id, private, revision)
+    return hub.push(folder, model_card(generator, generator.config), repo_id, private, revision)

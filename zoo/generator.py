@@ -21,7 +21,7 @@ from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.bundled import CONFIG, WEIGHTS
 from sparsegen.zoo.card import model_card
 from sparsegen.zoo.config import FORMAT, LICENSE
-from sparsegen.zoo.dial import Dial, resolve
+from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.projections import Projection
 from sparsegen.zoo.weights import save_weights
 
@@ -71,7 +71,7 @@ class Generator(nn.Module):
     def spec(self) -> "ModelSpec":
         """The cell of Table 1 that this is, at the k that it has now."""
         assert self._spec is not None, "a generator is made by ModelSpec.generator or create_model"
-        return replace(self._spec, k=tuple(dial.k for dial in self.dials))
+        return replace(self._spec, k=tuple(k_range.k for k_range in self.k_ranges))
 
     @spec.setter
     def spec(self, spec: "ModelSpec") -> None:
@@ -214,12 +214,12 @@ class Generator(nn.Module):
     ) -> np.ndarray:
         """Draws `count` images of a seed; the i-th is the same whatever the count.
 
-        It draws in eval mode, and leaves mode and dial alone: several threads may draw at once.
+        It draws in eval mode, and does not change mode or k: several threads may draw at once.
 
         Args:
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
-            k: The sparsity dial for these images: one number for every projected level, or one a level, Γ1
+            k: Non-zeros kept in these images: one number for every projected level, or one a level, Γ1
                 first; None for the k of training.
             labels: Of a conditional generator the class of each image, or one for all, by number or by name; None
                 draws them from the seed.
@@ -242,7 +242,7 @@ class Generator(nn.Module):
         return np.concatenate(parts)
 
     def view(self, k: int | Sequence[int] | None = None) -> "Generator":
-        """Returns a generator on these very weights, in eval mode, whose dial and mode are its own.
+        """Returns a generator on these very weights, in eval mode, with its own k and mode.
 
         Raises: TypeError, ValueError if k does not fit this generator's projections.
         """
@@ -252,10 +252,10 @@ class Generator(nn.Module):
         return other
 
     @property
-    def dials(self) -> list[Dial]:
-        """The sparsity dial of each projected level, Γ1 first."""
+    def k_ranges(self) -> list[KRange]:
+        """Level, unit, current k and largest k of each projected level, Γ1 first."""
         return [
-            Dial(level, projection.unit, projection.k, projection.limit((1, *shape)))
+            KRange(level, projection.unit, projection.k, projection.limit((1, *shape)))
             for level, (projection, shape) in enumerate(
                 zip(self.projections, self.code_shapes, strict=True), 1
             )
@@ -263,18 +263,18 @@ class Generator(nn.Module):
         ]
 
     def set_k(self, k: int | Sequence[int] | None) -> None:
-        """Turns the sparsity dial for good; None leaves it as it is.
+        """Sets k until it is set again; None leaves it as it is.
 
         Raises: TypeError, ValueError if k does not fit this generator's projections.
         """
-        dials = self.dials
-        for dial, value in zip(dials, resolve(k, dials), strict=True):
-            self.projections[dial.level - 1].k = value
+        k_ranges = self.k_ranges
+        for k_range, value in zip(k_ranges, resolve(k, k_ranges), strict=True):
+            self.projections[k_range.level - 1].k = value
 
     @contextmanager
-    def dial(self, k: int | Sequence[int] | None) -> Iterator[None]:
-        """Turns the sparsity dial for the length of a `with` block, for every thread: see `view` for one."""
-        before = [dial.k for dial in self.dials] or None
+    def use_k(self, k: int | Sequence[int] | None) -> Iterator[None]:
+        """Sets k within a `with` block, for all threads; see `view` for one thread."""
+        before = [k_range.k for k_range in self.k_ranges] or None
         self.set_k(k)
         try:
             yield
@@ -332,12 +332,12 @@ class Generator(nn.Module):
             **{name: entry for name, entry in about.items() if entry is not None},
         }
 
-    def push_to_hub(self, hub_id: str, private: bool = False, revision: str | None = None) -> str:
+    def push_to_hub(self, repo_id: str, private: bool = False, revision: str | None = None) -> str:
         """Pushes the generator with its card to the Hugging Face Hub and returns the address of its page."""
-        hub.check_id(hub_id)
+        hub.check_id(repo_id)
         with TemporaryDirectory() as folder:
             card = model_card(self, self.make_config())
-            return hub.push(self.save_pretrained(folder), card, hub_id, private, revision)
+            return hub.push(self.save_pretrained(folder), card, repo_id, private, revision)
 
     def dictionary(self, level: int = 1) -> Tensor:
         """The atoms of D_level, spectrally normalized where the network is: the image (or change of Γ_{level-1}

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparsegen.zoo.bundled import COMPANIONS, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
 
 CARD = "README.md"
-FILES = [CONFIG, WEIGHTS, *COMPANIONS.values(), GRAPH, SYNTHESIS, CARD]  # of a model on the Hub
+HUB_FILES = [CONFIG, WEIGHTS, *AUXILIARY.values(), GRAPH, SYNTHESIS, CARD]  # of a model on the Hub
 
 
-def download(hub_id: str, revision: str | None = None) -> Path:
+def download(repo_id: str, revision: str | None = None) -> Path:
     """Downloads a model's files into the Hub's cache, unless they are there, and returns their folder.
 
     Raises: ValueError if there is no such name or a file is corrupt, FileNotFoundError if it holds no model of ours,
@@ -19,38 +19,38 @@ def download(hub_id: str, revision: str | None = None) -> Path:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    missed = f"no folder {hub_id!r} here, and the Hub did not give it"
-    with _one_sentence(f"the Hub did not give {hub_id!r} at {revision!r}" if revision else missed):
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
+    missed = f"no folder {repo_id!r} here, and the Hub did not give it"
+    with _one_sentence(f"the Hub did not give {repo_id!r} at {revision!r}" if revision else missed):
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=HUB_FILES))
         missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-        there = HfApi().list_repo_files(hub_id, revision=revision) if missing else []
+        there = HfApi().list_repo_files(repo_id, revision=revision) if missing else []
     if missing:
         pickles = [name for name in there if name.endswith(PICKLES)]
         found = f"; {', '.join(pickles)} there is a pickle, which sparsegen does not open" if pickles else ""
         raise FileNotFoundError(
-            f"{hub_id!r} on the Hub is no sparsegen model: it has no {' and no '.join(missing)}{found}"
+            f"{repo_id!r} on the Hub is no sparsegen model: it has no {' and no '.join(missing)}{found}"
         )
     for path in folder.iterdir():
         _check_blob(path)
     return folder
 
 
-def push(folder: Path, card: str, hub_id: str, private: bool = False, revision: str | None = None) -> str:
+def push(folder: Path, card: str, repo_id: str, private: bool = False, revision: str | None = None) -> str:
     """Pushes a model's files with its card, and returns the address of its page.
 
-    Raises: TypeError if `hub_id` is no text, ConnectionError if the Hub does not take it.
+    Raises: TypeError if `repo_id` is no text, ConnectionError if the Hub does not take it.
     """
-    check_id(hub_id)
+    check_id(repo_id)
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = {name: folder / name for name in FILES if (folder / name).is_file()} | {CARD: card.encode()}
+    files = {name: folder / name for name in HUB_FILES if (folder / name).is_file()} | {CARD: card.encode()}
     hub = HfApi()
-    with _one_sentence(f"the Hub did not take {hub_id!r}"):
-        page = hub.create_repo(hub_id, private=private, exist_ok=True)
+    with _one_sentence(f"the Hub did not take {repo_id!r}"):
+        page = hub.create_repo(repo_id, private=private, exist_ok=True)
         if revision:
-            hub.create_branch(hub_id, branch=revision, exist_ok=True)
+            hub.create_branch(repo_id, branch=revision, exist_ok=True)
         hub.create_commit(
-            hub_id,
+            repo_id,
             [CommitOperationAdd(name, content) for name, content in files.items()],
             commit_message="Upload a sparsegen model",
             revision=revision,
@@ -58,10 +58,10 @@ def push(folder: Path, card: str, hub_id: str, private: bool = False, revision: 
     return str(page)
 
 
-def check_id(hub_id: object) -> None:
+def check_id(repo_id: object) -> None:
     """Raises: TypeError if this cannot be owner/name."""
-    if not isinstance(hub_id, str):
-        raise TypeError(f"a Hub id is owner/name; got {hub_id!r}")
+    if not isinstance(repo_id, str):
+        raise TypeError(f"a Hub id is owner/name; got {repo_id!r}")
 
 
 def _check_blob(path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-def places(names: Sequence[str], known: Sequence[str], classes: int) -> list[int]:
+def class_permutation(names: Sequence[str], known: Sequence[str], classes: int) -> list[int]:
     """For each class that there will be, and then for those that nothing is named after, what number it had.
 
     A class of a known name keeps what was learned of it; another takes the lowest number that is left, one without a

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from sparsegen.zoo.dial import Dial, resolve
+from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection
 
 LEVELS = 2  # codes that are handed out, and that a regularizer may project
@@ -27,10 +27,10 @@ class Regularizer:
     density: float = 0.25
     about: str = ""
 
-    def dials(
+    def k_ranges(
         self, code_shapes: Sequence[tuple[int, int, int]], k: Sequence[int] | None = None
-    ) -> list[Dial]:
-        """Returns the dial of each projected level, Γ1 first, from the shapes of the codes alone.
+    ) -> list[KRange]:
+        """Returns the k and its range of each projected level, Γ1 first, from the shapes of the codes alone.
 
         Args:
             code_shapes: (C, H, W) of each code, Γ1 first.
@@ -38,19 +38,21 @@ class Regularizer:
 
         Raises: TypeError, ValueError if k does not fit.
         """
-        dials = []
+        k_ranges = []
         for level, shape in enumerate(code_shapes[: self.levels], 1):
             limit = self.projection.max_k(shape)
-            dials.append(Dial(level, self.projection.unit, max(1, round(self.density * limit)), limit))
-        if k is None or not (dials or k):
-            return dials
-        return [replace(dial, k=value) for dial, value in zip(dials, resolve(k, dials), strict=True)]
+            k_ranges.append(KRange(level, self.projection.unit, max(1, round(self.density * limit)), limit))
+        if k is None or not (k_ranges or k):
+            return k_ranges
+        return [
+            replace(k_range, k=value) for k_range, value in zip(k_ranges, resolve(k, k_ranges), strict=True)
+        ]
 
     def projections(
         self, code_shapes: Sequence[tuple[int, int, int]], k: Sequence[int] | None = None
     ) -> list[nn.Module]:
-        """Makes what sits on each code, an identity where nothing is projected. Args, Raises: As `dials`."""
-        projected = [self.projection(dial.k) for dial in self.dials(code_shapes, k)]
+        """Makes what sits on each code, an identity where nothing is projected. Args, Raises: As `k_ranges`."""
+        projected = [self.projection(k_range.k) for k_range in self.k_ranges(code_shapes, k)]
         return projected + [nn.Identity() for _ in code_shapes[self.levels :]]
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from sparsegen.common.checks import check_integer
 from sparsegen.zoo.architectures import ARCHITECTURES, Architecture
 from sparsegen.zoo.blocks import IMAGE_SIZES
-from sparsegen.zoo.dial import Dial, resolve
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.registry import get_architecture, get_regularizer, known
 from sparsegen.zoo.regularizers import REGULARIZERS
 
@@ -100,7 +100,7 @@ class ModelSpec:
             raise ValueError(
                 f"k has one entry per projected level, {column.levels} in {regularizer}; got {list(k)}"
             )
-        column.dials(row.code_shapes(atoms, image_size), k)
+        column.k_ranges(row.code_shapes(atoms, image_size), k)
         own = None if classes == row.classes else classes
         return cls(architecture, regularizer, atoms, None if k is None else tuple(k), recipe, image_size, own)
 
@@ -135,12 +135,12 @@ class ModelSpec:
         return self._row.code_shapes(self.atoms, self.image_size)
 
     @property
-    def dials(self) -> list[Dial]:
-        """The sparsity dial of each projected level, Γ1 first; builds nothing.
+    def k_ranges(self) -> list[KRange]:
+        """Level, unit, k and largest k of each projected level, Γ1 first; builds nothing.
 
         Raises: TypeError, ValueError if k does not fit.
         """
-        return REGULARIZERS[self.regularizer].dials(self.code_shapes, self.k)
+        return REGULARIZERS[self.regularizer].k_ranges(self.code_shapes, self.k)
 
     def generator(self) -> Generator:
         """Builds the untrained generator."""
@@ -150,7 +150,7 @@ class ModelSpec:
         built.spec = self
         return built
 
-    def companions(self) -> dict[str, nn.Module]:
+    def auxiliary_networks(self) -> dict[str, nn.Module]:
         """Builds what the generator is trained with: its "discriminator", and an "encoder" from an image to z where
         the training has one.
         """
@@ -193,5 +193,5 @@ def create_model(
     """
     spec = ModelSpec.of(architecture, regularizer, width, image_size=image_size, classes=classes)
     if k is not None:
-        spec = replace(spec, k=tuple(resolve(k, spec.dials)))
+        spec = replace(spec, k=tuple(resolve(k, spec.k_ranges)))
     return spec.generator()

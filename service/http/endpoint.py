@@ -137,7 +137,7 @@ def create_app() -> FastAPI:
 
     @app.get("/models", summary="Lists the models", responses={200: {"content": {"application/json": {}}}})
     async def list_models() -> JSONResponse:
-        """Every model of this server: its regularizer, its dial, its classes, how it was trained and evaluated."""
+        """Lists the models of this server: regularizer, ranges of k, classes, training and evaluation."""
         return JSONResponse({"models": [model.describe() for model in app.state.models.values()]})
 
     @app.post(

@@ -10,7 +10,7 @@ import numpy as np
 from sparsegen.pictures import images
 from sparsegen.service.jobs.store import LIVE
 from sparsegen.service.page import inspector
-from sparsegen.zoo.dial import Dial
+from sparsegen.zoo.k_range import KRange
 
 SHOWN_ATOMS = 16
 HINT = '<p class="hint">Click an atom to switch it off: the image without it appears here.</p>'
@@ -53,16 +53,16 @@ def tiles(pixels: np.ndarray, chosen: int, classes: Sequence[str]) -> str:
     return f'<div class="tiles{" few" * (len(pixels) <= 16)}">{"".join(buttons)}</div>'
 
 
-def facts(codes: Sequence[np.ndarray], dials: Sequence[Dial], k: Sequence[int]) -> str:
+def facts(codes: Sequence[np.ndarray], k_ranges: Sequence[KRange], k: Sequence[int]) -> str:
     """How sparse the codes of some images are.  Shape: each Γ (B, C, H, W)."""
-    allowed = {dial.level: (dial, value) for dial, value in zip(dials, k, strict=True)}
+    allowed = {k_range.level: (k_range, value) for k_range, value in zip(k_ranges, k, strict=True)}
     cards = []
     for level, code in enumerate(codes, 1):
         needles = np.count_nonzero(code, axis=1)
         limit = "not limited in this model"
         if level in allowed:
-            dial, value = allowed[level]
-            limit = f"the dial allows {value:,} of {dial.limit:,} in each {dial.unit}"
+            k_range, value = allowed[level]
+            limit = f"k allows {value:,} of {k_range.limit:,} in each {k_range.unit}"
         cards.append(
             f'<div class="fact"><b>Γ{level}: density {needles.mean() / code.shape[1]:.3f}</b><br>'
             f"{needles.mean():.1f} non-zeros in a needle of {code.shape[1]} on average, "
@@ -73,13 +73,15 @@ def facts(codes: Sequence[np.ndarray], dials: Sequence[Dial], k: Sequence[int]) 
 
 
 def inside(
-    pixels: np.ndarray, codes: Sequence[np.ndarray], dials: Sequence[Dial], k: Sequence[int], called: str
+    pixels: np.ndarray, codes: Sequence[np.ndarray], k_ranges: Sequence[KRange], k: Sequence[int], called: str
 ) -> str:
     """One image, its class named, beside the needle density of its codes.
 
     Shape: uint8 (H, W, 3); each Γ (C, H, W).
     """
-    tops = {dial.level: value for dial, value in zip(dials, k, strict=True) if dial.unit == "needle"}
+    tops = {
+        k_range.level: value for k_range, value in zip(k_ranges, k, strict=True) if k_range.unit == "needle"
+    }
     caption = ", ".join(
         filter(None, ["<b>The image</b>", escape(called), f"{pixels.shape[1]} × {pixels.shape[0]} pixels"])
     )

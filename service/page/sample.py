@@ -18,13 +18,13 @@ from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, told, whole
 from sparsegen.service.page.static import read_static
 from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import noise
-from sparsegen.zoo.dial import Dial, resolve
+from sparsegen.zoo.k_range import KRange, resolve
 
 INTRODUCTION = """Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a
 stack of small maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the
 code into pixels. The entries of the code at one place, one for each atom, are a **needle**."""
 SAMPLE = """## Sample
-Pick a model and a seed; one seed is one set of images. Turn the dial to keep fewer non-zeros, and see what is
+Pick a model and a seed; one seed is one set of images. Lower the sparsity k to keep fewer non-zeros, and see what is
 lost."""
 ANY = -1  # the class of each image is drawn from the seed
 INSPECTOR = """## X-ray
@@ -55,7 +55,9 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
                 dice = gr.Button("New seed", min_width=130, scale=0, elem_id="dice")
             count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Images", elem_id="count")
             k_1 = gr.Slider(**slider(first, 0), elem_id="k1")
-            apart = gr.Checkbox(label="Turn the dial of Γ2 apart", visible=dials(first) > 1, elem_id="apart")
+            apart = gr.Checkbox(
+                label="Set k of Γ2 separately", visible=projected_levels(first) > 1, elem_id="apart"
+            )
             k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
             note = gr.Markdown(about(first), elem_id="note")
         with gr.Column(scale=3, min_width=280):
@@ -148,7 +150,7 @@ class Handlers:
         image, codes = shown.run(0, shown.count)
         return (
             markup.tiles(images.to_uint8(image), shown.index, shown.classes(0, shown.count)),
-            markup.facts(codes, shown.model.sampler.dials, shown.k),
+            markup.facts(codes, shown.model.sampler.k_ranges, shown.k),
             python_call(shown),
             curl_call(shown, address(request), self.asks_token),
         )
@@ -160,7 +162,7 @@ class Handlers:
         image, codes = shown.run(shown.index, 1)
         pixels, codes, sampler = images.to_uint8(image)[0], [code[0] for code in codes], shown.model.sampler
         (called,) = shown.classes(shown.index, 1)
-        figures = markup.inside(pixels, codes, sampler.dials, shown.k, called)
+        figures = markup.inside(pixels, codes, sampler.k_ranges, shown.k, called)
         return figures, markup.atoms(codes[0], sampler.dictionary()), markup.HINT
 
     @told
@@ -184,22 +186,22 @@ class Handlers:
 
     @told
     def choose(self, model, label):
-        """Gives the dial the range of another model, and keeps the class where it has one of that number."""
+        """Sets the range of k to that of another model, and keeps the class where it has one of that number."""
         model = self._model(model)
         return (
             gr.update(value=model.name),
             gr.update(**columns(model, self.models)),
             gr.update(**class_choice(model, label)),
             gr.update(**slider(model, 0)),
-            gr.update(value=False, visible=dials(model) > 1),
+            gr.update(value=False, visible=projected_levels(model) > 1),
             gr.update(**slider(model, 1) | {"visible": False}),
             about(model),
         )
 
     @told
     def part(self, model, apart, k_1):
-        """Shows the dial of Γ2, set as that of Γ1, or hides it."""
-        both = self._model(model).sampler.dials
+        """Shows the k of Γ2, set to that of Γ1, or hides it."""
+        both = self._model(model).sampler.k_ranges
         return gr.update(info=meaning(both[:1] if apart else both)), gr.update(visible=apart, value=k_1)
 
     @told
@@ -222,21 +224,21 @@ class Handlers:
     def _choice(self, name, label, seed, count, k_1, apart, k_2, index) -> "Choice":
         model = self._model(name)
         label = None if label == ANY else label
-        given = [whole(k_1), whole(k_2 if apart else k_1)][: dials(model)]
+        given = [whole(k_1), whole(k_2 if apart else k_1)][: projected_levels(model)]
         count = noise.check_count(whole(count), MAX_COUNT)
         index = check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
-        k = resolve(given or None, model.sampler.dials)
+        k = resolve(given or None, model.sampler.k_ranges)
         return Choice(model, noise.check_seed(whole(seed)), count, k, min(index, count - 1), label)
 
 
-def dials(model: Model) -> int:
-    return len(model.sampler.dials)
+def projected_levels(model: Model) -> int:
+    return len(model.sampler.k_ranges)
 
 
 def merit(model: Model) -> tuple[int, float]:
-    """What the page opens on is smallest here: a model with most dials to turn and, of these, the nearest to real."""
+    """Sort key of the first model shown: the most projected levels, then the smallest distance."""
     evaluation = model.config.get("evaluation") or {}
-    return -dials(model), evaluation.get("distance", math.inf)
+    return -projected_levels(model), evaluation.get("distance", math.inf)
 
 
 def title(model: Model) -> str:
@@ -263,32 +265,32 @@ def class_choice(model: Model, label: object = ANY) -> dict:
 
 
 def slider(model: Model, place: int) -> dict:
-    """The settings of a slider for one dial of a model; hidden where the model has none."""
-    if place >= dials(model):
+    """The settings of the slider for the k of one level; hidden where the model has none."""
+    if place >= projected_levels(model):
         return {"minimum": 1, "maximum": 2, "value": 1, "step": 1, "visible": False, "label": "k", "info": ""}
-    rest = model.sampler.dials[place:]
-    limit = min(dial.limit for dial in rest)
+    rest = model.sampler.k_ranges[place:]
+    limit = min(k_range.limit for k_range in rest)
     return {
         "minimum": 1,
         "maximum": limit,
         "value": rest[0].k,
         "step": 1,
         "visible": True,
-        "label": "Sparsity dial k" if place == 0 else "Dial of Γ2",
+        "label": "Sparsity (k)" if place == 0 else "k of Γ2",
         "info": meaning(rest),
     }
 
 
-def meaning(turned: Sequence[Dial]) -> str:
-    """What a slider sets that turns these dials together."""
-    levels = " and ".join(f"Γ{dial.level}" for dial in turned)
-    return f"Non-zeros kept in each {turned[0].unit} of {levels}; trained with {turned[0].k:,}."
+def meaning(k_ranges: Sequence[KRange]) -> str:
+    """What a slider sets that applies to these levels together."""
+    levels = " and ".join(f"Γ{k_range.level}" for k_range in k_ranges)
+    return f"Non-zeros kept in each {k_ranges[0].unit} of {levels}; trained with {k_ranges[0].k:,}."
 
 
 def about(model: Model) -> str:
-    """Why a model has no dial, or what its dial does."""
-    if not dials(model):
-        return "This model was trained without a projection on its code, so it has no dial to turn."
+    """Why a model has no k, or what its k does."""
+    if not projected_levels(model):
+        return "This model was trained without a projection on its code, so it has no k to set."
     return "Fewer than in training makes images plainer; more lets the model keep what it was taught to drop."
 
 

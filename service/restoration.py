@@ -29,12 +29,14 @@ from sparsegen.restoration.damage import FACTORS
 from sparsegen.restoration.kinds import KINDS, check_damage
 from sparsegen.restoration.settings import (
     LOSSES,
+    MAX_ENSEMBLE,
     MAX_ITERATIONS,
-    MAX_MEMBERS,
     MAX_SIGMA,
+    OLD_NAMES,
     PRESETS,
     SPARSITIES,
     Task,
+    rename_settings,
 )
 from sparsegen.service import metrics
 from sparsegen.service.budget import check_budget
@@ -66,7 +68,9 @@ MAX_UPLOAD = 32 << 20
 MAX_PIXELS = STORED_PIXELS  # of the picture that is computed
 TILED = f"{pictures.MAX_PIXELS / 1e6:g} million"  # pixels, of the command line
 SCALARS = [field.name for field in fields(Task)]
-NUMBERS = {"density": float, "sigma": float, "seed": int, "iterations": int, "members": int, "by": int}
+TEXTS = {*SCALARS, *OLD_NAMES}
+INTEGERS = ("seed", "iterations", "ensemble_size", "members", "by")
+NUMBERS = {"density": float, "sigma": float, **dict.fromkeys(INTEGERS, int)}
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "tiff": "image/tiff", "webp": "image/webp"}
 REFRESH_EVERY, SWEEP_EVERY = 5, 60
 TURN_SECONDS = 20.0  # that an upload waits at most to be read
@@ -112,7 +116,7 @@ FORM = {
         "loss": {"type": "string", "enum": list(LOSSES), "default": Task.loss},
         "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": Task.seed},
         "iterations": {"type": "integer", "minimum": 1, "maximum": MAX_ITERATIONS},
-        "members": {"type": "integer", "minimum": 1, "maximum": MAX_MEMBERS},
+        "ensemble_size": {"type": "integer", "minimum": 1, "maximum": MAX_ENSEMBLE},
         "by": {"type": "integer", "enum": list(FACTORS)},
     },
 }
@@ -367,6 +371,7 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
     if "kernel" in files:
         values["kernel"] = "file"
     try:
+        values, renamed = rename_settings(values)
         task = Task.of(**values)
     except (TypeError, ValueError) as error:
         raise Refused(422, str(error)[:300]) from None
@@ -384,8 +389,8 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
         check_damage(task, opened.get("mask"), opened.get("kernel"), image.pixels.shape[:2])
     except ValueError as error:
         raise Refused(422, str(error)) from None
-    notes = [note for picture in opened.values() for note in picture.notes]
-    notes += [task.idle_sigma] if task.idle_sigma else []
+    notes = renamed + [note for picture in opened.values() for note in picture.notes]
+    notes += [task.sigma_warning] if task.sigma_warning else []
     return Order(task, image, notes, (height, width))
 
 
@@ -425,7 +430,7 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
     media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media != "multipart/form-data":
         raise Refused(415, f"send the picture as multipart/form-data, as curl -F does; got {media[:60]!r}")
-    async with request.form(max_files=len(FILES), max_fields=len(SCALARS), max_part_size=4096) as form:
+    async with request.form(max_files=len(FILES), max_fields=len(TEXTS), max_part_size=4096) as form:
         yield form
 
 
@@ -446,7 +451,7 @@ def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
     """
     texts, files = {}, {}
     for name, value in form.multi_items():
-        if name not in SCALARS and name not in FILES:
+        if name not in TEXTS and name not in FILES:
             names = ", ".join(dict.fromkeys((*FILES, *SCALARS)))
             raise Refused(422, f"unknown field {name[:60]!r}: a restoration has {names}")
         if name in texts or name in files:
@@ -456,7 +461,7 @@ def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
                 raise Refused(422, f"{name} is text, not a file: leave its file name out")
             files[name] = value
         else:
-            if name not in SCALARS:  # it would be an address, and nothing is ever fetched
+            if name not in TEXTS:  # it would be an address, and nothing is ever fetched
                 raise Refused(
                     422, f"{name} is to be a file of the form, as curl -F {name}=@picture.png sends it"
                 )

@@ -340,7 +340,7 @@ def test_every_example_starts_with_its_settings(restore_page, restoring):
         page.click("#advanced button")
         page.click("#examples .tile", place)
         assert until(lambda: page.each("#sigma input", "value"), [sigma]) == [sigma]
-        assert page.each("#members input", "value") == ["the preset's"]
+        assert page.each("#ensemble_size input", "value") == ["the preset's"]
         assert until(lambda: image(page, "before") is not None, True)
         page.click("#start")
         assert until(lambda: page.text("#panel").startswith("Done"), True), page.text(".toast-body")

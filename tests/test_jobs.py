@@ -333,6 +333,18 @@ def test_what_is_deleted_is_not_left_in_the_files_of_the_database(tmp_path):
     store.close()
 
 
+def test_a_job_that_was_queued_under_old_names_of_settings_runs(store):
+    job_id = store.submit({"kind": "denoise", "members": 3}, {"image": png()})["id"]
+    asked = []
+
+    def run(task, picture, mask, kernel, callback):
+        asked.append(task)
+        return restorer.Restoration(picture, "all iterations are done", 1, 1.0)
+
+    worker.do(store, store.claim("A"), run, [])
+    assert status_of(store, job_id) == "done" and asked[0].ensemble_size == 3
+
+
 def test_a_preview_that_came_after_the_cancel_goes_as_well(store):
     job_id = submit(store)
     claim = store.claim("A")
@@ -1023,7 +1035,7 @@ def test_nothing_of_a_server_outlives_one_that_is_killed(tmp_path):
 def test_fits_side_by_side_share_half_of_the_cores_or_what_members_need(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for cores, members, fits, threads in (
+    for cores, ensemble_size, fits, threads in (
         (1, 1, 1, 1),
         (1, 2, 1, 1),
         (2, 1, 1, 1),
@@ -1039,7 +1051,7 @@ def test_fits_side_by_side_share_half_of_the_cores_or_what_members_need(
         (4, 2, 0, 2),
     ):
         monkeypatch.setattr("sparsegen.restoration.settings.processors", lambda cores=cores: cores)
-        assert fair_threads(members, fits) == threads
+        assert fair_threads(ensemble_size, fits) == threads
 
 
 @pytest.mark.parametrize(
@@ -1059,7 +1071,7 @@ def test_a_worker_gives_each_hourglass_its_threads(
     monkeypatch.setattr("sparsegen.restoration.restore.run", lambda *given: given)
     told = []
     monkeypatch.setattr("torch.set_num_threads", told.append)
-    task = Task.of(members=4)
+    task = Task.of(ensemble_size=4)
     assert worker._restore(task, "picture", None, None, None)[0] is task
     assert told == ([] if threads is None else [threads])
 

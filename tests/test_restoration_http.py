@@ -282,8 +282,10 @@ REFUSALS = [
     ([IMAGE, ("seed", "9" * 5000)], 400, ""),
     ([IMAGE, ("iterations", "0")], 422, "1 to 100000"),
     ([IMAGE, ("iterations", "100001")], 422, "1 to 100000"),
+    ([IMAGE, ("ensemble_size", "9")], 422, "1 to 8"),
+    ([IMAGE, ("ensemble_size", "two")], 422, "an integer"),
     ([IMAGE, ("members", "9")], 422, "1 to 8"),
-    ([IMAGE, ("members", "two")], 422, "an integer"),
+    ([IMAGE, ("members", "2"), ("ensemble_size", "2")], 422, "both are given"),
     ([IMAGE, ("kind", "upscale")], 422, "by is 2 or 4"),
     ([IMAGE, ("kind", "upscale"), ("by", "3")], 422, "by is 2 or 4"),
     ([IMAGE, ("by", "2")], 422, "left out elsewhere"),
@@ -313,6 +315,12 @@ def test_a_bad_request_is_refused_in_one_sentence(client, parts, status, word):
     got, _, answer = client.post(*parts)
     assert got == status, answer
     assert word in sentence(answer) and len(answer["error"]) < 400
+
+
+def test_the_old_name_of_ensemble_size_works_with_a_note(client):
+    assert client.post(IMAGE, ("ensemble_size", "1"))[2]["notes"] == []
+    status, _, answer = client.post(IMAGE, ("members", "1"))
+    assert status == 202 and "members is now called ensemble_size" in answer["notes"][0]
 
 
 @pytest.mark.parametrize(
@@ -414,18 +422,18 @@ def test_many_large_uploads_at_once_lie_on_the_disk_and_not_in_memory(client):
         (
             [("image", plain(0, 256, 256))],
             {"preset": "paper", "iterations": "100000"},
-            "hours, and the limit is 8: use fewer iterations or members, a smaller picture or the preset fast; the "
+            "hours, and the limit is 8: use fewer iterations, a smaller picture or ensemble, or the preset fast; the "
             "operator can raise SPARSEGEN_JOB_HOURS",
         ),
         (
             [("image", plain(0, 1000, 1000))],
             {"preset": "paper", "iterations": "1"},
-            "about 12.8 GB of memory, and the limit is 4 GB: use a smaller picture, fewer members or the preset fast; "
+            "about 12.8 GB of memory, and the limit is 4 GB: use a smaller picture or ensemble, or the preset fast; "
             "the operator can raise SPARSEGEN_JOB_MEMORY_GB",
         ),
-        ([("image", plain(0, 1000, 1000))], {"members": "8", "iterations": "1"}, "12.1 GB of memory"),
+        ([("image", plain(0, 1000, 1000))], {"ensemble_size": "8", "iterations": "1"}, "12.1 GB of memory"),
     ],
-    ids=["time", "memory", "members"],
+    ids=["time", "memory", "ensemble_size"],
 )
 def test_a_job_beyond_the_budget_is_refused_with_the_limit_and_the_remedy(client, parts, texts, words):
     status, _, answer = client.post(*parts, **texts)
@@ -433,7 +441,7 @@ def test_a_job_beyond_the_budget_is_refused_with_the_limit_and_the_remedy(client
 
 
 @pytest.mark.parametrize(
-    ("side", "texts"), [(1000, {}), (512, {"preset": "paper"}), (512, {"members": "8"})], ids=str
+    ("side", "texts"), [(1000, {}), (512, {"preset": "paper"}), (512, {"ensemble_size": "8"})], ids=str
 )
 def test_the_budget_takes_what_is_usual(client, side, texts):
     job_id = client.submit(("image", plain(0, side, side)), **texts)

@@ -26,7 +26,14 @@ from sparsegen.service.page import markup
 from sparsegen.service.page import restoration as restore_page
 
 EXAMPLE = restore_page.EXAMPLES / "noisy.jpg"
-ADVANCED = {"preset": "fast", "regularizer": "l0_inf", "members": 0, "sigma": 0, "seed": 0.0, "loss": "mse"}
+ADVANCED = {
+    "preset": "fast",
+    "regularizer": "l0_inf",
+    "ensemble_size": 0,
+    "sigma": 0,
+    "seed": 0.0,
+    "loss": "mse",
+}
 
 
 def png(value: int = 90, side: int = 24) -> bytes:
@@ -145,8 +152,11 @@ def test_cancel_frees_the_worker_and_keeps_the_last_picture(tab):
         ({"kind": "inpaint", "mask": mask()}, {"kind": "inpaint", "by": None, "kernel": None}),
         ({"kind": "upscale", "by": 4}, {"kind": "upscale", "by": 4}),
         ({"kind": "deblur", "blur": 2.1}, {"kernel": "gaussian:2.1", "by": None}),
-        ({"preset": "paper", "regularizer": "l1"}, {"preset": "paper", "regularizer": "l1", "members": None}),
-        ({"members": 4}, {"members": 4}),
+        (
+            {"preset": "paper", "regularizer": "l1"},
+            {"preset": "paper", "regularizer": "l1", "ensemble_size": None},
+        ),
+        ({"ensemble_size": 4}, {"ensemble_size": 4}),
         ({"mask": b"left over from before"}, {"kind": "denoise"}),
     ],
     ids=str,

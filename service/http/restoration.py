@@ -23,8 +23,8 @@ from sparsegen.restoration.damage import FACTORS
 from sparsegen.restoration.kinds import KINDS
 from sparsegen.restoration.settings import (
     LOSSES,
+    MAX_ENSEMBLE,
     MAX_ITERATIONS,
-    MAX_MEMBERS,
     MAX_SIGMA,
     PRESETS,
     SPARSITIES,
@@ -36,7 +36,7 @@ from sparsegen.service.errors import Refused
 from sparsegen.service.http.readiness import Health
 from sparsegen.service.jobs.decoding import DecodersBusy
 from sparsegen.service.jobs.errors import Busy, NoWorker, StoreError, StoreFull
-from sparsegen.service.jobs.orders import MAX_PIXELS, SCALARS, Turns, check_room, order
+from sparsegen.service.jobs.orders import MAX_PIXELS, SCALARS, TEXTS, Turns, check_room, order
 from sparsegen.service.jobs.places import default_place, is_redis
 from sparsegen.service.jobs.store import FILES, STORED_PIXELS, UNHEARD, Store, open_store
 from sparsegen.service.jobs.worker import WORKERS
@@ -88,7 +88,7 @@ FORM = {
         "loss": {"type": "string", "enum": list(LOSSES), "default": Task.loss},
         "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": Task.seed},
         "iterations": {"type": "integer", "minimum": 1, "maximum": MAX_ITERATIONS},
-        "members": {"type": "integer", "minimum": 1, "maximum": MAX_MEMBERS},
+        "ensemble_size": {"type": "integer", "minimum": 1, "maximum": MAX_ENSEMBLE},
         "by": {"type": "integer", "enum": list(FACTORS)},
     },
 }
@@ -256,7 +256,7 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
     media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media != "multipart/form-data":
         raise Refused(415, f"send the picture as multipart/form-data, as curl -F does; got {media[:60]!r}")
-    async with request.form(max_files=len(FILES), max_fields=len(SCALARS), max_part_size=4096) as form:
+    async with request.form(max_files=len(FILES), max_fields=len(TEXTS), max_part_size=4096) as form:
         yield form
 
 
@@ -277,7 +277,7 @@ def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
     """
     texts, files = {}, {}
     for name, value in form.multi_items():
-        if name not in SCALARS and name not in FILES:
+        if name not in TEXTS and name not in FILES:
             names = ", ".join(dict.fromkeys((*FILES, *SCALARS)))
             raise Refused(422, f"unknown field {name[:60]!r}: a restoration has {names}")
         if name in texts or name in files:
@@ -287,7 +287,7 @@ def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
                 raise Refused(422, f"{name} is text, not a file: leave its file name out")
             files[name] = value
         else:
-            if name not in SCALARS:  # it would be an address, and nothing is ever fetched
+            if name not in TEXTS:  # it would be an address, and nothing is ever fetched
                 raise Refused(
                     422, f"{name} is to be a file of the form, as curl -F {name}=@picture.png sends it"
                 )

@@ -12,7 +12,7 @@ from anyio import CapacityLimiter
 from sparsegen.pictures.picture import MAX_PIXELS as LARGEST
 from sparsegen.pictures.picture import MIN_SIDE, Picture, TooLarge
 from sparsegen.restoration.kinds import check_damage
-from sparsegen.restoration.settings import Task
+from sparsegen.restoration.settings import OLD_NAMES, Task, rename_settings
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs.budget import check_budget
 from sparsegen.service.jobs.decoding import DecodersBusy, decoders, patience
@@ -23,7 +23,9 @@ MAX_UPLOAD = 32 << 20
 MAX_PIXELS = STORED_PIXELS  # of the picture that is computed
 TILED = f"{LARGEST / 1e6:g} million"  # pixels, of the command line
 SCALARS = [field.name for field in fields(Task)]
-NUMBERS = {"density": float, "sigma": float, "seed": int, "iterations": int, "members": int, "by": int}
+TEXTS = {*SCALARS, *OLD_NAMES}
+INTEGERS = ("seed", "iterations", "ensemble_size", "members", "by")
+NUMBERS = {"density": float, "sigma": float, **dict.fromkeys(INTEGERS, int)}
 TURN_SECONDS = 20.0  # that an upload waits at most to be read
 STORE_SECONDS = 20.0  # more than the store of the jobs takes, or Redis to be found away
 
@@ -120,6 +122,7 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
     if "kernel" in files:
         values["kernel"] = "file"
     try:
+        values, renamed = rename_settings(values)
         task = Task.of(**values)
     except (TypeError, ValueError) as error:
         raise Refused(422, str(error)[:300]) from None
@@ -137,8 +140,8 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
         check_damage(task, opened.get("mask"), opened.get("kernel"), image.pixels.shape[:2])
     except ValueError as error:
         raise Refused(422, str(error)) from None
-    notes = [note for picture in opened.values() for note in picture.notes]
-    notes += [task.idle_sigma] if task.idle_sigma else []
+    notes = renamed + [note for picture in opened.values() for note in picture.notes]
+    notes += [task.sigma_warning] if task.sigma_warning else []
     return Order(task, image, notes, (height, width))
 
 

@@ -22,7 +22,7 @@ from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.damage import FACTORS, MAX_BLUR
 from sparsegen.restoration.settings import (
     LOSSES,
-    MAX_MEMBERS,
+    MAX_ENSEMBLE,
     MAX_SIGMA,
     PRESETS,
     SPARSITIES,
@@ -166,7 +166,7 @@ class Settings(NamedTuple):
 
     preset: gr.Dropdown
     regularizer: gr.Dropdown
-    members: gr.Dropdown
+    ensemble_size: gr.Dropdown
     sigma: gr.Number
     seed: gr.Number
     loss: gr.Dropdown
@@ -181,12 +181,12 @@ def settings() -> Settings:
         regularizer = gr.Dropdown(
             list(SPARSITIES), value=Task.regularizer, label="Regularizer", info="What is asked of the codes."
         )
-        members = gr.Dropdown(
-            [("the preset's", 0), *range(1, MAX_MEMBERS + 1)],
+        ensemble_size = gr.Dropdown(
+            [("the preset's", 0), *range(1, MAX_ENSEMBLE + 1)],
             value=0,
             label="Hourglasses",
             info="Their mean is the result: the more, the less it errs, and the longer it takes.",
-            elem_id="members",
+            elem_id="ensemble_size",
         )
         sigma = gr.Number(
             0,
@@ -200,7 +200,7 @@ def settings() -> Settings:
         loss = gr.Dropdown(
             [(f"{name}: {meaning}", name) for name, meaning in LOSSES.items()], value=Task.loss, label="Loss"
         )
-    return Settings(preset, regularizer, members, sigma, seed, loss)
+    return Settings(preset, regularizer, ensemble_size, sigma, seed, loss)
 
 
 class Handlers:
@@ -242,7 +242,7 @@ class Handlers:
         blur,
         preset,
         regularizer,
-        members,
+        ensemble_size,
         sigma,
         seed,
         loss,
@@ -260,7 +260,7 @@ class Handlers:
             "seed": whole(seed),
             "loss": loss,
         }
-        asked |= {"members": members} if members else {}
+        asked |= {"ensemble_size": ensemble_size} if ensemble_size else {}
         asked |= {"sigma": sigma} if sigma and kind == "denoise" else {}
         asked |= {"by": by} if kind == "upscale" else {}
         asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}

@@ -158,7 +158,8 @@ def test_a_registered_name_is_checked(tables: None) -> None:
 PLUGIN = """
 from dataclasses import replace
 import sparsegen
-sparsegen.register_architecture("tiny", replace(sparsegen.get_architecture("biggan"), atoms=8, z_dim=16, recipe="biggan"))
+tiny = replace(sparsegen.get_architecture("biggan"), atoms=8, z_dim=16, recipe="biggan")
+sparsegen.register_architecture("tiny", tiny)
 sparsegen.register_regularizer(
     "half", sparsegen.Regularizer(sparsegen.NeedleProjection, levels=1, density=0.5, about="Each needle keeps half.")
 )

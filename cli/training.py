@@ -70,7 +70,7 @@ def train(
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first images only.")] = None,
     share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Train on this part of the images, as 0.1, classes taken in turn."),
+        typer.Option(min=0, max=1, help="Train on this part of the images, e.g. 0.1, classes taken in turn."),
     ] = 1.0,
     rate: Annotated[
         float,

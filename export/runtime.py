@@ -236,7 +236,7 @@ def _share_arena() -> None:
 def _explain(error: Exception, path: Path) -> Exception:
     reason, weights = str(error).splitlines()[0], path.with_name(bundled.WEIGHTS)
     if "xternal" not in reason:
-        return ValueError(f"{path} is truncated, corrupt or no ONNX file: {reason}")
+        return ValueError(f"{path} is truncated, corrupt or not an ONNX file: {reason}")
     if not weights.exists():
         return FileNotFoundError(f"{weights} is missing: {path.name} reads its weights from there")
     if "escapes" in reason:

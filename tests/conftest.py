@@ -11,9 +11,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from sparsegen.training.features import FeatureNetwork
 from sparsegen.zoo.blocks import ConditionalBatchNorm
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.spec import create_model
@@ -78,3 +81,16 @@ def tiny_conditional() -> Iterator[Generator]:
     generator = warmed(create_model("biggan", "ml", width=8))
     generator.config = {"class_names": CLASSES}
     yield generator
+
+
+@pytest.fixture
+def features() -> FeatureNetwork:
+    """Features one can compute by hand: the mean color of each quarter of an image."""
+    return FeatureNetwork(
+        "fd-quarters", 12, lambda x: nn.functional.adaptive_avg_pool2d(x.float() / 255, 2).flatten(1)
+    )
+
+
+@pytest.fixture
+def real() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, size=(700, 32, 32, 3), dtype=np.uint8)

@@ -94,7 +94,7 @@ def test_a_saved_cell_is_opened_to_the_same_pixels(cell: Cell) -> None:
 def test_a_label_chooses_the_image_and_is_drawn_from_the_seed_where_none_is_given(cell: Cell) -> None:
     generator = cell.generator
     if not generator.classes:
-        with pytest.raises(ValueError, match="this one has none"):
+        with pytest.raises(ValueError, match="unconditional and has no labels"):
             generator.sample(1, labels=0)
         return
     drawn = noise.labels(4, 10, seed=2)

@@ -151,7 +151,7 @@ def test_labels_that_there_are_not_are_refused_with_the_classes(
     sparsegen: CLI, model: Path, conditional: Path, labels: str, says: str
 ) -> None:
     assert_refused(sparsegen("sample", conditional, "--labels", labels), says, "airplane", "truck")
-    assert_refused(sparsegen("sample", model, "--labels", labels), "leave them out")
+    assert_refused(sparsegen("sample", model, "--labels", labels), "omit them")
 
 
 def test_several_labels_are_one_for_each_image(sparsegen: CLI, conditional: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_k_that_is_the_default_is_the_same_run(sparsegen: CLI, pictures: Path,
     arguments = ("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8)
     arguments += ("--eval-count", 0, "--steps")
     assert sparsegen(*arguments, 1).returncode == 0
-    assert_refused(sparsegen(*arguments, 2, "--resume", "--k", "2,3"), "k: [2, 2] there, [2, 3] asked")
+    assert_refused(sparsegen(*arguments, 2, "--resume", "--k", "2,3"), "k: [2, 2] there, [2, 3] requested")
     done = sparsegen(*arguments, 2, "--resume", "--k", "2,2")  # a quarter of 8 channels
     assert done.returncode == 0, done.stderr
     assert "trained for 2 steps" in done.stdout
@@ -278,7 +278,7 @@ def test_training_on_a_share_of_the_images_says_so(sparsegen: CLI, pictures: Pat
     more = sparsegen(*arguments, "--out", tmp_path / "x", "--batch-size", 11, "--share", 0.25)
     assert_refused(more, "has 10 images, fewer than one batch of 11")  # of 41, one of them is broken
     again = sparsegen(*arguments, "--out", tmp_path / "run", "--batch-size", 10, "--resume")
-    assert_refused(again, "share: 0.25 there, 1.0 asked; rate: 0.5 there, 1.0 asked")
+    assert_refused(again, "share: 0.25 there, 1.0 requested; rate: 0.5 there, 1.0 requested")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
@@ -322,13 +322,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         (("dcgan-8.ml", "--precision", "fp4"), "precision"),
         (("dcgan-8.ml", "--device", "tpu"), "got 'tpu'"),
         (("dcgan-8.ml", "--device", "cuda:4096"), "no device cuda:4096"),
-        (("dcgan-8.ml", "--eval-count", 1), "--eval-count is 0, or the images drawn, from 2 to"),
+        (("dcgan-8.ml", "--eval-count", 1), "--eval-count is 0, or the number of images drawn, from 2 to"),
         (("dcgan-8.ml", "--share", 0), "above 0 and at most 1; got 0"),
         (("dcgan-8.ml", "--share", 1.5), "--share"),
         (("dcgan-8.ml", "--share", "nan"), "--share"),
-        (("dcgan-8.ml", "--rate", 0), "a rate is a factor of the recipe's learning rates, above 0"),
-        (("dcgan-8.ml", "--rate", "nan"), "above 0, as 0.1 or 4; got nan"),
-        (("dcgan-8.ml", "--resume"), "holds no run to go on with"),
+        (("dcgan-8.ml", "--rate", 0), "a rate must be a factor of the recipe's learning rates, above 0"),
+        (("dcgan-8.ml", "--rate", "nan"), "above 0, e.g. 0.1 or 4; got nan"),
+        (("dcgan-8.ml", "--resume"), "holds no run to resume"),
         (("dcgan-8.ml", "--out", "/proc/x/run"), "/proc"),
         (("dcgan-8.ml", "--data", "missing/folder/of/images"), "missing/folder"),
     ],

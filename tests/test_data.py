@@ -149,7 +149,7 @@ def test_too_few_images_are_refused_with_the_numbers_and_the_remedy():
     ("arguments", "message"),
     [
         ({"batch_size": 0, "seed": 0}, "batch_size .* at least 2.*; got 0"),
-        ({"batch_size": 1, "seed": 0}, "since batch norm takes its statistics over them; got 1"),
+        ({"batch_size": 1, "seed": 0}, "because batch norm computes statistics over them; got 1"),
         ({"batch_size": 2, "seed": -1}, "seed"),
     ],
 )

@@ -178,7 +178,7 @@ def test_the_x_ray_maps_the_non_zeros_of_each_needle(server, client):
         ({"k": 9}, "8"),
         ({"k": 1.5}, "integer"),
         ({"index": 64}, "63"),
-        ({"label": 3}, "choices|leave them out"),
+        ({"label": 3}, "choices|omit them"),
         ({"model": CONDITIONAL, "label": 10}, "choices|from 0 to 9"),
     ],
     ids=str,

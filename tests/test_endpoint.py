@@ -183,8 +183,8 @@ REFUSED = [
     ({"model": "../../etc/passwd"}, 404, ML),
     ({"model": 7}, 422, "model"),
     ({"model": None}, 422, "model is missing"),
-    ({"labels": 0}, 422, "leave them out"),
-    ({"labels": "cat"}, 422, "leave them out"),
+    ({"labels": 0}, 422, "omit them"),
+    ({"labels": "cat"}, 422, "omit them"),
     ({"model": CONDITIONAL, "labels": 10}, 422, "9 truck, from 0 to 9; got 10"),
     ({"model": CONDITIONAL, "labels": -1}, 422, "9 truck, from 0 to 9; got -1"),
     ({"model": CONDITIONAL, "labels": 2**70}, 422, "from 0 to 9"),
@@ -554,7 +554,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "list": (lambda folder: (folder / CONFIG).write_text("[]"), f"{CONFIG} is not a sparsegen config"),
     "text": (
         lambda folder: reconfigured(folder, evaluation="great"),
-        "evaluation is of type dict; got 'great'",
+        "evaluation must be of type dict; got 'great'",
     ),
     "nan": (
         lambda folder: reconfigured(folder, evaluation={"metric": "fid", "distance": float("nan")}),
@@ -564,7 +564,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-synthesis": (lambda folder: (folder / SYNTHESIS).unlink(), f"{SYNTHESIS} is missing"),
     "no-onnx": (
         lambda folder: (folder / GRAPH).write_text("<html>"),
-        f"{GRAPH} is truncated, corrupt or no ONNX",
+        f"{GRAPH} is truncated, corrupt or not an ONNX",
     ),
     "empty": (lambda folder: [file.unlink() for file in folder.iterdir()], CONFIG),
 }

@@ -161,7 +161,7 @@ def test_a_faster_recipe_has_all_rates_times_a_factor() -> None:
     recipe = replace(RECIPES["dcgan"], rate=linear_decay).faster(4).faster(0.5)
     assert [recipe.rate(fraction) for fraction in (0, 0.25, 0.75)] == [2, 1.5, 0.5]
     for factor in (0, -1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"above 0, as 0.1 or 4; got {factor}"):
+        with pytest.raises(ValueError, match=f"above 0, e.g. 0.1 or 4; got {factor}"):
             recipe.faster(factor)
 
 

@@ -1,16 +1,19 @@
 """The projected recipe: frozen features, their mixing, the heads over them, and what the two networks learn by."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_run import assert_equal, pictures, start, state
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsegen.training import augment, classifier
+from sparsegen.training import augment, classifier, projected
+from sparsegen.training import start as starting
 from sparsegen.training.classifier import Classifier, open_classifier
 from sparsegen.training.data import Images, open_images
 from sparsegen.training.loop import Networks
@@ -227,16 +230,42 @@ def test_the_heads_are_published_with_the_model_in_half_precision(tmp_path: Path
 
 def test_the_features_are_chosen_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec.parse("biggan-8.ml.projected")
-    assert find_frozen(spec, "auto") is None  # nothing is missing
-    assert frozen_for(classifier.trained_on()).name == "cifar10-classifier"
-    assert frozen_for("of others").name == "efficientnet-lite0"
-    assert find_frozen(spec, "efficientnet-lite0").name == "efficientnet-lite0"
+    found = find_frozen(spec, "auto")
+    assert list(found) == ["cifar10-classifier", "efficientnet-lite0"]
+    assert frozen_for(found, classifier.trained_on()).name == "cifar10-classifier"
+    assert frozen_for(found, "of others").name == "efficientnet-lite0"
+    assert list(named := find_frozen(spec, "efficientnet-lite0")) == ["efficientnet-lite0"]
+    assert frozen_for(named, classifier.trained_on()) is named["efficientnet-lite0"]
     with pytest.raises(ValueError, match=r"train dcgan-8.ml.projected"):
         find_frozen(ModelSpec.parse("dcgan-8.ml"), "efficientnet-lite0")
     with pytest.raises(
-        ValueError, match="no feature network 'vgg': there are cifar10-classifier, efficientnet-lite0"
+        ValueError, match="no feature network 'vgg': choose one of cifar10-classifier, efficientnet-lite0"
     ):
         find_frozen(spec, "vgg")
+
+
+def test_a_run_opens_each_frozen_network_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def counted(name: str, opener: Callable[[], FrozenFeatures]) -> Callable[[], FrozenFeatures]:
+        return lambda: opened.append(name) or opener()
+
+    for name, opener in list(projected.FEATURES.items()):
+        monkeypatch.setitem(projected.FEATURES, name, counted(name, opener))
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    config = starting.TrainConfig(
+        "dcgan-8.ml.projected",
+        str(tmp_path),
+        tmp_path / "run",
+        steps=1,
+        batch_size=4,
+        eval_count=0,
+        device="cpu",
+    )
+    assert starting.start(config).plan.features == "efficientnet-lite0"
+    assert sorted(opened) == ["cifar10-classifier", "efficientnet-lite0"]
 
 
 def test_what_is_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -244,7 +273,7 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatc
         open_classifier(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="use images of at least 16 pixels"):
         ProjectedDiscriminator(open_frozen("cifar10-classifier"), 8, 0)
-    with pytest.raises(ValueError, match="trained with the features of a frozen network"):
+    with pytest.raises(ValueError, match="trained with features of a frozen network"):
         recipe_of(ModelSpec.parse("biggan-8.ml.projected"))
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ImportError, match=r"pip install sparsegen\[train\]"):

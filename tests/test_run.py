@@ -303,14 +303,20 @@ def test_a_machine_without_bfloat16_says_so(
         start(tmp_path / "run", 1, precision="bf16")
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    assert ("leave --precision bf16 out" in caplog.text) == (not there)
+    assert ("omit --precision bf16" in caplog.text) == (not there)
 
 
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("wgan_gp-8.l0", "cannot start from a dcgan-8.ml: .* dcgan and 8 there, wgan_gp and 8 asked"),
-        ("dcgan-16.ml", "cannot start from a dcgan-8.ml: .* dcgan and 8 there, dcgan and 16 asked"),
+        (
+            "wgan_gp-8.l0",
+            "from a dcgan-8.ml: .* the source has dcgan, 8, 32, requested are wgan_gp, 8, 32",
+        ),
+        (
+            "dcgan-16.ml",
+            "from a dcgan-8.ml: .* the source has dcgan, 8, 32, requested are dcgan, 16, 32",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_architecture_or_width_is_refused_by_name(
@@ -449,9 +455,9 @@ def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 4):
         pass
-    with pytest.raises(ValueError, match="holds this run already: go on with --resume"):
+    with pytest.raises(ValueError, match="holds this run already: continue it with --resume"):
         start(tmp_path / "run", 8)
-    with pytest.raises(ValueError, match="holds another run .seed: 0 there, 1 asked"):
+    with pytest.raises(ValueError, match="holds another run .seed: 0 there, 1 requested"):
         start(tmp_path / "run", 8, seed=1, resume=True)
     assert start(tmp_path / "run", 8, resume=True).step == 4  # a longer schedule is the same run
     about = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -549,7 +555,7 @@ def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_a
     folder = tmp_path / "run"
     for wrong, says in [
         ({"batch_size": 65}, "fewer than one batch of 65: use --batch-size 64 or smaller"),
-        ({"batch_size": 1}, "at least 2, since batch norm takes its statistics over them; got 1"),
+        ({"batch_size": 1}, "at least 2, because batch norm computes statistics over them; got 1"),
         (
             {"model": "cgan-8.ml", "labels": 0},
             "cgan-8.ml is conditional and noise has no labels: give data with",
@@ -575,9 +581,9 @@ def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_a
 
 
 def test_a_conditional_run_without_labels_is_told_why_there_are_none(tmp_path: Path) -> None:
-    images = replace(pictures(labels=0), unlabeled="stray.png lies outside of a class folder")
+    images = replace(pictures(labels=0), unlabeled="stray.png lies outside a class folder")
     with pytest.raises(
-        ValueError, match=r"noise has no labels \(stray.png lies outside of a class folder\): give"
+        ValueError, match=r"noise has no labels \(stray.png lies outside a class folder\): give"
     ):
         open_run(tmp_path / "run", plan(model="cgan-8.ml"), images, Schedule(2), device="cpu")
 
@@ -586,7 +592,7 @@ def test_a_run_is_known_by_its_data_not_by_how_they_are_spelled(tmp_path: Path) 
     for _ in start(tmp_path / "run", 4):
         pass
     assert start(tmp_path / "run", 8, resume=True, data="./noise").step == 4
-    with pytest.raises(ValueError, match="fingerprint: '0' there, '1' asked"):
+    with pytest.raises(ValueError, match="fingerprint: '0' there, '1' requested"):
         start(tmp_path / "run", 8, resume=True, fingerprint="1")
 
 
@@ -616,7 +622,7 @@ def test_a_run_takes_no_folder_that_holds_something_else_under_its_names(there: 
         name = "metrics.jsonl" if there == "measurements of others" else "run.json"
         (folder / name).write_text('{"mine": 1}')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(FileExistsError, match="is no folder of a run, .* choose another"):
+    with pytest.raises(FileExistsError, match="is not a run and has .* choose another"):
         start(folder, 4)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

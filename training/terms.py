@@ -1,4 +1,4 @@
-"""Every loss: a term is a callable from what one update sees (`LossInputs`) to a scalar."""
+"""All losses. A term is a callable from `LossInputs` to a scalar."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,16 +14,16 @@ from sparsegen.training.augment import Augment, chain, flip, nothing, translate
 
 
 class Batch:
-    """A mini-batch of images and of noise, with what the generator makes of it; shared by the phases.
+    """A mini-batch of images and noise, with the images generated from it; shared by the phases.
 
-    Choice: what is generated has the labels of the real images, so that both are labeled alike.
+    Choice: generated images have the labels of the real ones, so that both have the same label distribution.
 
     Args:
         real, labels: (B, 3, H, W) in [-1, 1]; (B,) or None.
-        z: (copies B, z_dim): `copies` times the labels in their order.
-        random: For whatever else is drawn.
-        fraction: How much of the training is done, in [0, 1).
-        differentiable: Whether the generator will learn from this.
+        z: (fakes_per_real · B, z_dim); the labels repeat in their order.
+        random: For all other random numbers.
+        fraction: Share of the training that is done, in [0, 1).
+        differentiable: Whether the generator is trained on this batch.
     """
 
     def __init__(
@@ -49,12 +49,11 @@ class Batch:
 
 
 class LossInputs:
-    """What one update of one network sees.
+    """The inputs of the loss terms in one update of one network.
 
-    `real` and `fake` are images (B, 3, H, W) in [-1, 1] as the discriminator sees them, augmented; `codes` the
-    sparse codes of the generated ones, Γ1 first; the scores what the discriminator says of each, (B,).
-    `reconstructed` is what the generator makes of what the encoder makes of the real images. Each is computed
-    when a term first asks for it.
+    `real` and `fake` are augmented images (B, 3, H, W) in [-1, 1], the input of the discriminator; `codes` are the
+    sparse codes of the generated images, Γ1 first; the scores are outputs of the discriminator, (B,).
+    `reconstructed` is G(E(x)) of the real images x. Each is computed on first use.
     """
 
     def __init__(self, batch: Batch, trains: str, augment: Augment = nothing):
@@ -87,11 +86,11 @@ class LossInputs:
         return self.score(self.fake, self.batch.fake_labels)
 
     def score(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What the discriminator says of images with labels, those of the real ones by default, as float32."""
+        """Returns the discriminator's scores of images as float32; labels default to those of the real images."""
         return self.discriminator(images, self.batch.labels if labels is None else labels).float()
 
     def rotation_logits(self, images: Tensor) -> Tensor:
-        """What the second head says of images, (B, 5), as float32."""
+        """Returns the logits of the rotation head, (B, 5), as float32."""
         return self.discriminator.rotation_logits(images).float()
 
     @cached_property
@@ -113,7 +112,7 @@ Term = Callable[[LossInputs], Tensor]
 
 @dataclass(frozen=True)
 class Weighted:
-    """A term, times a weight."""
+    """A term multiplied by a weight."""
 
     weight: float
     term: Term
@@ -151,8 +150,8 @@ def negative_score(inputs: LossInputs) -> Tensor:
 class CodeL1:
     """The L1 penalty on Γ1: weight times its mean magnitude (App. C, item 1).
 
-    Choice: the paper gives no weight, and leaves open whether the norm is a sum or a mean; the mean makes the
-    weight independent of the width and of the batch.
+    Choice: the paper gives no weight and does not say whether the norm is a sum or a mean. With the mean, the weight
+    does not depend on the width and the batch.
     """
 
     weight: float
@@ -163,9 +162,9 @@ class CodeL1:
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    """weight · E[(|∇D(x̂)| / norm - 1)²], x̂ anywhere between a real and a generated image (Gulrajani et al., 2017).
+    """weight · E[(|∇D(x̂)| / norm - 1)²], x̂ random between a real and a generated image (Gulrajani et al., 2017).
 
-    `norm` is the length that is asked for, over all pixels of an image in [-1, 1].
+    `norm` is the target length, over all pixels of an image in [-1, 1].
     """
 
     weight: float
@@ -183,9 +182,9 @@ class GradientPenalty:
 
 @dataclass(frozen=True)
 class ModeSeeking:
-    """weight / (r + 1e-5), r = E|G(z₂, y) - G(z₁, y)| / E|z₂ - z₁|: apart in z, apart in pixels (Mao et al., 2019).
+    """weight / (r + 1e-5), r = E|G(z₂, y) - G(z₁, y)| / E|z₂ - z₁| (Mao et al., 2019).
 
-    For a recipe of two copies, whose halves are z₁ and z₂.
+    For a recipe with `fakes_per_real` = 2: z₁ and z₂ are the halves of z.
     """
 
     weight: float
@@ -201,21 +200,21 @@ _move = chain(flip, translate)
 
 
 def moved(inputs: LossInputs) -> Tensor:
-    """The real images that the discriminator sees, flipped by chance and shifted."""
+    """Returns the augmented real images, randomly flipped and shifted."""
     return _move(inputs.real, inputs.batch.random)
 
 
 def untouched(inputs: LossInputs) -> Tensor:
-    """The real images before any augmentation."""
+    """Returns the real images before any augmentation."""
     return inputs.batch.real
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """weight · E[(D(x) - D(x'))²] of the real images, x' being `other` of them (Zhang et al., 2020).
+    """weight · E[(D(x) - D(x'))²] of the real images, x' = `other`(inputs) (Zhang et al., 2020).
 
-    Choice: x, x' and what was generated go through D one after the other, not as one batch, so that each pass is a
-    step of the power iteration of spectral norm, too.
+    Choice: x, x' and the generated images pass through D one after the other, not as one batch, so each pass is also a
+    step of the power iteration of spectral norm.
     """
 
     weight: float
@@ -229,7 +228,7 @@ class Consistency:
 
 
 def rotated(images: Tensor, rotations: Tensor) -> Tensor:
-    """Turns each image by its number of quarter turns. Shape: (B, C, S, S), int (B,) -> (B, C, S, S)."""
+    """Rotates each image by a multiple of 90 degrees. Shape: (B, C, S, S), int (B,) -> (B, C, S, S)."""
     quarters = torch.stack([images.rot90(rotation, (2, 3)) for rotation in range(4)])
     return quarters[rotations, torch.arange(len(images), device=images.device)]
 
@@ -239,7 +238,7 @@ def _rotations(images: Tensor, random: torch.Generator, upto: int = 4) -> Tensor
 
 
 def reconstruction_hinge(inputs: LossInputs) -> Tensor:
-    """The discriminator's loss: a hinge on sigmoids, where what was encoded and generated again counts as real.
+    """The discriminator's loss: a hinge on sigmoids, in which reconstructed images count as real.
 
         w E[max(0, 1 - s(x))] + (1 - w) E[max(0, 1 - s(G(E(x))))] + E[max(0, 1 + s(G(z)))]
 
@@ -261,9 +260,9 @@ def score_matching(inputs: LossInputs) -> Tensor:
 
 @dataclass(frozen=True)
 class RotationClassification:
-    """weight · cross-entropy of five classes, the four turns of real images and generated ones as they are.
+    """weight · cross-entropy of five classes: the four rotations of real images, and generated images.
 
-    As many images as in a batch, drawn from all of them.
+    The classes are drawn at random; the number of images is that of the batch.
     """
 
     weight: float
@@ -279,7 +278,7 @@ class RotationClassification:
 
 @dataclass(frozen=True)
 class RotationMatching:
-    """weight · |CE(G(z)) - CE(x)|, both turned alike: generated images are to show their turn as real ones do."""
+    """weight · |CE(G(z)) - CE(x)| of the rotation head, with the same rotations for both."""
 
     weight: float
 
@@ -294,15 +293,15 @@ class RotationMatching:
 
 @dataclass(frozen=True)
 class Encoding:
-    """The encoder's loss: features of what is made again are those of the image, and apart from features of
-    generated images as far as their z are.
+    """The encoder's loss: a reconstructed image has the features of the image, and its distance from generated
+    images in features equals that in z.
 
         E[(f(x) - f(G(E(x))))²] + weight (E[f(G(E(x))) - f(G(z))] - √(dim z / dim f) E[p(E(x)) - p(z)])²
 
-    `prior` is p, from a normal z to the noise that the network is meant for.
+    `prior` is p, from a normal z to the noise of the original network.
 
-    Choice: what the encoder says goes through p, too, so that it is a z as at every door. The original's is the noise
-    itself, unbounded, where here it stays in its range.
+    Choice: the output of the encoder also passes through p, so that it is a normal z as in every interface. In the
+    original it is the noise itself, unbounded.
     """
 
     weight: float
@@ -322,7 +321,7 @@ class Encoding:
 
 @contextmanager
 def _learning(network: nn.Module) -> Iterator[None]:
-    """Lets gradients reach the weights of a network that may stand still in this phase."""
+    """Enables gradients for the weights of a network that may be frozen in this phase."""
     frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -335,7 +334,7 @@ def _learning(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Keeps batch norm from counting images that are not made of noise into its running statistics."""
+    """Excludes images that are not generated from noise from the running statistics of batch norm."""
     norms = [(part, part.momentum) for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm, _ in norms:
         norm.momentum = 0.0

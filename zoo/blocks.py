@@ -272,7 +272,7 @@ def needed(labels: Tensor | None) -> Tensor:
     """Raises: ValueError if there are none."""
     if labels is None:
         raise ValueError(
-            "this discriminator scores how well an image fits its label: give labels, one an image"
+            "this discriminator scores how well an image fits its label: give one label per image"
         )
     return labels
 

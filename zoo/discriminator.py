@@ -1,4 +1,4 @@
-"""What every discriminator of the zoo is: features of an image, and a score of them."""
+"""The discriminator of all architectures: features of an image and a score of them."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,16 @@ Preprocess = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Discriminator(nn.Module):
-    """Scores images: the higher, the more real they look, and the better they fit their labels.
+    """Scores images. A higher score means more realistic and a better fit to the label.
 
     Args:
-        stages: From what `preprocess` makes to the features (B, C, H, W).
+        stages: From the output of `preprocess` to features (B, C, H, W).
         head: From the features and the labels to scores (B,).
-        preprocess: What is seen of an image and its label.
+        preprocess: From image and label to the input of the first stage.
         rotation_head: From the flattened features to logits (B, 5) of the rotation, a multiple of 90 degrees, or of
             a generated image (SSGAN); None in the other architectures.
 
-    Shape: image (B, 3, H, W) in [-1, 1], labels (B,) where it is conditional -> scores (B,).
+    Shape: image (B, 3, H, W) in [-1, 1], labels (B,) if conditional -> scores (B,).
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Discriminator(nn.Module):
 
 
 def identity(image: Tensor, labels: Tensor | None) -> Tensor:
-    """The image as it is."""
+    """Returns the image unchanged."""
     return image
 
 
 def in_unit_range(image: Tensor, labels: Tensor | None) -> Tensor:
-    """The image in [0, 1]."""
+    """Maps an image from [-1, 1] to [0, 1]."""
     return (image + 1) / 2
 
 
 def with_label_maps(classes: int) -> Preprocess:
-    """The image, and for each class a map that is 1 everywhere if it is the label's (Mirza & Osindero, 2014)."""
+    """Appends one map per class to the image: 1 for the class of the label, else 0 (Mirza & Osindero, 2014)."""
 
     def preprocess(image: Tensor, labels: Tensor | None) -> Tensor:
         maps = one_hot(needed(labels), classes, image.dtype)[:, :, None, None].expand(

@@ -107,20 +107,20 @@ class Run:
         if 0 < self.warm_up >= schedule.steps:
             raise ValueError(
                 f"the new discriminator warms up for {self.warm_up} steps and the run ends after "
-                f"{schedule.steps}, before the generator moves: give more --steps or a smaller --warm-up, or "
-                f"start from a checkpoint with its discriminator, as a run's own or one exported with --discriminator"
+                f"{schedule.steps}, before the generator moves: train for more steps or shorten the warm-up, or "
+                f"start from a checkpoint with a discriminator: a run's own, or one exported with it"
             )
         if self.warm_up and origin:
             logger.warning(
                 "%s brings no discriminator: a new one learns for %d steps before the generator moves "
-                "(a run's own checkpoint has one, and what is exported with --discriminator)",
+                "(a run's own checkpoint has one, and so has a model exported with it)",
                 plan.start_from,
                 self.warm_up,
             )
         if plan.precision == "bf16" and not has_bfloat16(device.type):
             logger.warning(
                 "this %s has no instructions for bfloat16, which makes it far slower than float32: "
-                "leave --precision bf16 out",
+                "use the precision no (float32)",
                 device.type,
             )
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
@@ -235,9 +235,7 @@ class Run:
                 f"{self.folder} holds another run ({'; '.join(differing)}): choose another folder"
             )
         if not resume:
-            raise ValueError(
-                f"{self.folder} holds this run already: go on with --resume, or choose another folder"
-            )
+            raise ValueError(f"{self.folder} holds this run already: resume it, or choose another folder")
 
     def _claim(self, new: bool) -> None:
         """Makes the folder this run's, without measurements of steps that are to be done again."""
@@ -255,7 +253,7 @@ class Run:
     def _load(self) -> None:
         for folder in reversed(checkpoints(self.folder)):
             try:
-                record = json.loads((folder / "run.json").read_text())
+                record = json.loads((folder / "run.json").read_text("utf-8"))
                 step, best = record["step"], record["best"]
                 if type(step) is not int or not (best is None or {"step", "distance"} <= best.keys()):
                     raise ValueError(f"run.json holds {record!r}")
@@ -317,9 +315,9 @@ class Run:
     def _remedy(self) -> str:
         """What to do about a run that has diverged."""
         last = checkpoints(self.folder)
-        again = f"start again from {last[-1]} (--from) in another folder" if last else "start again"
-        lower = f"a lower --rate than {self.plan.rate:g} or another --seed"
-        return f"{again}, with {lower}{' or --precision no' * (self.plan.precision != 'no')}"
+        again = f"start again from {last[-1]} in another folder" if last else "start again"
+        lower = f"a lower rate than {self.plan.rate:g} or another seed"
+        return f"{again}, with {lower}{' or the precision no' * (self.plan.precision != 'no')}"
 
     def _draw_samples(self) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"

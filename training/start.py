@@ -88,9 +88,11 @@ def start(config: TrainConfig, bar: Bar = silent, judged: Callable[[int, int], o
     check_seed(config.seed)
     place = check_start(config.out, spec, config.start_from, config.resume, config.device)
     if config.resume and not place.goes_on:
-        raise ValueError(f"{config.out} holds no run to go on with: leave --resume out, or give its folder")
+        raise ValueError(
+            f"{config.out} holds no run to go on with: give the folder of a run, or do not resume"
+        )
     if config.judge_count:
-        check_integer("--judge-count", config.judge_count, 2, MAX_COUNT, "0, or the images drawn")
+        check_integer("judge_count", config.judge_count, 2, MAX_COUNT, "0, or the images drawn")
     images = open_with_bar(config.data, bar, size=spec.image_size, limit=config.limit)
     spec = spec.with_classes(_classes(spec, config.classes, place, images))
     part = images.part(config.share)

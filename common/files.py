@@ -97,7 +97,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Writes `obj` as indented UTF-8 JSON, atomically.
+    """Writes `obj` as indented UTF-8 JSON, atomically; bytes of file names that are not UTF-8 as \\udcXX escapes.
 
     Raises: ValueError on NaN and infinities, which are not JSON (write None); TypeError on types that JSON lacks.
         Both name the path and are raised before writing.
@@ -107,7 +107,7 @@ def write_json(path: str | Path, obj: Any) -> None:
     except (TypeError, ValueError) as error:
         raise type(error)(f"cannot write {path}: {error}") from error
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
@@ -157,7 +157,9 @@ def check_writable(path: str | Path) -> None:
 def read_lines(path: Path) -> list[dict]:
     """Reads JSON lines and skips a line that was not written completely."""
     records = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], 1):
+    for number, line in enumerate(
+        path.read_text("utf-8", errors="replace").splitlines() if path.exists() else [], 1
+    ):
         try:
             records.append(json.loads(line))
         except ValueError:

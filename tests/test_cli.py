@@ -423,7 +423,7 @@ def test_evaluate_names_its_metric_and_writes_its_figures(
     assert figures["reference_count"] == 41
     assert figures["distance"] > 0 and figures["distances"] == {"fd-efficientnet-lite0": figures["distance"]}
     assert "fd-efficientnet-lite0" in done.stdout and re.search(r"class_accuracy +-", done.stdout)
-    assert figures["class_accuracy"] is figures["memorized"] is None and "(--test gives some)" in done.stderr
+    assert figures["class_accuracy"] is figures["memorized"] is None and "(give test images)" in done.stderr
     assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 1, "--quick"), "got 1")
     assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 3), "from 4 to 100000; got 3")
     done = sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--record", "--quick")

@@ -142,7 +142,7 @@ def _check_folder(folder: Path) -> None:
 
 def _is_plan(path: Path) -> bool:
     try:
-        plan = json.loads(path.read_text())
+        plan = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(plan, dict) and {"model", "fingerprint"} <= plan.keys()
@@ -194,7 +194,7 @@ def check_start(
 
 def read_plan(path: Path) -> dict:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): restore it, or choose another folder") from None
 

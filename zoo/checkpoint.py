@@ -1,5 +1,6 @@
 """Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from sparsegen.zoo.config import read_entries
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.spec import ModelSpec
 from sparsegen.zoo.weights import load_weights, save_weights, write_tensors
+
+logger = logging.getLogger(__name__)
 
 EXPECTED = "a model must be the name of a bundled model, the folder of a checkpoint, or owner/name on the Hub"
 
@@ -44,7 +47,13 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
     given = str(name_or_folder_or_hub_id)
     if not given.strip():
         raise ValueError(f"{EXPECTED}; got {given!r}")
-    path = MODELS / given if given in list_models() else Path(name_or_folder_or_hub_id).expanduser()
+    path = Path(name_or_folder_or_hub_id).expanduser()
+    if given in list_models():
+        if path.is_dir():
+            logger.warning(
+                "%s is read as the bundled model: for the folder of this name, give ./%s", given, given
+            )
+        path = MODELS / given
     if path.suffix in PICKLES:
         raise ValueError(
             f"{path} is a pickle, which runs code when it is opened: sparsegen reads safetensors only. "

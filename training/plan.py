@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from sparsegen.common.files import check_writable
+from sparsegen.common.files import check_utf8, check_writable
 from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.zoo.bundled import COMPANIONS
 from sparsegen.zoo.checkpoint import find_checkpoint, read_config
@@ -187,6 +187,7 @@ def check_start(
         there is no such device, or the model cannot be started from.
     """
     folder = Path(folder)
+    check_utf8(folder)
     _check_folder(folder)
     goes_on = bool(checkpoints(folder))
     found = find_device(device)

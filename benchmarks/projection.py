@@ -33,8 +33,8 @@ from sparsegen.zoo.spec import create_model
 
 RECORDS = Path(__file__).parent / "records" / "projection.json"
 SHAPES = (64, 128, 16, 16), (64, 64, 32, 32), (8, 256, 32, 32)
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-KINDS = {"needle": NeedleProjection, "global": GlobalProjection}
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+PROJECTIONS = {"needle": NeedleProjection, "global": GlobalProjection}
 
 # The bodies of a function (x, k) => (y) of domain ai.sparsegen. k is clamped to [0, limit] in each of them.
 CLAMP = """
@@ -314,9 +314,9 @@ def relu_code(shape: tuple[int, ...], memory_format: torch.memory_format) -> Ten
 def in_torch(repeats: int) -> list[dict[str, Any]]:
     rows = []
     for shape in SHAPES:
-        for layout, memory_format in FORMATS.items():
+        for layout, memory_format in MEMORY_FORMATS.items():
             for share in (8, 4):
-                for unit, kind in KINDS.items():
+                for unit, kind in PROJECTIONS.items():
                     code, whole = relu_code(shape, memory_format), kind is GlobalProjection
                     k = kind(1).limit(shape) // share
                     arguments = code, k, whole
@@ -339,7 +339,7 @@ def in_onnxruntime(repeats: int) -> list[dict[str, Any]]:
     rows = []
     for shape in SHAPES:
         for share in (8, 4):
-            for unit, kind in KINDS.items():
+            for unit, kind in PROJECTIONS.items():
                 k = np.array(kind(1).limit(shape) // share, np.int64)
                 feed = {"x": relu_code(shape, torch.contiguous_format).numpy(), "k": k}
                 bound = {n: lambda s=s, feed=feed: s.run(None, feed) for n, s in sessions[unit].items()}

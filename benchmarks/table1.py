@@ -32,9 +32,9 @@ from sparsegen.common.interrupt import stop_on_interrupt
 from sparsegen.reproduce import paper
 from sparsegen.reproduce.tables import RECORDS, read_records
 from sparsegen.training.data import Images, open_images
-from sparsegen.training.evaluation import draw, evaluate
+from sparsegen.training.evaluation import draw, evaluate_samples
 from sparsegen.training.features import open_features
-from sparsegen.training.plan import Plan, Schedule
+from sparsegen.training.plan import RunPlan, Schedule
 from sparsegen.training.recipes import recipe_of
 from sparsegen.training.reference import Reference
 from sparsegen.training.run import open_run
@@ -153,9 +153,12 @@ def main(
 def cell(row: str, column: str, atoms: int | None, density: float | None) -> ModelSpec:
     """The cell of Table 1 with its k written out, at the column's own density or at another."""
     spec = ModelSpec.of(row, column, atoms or SCALES[row].atoms)
-    dials = spec.dials
+    k_ranges = spec.k_ranges
     return replace(
-        spec, k=tuple(dial.k if density is None else max(1, round(density * dial.limit)) for dial in dials)
+        spec,
+        k=tuple(
+            k_range.k if density is None else max(1, round(density * k_range.limit)) for k_range in k_ranges
+        ),
     )
 
 
@@ -164,7 +167,7 @@ def measure(
 ) -> dict:
     """Trains one cell, or what is left of it, and measures it."""
     steps = protocol["steps"]
-    plan = Plan(
+    plan = RunPlan(
         spec.name,
         spec.k,
         images.name,
@@ -179,7 +182,7 @@ def measure(
         folder,
         plan,
         images.part(plan.share),
-        Schedule(steps, judge_every=steps, save_every=500),
+        Schedule(steps, eval_every=steps, save_every=500),
         resume=True,
         device="cpu",
     )
@@ -197,11 +200,11 @@ def measure(
                 sys.exit(130)
     with progress(f"{spec.name} seed {plan.seed}: distance", count) as show:
         samples = draw(run.networks.averaged, [features], count, progress=lambda done, _: show(done))
-    verdict = evaluate(samples, {features.metric: real})
+    evaluation = evaluate_samples(samples, {features.metric: real})
     return {
-        **asdict(verdict),
+        **asdict(evaluation),
         "seed": plan.seed,
-        "sample_seed": verdict.seed,
+        "sample_seed": evaluation.seed,
         "train_images_per_second": round(float(np.median(rates)), 1) if rates else None,
         **circumstances(),
     }

@@ -13,8 +13,7 @@ from statistics import mean
 import typer
 
 import sparsegen
-from benchmarks import dial as turned
-from benchmarks import dip
+from benchmarks import dip, k_sweep
 from benchmarks import table1 as campaign
 from sparsegen.common.files import atomic_write, read_lines
 from sparsegen.reproduce import paper
@@ -209,22 +208,22 @@ def again() -> str:
     return markdown(("run", "distance", "repeated", "change"), rows)
 
 
-def dial() -> str:
+def k_sweep_table() -> str:
     """Distances of bundled models at other k than in training."""
     cells: dict[tuple[str, int], dict[float, dict]] = {}
-    for record in read_lines(turned.RECORDS):
+    for record in read_lines(k_sweep.RECORDS):
         name = record["model"]
-        if name != turned.REAL and record["steps"] == read_config(MODELS / name)["training"]["steps"]:
+        if name != k_sweep.REAL and record["steps"] == read_config(MODELS / name)["training"]["steps"]:
             cells.setdefault((name, record["count"]), {})[record["factor"]] = record
     rows = [
         (
             f"`{name}`",
-            *(f"{found[factor]['distance']:.0f} ({_ks(found[factor])})" for factor in turned.FACTORS),
+            *(f"{found[factor]['distance']:.0f} ({_ks(found[factor])})" for factor in k_sweep.FACTORS),
         )
         for (name, _), found in cells.items()
-        if found.keys() >= set(turned.FACTORS)
+        if found.keys() >= set(k_sweep.FACTORS)
     ]
-    return markdown(("distance (k)", *(f"{factor:g} k" for factor in turned.FACTORS)), rows)
+    return markdown(("distance (k)", *(f"{factor:g} k" for factor in k_sweep.FACTORS)), rows)
 
 
 def real() -> str:
@@ -232,8 +231,8 @@ def real() -> str:
     return " ".join(
         f"The distance between {record['count']:,} real test images and the training images is "
         f"{record['distance']:.1f}."
-        for record in read_lines(turned.RECORDS)
-        if record["model"] == turned.REAL
+        for record in read_lines(k_sweep.RECORDS)
+        if record["model"] == k_sweep.REAL
     )
 
 
@@ -245,15 +244,15 @@ def bundled() -> str:
     rows = []
     for name in sparsegen.list_models():
         config = read_config(MODELS / name)
-        training, verdict = config["training"], config["evaluation"]
+        training, evaluation = config["training"], config["evaluation"]
         start = f", from {training['start_from']}" if training["start_from"] else ""
         rows.append((
             f"`{name}`",
             ", ".join(map(str, config["k"])) or "–",
             f"{training['steps']:,} of {training['batch_size']}{start}",
             f"{training['seed']}, {'bfloat16' if training['precision'] == 'bf16' else 'float32'}",
-            f"{verdict['distance']:.0f}",
-            ", ".join(f"{share:.2f}" for share in verdict["density"]),
+            f"{evaluation['distance']:.0f}",
+            ", ".join(f"{share:.2f}" for share in evaluation["density"]),
         ))  # fmt: skip
     return markdown(("bundled model", "k", "steps", "seed, precision", "distance", "density of Γ1, Γ2"), rows)
 
@@ -269,7 +268,7 @@ def bundled_names() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
-        speed, stop, sparsity, yardstick, table1, again, table2, bundled, bundled_names, real, dial
+        speed, stop, sparsity, yardstick, table1, again, table2, bundled, bundled_names, real, k_sweep_table
     )
 }  # fmt: skip
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

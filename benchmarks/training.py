@@ -54,7 +54,7 @@ from torchvision import transforms
 from benchmarks.machine import processor, versions
 from benchmarks.projection import show, turns
 from sparsegen.common.files import write_json
-from sparsegen.training.data import Batches, Images
+from sparsegen.training.data import ImageLoader, Images
 from sparsegen.training.loop import Networks, train
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo.architectures import ARCHITECTURES
@@ -320,7 +320,7 @@ class Usual:
             setting.generator(atoms, self.z_dim),
             setting.discriminator(atoms),
         )
-        mine = ours.generator, ours.companions["discriminator"]
+        mine = ours.generator, ours.auxiliary_networks["discriminator"]
         for network, source, names in zip(self.networks, mine, setting.names, strict=True):
             network.load_state_dict(renamed(source.state_dict(), names))
         self.of_generator, self.of_discriminator = (
@@ -431,7 +431,7 @@ def loading(images: Images, updates: int) -> dict[str, Callable[[], Any]]:
     )
     singly = endless(DataLoader(plain, BATCH, shuffle=True))
     basket = endless(DataLoader(flipped, BATCH * updates, shuffle=True, drop_last=True))
-    ours, steps = Batches(images, BATCH, SEED), iter(range(ENDLESS))
+    ours, steps = ImageLoader(images, BATCH, SEED), iter(range(ENDLESS))
     return {
         "mimicry": lambda: [next(singly) for _ in range(updates)],
         "StudioGAN": lambda: next(basket)[0].split(BATCH),
@@ -483,7 +483,7 @@ def stepper(setting: Setting, column: str, atoms: int, batches: Any, accelerator
 
 def candidates(setting: Setting, atoms: int, images: Images) -> dict[str, Callable[[], Any]]:
     """Steps and loadings by name; the rebuilds are checked against ours."""
-    real = Batches(images, BATCH, SEED).at(0)[0]
+    real = ImageLoader(images, BATCH, SEED).at(0)[0]
     spec = ModelSpec.of(setting.row, "baseline", atoms)
     ours = Networks(spec, recipe_of(spec), SEED)
     theirs = {
@@ -503,7 +503,7 @@ def candidates(setting: Setting, atoms: int, images: Images) -> dict[str, Callab
 
 def columns(setting: Setting, atoms: int, images: Images) -> dict[str, Callable[[], Any]]:
     """A step of ours in each column."""
-    given, accelerator = Given(Batches(images, BATCH, SEED).at(0)[0]), Accelerator(cpu=True)
+    given, accelerator = Given(ImageLoader(images, BATCH, SEED).at(0)[0]), Accelerator(cpu=True)
     return {column: stepper(setting, column, atoms, given, accelerator) for column in REGULARIZERS}
 
 

@@ -58,7 +58,7 @@ def _summary(config: dict) -> dict[str, str]:
     from sparsegen.zoo.blocks import IMAGE_SIZES
 
     row = ARCHITECTURES[config["architecture"]]
-    training, verdict = config.get("training", {}), config.get("evaluation", {})
+    training, evaluation = config.get("training", {}), config.get("evaluation", {})
     return {
         "size": str(config.get("image_size", IMAGE_SIZES[0])),
         "classes": str(config.get("classes", row.classes) or "-"),
@@ -66,17 +66,17 @@ def _summary(config: dict) -> dict[str, str]:
         "k": ", ".join(map(str, config["k"])) or "-",
         "steps": f"{training['steps']:,}" if training else "-",
         "seed": str(training.get("seed", "-")),
-        "distance": f"{verdict['distance']:.1f}" if verdict else "-",
-        "density": ", ".join(f"{share:.2f}" for share in verdict.get("density", ())) or "-",
+        "distance": f"{evaluation['distance']:.1f}" if evaluation else "-",
+        "density": ", ".join(f"{share:.2f}" for share in evaluation.get("density", ())) or "-",
         "trained on": str(training.get("data", "-")),
-        "distance by": verdict.get("metric", "-"),
+        "distance by": evaluation.get("metric", "-"),
         "license": config["license"],
     }
 
 
 @app.command(epilog="Example: sparsegen info dcgan.ml")
 def info(model: Model) -> None:
-    """Shows what a model is: its shape, its classes, its dial, how it was trained and measured."""
+    """Shows what a model is: its shape, its classes, the ranges of its k, how it was trained and measured."""
     from sparsegen.zoo import noise
 
     generator = sparsegen.from_pretrained(model)
@@ -85,8 +85,9 @@ def info(model: Model) -> None:
         f"D{level}": " x ".join(map(str, generator.dictionary(level).shape))
         for level in range(1, len(generator.stages) + 1)
     }
-    dials = {
-        f"k of Γ{dial.level}": f"{dial.k} of {dial.limit} in each {dial.unit}" for dial in generator.dials
+    k_ranges = {
+        f"k of Γ{k_range.level}": f"{k_range.k} of {k_range.limit} in each {k_range.unit}"
+        for k_range in generator.k_ranges
     }
     show_record(
         {
@@ -97,7 +98,7 @@ def info(model: Model) -> None:
             **{f"Γ{level}": " x ".join(map(str, s)) for level, s in enumerate(generator.code_shapes, 1)},
             **dictionaries,
             "D_eff": " x ".join(map(str, generator.effective_dictionary().shape)),
-            **(dials or {"k": "no projection"}),
+            **(k_ranges or {"k": "no projection"}),
             **{
                 f"{part}.{name}": value
                 for part in ("training", "evaluation")
@@ -172,7 +173,7 @@ def export(
         bool, typer.Option(help="Also put the discriminator (and encoder) into the folder, for fine-tuning.")
     ] = False,
 ) -> None:
-    """Writes a model as ONNX with k as an input, and proves that it does what torch does.
+    """Writes a model as ONNX with k as an input, and verifies that it agrees with torch.
 
     A folder gets the weights in half precision and two small graphs that read them.
     """
@@ -192,22 +193,22 @@ def export(
 
         if suffix:
             generator = from_pretrained(source)
-            proof = export_onnx(generator, out_path, synthesis=synthesis, progress=report)
+            parity = export_onnx(generator, out_path, synthesis=synthesis, progress=report)
         else:
-            proof = export_folder(source, out_path, discriminator, report)
-    show_record(asdict(proof))
+            parity = export_folder(source, out_path, discriminator, report)
+    show_record(asdict(parity))
 
 
 @app.command(epilog="Example: sparsegen push runs/ml/best me/my-dcgan --private")
 def push(
     model: Model,
-    hub_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
     private: Annotated[bool, typer.Option(help="Create it private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
 ) -> None:
     """Pushes a model to the Hugging Face Hub, with its card."""
     from sparsegen.zoo.checkpoint import find_checkpoint, upload
 
-    with err.status(Text(f"pushing {model} to {hub_id}")):
-        url = upload(find_checkpoint(model), hub_id, private=private, revision=revision)
+    with err.status(Text(f"pushing {model} to {repo_id}")):
+        url = upload(find_checkpoint(model), repo_id, private=private, revision=revision)
     say(out, url)

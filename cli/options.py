@@ -12,13 +12,13 @@ Model = Annotated[
 Seed = Annotated[int, typer.Option(help="Fixes the noise: 0 to 2^64 - 1.")]
 K = Annotated[
     str | None,
-    typer.Option(help="The sparsity dial: non-zeros kept; one number, or one a level, Γ1 first, as 16,32."),
+    typer.Option(help="Sparsity (k): non-zeros kept; one number, or one a level, Γ1 first, as 16,32."),
 ]
 
 
 def _place(jobs: str | None) -> str | None:
     """Refuses a password as an argument."""
-    from sparsegen.service.places import has_password, public
+    from sparsegen.service.jobs.places import has_password, public
 
     if jobs and has_password(jobs) and jobs != os.environ.get("SPARSEGEN_JOBS"):
         raise typer.BadParameter(

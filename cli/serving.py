@@ -62,7 +62,7 @@ def serve(
         "bentoml", "fastapi", "gradio", "huey", "onnxruntime", "prometheus_client", "psutil", "python_multipart",
     )  # fmt: skip
     from sparsegen.service.exposure import Exposure
-    from sparsegen.service.serve import serve
+    from sparsegen.service.http.serve import serve
 
     if token and token_file:
         raise ValueError("--token and --token-file both give the token: leave one of them out")
@@ -99,8 +99,8 @@ def worker(
 ) -> None:
     """Does the restorations that servers take on: one at a time, on this or any other machine."""
     require("serve", "the worker", "huey", "psutil")
+    from sparsegen.service.jobs.worker import work
     from sparsegen.service.logs import set_up_logs
-    from sparsegen.service.worker import work
 
     set_up_logs()
     sys.exit(work(jobs, once=once))

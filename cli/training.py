@@ -71,7 +71,7 @@ def train(
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first images only.")] = None,
     share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Train on this part of the images, as 0.1, classes taken in turn."),
+        typer.Option(min=0, max=1, help="Train on this part of the images, e.g. 0.1, classes taken in turn."),
     ] = 1.0,
     rate: Annotated[
         float,
@@ -84,8 +84,14 @@ def train(
             "the first for the images that it was trained on, and the second for others."
         ),
     ] = "auto",
-    judge_every: Annotated[int, typer.Option(min=1, help="Steps between Fréchet distances.")] = 2_000,
-    judge_count: Annotated[int, typer.Option(help="Images drawn for one, 2 at least; 0 for none.")] = 2_000,
+    eval_every: Annotated[
+        int, typer.Option(min=1, help="Steps between evaluations of the Fréchet distance.")
+    ] = 2_000,
+    eval_count: Annotated[
+        int, typer.Option(help="Images drawn for an evaluation, at least 2; 0: no evaluation.")
+    ] = 2_000,
+    judge_every: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
+    judge_count: Annotated[int | None, typer.Option(hidden=True)] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:N or mps; by default a GPU where there is one.")
@@ -119,20 +125,20 @@ def train(
         share=share,
         rate=rate,
         features=features,
-        judge_every=judge_every,
-        judge_count=judge_count,
+        eval_every=_renamed("--judge-every", judge_every, "--eval-every", eval_every),
+        eval_count=_renamed("--judge-count", judge_count, "--eval-count", eval_count),
         save_every=save_every,
         device=device,
     )
 
-    def judged(done: int, count: int) -> None:
-        show(run.step, f"{run.plan.model}  judged by {done} of {count} images")
+    def on_evaluation(done: int, count: int) -> None:
+        show(run.step, f"{run.plan.model}  evaluation: {done} of {count} images")
 
     def tell() -> None:
         if run.accelerator.is_main_process:
             say(err, "stopping after this step, and saving; Ctrl-C again stops at once")
 
-    run = start(config, progress, judged)
+    run = start(config, progress, on_evaluation)
     name, total = run.plan.model, run.schedule.steps
     with stop_on_interrupt(tell) as interrupted, progress(name, total, run.step) as show:
         try:
@@ -156,6 +162,14 @@ def train(
     say(out, f"{name} trained for {run.step} steps in {out_folder}{best}")
 
 
+def _renamed(old: str, old_value: int | None, new: str, value: int) -> int:
+    """Returns the value of an option that may still be given by its old name, with a warning."""
+    if old_value is None:
+        return value
+    say(err, f"{old} is deprecated and will be removed in the next version: use {new}")
+    return old_value
+
+
 def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., object]) -> None:
     """Trains, and shows the losses: in the bar, or where there is no terminal as a line for each measurement."""
     losses = ""
@@ -169,7 +183,7 @@ def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., obj
 
 
 def _pace(run: "Run", metrics: dict) -> str:
-    """How fast a run is, and how long it takes yet at this rate, judging aside."""
+    """How fast a run is, and how long it takes yet at this rate, without evaluations."""
     rate = metrics["images_per_second"]
     images = (run.schedule.steps - run.step) * run.batches.whole
     return f"{rate:.0f} images/s  {timedelta(seconds=round(images / rate))} left"
@@ -254,9 +268,9 @@ def evaluate(
         check_writable(Path(model) / CONFIG)
     generator = None if is_real else sparsegen.from_pretrained(model)
     if generator:
-        trained = generator.dials
+        trained = generator.k_ranges
         generator.set_k(parse_k(k))
-        if record and generator.dials != trained:
+        if record and generator.k_ranges != trained:
             raise ValueError("--record writes the figures of a model as it is: leave --k out, or --record")
     found = measure(generator, config, model, progress)
     for remark in found.remarks:

@@ -1,1 +1,1 @@
-"""Small utilities that know nothing of models: files, interrupts, hardware, names, number checks."""
+"""Small utilities, independent of models: files, interrupts, hardware, names, number checks, progress."""

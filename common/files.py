@@ -1,4 +1,4 @@
-"""Where files go, and how they are written so that a full disk or a kill never leaves half of one."""
+"""File locations, and writing that never leaves a partial file after a full disk or a killed process."""
 
 import errno
 import json
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Folder for what can be made again: $SPARSEGEN_CACHE, or sparsegen in $XDG_CACHE_HOME or ~/.cache.
+    """Folder for files that can be computed again: $SPARSEGEN_CACHE, or sparsegen in $XDG_CACHE_HOME or ~/.cache.
 
-    Only names it: `atomic_write` creates folders when there is something to put into them.
+    Does not create it: `atomic_write` creates folders when it writes.
 
-    Raises: RuntimeError where none of the variables is set and the user has no home folder.
+    Raises: RuntimeError if none of the variables is set and the user has no home folder.
     """
     if own := os.environ.get("SPARSEGEN_CACHE"):
         return Path(own).expanduser().absolute()
@@ -33,17 +33,19 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "sparsegen"
     except RuntimeError as error:
-        raise RuntimeError("no home folder to keep a cache in: set SPARSEGEN_CACHE to a folder") from error
+        raise RuntimeError(
+            "there is no home folder for the cache: set SPARSEGEN_CACHE to a folder"
+        ) from error
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; it takes the place of `path` once the block has written it.
+    """Yields a temporary path beside `path`, and replaces `path` by it at the end of the block.
 
-    Readers see the old file or the new one, whole. If anything fails, the old file stays as it was and the
-    temporary one goes. Missing folders are created; a symbolic link stays one, and its target is replaced.
+    Readers see the complete old file or the complete new one. If anything fails, the old file is unchanged and the
+    temporary file is deleted. Missing folders are created. The target of a symbolic link is replaced, not the link.
 
-    Raises: OSError that names `path`, also where safetensors reports the full disk in its own exception.
+    Raises: OSError that names `path`, also if safetensors reports a full disk by its own exception.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
@@ -62,7 +64,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if (number := _error_number(error)) is None and isinstance(error, SafetensorError):
             raise
         kept = "nothing was written, a file that was there before is unchanged"
-        if number is None:  # numpy does not tell that of a full disk
+        if number is None:  # numpy does not set it on a full disk
             raise OSError(f"{path}: {error}; {kept}") from error
         raise OSError(number, f"{os.strerror(number)}; {kept}", str(path)) from error
     _flush_folder(target.parent)
@@ -70,10 +72,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a new folder beside `path`; it takes the place of `path` once the block has filled it.
+    """Yields a new folder beside `path`, and replaces `path` by it at the end of the block.
 
-    If anything fails, the folder that was there before stays as it was and the new one goes. What a kill left
-    behind is cleared, or put back, by the next call: the names beside `path` are always the same.
+    If anything fails, the old folder is unchanged and the new one is deleted. After a killed process, the next call
+    deletes or restores the remaining folders; their names are always the same.
     """
     target = Path(os.path.realpath(path))
     temporary, old = (target.with_name(f".{target.name[:64]}.{part}") for part in ("partial", "old"))
@@ -97,8 +99,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, obj: Any) -> None:
     """Writes `obj` as indented UTF-8 JSON, atomically; bytes of file names that are not UTF-8 as \\udcXX escapes.
 
-    Raises: ValueError for NaN and infinities, which are not JSON (write None); TypeError for what JSON lacks.
-        Both name the path, and neither touches the disk.
+    Raises: ValueError on NaN and infinities, which are not JSON (write None); TypeError on types that JSON lacks.
+        Both name the path and are raised before writing.
     """
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -117,13 +119,13 @@ def _error_number(error: OSError | SafetensorError) -> int | None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until the file is on the disk: a disk that is full may say so only now."""
+    """Waits until the file is on the disk; a full disk may be reported only here."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut, on the systems that can do this (not Windows)."""
+    """Makes a rename durable across a power failure, where the system supports it (not Windows)."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -138,9 +140,9 @@ def _flush_folder(folder: Path) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Finds out before any work whether a file can be written at `path`, or into it where it is a folder.
+    """Checks before any work that a file can be written at `path`, or in it if it is a folder.
 
-    Raises: OSError that names the path and what is wrong with it.
+    Raises: OSError that names the path and the reason.
     """
     target = Path(os.path.realpath(path))
     folder = target if target.is_dir() else next(parent for parent in target.parents if parent.exists())
@@ -166,7 +168,7 @@ def check_utf8(path: str | Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """Reads JSON lines; one that a power cut or a full disk left half-written is passed over."""
+    """Reads JSON lines and skips a line that was not written completely."""
     records = []
     for number, line in enumerate(
         path.read_text("utf-8", errors="replace").splitlines() if path.exists() else [], 1
@@ -174,12 +176,12 @@ def read_lines(path: Path) -> list[dict]:
         try:
             records.append(json.loads(line))
         except ValueError:
-            logger.warning("%s: line %d was not written to its end and is passed over", path, number)
+            logger.warning("%s: line %d is incomplete and was skipped", path, number)
     return records
 
 
 def append_line(path: Path, record: dict) -> None:
-    """Appends a JSON line, on a line of its own whatever the file ends with, and waits for the disk."""
+    """Appends a JSON line, after a line break if the last line is incomplete, and waits for the disk."""
     with path.open("a+b") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
         start = b"" if file.read() in (b"", b"\n") else b"\n"

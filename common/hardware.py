@@ -1,4 +1,4 @@
-"""What the machine can do."""
+"""Capabilities of the machine."""
 
 import os
 
@@ -8,10 +8,10 @@ WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_
 def has_bfloat16(device: str) -> bool:
     """Whether a kind of device, "cpu", "cuda" or another, multiplies bfloat16 faster than float32.
 
-    Without the instructions for it, a step of training is about ten times as slow as in float32; so it is where
-    oneDNN, which multiplies on CPUs, is told by ONEDNN_MAX_CPU_ISA to leave them alone.
+    Without the CPU instructions for it, a training step takes about ten times as long as in float32. The same holds
+    if ONEDNN_MAX_CPU_ISA disables them for oneDNN, which multiplies on CPUs.
     """
-    import torch  # here, since what counts processors need not have it
+    import torch  # here, because `processors` must not need it
 
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -21,5 +21,5 @@ def has_bfloat16(device: str) -> bool:
 
 
 def processors() -> int:
-    """The number of processors that this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

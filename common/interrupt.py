@@ -1,4 +1,4 @@
-"""Ctrl-C as a question that a loop asks between its steps, so that no step is cut in half."""
+"""Ctrl-C as a flag that a loop checks between its steps, so that steps are not interrupted."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_on_interrupt(tell: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C (or SIGTERM) came; a second Ctrl-C interrupts at once.
+def stop_on_interrupt(on_first: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Yields a function that returns whether Ctrl-C or SIGTERM was received; a second one interrupts at once.
 
     Args:
-        tell: Called when the first comes, since what is at work may take a while to hear of it.
+        on_first: Called on the first signal, because the current step may take a while.
     """
     stopped = False
 
@@ -19,7 +19,7 @@ def stop_on_interrupt(tell: Callable[[], object] = lambda: None) -> Iterator[Cal
         if stopped:
             raise KeyboardInterrupt
         stopped = True
-        tell()
+        on_first()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -8,10 +8,10 @@ import torch
 
 from sparsegen.common.files import atomic_folder, check_utf8
 from sparsegen.export.onnx_file import bundle
-from sparsegen.export.proof import Proof
+from sparsegen.export.parity import ParityReport
 from sparsegen.zoo.bundled import CONFIG, GRAPH
-from sparsegen.zoo.checkpoint import from_pretrained, save_companions
-from sparsegen.zoo.hub import FILES
+from sparsegen.zoo.checkpoint import from_pretrained, save_auxiliary_networks
+from sparsegen.zoo.hub import HUB_FILES
 
 
 def export_folder(
@@ -19,14 +19,14 @@ def export_folder(
     folder: Path,
     discriminator: bool = False,
     progress: Callable[[int, str], object] | None = None,
-) -> Proof:
+) -> ParityReport:
     """Writes the checkpoint in `source` as a model that `serve` can serve; all of the folder, or nothing.
 
     Args:
         discriminator: Whether the discriminator (and encoder) come along, for fine-tuning.
         progress: As of `export`.
 
-    Raises: As `check_target`, `from_pretrained`, `save_companions` and `export`.
+    Raises: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export`.
     """
     check_utf8(folder)
     check_target(folder, source)
@@ -34,7 +34,7 @@ def export_folder(
     with atomic_folder(folder) as temporary:
         generator.save_pretrained(temporary, dtype=torch.float16)
         if discriminator:
-            save_companions(source, temporary, generator.spec, torch.float16)
+            save_auxiliary_networks(source, temporary, generator.spec, torch.float16)
         return replace(bundle(temporary, progress=progress), path=folder / GRAPH)
 
 
@@ -48,5 +48,5 @@ def check_target(folder: Path, source: Path) -> None:
         raise FileExistsError(
             f"{folder} is the model itself, whose weights would be lost: choose another folder"
         )
-    if names and not {CONFIG, GRAPH} <= names <= set(FILES):
+    if names and not {CONFIG, GRAPH} <= names <= set(HUB_FILES):
         raise FileExistsError(f"{folder} holds other files than an exported model: choose another folder")

@@ -35,13 +35,21 @@ def trace(generator: Generator) -> ir.Graph:
     batch, labels = {0: torch.export.Dim("batch")}, [torch.zeros(2, dtype=torch.int64)][: generator.classes]
     traced = torch.export.export(
         _Traced(generator).eval(),
-        (torch.zeros(2, generator.z_dim), [torch.tensor(dial.k) for dial in generator.dials], *labels),
-        dynamic_shapes=(batch, [None for _ in generator.dials], *(batch for _ in labels)),
+        (
+            torch.zeros(2, generator.z_dim),
+            [torch.tensor(k_range.k) for k_range in generator.k_ranges],
+            *labels,
+        ),
+        dynamic_shapes=(batch, [None for _ in generator.k_ranges], *(batch for _ in labels)),
     )
     names = [f"code_{level}" for level in range(1, len(generator.code_shapes) + 1)]
     program = torch.onnx.export(
         traced,
-        input_names=["z", *(f"k_{dial.level}" for dial in generator.dials), *("labels" for _ in labels)],
+        input_names=[
+            "z",
+            *(f"k_{k_range.level}" for k_range in generator.k_ranges),
+            *("labels" for _ in labels),
+        ],
         output_names=["image", *names, "dictionary"],
         opset_version=OPSET,
         optimize=False,  # it would fold the batch norms into copies of the weights
@@ -96,12 +104,12 @@ def save(model: ir.Model, about: dict, file: Path) -> None:
 class _Node(nn.Module):
     """Stands for a projection while the generator is traced: one node of our domain."""
 
-    def __init__(self, projection: Projection, level: int, dial: dict[int, Tensor]):
+    def __init__(self, projection: Projection, level: int, k: dict[int, Tensor]):
         super().__init__()
-        self.operator, self.level, self.dial = f"{DOMAIN}::{type(projection).__name__}", level, dial
+        self.operator, self.level, self.k = f"{DOMAIN}::{type(projection).__name__}", level, k
 
     def forward(self, code: Tensor) -> Tensor:
-        inputs = (code, self.dial[self.level])
+        inputs = (code, self.k[self.level])
         return torch.onnx.ops.symbolic(self.operator, inputs, dtype=code.dtype, shape=code.shape, version=1)
 
 
@@ -110,17 +118,17 @@ class _Traced(nn.Module):
 
     def __init__(self, generator: Generator):
         super().__init__()
-        self.dial: dict[int, Tensor] = {}
-        self.levels = [dial.level for dial in generator.dials]
+        self.k: dict[int, Tensor] = {}
+        self.levels = [k_range.level for k_range in generator.k_ranges]
         self.generator = copy.deepcopy(generator)
         for level in self.levels:
             projections = self.generator.projections
-            projections[level - 1] = _Node(projections[level - 1], level, self.dial)
+            projections[level - 1] = _Node(projections[level - 1], level, self.k)
 
     def forward(self, z: Tensor, k: list[Tensor], labels: Tensor | None = None) -> tuple[Tensor, ...]:
-        self.dial.update(zip(self.levels, k, strict=True))
+        self.k.update(zip(self.levels, k, strict=True))
         image, codes = self.generator(z, labels)
-        self.dial.clear()  # torch.export wants a network as it found it
+        self.k.clear()  # torch.export wants a network as it found it
         return image, *codes, self.generator.dictionary()
 
 

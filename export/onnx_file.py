@@ -9,7 +9,7 @@ from pathlib import Path
 from sparsegen import __version__
 from sparsegen.common.files import atomic_write, check_utf8, check_writable
 from sparsegen.export.graph import cut, save, trace
-from sparsegen.export.proof import Proof, prove, prove_synthesis
+from sparsegen.export.parity import ParityReport, verify, verify_synthesis
 from sparsegen.export.runtime import FORMAT, synthesis_path
 from sparsegen.export.weights import Weights
 from sparsegen.zoo import bundled
@@ -27,7 +27,7 @@ def export_onnx(
     embed: bool = True,
     synthesis: bool = False,
     progress: Callable[[int, str], object] | None = None,
-) -> Proof:
+) -> ParityReport:
     """Writes a generator as an ONNX file, after the file has run in onnxruntime and agreed with torch.
 
     Inputs of the graph: z (batch, z_dim); k_1, k_2, …, the int64 k of each projected level, clamped to its
@@ -42,7 +42,7 @@ def export_onnx(
             m.onnx, synthesis.onnx beside generator.onnx.
         progress: Called with the steps done, of STEPS, and what comes next.
 
-    Raises: OSError or ValueError before any work if there can be no such file; RuntimeError if the proof
+    Raises: OSError or ValueError before any work if there can be no such file; RuntimeError if the comparison
         fails. Then nothing is written.
     """
     path = Path(path)
@@ -72,14 +72,14 @@ def export_onnx(
         file = write(path, "generator", inputs, outputs)
         if synthesis:
             beside = write(synthesis_path(path), "synthesis", ["code_1"], ["image", "dictionary"])
-            prove_synthesis(network, beside)
+            verify_synthesis(network, beside)
         report(2, "comparing onnxruntime with torch")
-        proof = prove(network, file, path)
+        parity = verify(network, file, path)
     report(STEPS, "done")
-    return proof
+    return parity
 
 
-def bundle(folder: str | Path, progress: Callable[[int, str], object] | None = None) -> Proof:
+def bundle(folder: str | Path, progress: Callable[[int, str], object] | None = None) -> ParityReport:
     """Writes generator.onnx and synthesis.onnx into a checkpoint's folder, whose weights both of them read.
 
     Raises: as from_pretrained and export_onnx do.
@@ -106,7 +106,7 @@ def describe(generator: Generator, graph: str, weights: str | None) -> dict:
         "classes": generator.classes,
         "class_names": generator.class_names,
         "code_shapes": generator.code_shapes,
-        "dials": [asdict(dial) for dial in generator.dials],  # k runs from 1 to limit, in each unit
+        "dials": [asdict(k_range) for k_range in generator.k_ranges],  # k runs from 1 to limit, in each unit
         "weights": weights,
         "license": generator.config.get("license", LICENSE),
         "sparsegen": __version__,

@@ -26,7 +26,7 @@ from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
 from sparsegen.pictures import images
 from sparsegen.zoo import bundled, noise
-from sparsegen.zoo.dial import Dial, resolve
+from sparsegen.zoo.k_range import KRange, resolve
 
 onnxruntime.disable_telemetry_events()  # for a program that imported onnxruntime before sparsegen
 
@@ -53,7 +53,8 @@ class OnnxSampler:
 
     Attributes:
         name, regularizer, license: As `dcgan.ml`, `ml`, `apache-2.0`.
-        dials: The sparsity dial of each projected level, Γ1 first; empty if the generator has no projection.
+        k_ranges: Level, unit, k of training and largest k of each projected level, Γ1 first; empty without a
+            projection.
         z_dim: Entries of z.
         image_size: Side of the square images in pixels.
         classes, class_names: How many labels there are, 0 if it is unconditional; what they mean, if known.
@@ -72,7 +73,7 @@ class OnnxSampler:
         self.name: str = self.metadata["name"]
         self.regularizer: str = self.metadata["regularizer"]
         self.license: str = self.metadata["license"]
-        self.dials = [Dial(**dial) for dial in self.metadata["dials"]]
+        self.k_ranges = [KRange(**k_range) for k_range in self.metadata["dials"]]
         self.z_dim: int = self.metadata["z_dim"]
         self.image_size: int = self.metadata.get("image_size", 32)  # older files are all of 32 x 32
         self.classes: int = self.metadata.get("classes", 0)
@@ -97,7 +98,7 @@ class OnnxSampler:
         Args:
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
-            k: The sparsity dial for these images: one number for every projected level, or one a level, Γ1
+            k: Non-zeros kept in these images: one number for every projected level, or one a level, Γ1
                 first; None for the k of training.
             labels: Of a conditional generator the class of each image, or one for all, by number or by name; None
                 draws them.
@@ -106,7 +107,7 @@ class OnnxSampler:
         Shape: uint8 (count, H, W, 3).  Raises: TypeError, ValueError on a value out of range.
         """
         labels, parts = noise.labels(count, self.classes, seed, labels, self.class_names), []
-        k = resolve(k, self.dials) or None
+        k = resolve(k, self.k_ranges) or None
         for first, z in noise.batches(count, self.z_dim, seed, truncation):
             chosen = None if labels is None else labels[first : first + len(z)]
             image, _ = self.run(z, k, codes=False, labels=chosen)
@@ -129,13 +130,13 @@ class OnnxSampler:
         z = np.asarray(z, np.float32)
         if z.ndim != 2 or z.shape[1] != self.z_dim or not len(z):
             raise ValueError(f"z has the shape (B, {self.z_dim}), B from 1 on; got {z.shape}")
-        values = resolve(k, self.dials)
+        values = resolve(k, self.k_ranges)
         inputs = {"z": z}
         noise.check_conditional(labels is not None, self.classes, self.class_names)
         if labels is not None:
             inputs["labels"] = noise.labels(len(z), self.classes, 0, labels, self.class_names)
-        for dial, value in zip(self.dials, values, strict=True):
-            inputs[f"k_{dial.level}"] = np.array(value, np.int64)
+        for k_range, value in zip(self.k_ranges, values, strict=True):
+            inputs[f"k_{k_range.level}"] = np.array(value, np.int64)
         names = [f"code_{level}" for level in range(1, len(self.code_shapes) + 1)] if codes else []
         image, *made = self._session.run(["image", *names], inputs)
         return image, tuple(made)
@@ -238,7 +239,7 @@ def _share_arena() -> None:
 def _explain(error: Exception, path: Path) -> Exception:
     reason, weights = str(error).splitlines()[0], path.with_name(bundled.WEIGHTS)
     if "xternal" not in reason:
-        return ValueError(f"{path} is truncated, corrupt or no ONNX file: {reason}")
+        return ValueError(f"{path} is truncated, corrupt or not an ONNX file: {reason}")
     if not weights.exists():
         return FileNotFoundError(f"{weights} is missing: {path.name} reads its weights from there")
     if "escapes" in reason:

@@ -24,7 +24,7 @@ class Weights:
     def read(cls, path: Path) -> "Weights":
         """Reads where each tensor lies, and none of them.
 
-        Raises: FileNotFoundError; ValueError if it is no safetensors file.
+        Raises: FileNotFoundError; ValueError if it is not a safetensors file.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: without embed, the graph reads its weights there")
@@ -40,11 +40,11 @@ class Weights:
                 if entry["dtype"] in _DTYPES
             }
         except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is corrupt, truncated or no safetensors file: {error}") from None
+            raise ValueError(f"{path} is corrupt, truncated or not a safetensors file: {error}") from None
         return cls(path.name, digest(path), tensors)
 
     def place(self, model: ir.Model) -> None:
-        """Points the initializers into the file; what is no float32 there is cast in the graph.
+        """Points the initializers into the file; other types than float32 are cast in the graph.
 
         Raises: ValueError if they are not in the file, or of another shape.
         """

@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM".split()  # not EPS, for which Pillow runs Ghostscript
+DECODED_FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM".split()  # not EPS, for which Pillow runs Ghostscript
 
 # What Pillow raises on files that are not what they claim to be, as found on half a million damaged ones.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
@@ -29,13 +29,16 @@ def decode(file: bytes, size: int) -> tuple[np.ndarray, bool]:
     Shape: uint8 (3, size, size).  Raises: ValueError that says why the file cannot be decoded.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(file), formats=FORMATS) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(file), formats=DECODED_FORMATS) as image,
+        ):
             image.load()
             with contextlib.suppress(*DAMAGED):  # the pixels may be good where the EXIF block is not
                 ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(_square(_rgb(image), size)).transpose(2, 0, 1), image.size != (size, size)
     except UnidentifiedImageError:
-        raise ValueError(f"not an image, or damaged, or none of {' '.join(FORMATS)}") from None
+        raise ValueError(f"not an image, or damaged, or none of {' '.join(DECODED_FORMATS)}") from None
     except DAMAGED as error:
         raise ValueError(str(error) or type(error).__name__) from error
 

@@ -51,7 +51,7 @@ def _rename(record: dict) -> dict:
 def own_k(record: dict) -> bool:
     """Whether a run had the k of its column, and is none of a sweep."""
     spec = ModelSpec.of(record["architecture"], record["regularizer"], record["atoms"])
-    return [dial.k for dial in spec.dials] == list(record["k"])
+    return [k_range.k for k_range in spec.k_ranges] == list(record["k"])
 
 
 def show_table1(console: Console, records: Iterable[dict]) -> None:

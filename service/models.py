@@ -41,8 +41,14 @@ class Model:
             "name": self.name,
             "regularizer": self.sampler.regularizer,
             "k": [
-                {"level": dial.level, "unit": dial.unit, "trained": dial.k, "min": 1, "max": dial.limit}
-                for dial in self.sampler.dials
+                {
+                    "level": k_range.level,
+                    "unit": k_range.unit,
+                    "trained": k_range.k,
+                    "min": 1,
+                    "max": k_range.limit,
+                }
+                for k_range in self.sampler.k_ranges
             ],
             "image_size": self.sampler.image_size,
             "classes": self.classes,

@@ -10,7 +10,7 @@ import numpy as np
 from sparsegen.service.errors import Refused
 from sparsegen.service.models import Model
 from sparsegen.zoo import noise
-from sparsegen.zoo.dial import resolve
+from sparsegen.zoo.k_range import resolve
 
 MAX_COUNT = 64
 FORMATS = {
@@ -53,7 +53,7 @@ class SampleRequest:
         sampler = model.sampler
         try:
             count, seed = noise.check_count(given["count"], MAX_COUNT), noise.check_seed(given["seed"])
-            k = tuple(resolve(given["k"], sampler.dials))
+            k = tuple(resolve(given["k"], sampler.k_ranges))
             labels = noise.labels(count, sampler.classes, seed, given["labels"], sampler.class_names)
         except (TypeError, ValueError) as error:
             raise Refused(422, _clip(str(error), 300)) from None
@@ -121,7 +121,7 @@ def request_schema(models: Mapping[str, Model]) -> dict:
             "k": {
                 "anyOf": [{"type": "null"}, k, {"type": "array", "items": k, "minItems": 1, "maxItems": 2}],
                 "default": DEFAULTS["k"],
-                "description": "The sparsity dial: the non-zeros kept, one number for every projected level "
+                "description": "Sparsity (k): the non-zeros kept, one number for every projected level "
                 f"or one for each, Γ1 first; null for the k of training. Ranges: {ranges}.",
             },
             "labels": {
@@ -148,7 +148,10 @@ def request_schema(models: Mapping[str, Model]) -> dict:
 
 def _ranges(model: Model) -> str:
     return (
-        ", ".join(f"1 to {dial.limit} for each {dial.unit} of Γ{dial.level}" for dial in model.sampler.dials)
+        ", ".join(
+            f"1 to {k_range.limit} for each {k_range.unit} of Γ{k_range.level}"
+            for k_range in model.sampler.k_ranges
+        )
         or "none"
     )
 

@@ -11,16 +11,32 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from sparsegen.zoo.blocks import LabelNorm
+from sparsegen.training.features import FeatureNetwork
+from sparsegen.zoo.blocks import ConditionalBatchNorm
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.spec import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# Files whose tests take long: `make check` leaves them out.
+SLOW = set(
+    "api browser card cells checkpoint cli connections deadline decoders demo docs endpoint evaluation exposure "
+    "extension features fit guards hourglass hub jobs layering loop onnx_file operation pictures_io plots privacy "
+    "projected quality restoration_http restore_page restoring run runtime sources table1_campaign table3_campaign "
+    "tiles training_benchmark uploads".split()
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +63,7 @@ def warmed(generator: Generator) -> Generator:
     generator.train()
     with torch.no_grad():
         for norm in generator.modules():
-            if isinstance(norm, LabelNorm):
+            if isinstance(norm, ConditionalBatchNorm):
                 norm.gain.weight.normal_(1, 0.5)
                 norm.bias.weight.normal_(0, 0.5)
         for _ in range(8):
@@ -65,3 +81,16 @@ def tiny_conditional() -> Iterator[Generator]:
     generator = warmed(create_model("biggan", "ml", width=8))
     generator.config = {"class_names": CLASSES}
     yield generator
+
+
+@pytest.fixture
+def features() -> FeatureNetwork:
+    """Features one can compute by hand: the mean color of each quarter of an image."""
+    return FeatureNetwork(
+        "fd-quarters", 12, lambda x: nn.functional.adaptive_avg_pool2d(x.float() / 255, 2).flatten(1)
+    )
+
+
+@pytest.fixture
+def real() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, size=(700, 32, 32, 3), dtype=np.uint8)

@@ -92,16 +92,16 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
 
-    def add(self, hub_id: str, files: Files, **options: bool) -> None:
+    def add(self, repo_id: str, files: Files, **options: bool) -> None:
         """Puts a model there as if it had been pushed."""
-        self.repos[hub_id] = Repo(**options)
-        self.repos[hub_id].commit("main", files)
+        self.repos[repo_id] = Repo(**options)
+        self.repos[repo_id].commit("main", files)
 
     def asked(self, text: str) -> list[str]:
         return [request for request in self.requests if text in request]
 
-    def repo(self, hub_id: str, token: str | None) -> Repo:
-        repo = self.repos.get(hub_id)
+    def repo(self, repo_id: str, token: str | None) -> Repo:
+        repo = self.repos.get(repo_id)
         if repo is None or (repo.private and not token):  # the Hub does not tell one from the other
             raise Refused(404 if token else 401, "RepoNotFound", "Repository not found")
         return repo
@@ -110,11 +110,11 @@ class Hub:
         if not token:
             raise Refused(401, "", "Invalid username or password.")
         wanted = json.loads(body)
-        hub_id = f"{wanted['organization']}/{wanted['name']}"
-        page = {"url": f"{self.url}/{hub_id}"}
-        if hub_id in self.repos:
+        repo_id = f"{wanted['organization']}/{wanted['name']}"
+        page = {"url": f"{self.url}/{repo_id}"}
+        if repo_id in self.repos:
             return Answer({"error": "You already created this model repo", **page}, 409)
-        self.repos[hub_id] = Repo(private=wanted.get("visibility") == "private")
+        self.repos[repo_id] = Repo(private=wanted.get("visibility") == "private")
         return Answer(page)
 
     def validate(self, body: bytes, token: str | None) -> Answer:
@@ -124,15 +124,15 @@ class Hub:
             {"errors": [], "warnings": [] if found else [{"message": "empty or missing yaml metadata"}]}
         )
 
-    def branch(self, body: bytes, token: str | None, hub_id: str, name: str) -> Answer:
-        repo = self.repo(hub_id, token)
+    def branch(self, body: bytes, token: str | None, repo_id: str, name: str) -> Answer:
+        repo = self.repo(repo_id, token)
         if name in repo.branches:
             raise Refused(409, "", f"Reference already exists: refs/heads/{name}")
         repo.branches[name] = repo.branches["main"]
         return Answer({})
 
-    def preupload(self, body: bytes, token: str | None, hub_id: str, revision: str) -> Answer:
-        self.repo(hub_id, token).find(revision)
+    def preupload(self, body: bytes, token: str | None, repo_id: str, revision: str) -> Answer:
+        self.repo(repo_id, token).find(revision)
         modes = [
             {
                 "path": file["path"],
@@ -143,8 +143,8 @@ class Hub:
         ]
         return Answer({"files": modes})
 
-    def batch(self, body: bytes, token: str | None, hub_id: str) -> Answer:
-        self.repo(hub_id, token)
+    def batch(self, body: bytes, token: str | None, repo_id: str) -> Answer:
+        self.repo(repo_id, token)
         wanted = json.loads(body)["objects"]
         for each in wanted:
             if each["oid"] not in self.objects:
@@ -157,8 +157,8 @@ class Hub:
         self.objects[oid] = body
         return Answer({})
 
-    def commit(self, body: bytes, token: str | None, hub_id: str, revision: str) -> Answer:
-        repo = self.repo(hub_id, token)
+    def commit(self, body: bytes, token: str | None, repo_id: str, revision: str) -> Answer:
+        repo = self.repo(repo_id, token)
         repo.find(revision)
         files = {}
         for line in map(json.loads, body.splitlines()):
@@ -168,28 +168,28 @@ class Hub:
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.objects[value["oid"]]
         sha = repo.commit(revision, files)
-        return Answer({"commitUrl": f"{self.url}/{hub_id}/commit/{sha}", "commitOid": sha})
+        return Answer({"commitUrl": f"{self.url}/{repo_id}/commit/{sha}", "commitOid": sha})
 
-    def about(self, body: bytes, token: str | None, hub_id: str, revision: str) -> Answer:
-        repo = self.repo(hub_id, token)
+    def about(self, body: bytes, token: str | None, repo_id: str, revision: str) -> Answer:
+        repo = self.repo(repo_id, token)
         sha = repo.find(revision)
         siblings = [{"rfilename": path} for path in repo.commits[sha]]
-        return Answer({"id": hub_id, "sha": sha, "private": repo.private, "siblings": siblings})
+        return Answer({"id": repo_id, "sha": sha, "private": repo.private, "siblings": siblings})
 
-    def tree(self, body: bytes, token: str | None, hub_id: str, revision: str) -> Answer:
-        repo = self.repo(hub_id, token)
+    def tree(self, body: bytes, token: str | None, repo_id: str, revision: str) -> Answer:
+        repo = self.repo(repo_id, token)
         return Answer([_entry(path, content) for path, content in repo.commits[repo.find(revision)].items()])
 
-    def resolve(self, body: bytes, token: str | None, hub_id: str, revision: str, path: str) -> Answer:
-        repo = self.repo(hub_id, token)
+    def resolve(self, body: bytes, token: str | None, repo_id: str, revision: str, path: str) -> Answer:
+        repo = self.repo(repo_id, token)
         if repo.gated:
-            raise Refused(403, "GatedRepo", f"Access to model {hub_id} is restricted")
+            raise Refused(403, "GatedRepo", f"Access to model {repo_id} is restricted")
         sha = repo.find(revision)
         if path not in repo.commits[sha]:
             raise Refused(404, "EntryNotFound", "Entry not found")
         content = repo.commits[sha][path]
         headers = {"ETag": f'"{_digest(path, content)}"', "X-Repo-Commit": sha}
-        return Answer(self.wrong.get((hub_id, path), content), headers=headers, name=(hub_id, path))
+        return Answer(self.wrong.get((repo_id, path), content), headers=headers, name=(repo_id, path))
 
 
 class Handler(BaseHTTPRequestHandler):

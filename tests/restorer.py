@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sparsegen.pictures.picture import Picture
 from sparsegen.restoration.settings import Task
-from sparsegen.service import jobs, worker
+from sparsegen.service.jobs import store as jobs
+from sparsegen.service.jobs import worker
 
 LEASE, BEAT_EVERY = 4.0, 0.4  # seconds; those of the product would make the tests slow
 ITERATION = 0.02

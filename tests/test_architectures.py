@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sparsegen.zoo.architectures import ARCHITECTURES
-from sparsegen.zoo.blocks import WEIGHTED, DownBlock, LabelNorm, Score, SelfAttention
+from sparsegen.zoo.blocks import WEIGHTED, ConditionalBatchNorm, DownBlock, Score, SelfAttention
 from sparsegen.zoo.spec import ModelSpec
 
 LABELS = torch.tensor([3, 0, 9])
@@ -49,13 +49,16 @@ rows = pytest.mark.parametrize("row", ARCHITECTURES)
 def networks(row: str, atoms: int = 32) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     spec = ModelSpec.of(row, "baseline", atoms)
-    return {"generator": spec.generator(), **spec.companions()}
+    return {"generator": spec.generator(), **spec.auxiliary_networks()}
 
 
 def weighted(network: nn.Module) -> dict[str, nn.Module]:
     """The parts with weights, but the gains and biases of labels."""
     of_labels = {
-        id(part) for norm in network.modules() if isinstance(norm, LabelNorm) for part in norm.modules()
+        id(part)
+        for norm in network.modules()
+        if isinstance(norm, ConditionalBatchNorm)
+        for part in norm.modules()
     }
     return {
         name: part
@@ -96,7 +99,7 @@ def test_weights_are_drawn_as_the_tables_say(row: str) -> None:
             scores = key.endswith("linear") and isinstance(
                 network.get_submodule(key.rpartition(".")[0]), Score
             )
-            if row == "ssgan" and scores:  # undecided at the start: a choice of ours
+            if row == "ssgan" and scores:  # zero_init_score at the start: a choice of ours
                 assert not weight.any()
                 continue
             fans = math.prod(weight.shape[2:]) * (weight.shape[0] + weight.shape[1])

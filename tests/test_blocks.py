@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsegen.zoo import blocks
-from sparsegen.zoo.blocks import BatchNorm, DownBlock, LabelNorm, Score, SelfAttention, UpBlock
+from sparsegen.zoo.blocks import BatchNorm, ConditionalBatchNorm, DownBlock, Score, SelfAttention, UpBlock
 from sparsegen.zoo.discriminator import in_unit_range, with_label_maps
 from sparsegen.zoo.residual import uniform_prior
 from sparsegen.zoo.spec import ModelSpec
@@ -49,7 +49,7 @@ def test_every_place_attends_to_the_largest_of_each_quad_as_a_loop_does() -> Non
 def test_a_label_norm_is_the_batch_norm_of_all_images_with_the_gain_and_bias_of_each_label(
     train: bool,
 ) -> None:
-    norm, plain = LabelNorm(5, 3).train(train), nn.BatchNorm2d(5, affine=False).train(train)
+    norm, plain = ConditionalBatchNorm(5, 3).train(train), nn.BatchNorm2d(5, affine=False).train(train)
     nn.init.normal_(norm.bias.weight)
     for other in (norm.norm, plain):
         other.running_mean.copy_(torch.arange(5) / 10)
@@ -64,7 +64,7 @@ def test_a_label_norm_is_the_batch_norm_of_all_images_with_the_gain_and_bias_of_
 
 
 def test_an_up_block_is_the_textbooks_which_doubles_before_the_shortcuts_convolution() -> None:
-    block = UpBlock(6, 4, partial(LabelNorm, classes=3)).eval()
+    block = UpBlock(6, 4, partial(ConditionalBatchNorm, classes=3)).eval()
     x, labels = torch.randn(2, 6, 5, 5), torch.tensor([0, 2])
     up = partial(F.interpolate, scale_factor=2, mode="nearest")
     code = block.code
@@ -189,7 +189,7 @@ def largest(weight: Tensor, transposed: bool = False) -> float:
 def test_the_largest_singular_value_of_a_normalized_weight_is_one(part: nn.Module) -> None:
     nn.init.normal_(part.weight)
     raw = part.weight.detach().clone()
-    blocks.normalize_spectrum(part)
+    blocks.apply_spectral_norm(part)
     for _ in range(200):  # each look in training is a step of the power iteration
         normalized = part.weight
     transposed = isinstance(part, nn.ConvTranspose2d)
@@ -200,7 +200,7 @@ def test_the_largest_singular_value_of_a_normalized_weight_is_one(part: nn.Modul
 def test_looking_at_a_normalized_weight_leaves_its_singular_vectors_as_they_were() -> None:
     conv = nn.Conv2d(4, 6, 3)
     assert blocks.weight_of(conv) is conv.weight
-    blocks.normalize_spectrum(conv)
+    blocks.apply_spectral_norm(conv)
     before = {key: value.clone() for key, value in conv.state_dict().items()}
     looks = [blocks.weight_of(conv) for _ in range(3)]
     assert all(torch.equal(look, looks[0]) for look in looks)
@@ -212,8 +212,8 @@ def test_looking_at_a_normalized_weight_leaves_its_singular_vectors_as_they_were
 @pytest.mark.parametrize("name", ["sagan-8.ml", "biggan-8.ml"])
 def test_a_normalized_generator_keeps_the_embeddings_of_its_labels_as_they_are(name: str) -> None:
     spec = ModelSpec.parse(name)
-    generator, discriminator = spec.generator(), spec.companions()["discriminator"]
-    norms = [part for part in generator.modules() if isinstance(part, LabelNorm)]
+    generator, discriminator = spec.generator(), spec.auxiliary_networks()["discriminator"]
+    norms = [part for part in generator.modules() if isinstance(part, ConditionalBatchNorm)]
     assert len(norms) == 6
     kept = {id(embedding) for norm in norms for embedding in (norm.gain, norm.bias)}
     for network in (generator, discriminator):

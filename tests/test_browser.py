@@ -168,7 +168,7 @@ def test_a_new_seed_draws_new_images_and_the_dial_follows_the_model(page, server
     assert until(lambda: "allows 300 of 2,048 in each code" in page.text("#facts"), True)
 
     choose(page, "dcgan-8.baseline")
-    assert until(lambda: "no dial to turn" in page.text("#note"), True)
+    assert until(lambda: "no k to set" in page.text("#note"), True)
     assert until(lambda: [slider for slider in page.all("#k1") if slider.is_displayed()], []) == []
     assert until(lambda: "not limited in this model" in page.text("#facts"), True)
     page.click("#calls button")
@@ -249,9 +249,7 @@ def test_the_page_of_the_api_needs_no_other_host(server, tmp_path):
         page.driver.quit()
 
 
-SERVE = (
-    "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
-)
+SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
 
 
 @pytest.fixture(scope="module", name="restoring")

@@ -47,7 +47,7 @@ def config(regularizer: str, architecture: str = "dcgan", **about: object) -> di
         "architecture": spec.architecture,
         "regularizer": regularizer,
         "atoms": spec.atoms,
-        "k": [dial.k for dial in spec.dials],
+        "k": [k_range.k for k_range in spec.k_ranges],
         "license": "apache-2.0",
         **about,
     }
@@ -73,13 +73,13 @@ def test_nothing_is_rendered_that_is_not_known(regularizer: str, about: dict) ->
         "training" in about,
         "evaluation" in about,
     )
-    assert ("the sparsity dial" in card) == (regularizer in ("l0_inf", "l0", "ml"))
+    assert ("## Sparsity (k)" in card) == (regularizer in ("l0_inf", "l0", "ml"))
     assert f"# dcgan-8.{regularizer}\n" in card and "arXiv" in card
 
 
 def test_the_measured_distance_has_its_name_and_its_protocol() -> None:
     card = model_card(config("ml", evaluation=EVALUATION))
-    assert "**fd-efficientnet-lite0: 81.23**" in card and "It is no FID" in card
+    assert "**fd-efficientnet-lite0: 81.23**" in card and "It is not an FID" in card
     assert "10,000" in card and "50,000" in card and "0.25, 0.249" in card
     assert "**fid: 12.00**" in model_card(
         config("ml", evaluation={**EVALUATION, "metric": "fid", "distance": 12.0})
@@ -97,11 +97,11 @@ def test_further_measures_are_listed_as_far_as_they_are_known() -> None:
     evaluation = {**EVALUATION, "distances": distances, "independent": True, **quality}
     card = model_card(config("ml", evaluation=evaluation))
     assert "- fd-cifar10-classifier: 12.5\n" in card and card.count("81.23") == 1
-    assert "By the features of fd-efficientnet-lite0:" in card
+    assert "Measured with the features of fd-efficientnet-lite0:" in card
     assert "within the real images: 0.7\n" in card and "within the samples: 0.125\n" in card
-    assert "asked for:" not in card and "None" not in card and "flatters" not in card
-    assert "flatters" in model_card(config("ml", evaluation={**evaluation, "independent": False}))
-    assert "By the features" not in model_card(config("ml", evaluation=EVALUATION))
+    assert "requested class:" not in card and "None" not in card and "biased in its favor" not in card
+    assert "biased in its favor" in model_card(config("ml", evaluation={**evaluation, "independent": False}))
+    assert "Measured with the features" not in model_card(config("ml", evaluation=EVALUATION))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -129,7 +129,7 @@ def test_a_card_says_how_large_atoms_and_codes_are(
     architecture: str, atoms: str, effective: str, code_1: str, code_2: str
 ) -> None:
     card = " ".join(model_card(config("l0", architecture)).split())
-    assert f"whose 8 atoms have {atoms} pixels" in card and f"of D1 D2, of {effective} pixels" in card
+    assert f"D1 of 8 atoms of {atoms} pixels" in card and f"of D1 D2, of {effective} pixels" in card
     assert f"Γ1 is {code_1}, Γ2 is {code_2} " in card
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.runtime import open_sampler
 from sparsegen.training.data import Images
-from sparsegen.training.plan import Plan, Schedule
+from sparsegen.training.plan import RunPlan, Schedule
 from sparsegen.training.run import Run, open_run
 from sparsegen.zoo import noise
 from sparsegen.zoo.architectures import ARCHITECTURES
@@ -64,7 +64,7 @@ def make_cell(folder: Path, name: str) -> Cell:
     random = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=random)
     images = Images(pixels, torch.arange(32) % 10, "noise", "0" * 16, (), tuple(CLASSES))
-    plan = Plan(name, None, "noise", "0" * 16, batch_size=4)
+    plan = RunPlan(name, None, "noise", "0" * 16, batch_size=4)
     run = open_run(folder, plan, images, Schedule(2, 1, 2), device="cpu")
     before = {
         f"{name}.{key}": parameter.detach().clone()
@@ -94,7 +94,7 @@ def test_a_saved_cell_is_opened_to_the_same_pixels(cell: Cell) -> None:
 def test_a_label_chooses_the_image_and_is_drawn_from_the_seed_where_none_is_given(cell: Cell) -> None:
     generator = cell.generator
     if not generator.classes:
-        with pytest.raises(ValueError, match="this one has none"):
+        with pytest.raises(ValueError, match="unconditional and has no labels"):
             generator.sample(1, labels=0)
         return
     drawn = noise.labels(4, 10, seed=2)
@@ -151,14 +151,14 @@ def test_an_atom_is_what_one_unit_of_a_code_adds(cell: Cell) -> None:
 
 def test_the_exported_file_gives_what_torch_gives_at_the_k_and_labels_of_its_inputs(cell: Cell) -> None:
     generator, given = cell.generator, cell.noise(3)
-    proof = bundle(cell.folder)
-    assert 0 < proof.max_difference <= 1e-5 and proof.same > proof.samples / 2
+    parity = bundle(cell.folder)
+    assert 0 < parity.max_difference <= 1e-5 and parity.same > parity.samples / 2
     sampler = open_sampler(cell.folder)
     names = [value.name for value in sampler._session.get_inputs()]
-    dials = generator.dials
-    assert names == ["z", *(f"k_{dial.level}" for dial in dials), *["labels"][: generator.classes]]
+    k_ranges = generator.k_ranges
+    assert names == ["z", *(f"k_{k_range.level}" for k_range in k_ranges), *["labels"][: generator.classes]]
     z, labels = given[0].numpy(), given[1].numpy() if generator.classes else None
-    most = [dial.limit for dial in dials] or None
+    most = [k_range.limit for k_range in k_ranges] or None
     image, codes = sampler.run(z, most, labels=labels)
     with torch.no_grad():
         wanted, wanted_codes = generator.view(most)(*given)
@@ -168,11 +168,11 @@ def test_the_exported_file_gives_what_torch_gives_at_the_k_and_labels_of_its_inp
     assert np.abs(sampler.synthesize(codes[0]) - image).max() <= 1e-5
     ours, theirs = sampler.sample(3, 7, most).astype(int), generator.sample(3, 7, most)
     assert np.abs(ours - theirs).max() <= 1
-    if dials:
+    if k_ranges:
         _, sparse = sampler.run(z, 1, labels=labels)
-        for dial in dials:
-            code = sparse[dial.level - 1]
-            units = (code != 0).sum(1) if dial.unit == "needle" else (code != 0).sum((1, 2, 3))
+        for k_range in k_ranges:
+            code = sparse[k_range.level - 1]
+            units = (code != 0).sum(1) if k_range.unit == "needle" else (code != 0).sum((1, 2, 3))
             assert units.max() == 1
     if generator.classes:
         other = sampler.run(z, most, labels=(labels + 1) % 10)[0]
@@ -199,7 +199,7 @@ def test_a_cell_is_served_with_its_dial_and_its_classes(name: str, served: Serve
     sampler = open_sampler(served.models / name)
     listed = {model["name"]: model for model in json.loads(served.ask("GET", "/models")[2])["models"]}
     assert sorted(listed) == sorted(CELLS)
-    k = [1 + dial.limit // 2 for dial in sampler.dials] or None
+    k = [1 + k_range.limit // 2 for k_range in sampler.k_ranges] or None
     labels = [9, 0, 4] if sampler.classes else None
     over_http = np.load(
         io.BytesIO(served.sample(model=name, count=3, seed=7, k=k, labels=labels, format="npy"))

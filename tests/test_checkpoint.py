@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import sparsegen
 from sparsegen.zoo import checkpoint
-from sparsegen.zoo.bundled import COMPANIONS, CONFIG, MODELS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, WEIGHTS
 from sparsegen.zoo.checkpoint import from_pretrained, read_config, upload
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.spec import create_model
@@ -28,7 +28,7 @@ def test_a_saved_generator_comes_back_with_its_pixels_and_its_dial(
     folder = tiny_ml.save_pretrained(tmp_path / "saved", training={"steps": 7})
     opened = from_pretrained(folder)
     assert not opened.training
-    assert [dial.k for dial in opened.dials] == [1, 3]
+    assert [k_range.k for k_range in opened.k_ranges] == [1, 3]
     assert opened.config["training"] == {"steps": 7}
     assert opened.spec.name == "dcgan-8.ml"
     assert np.array_equal(opened.sample(3), tiny_ml.sample(3))
@@ -88,7 +88,9 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 def test_damaged_weights_are_named(folder: Path, damage: object) -> None:
     path = folder / WEIGHTS
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"generator\.safetensors is corrupt, truncated or no safetensors"):
+    with pytest.raises(
+        ValueError, match=r"generator\.safetensors is corrupt, truncated or not a safetensors"
+    ):
         from_pretrained(folder)
 
 
@@ -134,7 +136,7 @@ def test_a_measurement_is_not_taken_along_to_another_k(tiny_ml: Generator, tmp_p
 
 
 def test_weights_are_not_saved_as_integers(tiny_ml: Generator, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="floating one, as torch.float16; got torch.int8"):
+    with pytest.raises(TypeError, match="floating-point type, e.g. torch.float16; got torch.int8"):
         tiny_ml.save_pretrained(tmp_path / "a", dtype=torch.int8)
     assert not (tmp_path / "a").exists()
 
@@ -143,7 +145,7 @@ def test_weights_are_not_saved_as_integers(tiny_ml: Generator, tmp_path: Path) -
     ("given", "error"), [("", ValueError), (" ", ValueError), (None, TypeError), (3, TypeError)]
 )
 def test_what_names_no_model_is_told_what_one_is(given: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match=f"a model is the name of a bundled one, .*; got {given!r}"):
+    with pytest.raises(error, match=f"a model must be the name of a bundled model, .*; got {given!r}"):
         from_pretrained(given)
 
 
@@ -156,7 +158,7 @@ def test_a_pickle_is_refused_without_being_opened(tmp_path: Path) -> None:
     file.write_bytes(pickle.dumps(Trap()))
     with pytest.raises(ValueError, match="is a pickle.*safetensors only"):
         from_pretrained(file)
-    with pytest.raises(FileNotFoundError, match=r"model\.pt there is a pickle"):
+    with pytest.raises(FileNotFoundError, match=r"does not open pickles \(model.pt\)"):
         from_pretrained(tmp_path)
     assert not (tmp_path / "sprung").exists()
 
@@ -202,21 +204,24 @@ def test_a_config_that_is_none_is_named(folder: Path, text: str) -> None:
         ({"k": []}, "2 in ml; got"),
         ({"k": [1]}, "2 in ml; got"),
         ({"k": [1, 2, 3]}, "2 in ml; got"),
-        ({"k": 3}, "k is of type list; got 3"),
-        ({"k": [1, 2.0]}, "k is a list of integers"),
-        ({"k": [True, 1]}, "k is a list of integers"),
-        ({"architecture": ["dcgan"]}, "architecture is of type str"),
-        ({"regularizer": None}, "regularizer is of type str; got None"),
+        ({"k": 3}, "k must be of type list; got 3"),
+        ({"k": [1, 2.0]}, "k must be a list of integers"),
+        ({"k": [True, 1]}, "k must be a list of integers"),
+        ({"architecture": ["dcgan"]}, "architecture must be of type str"),
+        ({"regularizer": None}, "regularizer must be of type str; got None"),
         ({"regularizer": "l0_inf"}, "1 in l0_inf"),
         ({"model": "dcgan.ml"}, "model is 'dcgan.ml', and the other entries make it 'dcgan-8.ml'"),
-        ({"class_names": ["cat"]}, "names of the 0 classes, or of the first of them; got"),
-        ({"class_names": "cat"}, "class_names is of type list"),
-        ({"license": 7}, "license is of type str; got 7"),
-        ({"training": [1]}, "training is of type dict"),
-        ({"evaluation": "good"}, "evaluation is of type dict"),
+        ({"class_names": ["cat"]}, "must name at most the 0 classes; got"),
+        ({"class_names": "cat"}, "class_names must be of type list"),
+        ({"license": 7}, "license must be of type str; got 7"),
+        ({"training": [1]}, "training must be of type dict"),
+        ({"evaluation": "good"}, "evaluation must be of type dict"),
         ({"evaluation": {"metric": "fid"}}, "evaluation.distance is missing"),
         ({"evaluation": {"metric": "fid", "distance": "low"}}, "got 'low'"),
-        ({"evaluation": {"metric": "fid", "distance": 3.0, "distances": [3.0]}}, "distances is of type dict"),
+        (
+            {"evaluation": {"metric": "fid", "distance": 3.0, "distances": [3.0]}},
+            "distances must be of type dict",
+        ),
     ],
 )
 def test_a_config_with_a_wrong_entry_is_named(folder: Path, entry: dict, message: str) -> None:
@@ -253,7 +258,7 @@ def test_what_is_known_of_a_model_is_kept_and_nothing_else_is_taken(folder: Path
 
 def test_a_revision_of_what_is_not_on_the_hub_is_refused(folder: Path) -> None:
     for given in (folder, *sparsegen.list_models()[:1]):
-        with pytest.raises(ValueError, match="leave the revision out; got 'v1'"):
+        with pytest.raises(ValueError, match="omit the revision; got 'v1'"):
             from_pretrained(given, revision="v1")
 
 
@@ -281,19 +286,21 @@ def test_a_failed_save_leaves_the_last_good_one(
 
 
 def test_a_hub_id_offline_is_a_clear_error() -> None:
-    with pytest.raises(ConnectionError, match="no folder 'nobody/nothing' here, and the Hub did not give it"):
+    with pytest.raises(
+        ConnectionError, match="no local folder 'nobody/nothing', and it cannot be downloaded"
+    ):
         from_pretrained("nobody/nothing")
 
 
 def test_a_discriminator_can_be_carried_over(tiny_ml: Generator, tmp_path: Path) -> None:
     source = tiny_ml.save_pretrained(tmp_path / "source")
-    judge = tiny_ml.spec.companions()["discriminator"]
-    file = COMPANIONS["discriminator"]
-    save_weights(judge, source / file, torch.float32)
+    discriminator = tiny_ml.spec.auxiliary_networks()["discriminator"]
+    file = AUXILIARY["discriminator"]
+    save_weights(discriminator, source / file, torch.float32)
     target = tiny_ml.save_pretrained(tmp_path / "target")
-    checkpoint.save_companions(source, target, tiny_ml.spec, torch.float16)
-    copy = tiny_ml.spec.companions()["discriminator"]
+    checkpoint.save_auxiliary_networks(source, target, tiny_ml.spec, torch.float16)
+    copy = tiny_ml.spec.auxiliary_networks()["discriminator"]
     load_weights(copy, target / file)
     for key, tensor in copy.state_dict().items():
-        expected = judge.state_dict()[key]
+        expected = discriminator.state_dict()[key]
         assert torch.equal(tensor, expected.half().float() if expected.is_floating_point() else expected)

@@ -154,7 +154,7 @@ def test_labels_that_there_are_not_are_refused_with_the_classes(
     sparsegen: CLI, model: Path, conditional: Path, labels: str, says: str
 ) -> None:
     assert_refused(sparsegen("sample", conditional, "--labels", labels), says, "airplane", "truck")
-    assert_refused(sparsegen("sample", model, "--labels", labels), "leave them out")
+    assert_refused(sparsegen("sample", model, "--labels", labels), "omit them")
 
 
 def test_several_labels_are_one_for_each_image(sparsegen: CLI, conditional: Path) -> None:
@@ -184,15 +184,15 @@ def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
     assert len(rows) == len(names)
     for row, name in zip(rows, list_models(), strict=True):
         config = json.loads((MODELS / name / "config.json").read_text())
-        verdict = config["evaluation"]
+        evaluation = config["evaluation"]
         for text in (
             f"{name} ",
             f" {config['atoms']}/",
             " " + (", ".join(map(str, config["k"])) or "-"),
             f" {config['training']['steps']:,} ",
-            f" {verdict['distance']:.1f} ",
+            f" {evaluation['distance']:.1f} ",
             f" {config['training']['seed']} ",
-            f" {verdict['density'][0]:.2f}, {verdict['density'][1]:.2f}",
+            f" {evaluation['density'][0]:.2f}, {evaluation['density'][1]:.2f}",
         ):
             assert text in row
         assert len(row.rstrip()) <= 80
@@ -217,11 +217,24 @@ def test_every_command_has_help_with_an_example(sparsegen: CLI, command: str) ->
     assert f"Example: sparsegen {command}" in done.stdout
 
 
+def test_the_old_names_of_the_evaluation_options_still_work(
+    sparsegen: CLI, pictures: Path, tmp_path: Path
+) -> None:
+    done = sparsegen("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path, "--batch-size", 8, "--steps", 1,
+                     "--judge-count", 0, "--judge-every", 1)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (
+        "--judge-count is deprecated and will be removed in the next version: use --eval-count" in done.stderr
+    )
+    assert "use --eval-every" in done.stderr
+    assert not (tmp_path / "best").exists()  # no evaluation, as --judge-count 0 asked
+
+
 def test_a_k_that_is_the_default_is_the_same_run(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
     arguments = ("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8)
-    arguments += ("--judge-count", 0, "--steps")
+    arguments += ("--eval-count", 0, "--steps")
     assert sparsegen(*arguments, 1).returncode == 0
-    assert_refused(sparsegen(*arguments, 2, "--resume", "--k", "2,3"), "k: [2, 2] there, [2, 3] asked")
+    assert_refused(sparsegen(*arguments, 2, "--resume", "--k", "2,3"), "k: [2, 2] there, [2, 3] requested")
     done = sparsegen(*arguments, 2, "--resume", "--k", "2,2")  # a quarter of 8 channels
     assert done.returncode == 0, done.stderr
     assert "trained for 2 steps" in done.stdout
@@ -231,15 +244,15 @@ def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
     sparsegen: CLI, pictures: Path, tmp_path: Path
 ) -> None:
     arguments = ("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8)
-    done = in_a_process(*arguments, "--steps", 3, "--judge-count", 0, "--k", "1,2")
+    done = in_a_process(*arguments, "--steps", 3, "--eval-count", 0, "--k", "1,2")
     assert done.returncode == 0, done.stderr
     assert "broken.png" in done.stderr
     assert "dcgan-8.ml trained for 3 steps" in done.stdout
     trained = from_pretrained(tmp_path / "run" / "checkpoints" / "00000003")
-    assert [dial.k for dial in trained.dials] == [1, 2]
+    assert [k_range.k for k_range in trained.k_ranges] == [1, 2]
     assert trained.config["training"]["steps"] == 3
     assert_refused(sparsegen(*arguments, "--steps", 5, "--k", "1,2"), "--resume")
-    done = sparsegen(*arguments, "--steps", 5, "--k", "1,2", "--judge-count", 0, "--resume")
+    done = sparsegen(*arguments, "--steps", 5, "--k", "1,2", "--eval-count", 0, "--resume")
     assert done.returncode == 0, done.stderr
     assert "trained for 5 steps" in done.stdout
     into = (
@@ -250,12 +263,12 @@ def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
         "--data",
         pictures,
     )
-    done = sparsegen(*into, "--out", tmp_path / "tuned", "--batch-size", 8, "--steps", 2, "--judge-count", 0)
+    done = sparsegen(*into, "--out", tmp_path / "tuned", "--batch-size", 8, "--steps", 2, "--eval-count", 0)
     assert done.returncode == 0, done.stderr
 
 
 def test_training_on_a_share_of_the_images_says_so(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
-    arguments = ("train", "dcgan-8.ml", "--data", pictures, "--steps", 1, "--judge-count", 0)
+    arguments = ("train", "dcgan-8.ml", "--data", pictures, "--steps", 1, "--eval-count", 0)
     more = ("--batch-size", 10, "--share", 0.25)
     done = sparsegen(*arguments, "--out", tmp_path / "run", *more, "--rate", 0.5)
     assert done.returncode == 0, done.stderr
@@ -268,7 +281,7 @@ def test_training_on_a_share_of_the_images_says_so(sparsegen: CLI, pictures: Pat
     more = sparsegen(*arguments, "--out", tmp_path / "x", "--batch-size", 11, "--share", 0.25)
     assert_refused(more, "has 10 images, fewer than one batch of 11")  # of 41, one of them is broken
     again = sparsegen(*arguments, "--out", tmp_path / "run", "--batch-size", 10, "--resume")
-    assert_refused(again, "share: 0.25 there, 1.0 asked; rate: 0.5 there, 1.0 asked")
+    assert_refused(again, "share: 0.25 there, 1.0 requested; rate: 0.5 there, 1.0 requested")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
@@ -280,7 +293,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         "8",
         "--steps",
         "100000",
-        "--judge-count",
+        "--eval-count",
         "0",
     ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -312,13 +325,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         (("dcgan-8.ml", "--precision", "fp4"), "precision"),
         (("dcgan-8.ml", "--device", "tpu"), "got 'tpu'"),
         (("dcgan-8.ml", "--device", "cuda:4096"), "no device cuda:4096"),
-        (("dcgan-8.ml", "--judge-count", 1), "--judge-count is 0, or the images drawn, from 2 to"),
+        (("dcgan-8.ml", "--eval-count", 1), "--eval-count is 0, or the number of images drawn, from 2 to"),
         (("dcgan-8.ml", "--share", 0), "above 0 and at most 1; got 0"),
         (("dcgan-8.ml", "--share", 1.5), "--share"),
         (("dcgan-8.ml", "--share", "nan"), "--share"),
-        (("dcgan-8.ml", "--rate", 0), "a rate is a factor of the recipe's learning rates, above 0"),
-        (("dcgan-8.ml", "--rate", "nan"), "above 0, as 0.1 or 4; got nan"),
-        (("dcgan-8.ml", "--resume"), "holds no run to go on with"),
+        (("dcgan-8.ml", "--rate", 0), "a rate must be a factor of the recipe's learning rates, above 0"),
+        (("dcgan-8.ml", "--rate", "nan"), "above 0, e.g. 0.1 or 4; got nan"),
+        (("dcgan-8.ml", "--resume"), "holds no run to resume"),
         (("dcgan-8.ml", "--out", "/proc/x/run"), "/proc"),
         (("dcgan-8.ml", "--data", "missing/folder/of/images"), "missing/folder"),
     ],
@@ -326,7 +339,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
 def test_train_refuses_bad_input_in_one_line(
     sparsegen: CLI, pictures: Path, tmp_path: Path, arguments: tuple, says: str
 ) -> None:
-    given = {"--data": str(pictures), "--out": str(tmp_path / "run"), "--judge-count": 0}
+    given = {"--data": str(pictures), "--out": str(tmp_path / "run"), "--eval-count": 0}
     rest = [part for name, value in given.items() if name not in arguments for part in (name, value)]
     assert_refused(sparsegen("train", *arguments, *rest, "--steps", 1), says)
     assert not (tmp_path / "run").exists()
@@ -363,7 +376,7 @@ def test_a_run_is_judged_where_it_trains_by_a_network_that_is_not_in_its_discrim
         monkeypatch.setattr("sparsegen.training.features.trained_on", lambda: trained_on)
     model = "dcgan-8.ml.projected" if features else "dcgan-8.ml"
     done = sparsegen("train", model, "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8, "--steps", 1,
-                     "--judge-count", 4, "--device", "cpu", "--features", features or "auto")  # fmt: skip
+                     "--eval-count", 4, "--device", "cpu", "--features", features or "auto")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert asked == [(opened, {"device": "cpu"})]
     assert "best mean" in done.stdout

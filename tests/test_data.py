@@ -15,7 +15,7 @@ import torch
 from pictures import folder_of, noise, parquet, png
 from sparsegen.common import files
 from sparsegen.training import data
-from sparsegen.training.data import Batches, Images, open_images
+from sparsegen.training.data import ImageLoader, Images, open_images
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def tiny(count=20, labels=True):
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_one_in_another_order():
-    batches = Batches(tiny(20), 5, seed=1)
+    batches = ImageLoader(tiny(20), 5, seed=1)
     epochs = [
         [label for step in range(4) for label in batches.at(4 * epoch + step)[1].tolist()] for epoch in (0, 1)
     ]
@@ -45,7 +45,7 @@ def test_an_epoch_shows_every_image_once_and_the_next_one_in_another_order():
 
 
 def test_an_epoch_drops_its_incomplete_last_batch_and_no_image_for_good():
-    batches = Batches(tiny(20), 6, seed=1)
+    batches = ImageLoader(tiny(20), 6, seed=1)
     assert batches.steps_per_epoch == 3
     seen = Counter(label for step in range(3) for label in batches.at(step)[1].tolist())
     assert len(seen) == 18 and set(seen.values()) == {1}
@@ -56,7 +56,7 @@ def test_an_epoch_drops_its_incomplete_last_batch_and_no_image_for_good():
 def test_pixels_go_from_minus_one_to_one():
     ramp = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16).contiguous()
     ramp = ramp.expand(2, -1, -1, -1).contiguous()
-    real, labels = Batches(Images(ramp, None, "ramp", ""), 2, seed=0, flip=False).at(0)
+    real, labels = ImageLoader(Images(ramp, None, "ramp", ""), 2, seed=0, flip=False).at(0)
     assert labels is None
     assert real.dtype == torch.float32 and real.shape == (2, 3, 16, 16)
     torch.testing.assert_close(real[0, 1].flatten(), torch.linspace(-1, 1, 256))
@@ -65,7 +65,7 @@ def test_pixels_go_from_minus_one_to_one():
 
 def test_flips_are_exact_mirrors_of_about_half_and_of_whole_images():
     images = tiny(20)
-    plain, flipped = Batches(images, 10, seed=3, flip=False), Batches(images, 10, seed=3)
+    plain, flipped = ImageLoader(images, 10, seed=3, flip=False), ImageLoader(images, 10, seed=3)
     mirrored = []
     for step in range(200):
         (real, labels), (maybe, same) = plain.at(step), flipped.at(step)
@@ -82,16 +82,16 @@ def test_flips_are_exact_mirrors_of_about_half_and_of_whole_images():
 def test_batches_leave_the_images_as_they_were():
     images = tiny()
     before = images.pixels.clone()
-    real, _ = Batches(images, 20, seed=0).at(0)
+    real, _ = ImageLoader(images, 20, seed=0).at(0)
     real.zero_()
     assert torch.equal(images.pixels, before)
 
 
 def test_a_step_is_the_same_after_re_creation_and_in_any_order():
-    once = Batches(tiny(), 4, seed=5)
+    once = ImageLoader(tiny(), 4, seed=5)
     forward = [once.at(step) for step in range(17)]
     for step in (16, 3, 11, 0):
-        again, labels = Batches(tiny(), 4, seed=5).at(step)
+        again, labels = ImageLoader(tiny(), 4, seed=5).at(step)
         assert torch.equal(again, forward[step][0]) and torch.equal(labels, forward[step][1])
         assert torch.equal(once.at(step)[0], forward[step][0])
 
@@ -99,27 +99,30 @@ def test_a_step_is_the_same_after_re_creation_and_in_any_order():
 def test_global_random_state_neither_matters_nor_changes():
     torch.manual_seed(1)
     np.random.seed(1)
-    first = Batches(tiny(), 4, seed=5).at(7)[0]
+    first = ImageLoader(tiny(), 4, seed=5).at(7)[0]
     drawn = torch.rand(1), np.random.rand()
     torch.manual_seed(1)
     np.random.seed(1)
     assert (torch.rand(1), np.random.rand()) == drawn
-    assert torch.equal(first, Batches(tiny(), 4, seed=5).at(7)[0])
+    assert torch.equal(first, ImageLoader(tiny(), 4, seed=5).at(7)[0])
 
 
 def test_seeds_give_different_orders_and_flips():
-    orders = {tuple(Batches(tiny(), 20, seed).at(0)[1].tolist()) for seed in range(10)}
+    orders = {tuple(ImageLoader(tiny(), 20, seed).at(0)[1].tolist()) for seed in range(10)}
     assert len(orders) == 10
     flips = set()
     for seed in range(10):
-        plain, flipped = Batches(tiny(), 20, seed, flip=False).at(0)[0], Batches(tiny(), 20, seed).at(0)[0]
+        plain, flipped = (
+            ImageLoader(tiny(), 20, seed, flip=False).at(0)[0],
+            ImageLoader(tiny(), 20, seed).at(0)[0],
+        )
         flips.add(tuple((plain != flipped).flatten(1).any(1).tolist()))
     assert len(flips) == 10
 
 
 def test_ranks_split_the_batch_of_a_single_process_and_see_every_image_once():
-    single = Batches(tiny(24), 6, seed=2)
-    ranks = [Batches(tiny(24), 2, seed=2, rank=rank, world_size=3) for rank in range(3)]
+    single = ImageLoader(tiny(24), 6, seed=2)
+    ranks = [ImageLoader(tiny(24), 2, seed=2, rank=rank, world_size=3) for rank in range(3)]
     seen = []
     for step in range(4):
         parts = [rank.at(step) for rank in ranks]
@@ -132,27 +135,27 @@ def test_too_few_images_are_refused_with_the_numbers_and_the_remedy():
     with pytest.raises(
         ValueError, match=r"20 images, fewer than one batch of 21: use a batch size of 20 or smaller"
     ):
-        Batches(tiny(20), 21, seed=0)
+        ImageLoader(tiny(20), 21, seed=0)
     with pytest.raises(
         ValueError, match=r"batch of 8 on each of 3 processes: use a batch size of 6 or smaller, or more"
     ):
-        Batches(tiny(20), 8, seed=0, world_size=3)
+        ImageLoader(tiny(20), 8, seed=0, world_size=3)
     with pytest.raises(ValueError, match="2 images, .*: use more images"):
-        Batches(tiny(2), 2, seed=0, world_size=3)
-    Batches(tiny(20), 20, seed=0).at(0)
+        ImageLoader(tiny(2), 2, seed=0, world_size=3)
+    ImageLoader(tiny(20), 20, seed=0).at(0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"batch_size": 0, "seed": 0}, "batch_size .* at least 2.*; got 0"),
-        ({"batch_size": 1, "seed": 0}, "since batch norm takes its statistics over them; got 1"),
+        ({"batch_size": 1, "seed": 0}, "because batch norm computes statistics over them; got 1"),
         ({"batch_size": 2, "seed": -1}, "seed"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Batches(tiny(), **arguments)
+        ImageLoader(tiny(), **arguments)
 
 
 # ---- opening ----
@@ -352,5 +355,5 @@ def test_cifar10_has_its_fifty_thousand_images_in_ten_equal_classes(cifar10, cap
     assert images.fingerprint == open_images(cifar10).fingerprint
     assert len(open_images(cifar10, split="test")) == 10_000
     assert torch.bincount(open_images(cifar10, limit=500).labels).tolist() == [50] * 10
-    real, labels = Batches(images, 64, seed=0).at(10**6)
+    real, labels = ImageLoader(images, 64, seed=0).at(10**6)
     assert real.shape == (64, 3, 32, 32) and labels.shape == (64,)

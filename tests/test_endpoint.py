@@ -32,11 +32,11 @@ from server import (  # noqa: F401 (two are fixtures)
 )
 
 from sparsegen.export.runtime import open_sampler
-from sparsegen.service import batching
-from sparsegen.service.batching import Batcher, Overloaded
+from sparsegen.service.http import batching
+from sparsegen.service.http.batching import Batcher, Overloaded
+from sparsegen.service.http.serve import serve
 from sparsegen.service.models import open_models
 from sparsegen.service.sampling import SampleRequest
-from sparsegen.service.serve import serve
 from sparsegen.service.uploads import UPLOAD
 from sparsegen.zoo import noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
@@ -114,7 +114,7 @@ def test_models_are_listed_with_their_dials(server):
     assert listed[CONDITIONAL]["classes"] == CLASSES and listed[ML]["classes"] == []
     assert listed[BASELINE]["k"] == [] and listed[BASELINE]["regularizer"] == "baseline"
     assert listed[L0]["k"] == [{"level": 1, "unit": "code", "trained": 512, "min": 1, "max": 8 * 16 * 16}]
-    assert [dial["max"] for dial in listed[ML]["k"]] == [8, 8]
+    assert [k["max"] for k in listed[ML]["k"]] == [8, 8]
     assert (
         listed[ML]["license"] == "apache-2.0"
         and listed[ML]["steps"] == 3
@@ -183,8 +183,8 @@ REFUSED = [
     ({"model": "../../etc/passwd"}, 404, ML),
     ({"model": 7}, 422, "model"),
     ({"model": None}, 422, "model is missing"),
-    ({"labels": 0}, 422, "leave them out"),
-    ({"labels": "cat"}, 422, "leave them out"),
+    ({"labels": 0}, 422, "omit them"),
+    ({"labels": "cat"}, 422, "omit them"),
     ({"model": CONDITIONAL, "labels": 10}, 422, "9 truck, from 0 to 9; got 10"),
     ({"model": CONDITIONAL, "labels": -1}, 422, "9 truck, from 0 to 9; got -1"),
     ({"model": CONDITIONAL, "labels": 2**70}, 422, "from 0 to 9"),
@@ -554,7 +554,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "list": (lambda folder: (folder / CONFIG).write_text("[]"), f"{CONFIG} is not a sparsegen config"),
     "text": (
         lambda folder: reconfigured(folder, evaluation="great"),
-        "evaluation is of type dict; got 'great'",
+        "evaluation must be of type dict; got 'great'",
     ),
     "nan": (
         lambda folder: reconfigured(folder, evaluation={"metric": "fid", "distance": float("nan")}),
@@ -564,7 +564,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-synthesis": (lambda folder: (folder / SYNTHESIS).unlink(), f"{SYNTHESIS} is missing"),
     "no-onnx": (
         lambda folder: (folder / GRAPH).write_text("<html>"),
-        f"{GRAPH} is truncated, corrupt or no ONNX",
+        f"{GRAPH} is truncated, corrupt or not an ONNX",
     ),
     "empty": (lambda folder: [file.unlink() for file in folder.iterdir()], CONFIG),
 }

@@ -7,7 +7,7 @@ from torch import nn
 
 from sparsegen.pictures import images as pixels
 from sparsegen.training.data import open_images
-from sparsegen.training.evaluation import Evaluation, Samples, draw, evaluate
+from sparsegen.training.evaluation import Evaluation, Samples, draw, evaluate_samples
 from sparsegen.training.features import FeatureNetwork, open_features
 from sparsegen.training.metrics import Statistics, frechet_distance
 from sparsegen.training.reference import reference_statistics
@@ -42,25 +42,12 @@ def generator() -> StandIn:
 
 
 @pytest.fixture
-def features() -> FeatureNetwork:
-    """Features one can compute by hand: the mean color of each quarter of an image."""
-    return FeatureNetwork(
-        "fd-quarters", 12, lambda x: nn.functional.adaptive_avg_pool2d(x.float() / 255, 2).flatten(1)
-    )
-
-
-@pytest.fixture
-def real() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, size=(700, 32, 32, 3), dtype=np.uint8)
-
-
-@pytest.fixture
 def reference(real, features) -> Statistics:
     return Statistics.of(features(real))
 
 
 def measured(generator, reference, features, *arguments, **options) -> Evaluation:
-    return evaluate(draw(generator, [features], *arguments, **options), {features.metric: reference})
+    return evaluate_samples(draw(generator, [features], *arguments, **options), {features.metric: reference})
 
 
 def test_an_evaluation_measures_exactly_the_images_of_its_seed(generator, reference, features):
@@ -129,11 +116,11 @@ def test_a_reference_of_another_network_is_refused(generator, features):
     samples = draw(generator, [features], 10)
     other = Statistics(np.zeros(5), np.eye(5), 100)
     with pytest.raises(ValueError, match="12 and 5 dimensions"):
-        evaluate(samples, {"fd-quarters": other})
+        evaluate_samples(samples, {"fd-quarters": other})
     with pytest.raises(ValueError, match=r"fd-quarters; got \['fd-other'\]"):
-        evaluate(samples, {"fd-other": other})
-    with pytest.raises(ValueError, match="references are those"):
-        evaluate(samples, {})
+        evaluate_samples(samples, {"fd-other": other})
+    with pytest.raises(ValueError, match="references must belong"):
+        evaluate_samples(samples, {})
 
 
 def test_several_networks_see_the_same_samples_and_the_first_reference_is_the_headline(
@@ -144,17 +131,17 @@ def test_several_networks_see_the_same_samples_and_the_first_reference_is_the_he
     assert generator.sizes == [20, 20, 10]
     for network in (features, mean):
         assert np.array_equal(samples.features[network.metric], network(samples.images))
-    result = evaluate(samples, {"fd-mean": Statistics.of(mean(real)), "fd-quarters": reference})
+    result = evaluate_samples(samples, {"fd-mean": Statistics.of(mean(real)), "fd-quarters": reference})
     assert list(result.distances) == ["fd-mean", "fd-quarters"]
     assert (result.metric, result.distance) == ("fd-mean", result.distances["fd-mean"])
-    alone = evaluate(samples, {"fd-quarters": reference})
+    alone = evaluate_samples(samples, {"fd-quarters": reference})
     assert alone.distance == result.distances["fd-quarters"] != result.distance
 
 
 def test_features_that_hold_nan_have_no_distance(reference):
     broken = Samples(np.zeros((4, 2, 2, 3), np.uint8), {"fd-quarters": np.full((4, 12), np.nan, np.float32)})
     with pytest.raises(ValueError, match="4 of 4 features hold NaN"):
-        evaluate(broken, {"fd-quarters": reference})
+        evaluate_samples(broken, {"fd-quarters": reference})
 
 
 def test_weights_that_have_diverged_are_named_as_the_cause(generator, features):

@@ -44,7 +44,7 @@ def test_a_further_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: P
     spec = ModelSpec.parse(name)
     assert spec.name == name
     generator = warmed(spec.generator())
-    assert generator.dials == spec.dials and len(spec.dials) == 2
+    assert generator.k_ranges == spec.k_ranges and len(spec.k_ranges) == 2
     folder = generator.save_pretrained(tmp_path / name, training={"steps": 3})
     opened = sparsegen.from_pretrained(folder)
     assert np.array_equal(opened.sample(2), generator.sample(2))
@@ -77,8 +77,8 @@ def test_k_is_checked_without_building_a_network(monkeypatch: pytest.MonkeyPatch
     for part in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Generator):
         monkeypatch.setattr(part, "__init__", lambda *_, **__: pytest.fail("a network was built"))
     spec = ModelSpec.of("sagan", "ml", k=(1, 256))
-    assert [(dial.k, dial.limit) for dial in spec.dials] == [(1, 256), (256, 256)]
-    assert [dial.limit for dial in ModelSpec.parse("dcgan-8.l0").dials] == [8 * 16 * 16]
+    assert [(k_range.k, k_range.limit) for k_range in spec.k_ranges] == [(1, 256), (256, 256)]
+    assert [k_range.limit for k_range in ModelSpec.parse("dcgan-8.l0").k_ranges] == [8 * 16 * 16]
     with pytest.raises(
         ValueError, match="k is the non-zeros kept in each needle of Γ2, from 1 to 256; got 257"
     ):

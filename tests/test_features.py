@@ -108,9 +108,9 @@ def test_an_unknown_network_is_answered_with_the_known_ones():
 
 
 def test_weights_are_for_inception_only_and_must_be_there(tmp_path):
-    with pytest.raises(ValueError, match="leave weights out"):
+    with pytest.raises(ValueError, match="omit weights"):
         open_features("efficientnet-lite0", weights=tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="cifar10-classifier brings its own"):
+    with pytest.raises(ValueError, match="cifar10-classifier has its own"):
         open_features("cifar10-classifier", weights=tmp_path / "w.pth")
     with pytest.raises(FileNotFoundError, match="none at .*w.pth"):
         open_features("auto", weights=tmp_path / "w.pth")
@@ -152,7 +152,7 @@ def test_networks_are_named_one_by_one_or_found():
             ValueError, match=f"auto, or some of .*cifar10-classifier, each once.*; got {wrong!r}"
         ):
             named_networks(wrong)
-    with pytest.raises(ValueError, match="weights are Inception's.*leave weights out"):
+    with pytest.raises(ValueError, match="weights are only for Inception.*omit weights"):
         named_networks("efficientnet-lite0,cifar10-classifier", weights="w.pth")
 
 
@@ -200,7 +200,7 @@ def test_without_a_network_inception_names_the_file_its_place_and_the_alternativ
     for part in (
         str(tmp_path / "torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"),
         "https://github.com/toshas/torch-fidelity",
-        "--weights FILE",
+        "give its path as weights",
         "efficientnet-lite0",
     ):
         assert part in str(error.value)
@@ -242,7 +242,7 @@ def test_a_file_in_torch_hub_s_folder_is_found_and_checked_like_a_given_one(untr
     place = features.inception_path()
     place.parent.mkdir(parents=True)
     place.write_bytes(path.read_bytes())
-    with pytest.raises(ValueError, match=f"{place.name} is not what it should be: its SHA-256"):
+    with pytest.raises(ValueError, match=f"{place.name} is not the expected file: its SHA-256"):
         open_features("auto")
 
 

@@ -80,10 +80,10 @@ def test_synthesis_names_the_shape_that_it_wants(tiny_ml: Generator, codes: obje
     [
         (None, "codes are a tensor, Γ1, or a sequence.*got NoneType"),
         (np.zeros((1, 8, 16, 16)), "codes are a tensor.*got ndarray"),
-        ([np.zeros((1, 8, 16, 16))], r"Γ1 is a tensor, as torch.from_numpy\(Γ1\) makes one; got ndarray"),
+        ([np.zeros((1, 8, 16, 16))], r"Γ1 must be a tensor, e.g. torch.from_numpy\(Γ1\); got ndarray"),
         (
             torch.zeros(1, 8, 16, 16, dtype=torch.complex64),
-            "Γ1 is a tensor of real numbers.*got torch.complex64",
+            "Γ1 must be a tensor of real numbers.*got torch.complex64",
         ),
     ],
     ids=["none", "array", "list", "complex"],
@@ -97,7 +97,9 @@ def test_numbers_of_any_real_type_are_used_as_the_generators(tiny_ml: Generator)
     z = torch.randn(2, 128)
     image, (gamma_1, _) = tiny_ml(z.double())
     assert torch.equal(image, tiny_ml(z)[0]) and torch.equal(image, tiny_ml.synthesize(gamma_1.double()))
-    with pytest.raises(TypeError, match="z is a tensor of real numbers, as torch.float32; got torch.bool"):
+    with pytest.raises(
+        TypeError, match="z must be a tensor of real numbers, e.g. torch.float32; got torch.bool"
+    ):
         tiny_ml(z > 0)
 
 
@@ -106,13 +108,13 @@ def test_a_bypass_is_refused_where_none_goes_around_the_code() -> None:
     z, labels = torch.randn(2, 128), torch.tensor([1, 2])
     _, codes = generator(z, labels)
     bypass = generator.bypass(z, labels)
-    with pytest.raises(ValueError, match="goes around Γ2: leave it out where Γ1 is given"):
+    with pytest.raises(ValueError, match="the bypass belongs to Γ2: omit it if Γ1 is given"):
         generator.synthesize(codes, bypass)
     with pytest.raises(ValueError, match=r"shape \(2, 8, 32, 32\); got \(1, 8, 32, 32\)"):
         generator.synthesize((None, codes[1]), bypass[:1])
     plain = create_model("dcgan", "ml", width=8).eval()
     code = plain(z)[1][1]
-    with pytest.raises(ValueError, match="nothing goes around a code of dcgan, which is not residual: leave"):
+    with pytest.raises(ValueError, match="dcgan is not residual and has no bypass: omit"):
         plain.synthesize((None, code), torch.ones_like(code))
 
 
@@ -155,11 +157,11 @@ def test_the_dial_changes_the_image_and_springs_back(tiny_ml: Generator) -> None
     assert not np.array_equal(tiny_ml.sample(2, k=1), plain)
     assert np.array_equal(tiny_ml.sample(2), plain)
     assert np.array_equal(tiny_ml.sample(2, k=[2, 2]), plain)
-    with tiny_ml.dial((1, 8)):
-        assert [dial.k for dial in tiny_ml.dials] == [1, 8]
-    with pytest.raises(RuntimeError), tiny_ml.dial(8):
+    with tiny_ml.use_k((1, 8)):
+        assert [k_range.k for k_range in tiny_ml.k_ranges] == [1, 8]
+    with pytest.raises(RuntimeError), tiny_ml.use_k(8):
         raise RuntimeError
-    assert [dial.k for dial in tiny_ml.dials] == [2, 2]
+    assert [k_range.k for k_range in tiny_ml.k_ranges] == [2, 2]
 
 
 def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
@@ -192,7 +194,7 @@ def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
         ({"truncation": True}, TypeError, "got True"),
         ({"truncation": 0.0}, ValueError, "at least 0.05"),
         ({"truncation": float("nan")}, ValueError, "at least 0.05"),
-        ({"labels": [1]}, ValueError, "this one has none: leave them out"),
+        ({"labels": [1]}, ValueError, "has no labels: omit them"),
     ],
 )
 def test_bad_input_is_named_with_its_limit(
@@ -225,7 +227,7 @@ def test_bad_labels_are_named_with_the_classes_that_there_are(
     [
         ((2, 127), (2,), r"z has the shape .B, 128.; got .2, 127."),
         ((128,), (1,), r"z has the shape .B, 128.; got .128,."),
-        ((2, 128), None, "conditional: give labels, 0 airplane"),
+        ((2, 128), None, "conditional: give labels .0 airplane"),
         ((2, 128), (3,), "integers, one for each of the 2 z; got torch.int64 .3,."),
         ((2, 128), (2, 1), "one for each of the 2 z"),
     ],
@@ -246,7 +248,7 @@ def test_labels_of_a_forward_pass_are_integers_of_the_classes_and_of_a_condition
         tiny_conditional(z, torch.zeros(2))
     with pytest.raises(ValueError, match="9 truck, from 0 to 9; got 10"):
         tiny_conditional(z, torch.tensor([0, 10]))
-    with pytest.raises(ValueError, match="this one has none"):
+    with pytest.raises(ValueError, match="unconditional and has no labels"):
         tiny_ml(z, torch.tensor([0, 1]))
 
 
@@ -296,7 +298,7 @@ def test_threads_draw_at_their_own_k_and_leave_the_generator_alone(tiny_ml: Gene
         drawn = [(k, threads.submit(tiny_ml.sample, 70, k=k)) for _ in range(5) for k in expected]
     for k, images in drawn:
         assert np.array_equal(images.result(), expected[k])
-    assert [dial.k for dial in tiny_ml.dials] == [2, 2]
+    assert [k_range.k for k_range in tiny_ml.k_ranges] == [2, 2]
     assert all(torch.equal(tensor, before[key]) for key, tensor in tiny_ml.state_dict().items())
 
 
@@ -313,7 +315,10 @@ def test_a_view_shares_the_weights_but_not_the_dial(tiny_ml: Generator) -> None:
     view = tiny_ml.view(1)
     for mine, its in zip(tiny_ml.state_dict().values(), view.state_dict().values(), strict=True):
         assert mine.data_ptr() == its.data_ptr()
-    assert ([dial.k for dial in view.dials], [dial.k for dial in tiny_ml.dials]) == ([1, 1], [2, 2])
+    assert ([k_range.k for k_range in view.k_ranges], [k_range.k for k_range in tiny_ml.k_ranges]) == (
+        [1, 1],
+        [2, 2],
+    )
 
 
 def test_copies_and_pickles_draw_the_same(tiny_ml: Generator) -> None:

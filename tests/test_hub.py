@@ -62,20 +62,23 @@ for command in json.loads(sys.argv[1]):
     print(json.dumps([code, err.getvalue(), time.monotonic() - begun]))
 """
 REFUSALS = {
-    "me/nothing": ("ConnectionError", "no such model, or a private one"),
-    "me/mine@v9": ("ConnectionError", "'me/mine' at 'v9': it has no such branch, tag or commit"),
-    "me/gated": ("ConnectionError", "it is gated: ask for access on its page"),
+    "me/nothing": ("ConnectionError", "the model does not exist, or it is private"),
+    "me/mine@v9": (
+        "ConnectionError",
+        "'me/mine' at 'v9' cannot be downloaded from the Hub: it has no such branch, tag or commit",
+    ),
+    "me/gated": ("ConnectionError", "it is gated: request access on its page"),
     "me/pickle": (
         "FileNotFoundError",
-        "no config.json and no generator.safetensors; pytorch_model.bin there",
+        "no generator.safetensors; sparsegen does not open pickles (pytorch_model.bin)",
     ),
     "me/other": (
         "FileNotFoundError",
-        "'me/other' on the Hub is no sparsegen model: it has no generator.safet",
+        "'me/other' on the Hub is not a sparsegen model: it has no generator.safet",
     ),
     "me/swapped": ("ValueError", "generator.safetensors was corrupt (its SHA-256 is not the Hub's)"),
     "me/no/id": ("ValueError", "no model 'me/no/id'"),
-    "me/n--o": ("ValueError", "that is no model name, folder or Hub id"),
+    "me/n--o": ("ValueError", "not a model name, a folder or a Hub id"),
 }
 
 
@@ -233,7 +236,9 @@ def test_an_interrupted_download_leaves_nothing_half_written_and_the_next_call_s
     info = ["info", "me/cut"]
     (done,) = sparsegen(hub.url, pulled.home, info)
     assert_refused(
-        done, "no folder 'me/cut' here, and the Hub did not give it: the connection failed", "call again"
+        done,
+        "no local folder 'me/cut', and it cannot be downloaded from the Hub: the connection failed",
+        "call again",
     )
     assert hub.cuts["me/cut", WEIGHTS] == 0 and done.seconds < 20
     cache = pulled.home / "hub" / "models--me--cut"
@@ -259,10 +264,14 @@ def test_without_a_login_a_private_model_and_a_push_are_refused(
     )
     assert_refused(
         private,
-        "no folder 'me/mine' here, and the Hub did not give it: no such model, or a private one",
+        "no local folder 'me/mine', and it cannot be downloaded from the Hub: the model does not exist",
         "hf auth login",
     )
-    assert_refused(push, "the Hub did not take 'me/new': it answers 401 (Invalid username", "hf auth login")
+    assert_refused(
+        push,
+        "'me/new' cannot be uploaded to the Hub: the Hub answered 401 (Invalid username",
+        "hf auth login",
+    )
     assert "me/new" not in hub.repos
 
 
@@ -275,6 +284,8 @@ def test_with_the_hub_down_what_is_cached_works_and_the_rest_fails_at_once(
         gone.url, pulled.home, ["info", "me/mine"], ["info", "me/never"], ["push", checkpoint, "me/new"]
     )
     assert cached.returncode == 0, cached.stderr
-    assert_refused(new, "no folder 'me/never' here, and the Hub did not give it: the connection failed")
-    assert_refused(push, "the Hub did not take 'me/new': the connection failed")
+    assert_refused(
+        new, "no local folder 'me/never', and it cannot be downloaded from the Hub: the connection failed"
+    )
+    assert_refused(push, "'me/new' cannot be uploaded to the Hub: the connection failed")
     assert max(cached.seconds, new.seconds, push.seconds) < 5

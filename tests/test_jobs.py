@@ -27,25 +27,13 @@ from server import free_port, until
 from pictures import encoded
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.settings import Task, fair_threads
-from sparsegen.service import jobs, worker
-from sparsegen.service.jobs import (
-    END_SIZE,
-    KEEP,
-    LEASE,
-    MAX_LOST,
-    SHELVES,
-    TELLING,
-    Busy,
-    NoWorker,
-    Shelf,
-    Store,
-    StoreError,
-    StoreFull,
-    open_store,
-    too_many,
-)
-from sparsegen.service.serve import Crew
-from sparsegen.service.worker import CURVE, Curve, work
+from sparsegen.service.http.serve import Crew
+from sparsegen.service.jobs import store as jobs
+from sparsegen.service.jobs import worker
+from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError, StoreFull
+from sparsegen.service.jobs.storage import SHELVES, KeyValueStore
+from sparsegen.service.jobs.store import END_SIZE, KEEP, MAX_LOST, TELLING, Store, open_store, too_many
+from sparsegen.service.jobs.worker import CURVE, Curve, work
 
 FACTS = {"seconds": 20.0, "iteration": 5, "history": [[1, 0.5]], "stopped_because": "it is good"}
 
@@ -610,7 +598,7 @@ class Memory:
 
             return wrapped
 
-        shelves = {name: Shelf(storage, nullcontext) for name, storage in self.storages.items()}
+        shelves = {name: KeyValueStore(storage, nullcontext) for name, storage in self.storages.items()}
         for shelf in shelves.values():
             for name in ("put", "create"):
                 setattr(shelf, name, counted(getattr(shelf, name)))
@@ -973,7 +961,7 @@ def test_a_worker_restores_with_the_true_thing_by_default(tmp_path):
 
 def test_a_worker_without_a_store_ends_with_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "sparsegen.service.worker"],
+        [sys.executable, "-m", "sparsegen.service.jobs.worker"],
         env=os.environ | {"SPARSEGEN_JOBS": str(tmp_path)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -986,7 +974,7 @@ def test_a_worker_without_a_store_ends_with_one_line(tmp_path):
 
 CREW = """
 import sys, time
-from sparsegen.service.serve import Crew, environment
+from sparsegen.service.http.serve import Crew, environment
 crew = Crew(2, environment("/nowhere", sys.argv[1]))
 while True:
     crew.tend()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparsegen.zoo.architectures import ARCHITECTURES
-from sparsegen.zoo.labels import places, renumber
+from sparsegen.zoo.labels import class_permutation, renumber
 from sparsegen.zoo.spec import ModelSpec
 
 
@@ -18,7 +18,7 @@ from sparsegen.zoo.spec import ModelSpec
     ],
 )
 def test_a_class_keeps_its_place_by_its_name(names: list[str], known: list[str], order: list[int]) -> None:
-    assert places(names, known, 4) == order
+    assert class_permutation(names, known, 4) == order
 
 
 @pytest.mark.parametrize("row", [row for row in ARCHITECTURES if ARCHITECTURES[row].classes])
@@ -26,7 +26,7 @@ def test_a_class_keeps_its_place_by_its_name(names: list[str], known: list[str],
 def test_a_renumbered_network_calls_each_class_by_its_new_number(row: str, atoms: int) -> None:
     torch.manual_seed(0)
     spec = ModelSpec.of(row, "ml", atoms)
-    generator, discriminator = spec.generator().eval(), spec.companions()["discriminator"].eval()
+    generator, discriminator = spec.generator().eval(), spec.auxiliary_networks()["discriminator"].eval()
     for parameter in [*generator.parameters(), *discriminator.parameters()]:  # label biases start at 0
         parameter.data += 0.1 * torch.randn_like(parameter)
     z, images, labels = torch.randn(10, generator.z_dim), torch.randn(10, 3, 32, 32), torch.arange(10)

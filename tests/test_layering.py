@@ -30,7 +30,7 @@ TORCH_FREE = [
     "pictures.reading",
     "pictures.squares",
     "zoo.noise",
-    "zoo.dial",
+    "zoo.k_range",
     "zoo.config",
     "restoration.damage",
     "restoration.kinds",

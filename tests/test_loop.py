@@ -11,19 +11,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sparsegen.training.data import Batches, Images
-from sparsegen.training.loop import Networks, Progress, random_of, train
+from sparsegen.training.data import ImageLoader, Images
+from sparsegen.training.loop import Networks, TrainingStep, random_of, train
 from sparsegen.training.recipes import RECIPES, Recipe, half_then_linear, linear_decay, recipe_of
 from sparsegen.zoo.spec import ModelSpec
 
 
-def batches(size: int = 4) -> Batches:
+def batches(size: int = 4) -> ImageLoader:
     random = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=random)
-    return Batches(Images(pixels, torch.arange(24) % 10, "noise", "0"), size, seed=0)
+    return ImageLoader(Images(pixels, torch.arange(24) % 10, "noise", "0"), size, seed=0)
 
 
-def trained(name: str, steps: int, recipe: Recipe | None = None) -> tuple[Networks, Iterator[Progress]]:
+def trained(name: str, steps: int, recipe: Recipe | None = None) -> tuple[Networks, Iterator[TrainingStep]]:
     spec = ModelSpec.parse(name)
     recipe = recipe or recipe_of(spec)
     networks = Networks(spec, recipe, seed=0)
@@ -74,7 +74,7 @@ def test_the_generator_makes_each_batch_once_and_learns_from_the_last_one(archit
 def naive_wgan_gp(steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """WGAN-GP as in its paper's algorithm 1, with the draws of the loop: the generator gets no new noise."""
     networks = Networks(ModelSpec.parse("wgan_gp-8.baseline"), RECIPES["wgan_gp"], seed=0)
-    generator, critic = networks.generator.train(), networks.companions["discriminator"].train()
+    generator, critic = networks.generator.train(), networks.auxiliary_networks["discriminator"].train()
     adams = [
         torch.optim.Adam(network.parameters(), 2e-4, betas=(0.0, 0.9)) for network in (generator, critic)
     ]
@@ -161,7 +161,7 @@ def test_a_faster_recipe_has_all_rates_times_a_factor() -> None:
     recipe = replace(RECIPES["dcgan"], rate=linear_decay).faster(4).faster(0.5)
     assert [recipe.rate(fraction) for fraction in (0, 0.25, 0.75)] == [2, 1.5, 0.5]
     for factor in (0, -1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"above 0, as 0.1 or 4; got {factor}"):
+        with pytest.raises(ValueError, match=f"above 0, e.g. 0.1 or 4; got {factor}"):
             recipe.faster(factor)
 
 

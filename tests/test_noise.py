@@ -52,7 +52,7 @@ def test_labels_that_are_given_are_taken(given: object) -> None:
 
 def test_an_unconditional_generator_has_no_labels() -> None:
     assert noise.labels(2, 0) is None
-    with pytest.raises(ValueError, match="this one has none"):
+    with pytest.raises(ValueError, match="unconditional and has no labels"):
         noise.labels(2, 0, given=1)
 
 
@@ -107,7 +107,7 @@ def test_a_class_is_called_by_its_name_and_by_its_number_where_it_has_none() -> 
     assert noise.labels(2, 3, given="dog", names=called).tolist() == [2, 2]
     with pytest.raises(ValueError, match="no class 'cat': there are 7, 8, dog"):
         noise.labels(1, 3, given="cat", names=called)
-    with pytest.raises(ValueError, match="this one has none"):
+    with pytest.raises(ValueError, match="unconditional and has no labels"):
         noise.labels(1, 0, given="dog")
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from sparsegen.export import onnx_file
 from sparsegen.export.functions import DOMAIN, FUNCTIONS
 from sparsegen.export.onnx_file import STEPS, bundle, export_onnx
-from sparsegen.export.proof import Proof, compare_selection
+from sparsegen.export.parity import ParityReport, compare_selection
 from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, sparsify
@@ -35,7 +35,7 @@ class Exported:
     generator: Generator
     file: Path
     folder: Path
-    proofs: tuple[Proof, Proof]
+    parities: tuple[ParityReport, ParityReport]
 
 
 def saved(regularizer: str, folder: Path, dtype: torch.dtype = torch.float16) -> Generator:
@@ -69,12 +69,16 @@ def open_stock(file: Path | bytes) -> onnxruntime.InferenceSession:
 
 
 def inputs(generator: Generator, z: torch.Tensor, k: list[int]) -> dict[str, np.ndarray]:
-    levels = [dial.level for dial in generator.dials]
+    levels = [k_range.level for k_range in generator.k_ranges]
     return {"z": z.numpy(), **{f"k_{level}": np.array(value) for level, value in zip(levels, k, strict=True)}}
 
 
 def settings(generator: Generator) -> list[list[int]]:
-    return [[1 for _ in generator.dials], [d.k for d in generator.dials], [d.limit for d in generator.dials]]
+    return [
+        [1 for _ in generator.k_ranges],
+        [d.k for d in generator.k_ranges],
+        [d.limit for d in generator.k_ranges],
+    ]
 
 
 def keep_largest(code: np.ndarray, k: int, unit: str) -> np.ndarray:
@@ -103,16 +107,16 @@ def test_images_and_codes_equal_torch_at_every_batch_size_and_k(exported: Export
         for batch in (1, 3, 17):
             z = torch.randn(batch, 128)
             image, *codes = session.run(None, inputs(exported.generator, z, k))
-            with torch.no_grad(), exported.generator.dial(k or None):
+            with torch.no_grad(), exported.generator.use_k(k or None):
                 wanted, wanted_codes = exported.generator(z)
             assert np.abs(image - wanted.numpy()).max() <= 1e-5
             assert np.abs(image).max() > 0.5
             for code, wanted in zip(codes, wanted_codes, strict=True):
                 assert code.any()
                 assert np.abs(code - wanted.numpy()).max() <= 1e-5
-            for dial, value in zip(exported.generator.dials, k, strict=True):
-                axes = 1 if dial.unit == "needle" else (1, 2, 3)
-                assert (codes[dial.level - 1] != 0).sum(axes).max() <= value
+            for k_range, value in zip(exported.generator.k_ranges, k, strict=True):
+                axes = 1 if k_range.unit == "needle" else (1, 2, 3)
+                assert (codes[k_range.level - 1] != 0).sum(axes).max() <= value
 
 
 def test_each_projection_is_one_node_with_its_function_in_the_file(exported: Exported) -> None:
@@ -125,8 +129,8 @@ def test_each_projection_is_one_node_with_its_function_in_the_file(exported: Exp
         assert {function.name for function in model.functions} == set(wanted)
         assert "TopK" not in {node.op_type for node in model.graph.node}
         assert {opset.domain: opset.version for opset in model.opset_import}[""] == 20
-        dials = [f"k_{dial.level}" for dial in exported.generator.dials]
-        assert [value.name for value in model.graph.input] == ["z", *dials]
+        k_ranges = [f"k_{k_range.level}" for k_range in exported.generator.k_ranges]
+        assert [value.name for value in model.graph.input] == ["z", *k_ranges]
         assert [value.name for value in model.graph.output] == ["image", "code_1", "code_2"]
         assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
@@ -171,13 +175,13 @@ def test_both_files_give_the_same_bits_from_any_working_directory(
 
 
 def test_the_proof_says_what_was_compared(exported: Exported) -> None:
-    for proof in exported.proofs:
-        assert proof.path.is_file()
-        assert 0 < proof.max_difference <= 1e-5
-        assert {tuple(k) for k in settings(exported.generator)} <= set(proof.k)
-        assert proof.samples == len(proof.k) * sum(proof.batches) and len(proof.batches) >= 3
-        assert proof.same <= proof.samples and proof.swapped <= proof.units
-        assert bool(proof.units) == bool(exported.generator.dials)
+    for parity in exported.parities:
+        assert parity.path.is_file()
+        assert 0 < parity.max_difference <= 1e-5
+        assert {tuple(k) for k in settings(exported.generator)} <= set(parity.k)
+        assert parity.samples == len(parity.k) * sum(parity.batches) and len(parity.batches) >= 3
+        assert parity.same <= parity.samples and parity.swapped <= parity.units
+        assert bool(parity.units) == bool(exported.generator.k_ranges)
 
 
 def test_the_metadata_say_what_the_model_is(exported: Exported) -> None:
@@ -187,7 +191,7 @@ def test_the_metadata_say_what_the_model_is(exported: Exported) -> None:
         assert about["z_dim"] == 128 and about["code_shapes"] == [[8, 16, 16], [8, 16, 16]]
         assert about["format"] == 1 and about["license"] == "apache-2.0" and about["sparsegen"] == "0.1.0"
         assert [(d["level"], d["unit"], d["k"], d["limit"]) for d in about["dials"]] == [
-            (dial.level, dial.unit, dial.k, dial.limit) for dial in exported.generator.dials
+            (k_range.level, k_range.unit, k_range.k, k_range.limit) for k_range in exported.generator.k_ranges
         ]
 
 
@@ -203,7 +207,7 @@ def test_the_files_name_no_path_of_this_machine(exported: Exported) -> None:
 
 def test_exactly_k_are_kept_under_ties_as_the_definition_says(exported: Exported) -> None:
     for function in onnx.load(exported.file).functions:
-        session, unit = alone(function), exported.generator.dials[0].unit
+        session, unit = alone(function), exported.generator.k_ranges[0].unit
         random = np.random.default_rng(0)
         ties = random.integers(-2, 3, (3, 8, 5, 4)).astype(np.float32)
         infinite = np.where(np.arange(8)[:, None, None] == 5, np.float32(np.inf), ties)
@@ -244,7 +248,7 @@ def test_two_exports_are_the_same_bytes_and_leave_the_generator_as_it_was(tmp_pa
         )
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert (tmp_path / "a.synthesis.onnx").read_bytes() == (tmp_path / "b.synthesis.onnx").read_bytes()
-    assert generator.training and [dial.k for dial in generator.dials] == [3, 5]
+    assert generator.training and [k_range.k for k_range in generator.k_ranges] == [3, 5]
     assert all(torch.equal(before[key], tensor) for key, tensor in generator.state_dict().items())
     assert steps == [0, 1, 2, STEPS] * 2
 

@@ -31,10 +31,14 @@ from server import (
 )
 from starlette.types import Receive, Scope, Send
 
-from sparsegen.service import metrics, places, restoration, serve
-from sparsegen.service.jobs import FileError, NoWorker, RedisDown, StoreError, StoreFull, open_store
+from sparsegen.service import metrics
+from sparsegen.service.http import restoration
+from sparsegen.service.http.readiness import Health
+from sparsegen.service.http.serve import serve
+from sparsegen.service.jobs import places
+from sparsegen.service.jobs.errors import FileError, NoWorker, RedisDown, StoreError, StoreFull
+from sparsegen.service.jobs.store import open_store
 from sparsegen.service.logs import SafeFormatter
-from sparsegen.service.readiness import Health
 
 RECOVERY = 60.0  # seconds; about 7 on an idle machine, where 15 are promised, and this one may be busy
 NOT_ON_WINDOWS = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")

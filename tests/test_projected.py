@@ -1,16 +1,19 @@
 """The projected recipe: frozen features, their mixing, the heads over them, and what the two networks learn by."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_run import assert_equal, pictures, start, state
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsegen.training import augment, classifier
+from sparsegen.training import augment, classifier, projected
+from sparsegen.training import start as starting
 from sparsegen.training.classifier import Classifier, open_classifier
 from sparsegen.training.data import Images, open_images
 from sparsegen.training.loop import Networks
@@ -26,9 +29,9 @@ from sparsegen.training.projected import (
     open_frozen,
 )
 from sparsegen.training.recipes import RECIPES, recipe_of
-from sparsegen.training.terms import Draw, Forward
-from sparsegen.zoo.bundled import COMPANIONS
-from sparsegen.zoo.checkpoint import from_pretrained, save_companions
+from sparsegen.training.terms import Batch, LossInputs
+from sparsegen.zoo.bundled import AUXILIARY
+from sparsegen.zoo.checkpoint import from_pretrained, save_auxiliary_networks
 from sparsegen.zoo.spec import ModelSpec
 
 PROJECTED = {"model": "biggan-8.ml.projected", "features": "cifar10-classifier", "batch_size": 4}
@@ -63,22 +66,22 @@ def test_efficientnets_last_map_is_the_one_that_its_package_computes() -> None:
 
 
 def test_the_frozen_network_learns_nothing_and_is_not_saved_with_the_heads(features: FrozenFeatures) -> None:
-    judge, x = heads(features), images().requires_grad_()
+    discriminator, x = heads(features), images().requires_grad_()
     frozen = {key: value.clone() for key, value in features.network.state_dict().items()}
     assert not any(parameter.requires_grad for parameter in features.network.parameters())
-    sum(score.mean() for score in judge.train()(x, torch.arange(4))).backward()
+    sum(score.mean() for score in discriminator.train()(x, torch.arange(4))).backward()
     assert x.grad.abs().sum() > 0
     assert_equal(features.network.state_dict(), frozen)
     assert not features.network.training
-    assert {key.partition(".")[0] for key in judge.state_dict()} == {"mixing", "heads"}
-    assert not any(key.startswith("mixing") for key, _ in judge.named_parameters())
+    assert {key.partition(".")[0] for key in discriminator.state_dict()} == {"mixing", "heads"}
+    assert not any(key.startswith("mixing") for key, _ in discriminator.named_parameters())
 
 
 def test_the_heads_bring_the_frozen_network_along_to_another_device() -> None:
     features = open_frozen("cifar10-classifier")
-    judge = heads(features).to("meta")
+    discriminator = heads(features).to("meta")
     assert {parameter.device.type for parameter in features.network.parameters()} == {"meta"}
-    assert {parameter.device.type for parameter in judge.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in discriminator.parameters()} == {"meta"}
 
 
 def test_mixing_goes_from_coarse_to_fine() -> None:
@@ -107,8 +110,8 @@ def test_mixing_goes_from_coarse_to_fine() -> None:
 
 
 def test_a_label_adds_the_projection_of_the_features_on_its_embedding() -> None:
-    judge = heads(open_frozen("cifar10-classifier")).eval()
-    head, x = judge.heads[0], torch.randn(2, 8, 16, 16)
+    discriminator = heads(open_frozen("cifar10-classifier")).eval()
+    head, x = discriminator.heads[0], torch.randn(2, 8, 16, 16)
     features = head.stages(x)
     found = head(x, torch.tensor([3, 7])) - head(x, torch.tensor([5, 5]))
     direction = head.embedding.weight[[3, 7]] - head.embedding.weight[[5, 5]]
@@ -128,13 +131,13 @@ class Constant(torch.nn.Module):
 def test_the_losses_are_the_hinge_and_the_negative_score_added_up_over_scales() -> None:
     generator = ModelSpec.parse("dcgan-8.baseline").generator()
     networks = {"generator": generator, "discriminator": Constant(), "projected": Constant()}
-    draw = Draw(networks, images(), None, torch.randn(4, generator.z_dim), torch.Generator())
-    real = draw.real.mean((1, 2, 3)).numpy()
-    fake = draw.generated[0].detach().mean((1, 2, 3)).numpy()
+    batch = Batch(networks, images(), None, torch.randn(4, generator.z_dim), torch.Generator())
+    real = batch.real.mean((1, 2, 3)).numpy()
+    fake = batch.generated[0].detach().mean((1, 2, 3)).numpy()
     hinge = sum(np.maximum(0, 1 - s * real).mean() + np.maximum(0, 1 + s * fake).mean() for s in (1, 2))
-    learned = ProjectedHinge(augment.nothing)(Forward(draw, "projected"))
+    learned = ProjectedHinge(augment.nothing)(LossInputs(batch, "projected"))
     assert learned.item() == pytest.approx(hinge, abs=1e-5) and not learned.requires_grad
-    score = ProjectedScore(augment.nothing)(Forward(draw, "generator"))
+    score = ProjectedScore(augment.nothing)(LossInputs(batch, "generator"))
     assert score.item() == pytest.approx(-3 * fake.mean(), abs=1e-5) and score.requires_grad
 
 
@@ -197,7 +200,7 @@ def test_fine_tuning_takes_the_heads_along_with_the_same_features_only(tmp_path:
     for _ in start(tmp_path / "run", 2, save_every=2, **PROJECTED):
         pass
     source = tmp_path / "run" / "checkpoints" / "00000002"
-    assert (source / COMPANIONS["projected"]).is_file()
+    assert (source / AUXILIARY["projected"]).is_file()
     tuned = PROJECTED | {"start_from": str(source), "warm_up": 1}
     warm = start(tmp_path / "warm", 4, **tuned)
     expected = {
@@ -216,27 +219,53 @@ def test_the_heads_are_published_with_the_model_in_half_precision(tmp_path: Path
     for _ in start(tmp_path / "run", 2, save_every=2, **PROJECTED):
         pass
     source, folder = tmp_path / "run" / "checkpoints" / "00000002", tmp_path / "published"
-    save_companions(source, folder, ModelSpec.parse(PROJECTED["model"]), torch.float16)
-    found = load_file(folder / COMPANIONS["projected"])
-    expected = load_file(source / COMPANIONS["projected"])
+    save_auxiliary_networks(source, folder, ModelSpec.parse(PROJECTED["model"]), torch.float16)
+    found = load_file(folder / AUXILIARY["projected"])
+    expected = load_file(source / AUXILIARY["projected"])
     assert_equal(
         found, {key: value.half() if value.is_floating_point() else value for key, value in expected.items()}
     )
-    assert (folder / COMPANIONS["discriminator"]).is_file()
+    assert (folder / AUXILIARY["discriminator"]).is_file()
 
 
 def test_the_features_are_chosen_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec.parse("biggan-8.ml.projected")
-    assert find_frozen(spec, "auto") is None  # nothing is missing
-    assert frozen_for(classifier.trained_on()).name == "cifar10-classifier"
-    assert frozen_for("of others").name == "efficientnet-lite0"
-    assert find_frozen(spec, "efficientnet-lite0").name == "efficientnet-lite0"
+    found = find_frozen(spec, "auto")
+    assert list(found) == ["cifar10-classifier", "efficientnet-lite0"]
+    assert frozen_for(found, classifier.trained_on()).name == "cifar10-classifier"
+    assert frozen_for(found, "of others").name == "efficientnet-lite0"
+    assert list(named := find_frozen(spec, "efficientnet-lite0")) == ["efficientnet-lite0"]
+    assert frozen_for(named, classifier.trained_on()) is named["efficientnet-lite0"]
     with pytest.raises(ValueError, match=r"train dcgan-8.ml.projected"):
         find_frozen(ModelSpec.parse("dcgan-8.ml"), "efficientnet-lite0")
     with pytest.raises(
-        ValueError, match="no feature network 'vgg': there are cifar10-classifier, efficientnet-lite0"
+        ValueError, match="no feature network 'vgg': choose one of cifar10-classifier, efficientnet-lite0"
     ):
         find_frozen(spec, "vgg")
+
+
+def test_a_run_opens_each_frozen_network_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def counted(name: str, opener: Callable[[], FrozenFeatures]) -> Callable[[], FrozenFeatures]:
+        return lambda: opened.append(name) or opener()
+
+    for name, opener in list(projected.FEATURES.items()):
+        monkeypatch.setitem(projected.FEATURES, name, counted(name, opener))
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    config = starting.TrainConfig(
+        "dcgan-8.ml.projected",
+        str(tmp_path),
+        tmp_path / "run",
+        steps=1,
+        batch_size=4,
+        eval_count=0,
+        device="cpu",
+    )
+    assert starting.start(config).plan.features == "efficientnet-lite0"
+    assert sorted(opened) == ["cifar10-classifier", "efficientnet-lite0"]
 
 
 def test_what_is_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -244,7 +273,7 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatc
         open_classifier(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="use images of at least 16 pixels"):
         ProjectedDiscriminator(open_frozen("cifar10-classifier"), 8, 0)
-    with pytest.raises(ValueError, match="trained with the features of a frozen network"):
+    with pytest.raises(ValueError, match="trained with features of a frozen network"):
         recipe_of(ModelSpec.parse("biggan-8.ml.projected"))
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ImportError, match=r"pip install sparsegen\[train\]"):
@@ -268,7 +297,7 @@ def test_the_classifier_starts_with_white_patches() -> None:
     torch.testing.assert_close(torch.cov(made), torch.eye(12), atol=0.05, rtol=0)
 
 
-def train(data: Images, recipe: classifier.Recipe) -> tuple[list[classifier.Progress], Classifier]:
+def train(data: Images, recipe: classifier.Recipe) -> tuple[list[classifier.Epoch], Classifier]:
     found, training = [], classifier.train(data, data, recipe)
     while True:
         try:

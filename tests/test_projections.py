@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sparsegen.zoo import projections
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection, backend, sparsify
 
-KINDS = [NeedleProjection, GlobalProjection]
+PROJECTIONS = [NeedleProjection, GlobalProjection]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 FORMS = {
     "the layer": lambda code, k, whole: (GlobalProjection if whole else NeedleProjection)(k)(code),
@@ -86,7 +86,7 @@ def test_every_form_keeps_what_the_definition_keeps(
         assert same_bits(projected, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @quick
 @given(code=codes(), data=st.data())
@@ -102,7 +102,7 @@ def test_every_dtype_and_layout_gives_the_same_selection(
         assert same_bits(projected, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("shape", [(3, 40, 9, 13), (2, 128, 8, 8), (2, 7, 1, 200), (5, 33, 4, 4), (4, 50)])
 @pytest.mark.parametrize("draw", [torch.randn, lambda *s: torch.randint(-2, 3, s).float(), torch.zeros])
 def test_numba_and_torch_agree_to_the_bit_on_large_codes(kind, shape, draw) -> None:
@@ -203,7 +203,7 @@ def test_nan_ranks_above_infinity_and_ties_with_nan_as_in_a_stable_sort(form: st
         assert torch.equal(FORMS[form](code, k, whole)[0] != 0, kept)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 @quick
 @given(code=codes(), data=st.data())
 def test_a_projection_is_idempotent_and_at_its_limit_the_identity(kind, code, data) -> None:
@@ -215,7 +215,7 @@ def test_a_projection_is_idempotent_and_at_its_limit_the_identity(kind, code, da
     assert same_bits(project(code), code)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_the_output_keeps_the_memory_format_and_the_input_is_left_alone(kind, dtype, memory_format) -> None:
@@ -226,7 +226,7 @@ def test_the_output_keeps_the_memory_format_and_the_input_is_left_alone(kind, dt
     assert kind(3)(code[:0]).shape == (0, 6, 5, 4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 def test_the_dial_turns_between_calls_and_is_no_state(kind: type[Projection]) -> None:
     code, project = torch.randn(2, 8, 3, 3), kind(1)
     for k in (5, 2, np.int64(8)):
@@ -239,7 +239,7 @@ def test_the_dial_turns_between_calls_and_is_no_state(kind: type[Projection]) ->
     assert copy.deepcopy(project).k == 8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize(
     ("k", "error"), [(0, ValueError), (-3, ValueError), (True, TypeError), (2.0, TypeError), ("4", TypeError)]
 )
@@ -267,7 +267,7 @@ def test_what_is_no_code_is_refused(code: Tensor) -> None:
         NeedleProjection(1)(code)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 def test_the_gradient_is_that_of_the_selection_at_kept_zeros_too(kind: type[Projection]) -> None:
     code = torch.zeros(2, 6, 3, 3, requires_grad=True)
     gradient = torch.autograd.grad(kind(2)(code).sum(), code)[0]
@@ -286,7 +286,7 @@ def test_dropped_entries_have_no_gradient_even_from_one_that_is_not_finite(dtype
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 def test_gradients_agree_with_finite_differences_twice(kind: type[Projection]) -> None:
     distinct = torch.randperm(36).double().view(2, 6, 3) - 17.3
     code = (distinct / 7).requires_grad_()
@@ -299,7 +299,7 @@ def test_gradients_agree_with_finite_differences_twice(kind: type[Projection]) -
     torch.testing.assert_close(second, 6 * kind(2)(single))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_vmap_and_grad_of_torch_func_see_through_it(kind: type[Projection], dtype: torch.dtype) -> None:
     project, batches = kind(3), torch.randint(-3, 4, (4, 2, 6, 3, 3)).to(dtype)
@@ -310,7 +310,7 @@ def test_vmap_and_grad_of_torch_func_see_through_it(kind: type[Projection], dtyp
     assert torch.equal(gradient, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_forward_mode_derivatives_are_those_of_the_selection(
     kind: type[Projection], dtype: torch.dtype
@@ -327,14 +327,14 @@ def test_forward_mode_derivatives_are_those_of_the_selection(
     torch.testing.assert_close(hessian.view(108, 108), torch.diag(6 * projected.flatten()))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 def test_autocast_leaves_the_dtype_alone(kind: type[Projection]) -> None:
     code = torch.randn(2, 6, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(kind(2)(code), kind(2)(code).float())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 def test_torch_compile_needs_no_graph_break_and_follows_the_dial(kind: type[Projection]) -> None:
     project = kind(2)
     code = torch.randn(2, 8, 4, 4, requires_grad=True)
@@ -370,7 +370,7 @@ def small_network(kind: type[Projection]) -> nn.Sequential:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 def test_a_traced_network_can_be_saved_and_takes_any_batch_size(kind: type[Projection]) -> None:
     network, images, file = small_network(kind), torch.randn(5, 3, 12, 12), io.BytesIO()
     with warnings.catch_warnings():
@@ -381,7 +381,7 @@ def test_a_traced_network_can_be_saved_and_takes_any_batch_size(kind: type[Proje
     torch.testing.assert_close(loaded(images), network(images))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_either_of_torchs_onnx_exporters_takes_a_network_with_a_projection(
     kind: type[Projection], dynamo: bool
@@ -394,7 +394,7 @@ def test_either_of_torchs_onnx_exporters_takes_a_network_with_a_projection(
     torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": images.numpy()})[0]), network(images))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 def test_torch_fx_takes_it_as_a_leaf_whose_dial_goes_on_turning(kind: type[Projection]) -> None:
     network, images = small_network(kind), torch.randn(2, 3, 12, 12)
     traced = torch.fx.symbolic_trace(network)
@@ -404,7 +404,7 @@ def test_torch_fx_takes_it_as_a_leaf_whose_dial_goes_on_turning(kind: type[Proje
     assert network[2] in list(traced.modules())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROJECTIONS)
 def test_an_exported_program_has_only_aten_operators_and_any_batch_size(kind: type[Projection]) -> None:
     code = torch.randint(-3, 4, (3, 8, 4, 4)).float()
     with warnings.catch_warnings():

@@ -98,17 +98,13 @@ def test_data_without_labels_of_two_classes_are_named_as_the_cause(labeled: bool
     if labeled:
         train = replace(train, labels=torch.ones(300, dtype=torch.int64))
     else:
-        train = replace(train, unlabeled="a/b.png lies outside of a class folder")
+        train = replace(train, unlabeled="a/b.png lies outside a class folder")
     quality, remarks = measure_quality(
         samples(colored([0, 1, 2] * 10, 2), [0, 1, 2] * 10), Reference(NETWORK, train, images(100, 1))
     )
     assert quality.class_accuracy is quality.class_accuracy_real is None
     assert quality.memorized is not None
-    why = (
-        "has images of one class only"
-        if labeled
-        else "has no labels (a/b.png lies outside of a class folder)"
-    )
+    why = "has images of one class only" if labeled else "has no labels (a/b.png lies outside a class folder)"
     assert remarks == [f"class accuracy is not measured: colors 0 {why}"]
 
 

@@ -5,26 +5,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from sparsegen.training import cache, reference
 from sparsegen.training.data import Images, fingerprint
 from sparsegen.training.features import FeatureNetwork
 from sparsegen.training.metrics import Statistics
 from sparsegen.training.reference import Reference, reference_features, reference_statistics
-
-
-@pytest.fixture
-def features() -> FeatureNetwork:
-    """Features one can compute by hand: the mean color of each quarter of an image."""
-    return FeatureNetwork(
-        "fd-quarters", 12, lambda x: nn.functional.adaptive_avg_pool2d(x.float() / 255, 2).flatten(1)
-    )
-
-
-@pytest.fixture
-def real() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, size=(700, 32, 32, 3), dtype=np.uint8)
 
 
 def count_calls(features: FeatureNetwork) -> tuple[FeatureNetwork, list[int]]:

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from sparsegen.training import run as run_module
 from sparsegen.training.data import Images
-from sparsegen.training.plan import Plan, Schedule, checkpoints, find_device
+from sparsegen.training.plan import RunPlan, Schedule, checkpoints, find_device
 from sparsegen.training.run import STATE, Run, append_line, open_run, read_lines
-from sparsegen.zoo.bundled import COMPANIONS, CONFIG, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, WEIGHTS
 from sparsegen.zoo.checkpoint import from_pretrained
 
 COLUMNS = ["baseline", "l0_inf", "l0", "l1", "ml"]
@@ -46,8 +46,8 @@ def pictures(count: int = 64, labels: int = 10) -> Images:
     return Images(pixels, given, "noise", "0123456789abcdef", (), tuple("abcdefghij"[:labels]))
 
 
-def plan(regularizer: str = "ml", **changes: object) -> Plan:
-    return Plan(
+def plan(regularizer: str = "ml", **changes: object) -> RunPlan:
+    return RunPlan(
         **{
             "model": f"dcgan-8.{regularizer}",
             "k": None,
@@ -64,17 +64,17 @@ def start(
     steps: int,
     *,
     regularizer: str = "ml",
-    judge: Callable | None = None,
+    evaluator: Callable | None = None,
     resume: bool = False,
     save_every: int = 4,
-    judge_every: int = 1000,
+    eval_every: int = 1000,
     labels: int = 10,
     **changes: object,
 ) -> Run:
-    schedule = Schedule(steps, measure_every=2, save_every=save_every, judge_every=judge_every)
+    schedule = Schedule(steps, measure_every=2, save_every=save_every, eval_every=eval_every)
     images = pictures(labels=labels)
     run = open_run(folder, plan(regularizer, **changes), images, schedule, resume, device="cpu")
-    run.judge = judge
+    run.evaluator = evaluator
     return run
 
 
@@ -83,7 +83,10 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return {
         **load_file(last / STATE),
         **{f"published.{key}": value for key, value in load_file(last / WEIGHTS).items()},
-        **{f"judge.{key}": value for key, value in load_file(last / COMPANIONS["discriminator"]).items()},
+        **{
+            f"discriminator.{key}": value
+            for key, value in load_file(last / AUXILIARY["discriminator"]).items()
+        },
     }
 
 
@@ -218,7 +221,7 @@ def test_every_network_learns_and_the_published_generator_is_the_running_average
 def test_the_best_generator_is_kept(tmp_path: Path) -> None:
     distances = iter([5.0, 3.0, 4.0])
     run = start(
-        tmp_path / "run", 6, judge=lambda _: {"metric": "d", "distance": next(distances)}, judge_every=2
+        tmp_path / "run", 6, evaluator=lambda _: {"metric": "d", "distance": next(distances)}, eval_every=2
     )
     weights = {}
     for step, _ in run:
@@ -230,8 +233,8 @@ def test_the_best_generator_is_kept(tmp_path: Path) -> None:
     assert_equal(best.state_dict(), weights[4])
     tuned = start(tmp_path / "tuned", 1, start_from=str(tmp_path / "run" / "best"), warm_up=500)
     assert tuned.warm_up == 0
-    judge = load_file(tmp_path / "run" / "best" / COMPANIONS["discriminator"])
-    assert_equal(tuned.networks.companions["discriminator"].state_dict(), judge)
+    discriminator = load_file(tmp_path / "run" / "best" / AUXILIARY["discriminator"])
+    assert_equal(tuned.networks.auxiliary_networks["discriminator"].state_dict(), discriminator)
     assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
         f"{step:08d}.png" for step in (2, 4, 6)
     ]
@@ -257,7 +260,8 @@ def test_any_checkpoint_can_be_fine_tuned_into_any_regularizer(tmp_path: Path, r
     run = start(tmp_path / "second", 1, regularizer=regularizer, start_from=str(source))
     assert_equal(run.networks.generator.state_dict(), load_file(source / WEIGHTS))
     assert_equal(
-        run.networks.companions["discriminator"].state_dict(), load_file(source / COMPANIONS["discriminator"])
+        run.networks.auxiliary_networks["discriminator"].state_dict(),
+        load_file(source / AUXILIARY["discriminator"]),
     )
     for _ in run:
         pass
@@ -271,8 +275,8 @@ def test_fine_tuning_goes_on_with_all_networks_of_the_training(tmp_path: Path) -
         pass
     source = tmp_path / "first" / "checkpoints" / "00000001"
     tuned = start(tmp_path / "second", 1, model="ssgan-8.l0", start_from=str(source))
-    assert tuned.networks.companions.keys() == {"discriminator", "encoder"}
-    for name, network in tuned.networks.companions.items():
+    assert tuned.networks.auxiliary_networks.keys() == {"discriminator", "encoder"}
+    for name, network in tuned.networks.auxiliary_networks.items():
         assert_equal(network.state_dict(), load_file(source / f"{name}.safetensors"))
 
 
@@ -305,8 +309,14 @@ def test_a_machine_without_bfloat16_says_so(
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("wgan_gp-8.l0", "cannot start from a dcgan-8.ml: .* dcgan and 8 there, wgan_gp and 8 asked"),
-        ("dcgan-16.ml", "cannot start from a dcgan-8.ml: .* dcgan and 8 there, dcgan and 16 asked"),
+        (
+            "wgan_gp-8.l0",
+            "from a dcgan-8.ml: .* the source has dcgan, 8, 32, requested are wgan_gp, 8, 32",
+        ),
+        (
+            "dcgan-16.ml",
+            "from a dcgan-8.ml: .* the source has dcgan, 8, 32, requested are dcgan, 16, 32",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_architecture_or_width_is_refused_by_name(
@@ -348,8 +358,8 @@ def test_fine_tuning_keeps_what_was_learned_of_a_class_whatever_its_number(
         scores = [
             network(now, torch.tensor([label]))
             for network, label in (
-                (tuned.networks.companions["discriminator"].eval(), number),
-                (judge(source), before),
+                (tuned.networks.auxiliary_networks["discriminator"].eval(), number),
+                (discriminator(source), before),
             )
         ]
         torch.testing.assert_close(*scores)
@@ -359,9 +369,9 @@ def test_fine_tuning_keeps_what_was_learned_of_a_class_whatever_its_number(
     assert from_pretrained(published).class_names == ("c", "new", "j")
 
 
-def judge(checkpoint: Path) -> torch.nn.Module:
-    network = from_pretrained(checkpoint).spec.companions()["discriminator"]
-    network.load_state_dict(load_file(checkpoint / COMPANIONS["discriminator"]))
+def discriminator(checkpoint: Path) -> torch.nn.Module:
+    network = from_pretrained(checkpoint).spec.auxiliary_networks()["discriminator"]
+    network.load_state_dict(load_file(checkpoint / AUXILIARY["discriminator"]))
     return network.eval()
 
 
@@ -401,7 +411,7 @@ def a_generator_alone(folder: Path) -> Path:
     """A checkpoint without a discriminator, after 2 steps."""
     for _ in start(folder, 2, save_every=2):
         pass
-    (folder / "checkpoints" / "00000002" / COMPANIONS["discriminator"]).unlink()
+    (folder / "checkpoints" / "00000002" / AUXILIARY["discriminator"]).unlink()
     return (folder / "checkpoints" / "00000002").rename(folder / "published")
 
 
@@ -428,9 +438,9 @@ def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_
     with pytest.raises(ValueError, match="warms up for 3 steps and the run ends after 3, before"):
         start(tmp_path / "second", 3, start_from=str(source), warm_up=3)
     run = start(tmp_path / "second", 4, start_from=str(source), warm_up=3)
-    first, judge = (
+    first, discriminator = (
         {key: value.detach().clone() for key, value in network.named_parameters()}
-        for network in (run.networks.generator, run.networks.companions["discriminator"])
+        for network in (run.networks.generator, run.networks.auxiliary_networks["discriminator"])
     )
     for step, _ in run:
         moved = any(
@@ -438,7 +448,7 @@ def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_
         )
         assert moved == (step > 3)
     assert not torch.equal(
-        judge["head.conv.weight"], run.networks.companions["discriminator"].head.conv.weight
+        discriminator["head.conv.weight"], run.networks.auxiliary_networks["discriminator"].head.conv.weight
     )
 
 
@@ -447,7 +457,7 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match="holds this run already: resume it"):
         start(tmp_path / "run", 8)
-    with pytest.raises(ValueError, match="holds another run .seed: 0 there, 1 asked"):
+    with pytest.raises(ValueError, match="holds another run .seed: 0 there, 1 requested"):
         start(tmp_path / "run", 8, seed=1, resume=True)
     assert start(tmp_path / "run", 8, resume=True).step == 4  # a longer schedule is the same run
     about = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -487,7 +497,7 @@ from test_run import start
 
 folder = Path({folder!r})
 run = start(folder / "gradless", 1)
-run.networks.companions["discriminator"].unused = torch.nn.Parameter(torch.zeros(1))
+run.networks.auxiliary_networks["discriminator"].unused = torch.nn.Parameter(torch.zeros(1))
 for _ in run: pass
 
 run = start(folder / "unbroken", 6)
@@ -545,7 +555,7 @@ def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_a
     folder = tmp_path / "run"
     for wrong, says in [
         ({"batch_size": 65}, "fewer than one batch of 65: use a batch size of 64 or smaller"),
-        ({"batch_size": 1}, "at least 2, since batch norm takes its statistics over them; got 1"),
+        ({"batch_size": 1}, "at least 2, because batch norm computes statistics over them; got 1"),
         (
             {"model": "cgan-8.ml", "labels": 0},
             "cgan-8.ml is conditional and noise has no labels: give data with",
@@ -571,9 +581,9 @@ def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_a
 
 
 def test_a_conditional_run_without_labels_is_told_why_there_are_none(tmp_path: Path) -> None:
-    images = replace(pictures(labels=0), unlabeled="stray.png lies outside of a class folder")
+    images = replace(pictures(labels=0), unlabeled="stray.png lies outside a class folder")
     with pytest.raises(
-        ValueError, match=r"noise has no labels \(stray.png lies outside of a class folder\): give"
+        ValueError, match=r"noise has no labels \(stray.png lies outside a class folder\): give"
     ):
         open_run(tmp_path / "run", plan(model="cgan-8.ml"), images, Schedule(2), device="cpu")
 
@@ -582,7 +592,7 @@ def test_a_run_is_known_by_its_data_not_by_how_they_are_spelled(tmp_path: Path) 
     for _ in start(tmp_path / "run", 4):
         pass
     assert start(tmp_path / "run", 8, resume=True, data="./noise").step == 4
-    with pytest.raises(ValueError, match="fingerprint: '0' there, '1' asked"):
+    with pytest.raises(ValueError, match="fingerprint: '0' there, '1' requested"):
         start(tmp_path / "run", 8, resume=True, fingerprint="1")
 
 
@@ -612,7 +622,7 @@ def test_a_run_takes_no_folder_that_holds_something_else_under_its_names(there: 
         name = "metrics.jsonl" if there == "measurements of others" else "run.json"
         (folder / name).write_text('{"mine": 1}')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(FileExistsError, match="is no folder of a run, .* choose another"):
+    with pytest.raises(FileExistsError, match="is not a run and has .* choose another"):
         start(folder, 4)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -636,13 +646,13 @@ def test_a_corrupt_record_of_the_run_is_named(tmp_path: Path) -> None:
 def test_the_best_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distances = iter([5.0, 3.0])
     run = start(
-        tmp_path / "run", 4, judge=lambda _: {"metric": "d", "distance": next(distances)}, judge_every=2
+        tmp_path / "run", 4, evaluator=lambda _: {"metric": "d", "distance": next(distances)}, eval_every=2
     )
     best = tmp_path / "run" / "best"
     steps = iter(run)
     next(steps), next(steps)
     before = {path.name: path.read_bytes() for path in best.iterdir()}
-    assert before.keys() == {CONFIG, WEIGHTS, COMPANIONS["discriminator"]}
+    assert before.keys() == {CONFIG, WEIGHTS, AUXILIARY["discriminator"]}
 
     def killed(*_: object) -> None:
         raise OSError("killed")
@@ -654,11 +664,11 @@ def test_the_best_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch:
     assert {path.name: path.read_bytes() for path in best.iterdir()} == before
 
 
-@pytest.mark.parametrize("judge_every", [1000, 6])
+@pytest.mark.parametrize("eval_every", [1000, 6])
 def test_weights_that_diverge_stop_a_run_before_it_gives_up_its_last_good_checkpoint(
-    tmp_path: Path, judge_every: int
+    tmp_path: Path, eval_every: int
 ) -> None:
-    run = start(tmp_path / "run", 20, judge_every=judge_every)
+    run = start(tmp_path / "run", 20, eval_every=eval_every)
     with pytest.raises(RuntimeError, match="diverged: by step [68] .* start again from .*/00000004 .--from"):
         for step, _ in run:
             if step == 5:

@@ -144,10 +144,10 @@ def test_class_folders_that_are_numbers_are_in_the_order_of_these(tmp_path):
 @pytest.mark.parametrize(
     ("names", "why"),
     [
-        (["cat/0.png", "cat/1.png"], "cat is the only class folder, and it takes two"),
-        (["cat/0.png", "dog/1.png", "stray.png"], "stray.png lies outside of a class folder"),
+        (["cat/0.png", "cat/1.png"], "cat is the only class folder; at least two are needed"),
+        (["cat/0.png", "dog/1.png", "stray.png"], "stray.png lies outside a class folder"),
         (["cat/0.png", "dog/old/1.png"], "dog/old/1.png lies deeper than a class folder"),
-        (["train/0.png", "test/1.png"], "its folder train is taken for a split"),
+        (["train/0.png", "test/1.png"], "its folder train is read as a split"),
         (["0.png", "1.png"], ""),
         (["cat/0.png", "dog/1.png"], ""),
     ],
@@ -166,7 +166,7 @@ def test_images_that_are_not_read_are_told(tmp_path, caplog):
     caplog.clear()
     parquet(folder / "cache.parquet", [png(0)])
     assert len(open_images(folder)) == 1
-    assert "the .parquet files of" in caplog.text and "not its 2 image files, as" in caplog.text
+    assert "the .parquet files of" in caplog.text and "its 2 image files are ignored, e.g." in caplog.text
 
 
 def test_split_folders_are_told_from_classes(tmp_path):
@@ -237,7 +237,7 @@ def test_a_hub_that_does_not_answer_is_not_retried_for_long(monkeypatch):
         return connect(own, address)
 
     monkeypatch.setattr(socket.socket, "connect", spy)
-    with pytest.raises(ConnectionError, match="out of reach.*HF_HUB_OFFLINE=1"):
+    with pytest.raises(ConnectionError, match="cannot be reached.*HF_HUB_OFFLINE=1"):
         open_images("cifar10")
     assert addresses == [("127.0.0.1", 9)]
 
@@ -250,7 +250,9 @@ def test_a_dataset_that_the_hub_does_not_have_is_called_missing(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with Hub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        with pytest.raises(FileNotFoundError, match="'nobody/flowers' is no file, no folder, and no Hub"):
+        with pytest.raises(
+            FileNotFoundError, match="'nobody/flowers' is not a file, a folder or an accessible Hub"
+        ):
             open_images("nobody/flowers")
 
 

@@ -32,16 +32,16 @@ def test_every_cell_of_table_1_draws_images_from_projected_codes(architecture: s
 def test_a_projected_code_holds_at_most_k_non_zeros_a_unit(architecture: str, regularizer: str) -> None:
     generator = create_model(architecture, regularizer, width=8)
     _, codes = generator(*noise(generator, 4))
-    for dial in generator.dials:
-        support = codes[dial.level - 1] != 0
-        per_unit = support.sum(1) if dial.unit == "needle" else support.flatten(1).sum(1)
-        assert per_unit.max() <= dial.k
-        assert dial.k == dial.limit // 4
+    for k_range in generator.k_ranges:
+        support = codes[k_range.level - 1] != 0
+        per_unit = support.sum(1) if k_range.unit == "needle" else support.flatten(1).sum(1)
+        assert per_unit.max() <= k_range.k
+        assert k_range.k == k_range.limit // 4
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_discriminator_scores_each_image_with_its_label(architecture: str) -> None:
-    discriminator = ModelSpec.of(architecture, "ml", 8).companions()["discriminator"].eval()
+    discriminator = ModelSpec.of(architecture, "ml", 8).auxiliary_networks()["discriminator"].eval()
     labels = [torch.tensor([1, 2, 1])] if ARCHITECTURES[architecture].classes else []
     image = torch.randn(1, 3, 32, 32)
     scores = discriminator(image.expand(3, -1, -1, -1), *labels)
@@ -50,7 +50,7 @@ def test_the_discriminator_scores_each_image_with_its_label(architecture: str) -
     assert torch.allclose(scores[0], scores[1], rtol=1e-6) == (not labels)
     torch.testing.assert_close(discriminator(image, *[some[1:2] for some in labels])[0], scores[1])
     if labels:
-        with pytest.raises(ValueError, match="give labels, one an image"):
+        with pytest.raises(ValueError, match="give one label per image"):
             discriminator(image)
 
 
@@ -75,14 +75,14 @@ COUNTS = {  # of generator, discriminator and encoder: architectures.md, section
 def test_the_full_width_networks_have_the_parameters_of_the_tables(architecture: str) -> None:
     spec = ModelSpec.of(architecture, "ml")
     with torch.device("meta"):
-        networks = spec.generator(), *spec.companions().values()
+        networks = spec.generator(), *spec.auxiliary_networks().values()
     counts = [sum(p.numel() for p in network.parameters()) for network in networks]
     assert tuple(counts) == COUNTS[architecture]
 
 
 def test_the_discriminator_of_ssgan_keeps_32_channels_at_any_width() -> None:
     for atoms, channels in ((8, 32), (64, 32), (128, 64)):
-        discriminator = ModelSpec.of("ssgan", "ml", atoms).companions()["discriminator"]
+        discriminator = ModelSpec.of("ssgan", "ml", atoms).auxiliary_networks()["discriminator"]
         assert discriminator.features(torch.zeros(1, 3, 32, 32)).shape == (1, channels, 8, 8)
 
 
@@ -175,12 +175,12 @@ def test_a_recipe_is_the_last_part_of_a_name_unless_it_is_the_papers() -> None:
     assert ModelSpec.from_config(config | {"recipe": "projected"}).recipe == "projected"
 
 
-@pytest.mark.parametrize(("row", "gather"), [("wgan_gp_resnet", torch.mean), ("sngan_resnet", torch.sum)])
-def test_features_are_averaged_or_summed_before_they_are_scored(row: str, gather: object) -> None:
-    discriminator = ModelSpec.of(row, "ml", 8).companions()["discriminator"].eval()
+@pytest.mark.parametrize(("row", "pooling"), [("wgan_gp_resnet", torch.mean), ("sngan_resnet", torch.sum)])
+def test_features_are_averaged_or_summed_before_they_are_scored(row: str, pooling: object) -> None:
+    discriminator = ModelSpec.of(row, "ml", 8).auxiliary_networks()["discriminator"].eval()
     discriminator.head.linear.bias.data.fill_(0.3)
     images = torch.randn(2, 3, 32, 32)
-    scores = gather(discriminator.features(images), (2, 3)) @ discriminator.head.linear.weight.T
+    scores = pooling(discriminator.features(images), (2, 3)) @ discriminator.head.linear.weight.T
     torch.testing.assert_close(discriminator(images), scores.flatten() + 0.3)
 
 
@@ -189,5 +189,5 @@ def test_the_scores_of_ssgan_start_undecided_and_the_others_do_not() -> None:
     images, labels = torch.rand(4, 3, 32, 32) * 2 - 1, torch.arange(4)
     for row in ARCHITECTURES:
         spec = ModelSpec.of(row, "baseline", 8)
-        scores = spec.companions()["discriminator"](images, labels)
+        scores = spec.auxiliary_networks()["discriminator"](images, labels)
         assert (scores == 0).all() if row == "ssgan" else (scores != 0).all()

@@ -26,7 +26,7 @@ def record(row: str, column: str, distance: float, seed: int = 0, **more: object
         "fingerprint": "f",
         "metric": "fd-x",
     }
-    k = [dial.k for dial in spec.dials]
+    k = [k_range.k for k_range in spec.k_ranges]
     share = {"share": 1.0, "rate": 1.0, "density": [0.25, 0.5]}
     return {
         "architecture": row,

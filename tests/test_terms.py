@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sparsegen.training import augment, terms
 from sparsegen.training.augment import Augment, nothing
 from sparsegen.training.recipes import LOW_DATA, PENALTIES, RECIPES, recipe_of
-from sparsegen.training.terms import Draw, Forward
+from sparsegen.training.terms import Batch, LossInputs
 from sparsegen.zoo.regularizers import REGULARIZERS
 from sparsegen.zoo.residual import uniform_prior
 from sparsegen.zoo.spec import ModelSpec
@@ -55,11 +55,11 @@ def forward(
     codes: tuple[Tensor, ...] = (),
     augmented: Augment = nothing,
     **options: object,
-) -> Forward:
+) -> LossInputs:
     networks = {"generator": Made(fake, codes), "discriminator": discriminator or Scorer()}
-    draw = {"labels": None, "z": torch.zeros(len(fake), 1), "random": torch.Generator().manual_seed(0)}
+    batch = {"labels": None, "z": torch.zeros(len(fake), 1), "random": torch.Generator().manual_seed(0)}
     more = {"encoder": options.pop("encoder")} if "encoder" in options else {}
-    return Forward(Draw({**networks, **more}, real, **{**draw, **options}), trains, augmented)
+    return LossInputs(Batch({**networks, **more}, real, **{**batch, **options}), trains, augmented)
 
 
 def pixels(values: list[float]) -> Tensor:
@@ -125,11 +125,11 @@ def test_a_draw_makes_its_images_once_and_with_a_graph_only_where_it_is_asked_fo
     differentiable: bool,
 ) -> None:
     found = forward(pixels([0.0]), pixels([0.0]), differentiable=differentiable)
-    generator = found.draw.networks["generator"].requires_grad_(False)  # it stands still in this phase
-    image, _ = found.draw.generated
+    generator = found.batch.networks["generator"].requires_grad_(False)  # it stands still in this phase
+    image, _ = found.batch.generated
     assert image.requires_grad == differentiable and not generator.images.requires_grad
     generator.requires_grad_(True)  # and learns in the next one, from the same images
-    fake = Forward(found.draw, "generator").fake
+    fake = LossInputs(found.batch, "generator").fake
     assert fake is image
     if differentiable:
         fake.sum().backward()
@@ -258,7 +258,7 @@ def test_what_is_moved_is_what_the_discriminator_sees_flipped_or_not_and_shifted
     assert {flipped for flipped, *_ in seen} == {0, 1} and len(seen) > 5
 
 
-# ---- turns ----
+# ---- rotations ----
 
 
 class Turner(Scorer):
@@ -266,7 +266,10 @@ class Turner(Scorer):
 
     def __init__(self, size: int):
         super().__init__()
-        self.turns = nn.Linear(size, 5)
+        self.rotation_head = nn.Linear(size, 5)
+
+    def rotation_logits(self, images: Tensor) -> Tensor:
+        return self.rotation_head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
         self.shown.append((images, None))
@@ -274,7 +277,12 @@ class Turner(Scorer):
 
 
 def cross_entropies(turner: Turner, images: Tensor, classes: list[int]) -> float:
-    logits = (images.flatten(1) @ turner.turns.weight.T + turner.turns.bias).detach().double().numpy()
+    logits = (
+        (images.flatten(1) @ turner.rotation_head.weight.T + turner.rotation_head.bias)
+        .detach()
+        .double()
+        .numpy()
+    )
     return float(np.mean(np.log(np.exp(logits).sum(1)) - logits[range(len(classes)), classes]))
 
 
@@ -284,15 +292,15 @@ def turn_of(image: Tensor, original: Tensor) -> int:
     return turns[0]
 
 
-def test_turned_images_are_numpys_quarter_turns() -> None:
+def test_rotated_images_are_numpys_quarter_turns() -> None:
     images, turns = torch.randn(8, 2, 5, 5), torch.tensor([0, 1, 2, 3, 3, 1, 0, 2])
-    for image, turn, made in zip(images, turns.tolist(), terms.turned(images, turns), strict=True):
+    for image, turn, made in zip(images, turns.tolist(), terms.rotated(images, turns), strict=True):
         assert np.array_equal(made.numpy(), np.rot90(image.numpy(), turn, (1, 2)))
 
 
-def test_turn_classes_are_the_four_turns_of_real_images_and_generated_ones_as_they_are() -> None:
+def test_rotation_classification_is_the_four_turns_of_real_images_and_generated_ones_as_they_are() -> None:
     real, fake, turner = torch.randn(200, 1, 3, 3), torch.randn(200, 1, 3, 3), Turner(9)
-    loss = terms.TurnClasses(0.5)(forward(real, fake, "discriminator", discriminator=turner))
+    loss = terms.RotationClassification(0.5)(forward(real, fake, "discriminator", discriminator=turner))
     shown, _ = turner.shown[-1]
     classes = [
         4 if torch.equal(shown[i], fake[i]) else turn_of(shown[i].detach(), real[i]) for i in range(200)
@@ -301,9 +309,9 @@ def test_turn_classes_are_the_four_turns_of_real_images_and_generated_ones_as_th
     assert loss.item() == pytest.approx(0.5 * cross_entropies(turner, shown, classes), rel=1e-5)
 
 
-def test_turn_matching_is_what_the_cross_entropies_of_real_and_generated_images_differ_by() -> None:
+def test_rotation_matching_is_what_the_cross_entropies_of_real_and_generated_images_differ_by() -> None:
     real, fake, turner = torch.randn(100, 1, 3, 3), torch.randn(100, 1, 3, 3) * 2, Turner(9)
-    loss = terms.TurnMatching(0.1)(forward(real, fake, discriminator=turner))
+    loss = terms.RotationMatching(0.1)(forward(real, fake, discriminator=turner))
     (shown_fake, _), (shown_real, _) = turner.shown
     turns = [turn_of(shown_real[i], real[i]) for i in range(100)]
     assert turns == [turn_of(shown_fake[i].detach(), fake[i]) for i in range(100)]
@@ -327,11 +335,11 @@ class Doubling(nn.Module):
         return made.flatten(1) if self.encodes else (made[:, :, None, None], ())
 
 
-def encoded(real: Tensor, z: Tensor, trains: str, fraction: float = 0.0) -> Forward:
+def encoded(real: Tensor, z: Tensor, trains: str, fraction: float = 0.0) -> LossInputs:
     scorer = Scorer(lambda images: images.flatten(1).sum(1))
     scorer.features = lambda images: images**2
     networks = {"generator": Doubling(), "discriminator": scorer, "encoder": Doubling(encodes=True)}
-    return Forward(Draw(networks, real, None, z, torch.Generator(), fraction), trains)
+    return LossInputs(Batch(networks, real, None, z, torch.Generator(), fraction), trains)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +348,7 @@ def encoded(real: Tensor, z: Tensor, trains: str, fraction: float = 0.0) -> Forw
 def test_the_hinge_with_reconstructions_leaves_them_out_by_and_by(fraction: float, weight: float) -> None:
     real, z = torch.tensor([0.3, -0.7, 2.0]).view(3, 1, 1, 1), torch.tensor([[0.1], [-0.4], [1.5]])
     found = encoded(real, z, "discriminator", fraction)
-    found.draw.networks["generator"].weight.data.fill_(3.0)  # so that 1.5 x is made again
+    found.batch.networks["generator"].weight.data.fill_(3.0)  # so that 1.5 x is made again
     wanted = (
         weight * np.mean([1 - sigmoid(x) for x in (0.3, -0.7, 2.0)])
         + (1 - weight) * np.mean([1 - sigmoid(1.5 * x) for x in (0.3, -0.7, 2.0)])
@@ -352,7 +360,7 @@ def test_the_hinge_with_reconstructions_leaves_them_out_by_and_by(fraction: floa
 def test_the_encoders_loss_is_of_features_made_again_and_of_distances_as_in_the_noise() -> None:
     real, z = torch.randn(4, 3, 1, 1), torch.randn(4, 3)
     found = encoded(real, z, "encoder")
-    found.draw.networks["encoder"].weight.data.fill_(0.4)
+    found.batch.networks["encoder"].weight.data.fill_(0.4)
     x, noise = real.double().flatten(1).numpy(), z.double().numpy()
     again, made = (0.8 * x) ** 2, (2 * noise) ** 2
     uniform = np.vectorize(lambda value: 2 * NormalDist().cdf(value) - 1)
@@ -362,7 +370,7 @@ def test_the_encoders_loss_is_of_features_made_again_and_of_distances_as_in_the_
     loss = terms.Encoding(0.7, uniform_prior)(found)
     assert loss.item() == pytest.approx(wanted, rel=1e-4)
     loss.backward()
-    assert found.draw.networks["encoder"].weight.grad is not None
+    assert found.batch.networks["encoder"].weight.grad is not None
 
 
 def test_the_distance_in_noise_counts_less_the_more_features_there_are() -> None:
@@ -377,23 +385,23 @@ def test_the_distance_in_noise_counts_less_the_more_features_there_are() -> None
 @pytest.mark.parametrize("trains", ["encoder", "discriminator"])
 def test_what_is_made_again_teaches_the_encoder_alone(trains: str) -> None:
     found = encoded(torch.randn(3, 2, 1, 1), torch.randn(3, 2), trains)
-    torch.testing.assert_close(found.reconstructed, found.draw.real)
+    torch.testing.assert_close(found.reconstructed, found.batch.real)
     assert found.reconstructed.requires_grad == (trains == "encoder")
 
 
 def test_what_is_made_again_leaves_the_running_statistics_of_the_generator_alone() -> None:
     spec = ModelSpec.parse("ssgan-8.ml")
-    networks = {"generator": spec.generator(), **spec.companions()}
-    draw = Draw(networks, torch.rand(4, 3, 32, 32), None, torch.randn(4, 128), torch.Generator())
+    networks = {"generator": spec.generator(), **spec.auxiliary_networks()}
+    batch = Batch(networks, torch.rand(4, 3, 32, 32), None, torch.randn(4, 128), torch.Generator())
     generator = networks["generator"]
 
     def statistics() -> list[Tensor]:
         return [value.clone() for key, value in generator.named_buffers() if "running" in key]
 
     before = statistics()
-    _ = Forward(draw, "discriminator").reconstructed
+    _ = LossInputs(batch, "discriminator").reconstructed
     assert all(torch.equal(a, b) for a, b in zip(before, statistics(), strict=True))
-    _ = draw.generated
+    _ = batch.generated
     assert not any(torch.equal(a, b) for a, b in zip(before, statistics(), strict=True))
 
 
@@ -414,10 +422,10 @@ ADVERSARIAL = {  # what the discriminator and the generator minimize, by the nam
     "multi-class": (  # Tran et al. (2019), but for the penalty's target: 1 of images in [0, 1]
         {
             "reconstruction_hinge": terms.reconstruction_hinge,
-            "turn_classes": terms.TurnClasses(0.5),
+            "rotation_classification": terms.RotationClassification(0.5),
             "gradient_penalty": terms.GradientPenalty(0.5, 0.5),
         },
-        {"score_matching": terms.score_matching, "turn_matching": terms.TurnMatching(0.1)},
+        {"score_matching": terms.score_matching, "rotation_matching": terms.RotationMatching(0.1)},
     ),
     "consistent hinge": (  # Zhao et al. (2020)
         {"hinge": terms.hinge, "consistency": terms.Consistency(10, terms.moved)},
@@ -449,7 +457,7 @@ def test_each_row_minimizes_the_losses_of_its_paper(
     discriminator, generator = ADVERSARIAL[loss]
     assert found == {**encoding, "discriminator": discriminator, "generator": generator}
     assert list(found) == [*encoding, "discriminator", "generator"]  # in this order
-    assert (recipe.copies, recipe.ema) == (copies, ema)
+    assert (recipe.fakes_per_real, recipe.ema) == (copies, ema)
     augmented = "cutout" if architecture == "diffcr_biggan" else "nothing"
     assert recipe.augment is getattr(augment, augmented)
 

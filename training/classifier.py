@@ -129,7 +129,7 @@ class Recipe:
     seed: int = 0
 
 
-class Progress(NamedTuple):
+class Epoch(NamedTuple):
     """After an epoch: its number, the training loss, the accuracy on the test images, the seconds so far."""
 
     epoch: int
@@ -140,7 +140,7 @@ class Progress(NamedTuple):
 
 def train(
     images: Images, test: Images, recipe: Recipe, network: Classifier | None = None
-) -> Generator[Progress, None, Classifier]:
+) -> Generator[Epoch, None, Classifier]:
     """Trains a new network, or goes on with one in place; returns it with the averaged weights, in eval mode."""
     random = torch.Generator().manual_seed(recipe.seed)
     if network is None:
@@ -180,7 +180,7 @@ def train(
             optimizer.step()
             schedule.step()
             averaged.update_parameters(network)
-        yield Progress(epoch + 1, loss.item(), accuracy(averaged.module, test), perf_counter() - started)
+        yield Epoch(epoch + 1, loss.item(), accuracy(averaged.module, test), perf_counter() - started)
     network.load_state_dict(averaged.module.state_dict())
     return network.eval()
 

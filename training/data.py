@@ -1,9 +1,8 @@
-"""Images to train on: any source becomes one uint8 tensor, decoded once; its batches follow from the step."""
+"""Training images: any source becomes one uint8 tensor, decoded once. Its batches are functions of the step."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsegen.common.files import cache_folder
+from sparsegen.common.progress import OnProgress
 from sparsegen.pictures.squares import decode
 from sparsegen.training.cache import keep, kept
 from sparsegen.training.sources import BLOCK, Rows, find_source
@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 CACHE_FORMAT = 3  # raise it when the same source would give other pixels, or other names of classes
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Images:
@@ -31,12 +29,12 @@ class Images:
     Attributes:
         pixels: uint8 (N, 3, size, size). May be a memory-mapped file: read it, do not write to it.
         labels: int64 (N,), all >= 0, or None.
-        name: what was opened, for people.
-        fingerprint: 16 hex digits of the SHA-256 of pixels and labels: equal data, equal on any machine.
-        skipped: the rows or files left out and why, a line each.
-        classes: the names of the labels 0, 1, …; empty where they are not known.
-        unlabeled: why there are no labels where one may have expected them; else empty.
-        resized: how many of them had another size or shape.
+        name: the source, for messages.
+        fingerprint: 16 hex digits of the SHA-256 of pixels and labels, the same on every machine.
+        skipped: the omitted rows or files with the reason, one line each.
+        classes: the names of the labels 0, 1, …; empty if unknown.
+        unlabeled: the reason why expected labels are missing; else empty.
+        resized: number of images that were resized.
     """
 
     pixels: Tensor
@@ -55,7 +53,7 @@ class Images:
 
     @property
     def class_count(self) -> int:
-        """How many classes the labels are of; 0 where there are none."""
+        """Number of classes of the labels; 0 without labels."""
         return 0 if self.labels is None else max(len(self.classes), int(self.labels.max()) + 1)
 
     def __len__(self) -> int:
@@ -85,14 +83,14 @@ def check_share(share: float) -> float:
     return share
 
 
-class Batches:
-    """Batches as a pure function of (seed, step, rank), so that a resumed run needs no data state.
+class ImageLoader:
+    """Mini-batches of images as a pure function of (seed, step, rank), so that a resumed run needs no data state.
 
     An epoch is a permutation drawn from (seed, epoch), its incomplete last batch dropped; flips are drawn
-    from (seed, step). Both are drawn for the global batch of batch_size * world_size images, of which each
-    rank takes its slice: two ranks together see what one rank with twice the batch size sees.
+    from (seed, step). Both are drawn for the global batch of batch_size * world_size images, and each rank takes
+    its slice: two ranks together see the same images as one rank with twice the batch size.
 
-    Raises: ValueError where the images do not fill one global batch, or an argument is out of range.
+    Raises: ValueError if there are fewer images than one global batch, or an argument is out of range.
     """
 
     def __init__(
@@ -106,8 +104,8 @@ class Batches:
     ):
         if batch_size < 2:
             raise ValueError(
-                f"batch_size is the images per step and process, at least 2, since batch norm takes its statistics "
-                f"over them; got {batch_size}"
+                f"batch_size is the number of images per step and process, at least 2 because batch norm computes "
+                f"statistics over them; got {batch_size}"
             )
         self.whole = batch_size * world_size
         if len(images) < self.whole:
@@ -118,7 +116,7 @@ class Batches:
         self._epoch = (-1, np.empty(0, np.int64))
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """The batch of one step, counted from 0.
+        """Returns the batch of a step, counted from 0.
 
         Shape: real float32 (B, 3, H, W) in [-1, 1], labels int64 (B,) or None.
         """
@@ -133,7 +131,7 @@ class Batches:
         return real, None if self.images.labels is None else self.images.labels[rows]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The epoch's permutation, kept until another epoch is asked for."""
+        """Returns the permutation of the epoch, cached until another epoch is requested."""
         known, order = self._epoch
         if known != epoch:
             order = _draws(self.seed, epoch, stream=0).permutation(len(self.images))
@@ -160,28 +158,28 @@ def open_images(
     split: str = "train",
     size: int = 32,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Images:
-    """Opens a source of images and decodes all of them, so that no later step can fail on one.
+    """Opens a source of images and decodes all of them in advance, so that training cannot fail on an image.
 
-    Whatever Pillow reads becomes RGB and square, as `decode` says. What is damaged is left out, logged and
-    named in `skipped`. The pixels are cached in `cache_folder()`. JPEG decoders may differ in the last bit,
-    and so fingerprints between Pillow versions.
+    Images are converted to square RGB, see `decode`. Damaged images are omitted, logged and listed in `skipped`. The
+    pixels are cached in `cache_folder()`. JPEG decoders may differ in the last bit, so fingerprints may differ between
+    Pillow versions.
 
     Args:
         source: a Hub dataset id ("cifar10"), a parquet file, or a folder of parquet or image files.
         split: of a dataset or folder. A folder of images without split folders, or of parquet files without
-            split names, has only "train"; a single file has no splits, whatever is asked for.
+            split names, has only "train"; a single file has no splits, and `split` is ignored.
         size: side of the square images, in pixels.
-        limit: how many rows to read at most, None for all.
-            Choice: labeled classes are taken in turn, because a prefix of sorted data is a single class.
-        progress: called with (images done, images in all).
+        limit: maximum number of rows to read, None for all.
+            Choice: the same number is taken of each class, because a prefix of sorted data is a single class.
+        progress: called with the images done and their total.
 
     Raises: FileNotFoundError, ConnectionError (a Hub id while offline), ValueError (no images), NoSplitError (a
-        ValueError), OSError (the system does not let us read a file).
+        ValueError), OSError (a file cannot be read).
     """
     if size < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"size and limit are at least 1; got size {size}, limit {limit}")
+        raise ValueError(f"size and limit must be at least 1; got size {size}, limit {limit}")
     found = find_source(source, split)
     key = json.dumps([CACHE_FORMAT, found.identity, split, size, limit])
     path = cache_folder() / "images" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
@@ -201,10 +199,10 @@ def open_images(
     return images
 
 
-def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: Progress | None) -> Images:
-    """Decodes the rows in order, leaving out what is damaged.
+def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: OnProgress | None) -> Images:
+    """Decodes the rows in order and omits damaged ones.
 
-    Raises: ValueError where nothing is left.
+    Raises: ValueError if no image is left.
     """
     order = _first(limit, rows.count, rows.labels)
     pixels = np.empty((len(order), 3, size, size), np.uint8)
@@ -230,12 +228,12 @@ def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: 
 
 
 def _first(limit: int | None, count: int, labels: np.ndarray | None) -> list[int]:
-    """The rows to read, in their order; within `limit`, classes are taken in turn."""
+    """Returns the rows to read, in their order; with a `limit`, the same number of each class."""
     if limit is None or limit >= count:
         return list(range(count))
     if labels is None:
         return list(range(limit))
-    turn = np.empty(count, int)  # how many rows of its class come before a row
+    turn = np.empty(count, int)  # number of rows of the same class before a row
     for label in np.unique(labels):
         turn[labels == label] = np.arange(np.count_nonzero(labels == label))
     return sorted(np.lexsort((labels, turn))[:limit].tolist())
@@ -257,14 +255,14 @@ def _write_cache(path: Path, images: Images) -> None:
 
 
 def _read_cache(path: Path, name: str) -> Images | None:
-    """The cached images, or None where there are none or the file is damaged."""
+    """Returns the cached images; None if there are none or the file is damaged."""
     tensors, about = kept(path) or ({}, {})
     if "pixels" not in tensors:
         return None
     pixels, labels = tensors["pixels"], tensors.get("labels")
     if fingerprint(pixels, labels) != about["fingerprint"]:
-        log.warning("%s is damaged, it will be computed again: its fingerprint is another one", path)
+        log.warning("%s is damaged and will be computed again: its fingerprint differs", path)
         return None
     skipped, classes = (tuple(json.loads(about[what])) for what in ("skipped", "classes"))
-    resized = int(about.get("resized", 0))  # which older files do not say
+    resized = int(about.get("resized", 0))  # missing in older files
     return Images(pixels, labels, name, about["fingerprint"], skipped, classes, about["unlabeled"], resized)

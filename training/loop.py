@@ -1,4 +1,4 @@
-"""The one training loop: it sums terms, and never asks which GAN it trains."""
+"""The training loop of all GANs: it sums the loss terms of each phase."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
@@ -9,42 +9,42 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sparsegen.training.data import Batches
+from sparsegen.training.data import ImageLoader
 from sparsegen.training.metrics import density
 from sparsegen.training.recipes import Phase, Recipe
-from sparsegen.training.terms import Draw, Forward
+from sparsegen.training.terms import Batch, LossInputs
 from sparsegen.zoo.spec import ModelSpec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Progress(NamedTuple):
-    """The state of a run after `step` steps; `metrics` where this step was measured, else None."""
+class TrainingStep(NamedTuple):
+    """State of a run after `step` steps; `metrics` is None if this step was not measured."""
 
     step: int
     metrics: dict | None
 
 
 class Networks:
-    """What is trained: the generator, its discriminator, an encoder where there is one, and their optimizers;
-    and the running average of the generator.
+    """The trained networks (generator, discriminator, encoder if there is one), their optimizers, and the running
+    average of the generator.
 
     Attributes:
-        trained: The networks by the names that phases have for them.
-        companions: Those that the generator is trained with.
+        trained: The trained networks by name, as in `Phase.network`.
+        auxiliary_networks: The trained networks except the generator.
     """
 
     def __init__(self, spec: ModelSpec, recipe: Recipe, seed: int, device: torch.device | str = "cpu"):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.generator, companions = spec.generator(), spec.companions()
-            companions |= {name: build(self.generator) for name, build in recipe.networks.items()}
+            self.generator, auxiliary_networks = spec.generator(), spec.auxiliary_networks()
+            auxiliary_networks |= {name: build(self.generator) for name, build in recipe.networks.items()}
             self.averaged = spec.generator()
         self.device = torch.device(device)
         self.averaged.eval().requires_grad_(False)
-        self.companions = companions
-        self.trained: dict[str, nn.Module] = {"generator": self.generator, **companions}
+        self.auxiliary_networks = auxiliary_networks
+        self.trained: dict[str, nn.Module] = {"generator": self.generator, **auxiliary_networks}
         for network in self._all.values():
             network.to(device, memory_format=torch.channels_last)
         self.start_average()
@@ -67,10 +67,10 @@ class Networks:
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
-        """Moves the average towards the generator: weights and batch-norm statistics.
+        """Updates the average of weights and batch-norm statistics.
 
-        Other buffers are copied: counters, and the singular vectors of spectral norm, whose average is no longer
-        of length 1, so that weights would be divided by too little.
+        Other buffers are copied: counters, and the singular vectors of spectral norm, whose average would not have
+        length 1.
         """
         now = dict(self.generator.named_parameters())
         average = dict(self.averaged.named_parameters())
@@ -83,13 +83,13 @@ class Networks:
         get_ema_multi_avg_fn(decay)(list(average.values()), list(now.values()), None)
 
     def set_rates(self, factor: float) -> None:
-        """Sets every learning rate to a multiple of what it was at the start."""
+        """Sets every learning rate to a multiple of its initial value."""
         for name, optimizer in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = factor * rate
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that an unbroken run would have in memory, but the step, as flat tensors on the CPU."""
+        """Returns the complete state except the step, as a flat dict of tensors on the CPU."""
         tensors = {}
         for name, network in self._all.items():
             tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
@@ -99,7 +99,7 @@ class Networks:
         return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up a `state()`."""
+        """Loads a `state()`."""
         for name, network in self._all.items():
             network.load_state_dict(_under(f"{name}.", tensors))
         for name, optimizer in self.optimizers.items():
@@ -108,8 +108,8 @@ class Networks:
             for key, value in _under(f"optimizer.{name}.", tensors).items():
                 index, _, field = key.partition(".")
                 parameter = parameters[int(index)]
-                # Copied: the file's tensors are memory-mapped and Adam writes into its own. And into the layout of
-                # the parameter, which the fused Adam takes for granted: it walks both in the order of memory.
+                # Copied, because the file's tensors are memory-mapped and Adam updates them in place. In the layout of
+                # the parameter, because the fused Adam reads both in memory order.
                 own = torch.empty_like(parameter if value.shape == parameter.shape else value)
                 moments.setdefault(int(index), {})[field] = own.detach().copy_(value)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
@@ -118,7 +118,7 @@ class Networks:
 def train(
     networks: Networks,
     recipe: Recipe,
-    batches: Batches,
+    batches: ImageLoader,
     accelerator: "Accelerator",
     *,
     seed: int,
@@ -126,28 +126,27 @@ def train(
     steps: int,
     warm_up: int = 0,
     measure_every: int = 100,
-) -> Iterator[Progress]:
+) -> Iterator[TrainingStep]:
     """Trains from step `start` to `steps`, and yields after each step.
 
-    In the first `warm_up` steps the generator stands still, while a new discriminator catches up with it.
+    In the first `warm_up` steps only the other networks are trained, e.g. a new discriminator.
 
-    Choice: the phases of a step share a draw of real images and z. The generator learns from the images that the
-    discriminator saw in its last update, as in the code of Mao et al. (2019), and SSGAN's three networks from one
-    batch; the other public recipes draw anew for each phase, which costs one more pass of the generator a step.
+    Choice: the phases of a step share one batch of real images and z. The generator learns from the images of the
+    last update of the discriminator, as in the code of Mao et al. (2019), and SSGAN's three networks from one
+    batch; the other public recipes draw a new batch for each phase, which costs one more generator pass per step.
 
-    Everything random is a function of (seed, step), so that a run taken up from a saved state does what an
-    unbroken run does, bit for bit.
+    All random numbers are functions of (seed, step), so a resumed run gives the same bits as an uninterrupted one.
     """
     for network in networks.trained.values():
         network.train()
     draws = max(phase.updates for phase in recipe.phases)
 
-    def draw(step: int, update: int, differentiable: bool) -> Draw:
+    def draw_batch(step: int, update: int, differentiable: bool) -> Batch:
         real, labels = batches.at(step * draws + update)
         numbers = [seed, step, update, accelerator.process_index]
-        count = recipe.copies * len(real)
+        count = recipe.fakes_per_real * len(real)
         z = np.random.default_rng(numbers).standard_normal((count, networks.generator.z_dim), np.float32)
-        return Draw(
+        return Batch(
             networks.trained,
             real.to(networks.device, memory_format=torch.channels_last),
             labels.to(networks.device) if networks.generator.classes else None,
@@ -165,12 +164,12 @@ def train(
             if step < warm_up and phase.network == "generator":
                 continue
             for update in range(phase.updates):
-                if update or current is None:  # the first update of a phase goes on with the draw before it
-                    current = draw(step, update, differentiable=update == phase.updates - 1)
+                if update or current is None:  # the first update of a phase reuses the previous batch
+                    current = draw_batch(step, update, differentiable=update == phase.updates - 1)
                 losses[phase.network] = _update(networks, recipe, phase, current, accelerator)
                 _check_finite(losses[phase.network], step)
         _share_statistics(networks, accelerator)
-        # Early on the generator moves so fast that a long average of it shows nothing: the average grows with it.
+        # The window of the average grows, because early weights change too fast for a long average.
         networks.average(min(recipe.ema, (1 + step) / (10 + step)))
         images += len(current.real) * accelerator.num_processes
         measured = None
@@ -178,24 +177,24 @@ def train(
             measured = _measure(networks, current, losses)
             measured["images_per_second"] = images / (perf_counter() - since)
             since, images = perf_counter(), 0
-        yield Progress(step + 1, measured)
+        yield TrainingStep(step + 1, measured)
 
 
 def random_of(numbers: Sequence[int]) -> torch.Generator:
-    """A source of chance that is a function of some numbers, and another one than numpy's of the same."""
+    """Returns a random generator seeded by numbers, independent of numpy's with the same numbers."""
     return torch.Generator().manual_seed(
         int(np.random.SeedSequence([*numbers, 1]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     )
 
 
 def _update(
-    networks: Networks, recipe: Recipe, phase: Phase, draw: Draw, accelerator: "Accelerator"
+    networks: Networks, recipe: Recipe, phase: Phase, batch: Batch, accelerator: "Accelerator"
 ) -> dict[str, Tensor]:
     for name, network in networks.trained.items():
         network.requires_grad_(name == phase.network)
     with accelerator.autocast():
-        forward = Forward(draw, phase.network, recipe.augment)
-        losses = {name: term(forward) for name, term in phase.terms.items()}
+        inputs = LossInputs(batch, phase.network, recipe.augment)
+        losses = {name: term(inputs) for name, term in phase.terms.items()}
     optimizer = networks.optimizers[phase.network]
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(sum(losses.values()))
@@ -217,7 +216,7 @@ def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
 
 @torch.no_grad()
 def _share_statistics(networks: Networks, accelerator: "Accelerator") -> None:
-    """Averages batch-norm statistics over the processes, so that any of them holds the whole state."""
+    """Averages batch-norm statistics over the processes, so that the state is the same in all of them."""
     if accelerator.num_processes > 1:
         for network in networks.trained.values():
             for buffer in network.buffers():
@@ -226,8 +225,8 @@ def _share_statistics(networks: Networks, accelerator: "Accelerator") -> None:
 
 
 @torch.no_grad()
-def _measure(networks: Networks, draw: Draw, losses: dict[str, dict[str, Tensor]]) -> dict:
-    _, codes = draw.generated
+def _measure(networks: Networks, batch: Batch, losses: dict[str, dict[str, Tensor]]) -> dict:
+    _, codes = batch.generated
     generator = networks.generator
     levels = range(1, len(codes) + 1)
     return {

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sparsegen.common.checks import check_integer
-from sparsegen.training import evaluation
+from sparsegen.common.progress import ProgressBar, no_progress_bar
 from sparsegen.training import features as networks
 from sparsegen.training.data import Images
-from sparsegen.training.evaluation import Samples, draw
+from sparsegen.training.evaluation import Samples, draw, evaluate_samples
 from sparsegen.training.quality import LEAST, measure_quality, real_samples
-from sparsegen.training.reference import Bar, Reference, silent
+from sparsegen.training.reference import Reference
 from sparsegen.training.sources import NoSplitError
 from sparsegen.training.start import open_with_bar
 from sparsegen.zoo.blocks import IMAGE_SIZES
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def measure(
-    generator: Generator | None, config: MeasureConfig, name: str = REAL, bar: Bar = silent
+    generator: Generator | None, config: MeasureConfig, name: str = REAL, bar: ProgressBar = no_progress_bar
 ) -> Measurement:
     """Measures a generator, or the real test images, as the yardstick.
 
@@ -131,11 +131,11 @@ def measure(
                 config.seed,
                 progress=lambda done, _: show(done),
             )
-    verdict = evaluation.evaluate(samples, statistics)
+    result = evaluate_samples(samples, statistics)
     figures = {
-        "k": [dial.k for dial in generator.dials] if generator else [],
+        "k": [k_range.k for k_range in generator.k_ranges] if generator else [],
         "data": Path(images.name).name,
-        **asdict(verdict),
+        **asdict(result),
         "independent": independent,
     }
     remarks: list[str] = []
@@ -145,12 +145,12 @@ def measure(
     if not independent:
         remarks = [
             *remarks,
-            f"{verdict.metric} was in the discriminator of {name}, so it flatters it: no other is given",
+            f"{result.metric} was in the discriminator of {name}, so it flatters it: no other is given",
         ]
     return Measurement(figures, remarks, samples, references[0])
 
 
-def _open_test(config: MeasureConfig, images: Images, bar: Bar, needed: bool) -> Images | None:
+def _open_test(config: MeasureConfig, images: Images, bar: ProgressBar, needed: bool) -> Images | None:
     """The test images; None if the data has none besides its training images.
 
     Raises: ValueError if there are none and they are needed.

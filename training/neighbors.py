@@ -12,11 +12,11 @@ K = 3  # neighbors that a ball of `coverage` reaches to, as in the paper
 PART = 2**25  # distances at a time: 128 MiB
 ROUNDING = 2e-6  # of the variance: what float32 may leave of the squared distance of two equal rows
 
-Progress = Callable[[int], object]  # rows done
+OnRows = Callable[[int], object]  # rows done
 
 
 def nearest(
-    queries: np.ndarray, references: np.ndarray, count: int = 1, progress: Progress | None = None
+    queries: np.ndarray, references: np.ndarray, count: int = 1, progress: OnRows | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the nearest references of each query, by Euclidean distance in float32.
 
@@ -36,7 +36,7 @@ def nearest(
     return np.sqrt(squared.clip(0)), rows
 
 
-def coverage(points: np.ndarray, centers: np.ndarray, k: int = K, progress: Progress | None = None) -> float:
+def coverage(points: np.ndarray, centers: np.ndarray, k: int = K, progress: OnRows | None = None) -> float:
     """Computes the share of points that lie in a ball around a center, which reaches to its k-th nearest neighbor.
 
     With generated points and real centers this is the precision of a generator, with real points and generated centers
@@ -62,7 +62,7 @@ def coverage(points: np.ndarray, centers: np.ndarray, k: int = K, progress: Prog
     ) / len(points)
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray, progress: Progress | None) -> Iterator[Tensor]:
+def _squared_distances(a: np.ndarray, b: np.ndarray, progress: OnRows | None) -> Iterator[Tensor]:
     """Yields |a_i - b_j|² = |a_i|² + |b_j|² - 2 a_i b_j, some rows of `a` at a time. Shape: (n, M)."""
     check_features(a, b)
     mean = b.mean(axis=0, dtype=np.float64)  # at 0, so that norms are not much larger than distances

@@ -1,4 +1,4 @@
-"""What a run is: its plan, its schedule, what it starts from and where; checked before any work."""
+"""The definition of a run: plan, schedule, starting model and folder; checked before any work."""
 
 import json
 import re
@@ -11,19 +11,19 @@ import torch
 
 from sparsegen.common.files import check_utf8, check_writable
 from sparsegen.training.projected import NETWORK as HEADS
-from sparsegen.zoo.bundled import COMPANIONS
+from sparsegen.zoo.bundled import AUXILIARY
 from sparsegen.zoo.checkpoint import find_checkpoint, read_config
 from sparsegen.zoo.spec import ModelSpec
 
-FILES = ("run.json", "metrics.jsonl", "samples", "checkpoints", "best")  # of a run's folder
+RUN_FILES = ("run.json", "metrics.jsonl", "samples", "checkpoints", "best")  # of a run's folder
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run trains, on what and how; two runs of one plan on one machine end in the same weights.
+class RunPlan:
+    """The model, data and settings of a run. Two runs of one plan on one machine end in the same weights.
 
-    `k` is of each projected level, Γ1 first; None takes the k of the source, where that is of the same regularizer,
-    and else the column's.
+    `k` is given per projected level, Γ1 first; None: the k of the starting model if it has the same regularizer, else
+    the regularizer's.
     """
 
     model: str
@@ -34,12 +34,12 @@ class Plan:
     batch_size: int = 64
     precision: str = "no"  # or "bf16": about 1.8x faster where `has_bfloat16`
     flip: bool = True
-    share: float = 1.0  # of the images of `data` that are trained on
-    rate: float = 1.0  # of learning, as a multiple of the recipe's
+    share: float = 1.0  # of the images of `data` used for training
+    rate: float = 1.0  # factor of the recipe's learning rates
     start_from: str | None = None
-    warm_up: int = 0  # steps of the discriminator alone; none where `start_from` brings its own
-    features: str | None = None  # frozen network under the heads of the projected recipe
-    classes: int | None = None  # labels, where they are not as many as the architecture has by default
+    warm_up: int = 0  # steps of the discriminator alone; 0 if `start_from` has its own
+    features: str | None = None  # frozen network of the projected recipe
+    classes: int | None = None  # number of labels, if not the architecture's default
 
     @property
     def spec(self) -> ModelSpec:
@@ -47,23 +47,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Source:
-    """The checkpoint that a run started from, as the run remembers it when that is gone."""
+class StartingModel:
+    """The checkpoint that a run started from, recorded because the checkpoint may be deleted."""
 
     model: str
     steps: int | None
     discriminator: bool
     k: Sequence[int] | None = None
     class_names: Sequence[str] = ()
-    heads: str | None = None  # the frozen network under the projected heads that it brings
+    heads: str | None = None  # frozen network of its projected heads
 
     @classmethod
     def of(cls, checkpoint: Path) -> Self:
         config = read_config(checkpoint)
         training = config.get("training", {})
-        discriminator, heads = (
-            (checkpoint / COMPANIONS[name]).is_file() for name in ("discriminator", HEADS)
-        )
+        discriminator, heads = ((checkpoint / AUXILIARY[name]).is_file() for name in ("discriminator", HEADS))
         return cls(
             config["model"],
             training.get("steps"),
@@ -79,43 +77,41 @@ class Source:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run is, and after how many steps it is measured, saved, and judged and drawn."""
+    """Length of a run, and the steps between measurements, checkpoints, and evaluations with samples."""
 
     steps: int
     measure_every: int = 100
     save_every: int = 500
-    judge_every: int = 2_000
+    eval_every: int = 2_000
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """The device of a name, or a GPU where there is one: this process's own, where there are several.
+    """Returns the named device; None: a GPU if there is one, with several processes the one of this process.
 
-    Raises: ValueError if torch has no such device here.
+    Raises: ValueError if torch does not have the device.
     """
     from accelerate import PartialState
 
     if name is None:
         return PartialState().device
     if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
-        raise ValueError(f"a device is cpu, cuda, cuda:N or mps; got {name!r}")
+        raise ValueError(f"a device must be cpu, cuda, cuda:N or mps; got {name!r}")
     device = torch.device(name)
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= (count := counts[device.type]):
-        raise ValueError(
-            f"no device {name} here, where torch finds {count} of {device.type}: use another, as cpu"
-        )
+        raise ValueError(f"no device {name}: torch finds {count} of {device.type}; use another, e.g. cpu")
     return device
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of the run in a folder, oldest first."""
+    """Lists the checkpoints of the run in a folder, oldest first."""
     return sorted((folder / "checkpoints").glob("[0-9]*"))
 
 
 def _find_origin(spec: ModelSpec, start_from: str) -> Path:
-    """Finds the checkpoint that a run of `spec` is to start from.
+    """Finds the checkpoint that a run of `spec` starts from.
 
-    Raises: as `find_checkpoint` and `read_config`; ValueError if it is of another architecture or width.
+    Raises: As `find_checkpoint` and `read_config`; ValueError on another architecture, width or image size.
     """
     checkpoint = find_checkpoint(start_from)
     source = ModelSpec.from_config(read_config(checkpoint))
@@ -123,23 +119,23 @@ def _find_origin(spec: ModelSpec, start_from: str) -> Path:
     theirs, asked = ([getattr(one, name) for name in kept] for one in (source, spec))
     if theirs != asked:
         raise ValueError(
-            f"{spec.name} cannot start from a {source.name}: fine-tuning keeps architecture, atoms and image size, "
-            f"{', '.join(map(str, theirs))} there, {', '.join(map(str, asked))} asked"
+            f"{spec.name} cannot start from a {source.name}: fine-tuning keeps architecture, atoms and image size; "
+            f"the source has {', '.join(map(str, theirs))}, requested are {', '.join(map(str, asked))}"
         )
     return checkpoint
 
 
 def _check_folder(folder: Path) -> None:
-    """Finds out before any work whether a run may be begun, or gone on with, in a folder.
+    """Checks before any work that a run can be started or resumed in a folder.
 
-    Raises: OSError if nothing can be written there; FileExistsError if something is there that is named as a run's
-        files and is not of a run.
+    Raises: OSError if the folder cannot be written; FileExistsError if it holds files with the names of a run's files
+        and is not a run.
     """
     check_writable(folder / "run.json")
-    foreign = [name for name in FILES if (folder / name).exists()]
+    foreign = [name for name in RUN_FILES if (folder / name).exists()]
     if foreign and not checkpoints(folder) and not _is_plan(folder / "run.json"):
         raise FileExistsError(
-            f"{folder} has {', '.join(foreign)} and is no folder of a run, which would replace them: choose another "
+            f"{folder} is not a run and has {', '.join(foreign)}, which a run would overwrite: choose another "
             f"folder"
         )
 
@@ -154,12 +150,12 @@ def _is_plan(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins or goes on, found fit for it by `check_start`.
+    """A folder where a run starts or resumes, checked by `check_start`.
 
     Attributes:
-        goes_on: There are checkpoints to go on from.
-        resume: To go on is what was asked for.
-        origin: The checkpoint whose weights a new run starts from; None: from none.
+        goes_on: There are checkpoints to resume from.
+        resume: Resuming was requested.
+        origin: The checkpoint whose weights a new run starts from; None: random weights.
     """
 
     folder: Path
@@ -176,15 +172,15 @@ def check_start(
     resume: bool = False,
     device: str | None = None,
 ) -> Start:
-    """Finds out before any work whether a run may be begun, or gone on with, in a folder.
+    """Checks before any work that a run can be started or resumed in a folder.
 
     Args:
-        start_from: The model that is fine-tuned, if any.
-        resume: Go on with the run in the folder; without a checkpoint there, it starts at step 0.
+        start_from: The model to fine-tune, if any.
+        resume: Resume the run in the folder; without a checkpoint it starts at step 0.
         device: See `find_device`.
 
-    Raises: OSError if nothing can be written there; FileExistsError if the folder holds what is no run; ValueError if
-        there is no such device, or the model cannot be started from.
+    Raises: OSError if the folder cannot be written; FileExistsError if it is not a run; ValueError if the device does
+        not exist, or the run cannot start from the model.
     """
     folder = Path(folder)
     check_utf8(folder)
@@ -193,7 +189,7 @@ def check_start(
     found = find_device(device)
     origin = (
         _find_origin(spec, start_from) if start_from and not goes_on else None
-    )  # else it has all it needs
+    )  # a resumed run does not need it
     return Start(folder, found, goes_on, resume, origin)
 
 
@@ -204,8 +200,8 @@ def read_plan(path: Path) -> dict:
         raise ValueError(f"{path} cannot be read ({error}): restore it, or choose another folder") from None
 
 
-def with_k(plan: Plan, source: Source | None) -> Plan:
-    """The plan with its k written out."""
+def with_k(plan: RunPlan, source: StartingModel | None) -> RunPlan:
+    """Returns the plan with an explicit k."""
     if plan.k is not None:
         return plan
     if source and source.k is not None and ModelSpec.parse(source.model).regularizer == plan.spec.regularizer:
@@ -214,18 +210,18 @@ def with_k(plan: Plan, source: Source | None) -> Plan:
 
 
 def _columns_k(model: str) -> tuple[int, ...]:
-    """The k of a model's column."""
-    return tuple(dial.k for dial in ModelSpec.parse(model).dials)
+    """Returns the k of a model's regularizer."""
+    return tuple(k_range.k for k_range in ModelSpec.parse(model).k_ranges)
 
 
 def identity(plan: dict) -> dict:
-    """What two plans of one run have in common: the data's fingerprint, however data and source are spelled.
+    """Returns the entries in which two plans of one run must agree. Data count by fingerprint, not by path.
 
-    What an older plan does not say was as it is by default.
+    Entries that an older plan lacks have their defaults.
     """
     if plan.get("k") is None:
         plan = plan | {"k": list(_columns_k(plan["model"]))}
     source = plan.get("start_from")
-    defaults = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
+    defaults = {field.name: field.default for field in fields(RunPlan) if field.default is not MISSING}
     same = {key: value for key, value in (defaults | plan).items() if key != "data"}
     return same | {"start_from": source and Path(source).name}

@@ -2,11 +2,11 @@
 
     images -> frozen network -> maps at several scales -> frozen random mixing -> one head per scale -> scores
 
-The frozen network knows pictures before the training starts, so that the heads ask early for shapes that one can
-recognize. It sees no fine grid noise, which a discriminator of pixels beside it does (Kumari et al., 2022).
+The frozen network is trained before, so that the heads reward recognizable shapes early. It does not detect fine grid
+noise; an additional discriminator of pixels does (Kumari et al., 2022).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,24 +16,24 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from sparsegen.training.augment import Augment
 from sparsegen.training.classifier import Classifier, open_classifier, trained_on
-from sparsegen.training.terms import Forward
+from sparsegen.training.terms import LossInputs
 from sparsegen.zoo.blocks import needed
 from sparsegen.zoo.spec import ModelSpec
 
-NETWORK = "projected"  # by which phases, terms and checkpoints have it
+NETWORK = "projected"  # its name in phases, terms and checkpoints
 SMALLEST = 4  # side that a head reduces its map to
 WIDEST = 256  # channels of a head
 
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """A trained network that gives maps of an image at several scales; none of its weights is trained further.
+    """A trained network that returns maps of an image at several scales; its weights are fixed.
 
     Args:
-        name: By which a run records it.
+        name: Its name in the record of a run.
         channels, strides: Of each map, from the finest to the coarsest.
         network: In eval mode, its weights frozen.
-        maps: By that network from images (B, 3, H, W) in [-1, 1] to maps (B, C_i, H / stride_i, W / stride_i).
+        maps: Function from images (B, 3, H, W) in [-1, 1] to maps (B, C_i, H / stride_i, W / stride_i).
     """
 
     name: str
@@ -44,7 +44,7 @@ class FrozenFeatures:
 
 
 def classifier_features() -> FrozenFeatures:
-    """Our own CIFAR-10 classifier. Raises: FileNotFoundError if its weights are missing."""
+    """Opens our CIFAR-10 classifier. Raises: FileNotFoundError if its weights are missing."""
     network = open_classifier()
     return FrozenFeatures(
         "cifar10-classifier", Classifier.channels, Classifier.strides, network, network.maps
@@ -52,7 +52,7 @@ def classifier_features() -> FrozenFeatures:
 
 
 def efficientnet_features() -> FrozenFeatures:
-    """EfficientNet-Lite0, trained on ImageNet, on images that are enlarged three times, to at least 96 pixels.
+    """Opens EfficientNet-Lite0, trained on ImageNet; images are enlarged three times, to at least 96 pixels.
 
     Raises: ImportError if its packages are not installed.
     """
@@ -83,43 +83,41 @@ FEATURES = {"cifar10-classifier": classifier_features, "efficientnet-lite0": eff
 def open_frozen(name: str) -> FrozenFeatures:
     """Opens a feature network by its name.
 
-    Raises: ValueError listing the names; FileNotFoundError, ImportError with the remedy if it is not installed.
+    Raises: ValueError listing the names; FileNotFoundError, ImportError if it is not installed.
     """
     if name not in FEATURES:
-        raise ValueError(f"no feature network {name!r}: there are {', '.join(FEATURES)}")
+        raise ValueError(f"no feature network {name!r}: choose one of {', '.join(FEATURES)}")
     return FEATURES[name]()
 
 
-def find_frozen(spec: ModelSpec, name: str) -> FrozenFeatures | None:
-    """Opens the feature network that somebody asked for by name, or finds out that "auto" will open one.
+def find_frozen(spec: ModelSpec, name: str) -> dict[str, FrozenFeatures]:
+    """Opens the feature networks that a model may be trained with; `frozen_for` selects one by the images.
 
-    Returns: None if the recipe needs none, or for "auto": then `frozen_for` chooses by the images.
-    Raises: ValueError if the recipe needs none and one is named; as `open_frozen`.
+    Returns: By name: the named network, all for "auto", none for another recipe.
+    Raises: ValueError if a network is named for another recipe; as `open_frozen`.
     """
     if spec.recipe != NETWORK:
         if name != "auto":
             raise ValueError(
-                f"features are of the projected recipe, and {spec.name} has its own: leave them out, or train "
+                f"features are only for the projected recipe, and {spec.name} has its own: omit them, or train "
                 f"{spec.name}.projected"
             )
-        return None
-    if name != "auto":
-        return open_frozen(name)
-    for known in FEATURES:
-        open_frozen(known)
-    return None
+        return {}
+    return {known: open_frozen(known) for known in (FEATURES if name == "auto" else (name,))}
 
 
-def frozen_for(fingerprint: str) -> FrozenFeatures:
-    """Our own classifier for the images that it was trained on, EfficientNet-Lite0 for others."""
-    return open_frozen("cifar10-classifier" if fingerprint == trained_on() else "efficientnet-lite0")
+def frozen_for(found: Mapping[str, FrozenFeatures], fingerprint: str) -> FrozenFeatures | None:
+    """Selects from several networks our classifier for its training images, else EfficientNet-Lite0."""
+    if len(found) <= 1:
+        return next(iter(found.values()), None)
+    return found["cifar10-classifier" if fingerprint == trained_on() else "efficientnet-lite0"]
 
 
 class Mixing(nn.Module):
-    """Random convolutions that stay as they are drawn: 1 x 1 within each scale, then 3 x 3 from coarse to fine.
+    """Random convolutions that are not trained: 1 x 1 within each scale, then 3 x 3 from coarse to fine.
 
-    They spread what the frozen network attends to over all channels, so that a head cannot rely on a few of them
-    (Sauer et al., 2021, section 3.2). They are buffers: saved with the heads, never trained.
+    They mix the channels of the frozen network, so that a head cannot rely on a few of them (Sauer et al., 2021,
+    section 3.2). They are buffers, saved with the heads.
 
     Shape: maps (B, C_i, H_i, W_i) -> maps (B, outputs_i, H_i, W_i).
     """
@@ -142,8 +140,8 @@ class Mixing(nn.Module):
 
 
 class Head(nn.Module):
-    """Scores every place of a map, after strided convolutions down to a side of about 4; with classes, also how well
-    it fits the label (projection, Miyato & Koyama, 2018).
+    """Scores every position of a map, after strided convolutions to a side of about 4; with classes, also its fit to
+    the label (projection, Miyato & Koyama, 2018).
 
     Shape: map (B, C, H, W), labels (B,) -> scores (B, 1, h, w).
     """
@@ -171,7 +169,7 @@ class Head(nn.Module):
 class ProjectedDiscriminator(nn.Module):
     """One head per scale of a frozen network's mixed features.
 
-    The frozen network is no part of the module's state: checkpoints name it.
+    The frozen network is not in the state dict; checkpoints record its name.
 
     Args:
         side: Of the square images, in pixels.
@@ -186,11 +184,11 @@ class ProjectedDiscriminator(nn.Module):
         super().__init__()
         if side / features.strides[-1] < 2:
             raise ValueError(
-                f"{features.name} halves images until the side is divided by {features.strides[-1]:g}, which leaves "
-                f"nothing of {side} pixels: use images of at least {2 * features.strides[-1]:.0f} pixels"
+                f"{features.name} divides the side of images by {features.strides[-1]:g}, and {side} pixels are too "
+                f"few: use images of at least {2 * features.strides[-1]:.0f} pixels"
             )
         outputs = [width, *[2 * width] * (len(features.channels) - 1)]
-        self._features = features  # no module, so that its network is not registered as a part of this one
+        self._features = features  # not a module, so its network is not registered as a submodule
         self.mixing = Mixing(features.channels, outputs)
         self.heads = nn.ModuleList(
             Head(channels, _halvings(side / stride), classes)
@@ -202,20 +200,20 @@ class ProjectedDiscriminator(nn.Module):
         return [head(x, labels) for head, x in zip(self.heads, maps, strict=True)]
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "ProjectedDiscriminator":
-        """Moves the frozen network along to another device."""
+        """Moves the frozen network to another device, too."""
         self._features.network._apply(change)
         return super()._apply(change, recurse)
 
 
 @dataclass(frozen=True)
 class ProjectedHinge:
-    """The heads' loss: the hinge of every scale, over all places, added up."""
+    """The heads' loss: the sum of the hinge losses of all scales, each the mean over positions."""
 
     augment: Augment
 
-    def __call__(self, forward: Forward) -> Tensor:
-        real = _scores(forward, forward.draw.real, forward.draw.labels, self.augment)
-        fake = _scores(forward, forward.made, forward.draw.fake_labels, self.augment)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        real = _scores(inputs, inputs.batch.real, inputs.batch.labels, self.augment)
+        fake = _scores(inputs, inputs.made, inputs.batch.fake_labels, self.augment)
         return sum(F.relu(1 - score).mean() for score in real) + sum(
             F.relu(1 + score).mean() for score in fake
         )
@@ -223,18 +221,18 @@ class ProjectedHinge:
 
 @dataclass(frozen=True)
 class ProjectedScore:
-    """The generator's loss beside `ProjectedHinge`: the negative score of every scale, added up."""
+    """The generator's loss for `ProjectedHinge`: the sum of the negative mean scores of all scales."""
 
     augment: Augment
 
-    def __call__(self, forward: Forward) -> Tensor:
-        fake = _scores(forward, forward.made, forward.draw.fake_labels, self.augment)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        fake = _scores(inputs, inputs.made, inputs.batch.fake_labels, self.augment)
         return -sum(score.mean() for score in fake)
 
 
-def _scores(forward: Forward, images: Tensor, labels: Tensor | None, augment: Augment) -> list[Tensor]:
-    heads = forward.draw.networks[NETWORK]
-    seen = augment(images, forward.draw.random).contiguous(memory_format=torch.channels_last)
+def _scores(inputs: LossInputs, images: Tensor, labels: Tensor | None, augment: Augment) -> list[Tensor]:
+    heads = inputs.batch.networks[NETWORK]
+    seen = augment(images, inputs.batch.random).contiguous(memory_format=torch.channels_last)
     return [score.float() for score in heads(seen, labels)]
 
 

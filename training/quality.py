@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsegen.common.progress import ProgressBar, no_progress_bar
 from sparsegen.pictures import images as pixels
 from sparsegen.training.data import Images
 from sparsegen.training.evaluation import Samples
 from sparsegen.training.neighbors import K, coverage
-from sparsegen.training.reference import Bar, Reference, silent
+from sparsegen.training.reference import Reference
 
 NEAR = 0.05  # quantile of the test images' distances; below it a sample counts as near to a training image
 LEAST = K + 1  # images on either side that precision and recall need
@@ -44,7 +45,9 @@ class Quality:
     memorized: float | None
 
 
-def measure_quality(samples: Samples, real: Reference, bar: Bar = silent) -> tuple[Quality, list[str]]:
+def measure_quality(
+    samples: Samples, real: Reference, bar: ProgressBar = no_progress_bar
+) -> tuple[Quality, list[str]]:
     """Measures samples by the features of the network of `real`.
 
     Returns: What was found, and a sentence for each measure that is missing and could have been expected.

@@ -1,4 +1,4 @@
-"""How each architecture is trained: phases of terms, the optimizer, and the penalty of the L1 column."""
+"""The training of each architecture: phases of loss terms, optimizers, and the penalty of the L1 column."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from sparsegen.zoo.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Phase:
-    """The updates of one network in a step; its loss is the sum of terms.
+    """The updates of one network in a step. Its loss is the sum of the terms.
 
     `network` is "generator", "discriminator" or "encoder".
     """
@@ -31,7 +31,7 @@ class Phase:
     updates: int = 1
 
     def at_rate(self, rate: float) -> "Phase":
-        """This phase, with another learning rate."""
+        """Returns this phase with another learning rate."""
         return replace(self, optimizer=partial(self.optimizer, lr=rate))
 
 
@@ -53,17 +53,17 @@ def half_then_linear(fraction: float) -> float:
 class Recipe:
     """The training of one architecture.
 
-    Choice: `ema`, the decay of the averaged generator that is evaluated and published. Most of the original
-    recipes have none; at the short lengths that a CPU affords the average is better, and all columns get it
-    alike. BigGAN's own starts at step 1000; ours, from the start, with a window that grows (`loop.train`).
+    Choice: `ema`, the decay of the averaged generator that is evaluated and published. Most of the original recipes
+    have no average. It improves short training on a CPU, and all columns use it. BigGAN's starts at step 1000, ours at
+    the first step with a growing window (`loop.train`).
 
-    Choice: all flip the real images at random (`plan.Plan`), those of cgan and msgan too, whose original does not.
+    Choice: all flip the real images at random (`plan.RunPlan`), unlike the originals of cgan and msgan.
 
     Attributes:
-        rate: From the share of the training that is done to the factor of the learning rate.
-        augment: Of all images that the discriminator sees, in all phases.
-        copies: Generated images for each real one; ModeSeeking wants two, of one label.
-        networks: What is trained beside the architecture's own networks, each made for a generator.
+        rate: From the share of the training that is done, in [0, 1), to the factor of the learning rate.
+        augment: Applied to all inputs of the discriminator, in all phases.
+        fakes_per_real: Generated images per real one; ModeSeeking needs two with the same label.
+        networks: Additional trained networks, each built for a generator.
     """
 
     phases: tuple[Phase, ...]
@@ -72,11 +72,11 @@ class Recipe:
     ema: float = 0.999
     rate: Callable[[float], float] = constant
     augment: Augment = augment.nothing
-    copies: int = 1
+    fakes_per_real: int = 1
     networks: Mapping[str, Callable[[Generator], nn.Module]] = field(default_factory=dict)
 
     def with_terms(self, network: str, more: Mapping[str, Term]) -> "Recipe":
-        """This recipe, with more terms in the loss of one network."""
+        """Returns this recipe with additional terms in the loss of one network."""
         phases = tuple(
             replace(phase, terms={**phase.terms, **more}) if phase.network == network else phase
             for phase in self.phases
@@ -84,13 +84,13 @@ class Recipe:
         return replace(self, phases=phases)
 
     def faster(self, factor: float) -> "Recipe":
-        """This recipe, with all learning rates times a factor.
+        """Returns this recipe with all learning rates multiplied by a factor.
 
-        Raises: ValueError if the factor is not above 0, or no number.
+        Raises: ValueError unless the factor is a finite number above 0.
         """
         if not 0 < factor < math.inf:
             raise ValueError(
-                f"a rate is a factor of the recipe's learning rates, above 0, as 0.1 or 4; got {factor}"
+                f"a rate must be a factor of the recipe's learning rates above 0, e.g. 0.1 or 4; got {factor}"
             )
         return replace(self, rate=lambda fraction: factor * self.rate(fraction))
 
@@ -136,7 +136,7 @@ RECIPES = {
     "cgan": Recipe(_pair(CROSS_ENTROPY, NON_SATURATING, adam(0.5, 0.999))),
     "wgan_gp": WGAN_GP,
     "wgan_gp_resnet": WGAN_GP,
-    "msgan": Recipe(  # the original's losses are sums over the two copies, which counts beside weight decay
+    "msgan": Recipe(  # the original's losses are sums over the two fakes, which matters with weight decay
         _pair(
             {"cross_entropy": Weighted(2, terms.cross_entropy)},
             {"non_saturating": Weighted(2, terms.non_saturating), "mode_seeking": terms.ModeSeeking(1)},
@@ -144,15 +144,15 @@ RECIPES = {
         ),
         batch_size=32,
         steps=312_400,
-        copies=2,
+        fakes_per_real=2,
     ),
     "sngan": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.0, 0.9)), rate=linear_decay),
     "sagan": Recipe(_pair(HINGE, NEGATIVE_SCORE, adam(0.5, 0.999), updates=5)),
     # Choice: the gradient's length for images in [0, 1] is compared with 1, as in WGAN-GP. The authors' code compares
-    # its root mean square, which asks for 55 times as much, and in the hinge branch with the sign turned, which pulls
-    # it to 0: of 16 atoms, at four times the rate, scores told nothing after 1,800 steps (hinge 2.000). With the usual
-    # sign it grew until all sigmoids were 0: 600 steps.
-    # Choice: batch norm's momentum is torch's own, not 0.001, which takes more steps than most of our runs have.
+    # its root mean square, a 55 times larger target, and in the hinge branch with the opposite sign, which pulls it to
+    # 0: with 16 atoms, at four times the rate, the scores did not separate real from generated images after 1,800 steps
+    # (hinge 2.000). With the usual sign it grew until all sigmoids were 0 after 600 steps.
+    # Choice: batch norm's momentum is torch's default, not 0.001, which needs more steps than most of our runs have.
     "ssgan": Recipe(
         (
             Phase("encoder", {"encoding": terms.Encoding(1, uniform_prior)}, adam(0.0, 0.9)),
@@ -160,14 +160,14 @@ RECIPES = {
                 "discriminator",
                 {
                     "reconstruction_hinge": terms.reconstruction_hinge,
-                    "turn_classes": terms.TurnClasses(0.5),
+                    "rotation_classification": terms.RotationClassification(0.5),
                     "gradient_penalty": terms.GradientPenalty(0.5, norm=1 / 2),
                 },
                 adam(0.0, 0.9),
             ),
             Phase(
                 "generator",
-                {"score_matching": terms.score_matching, "turn_matching": terms.TurnMatching(0.1)},
+                {"score_matching": terms.score_matching, "rotation_matching": terms.RotationMatching(0.1)},
                 adam(0.0, 0.9),
             ),
         ),
@@ -181,52 +181,52 @@ RECIPES = {
         "discriminator", {"consistency": terms.Consistency(10, terms.moved)}
     ),
 }
-# With a part of the data: stronger augmentation, and consistent with the image before it (Zhao et al., 2020).
-# Choice: as long as with all of the data, where the authors' script takes half as many steps at a tenth.
+# With a part of the data: stronger augmentation, and consistency with the unaugmented image (Zhao et al., 2020).
+# Choice: the same number of steps as with all data; the authors' script halves it at a tenth of the data.
 LOW_DATA = {
     "diffcr_biggan": replace(BIGGAN, augment=augment.chain(augment.translate, augment.cutout)).with_terms(
         "discriminator", {"consistency": terms.Consistency(10, terms.untouched)}
     ),
 }
-# Choice: the paper gives no weight. At 10 the penalty weighs about as much as the adversarial loss; at 1 it moved
-# nothing within 1,000 steps (density 0.466, against 0.470 without; 0.442 at 10; 32 atoms, seed 0).
+# Choice: the paper gives no weight. At 10 the penalty is about as large as the adversarial loss; at 1 it had no effect
+# within 1,000 steps (density 0.466, against 0.470 without; 0.442 at 10; 32 atoms, seed 0).
 PENALTIES: dict[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(10.0)}}
 
 
 def register_recipe(architecture: str, recipe: Recipe) -> None:
-    """Sets how an architecture of another package is trained; see `sparsegen.register_architecture`.
+    """Sets the recipe of an architecture of another package; see `sparsegen.register_architecture`.
 
-    Raises: ValueError if it has another recipe already.
+    Raises: ValueError if it has another recipe.
     """
     if RECIPES.setdefault(architecture, recipe) != recipe:
-        raise ValueError(f"there is another recipe for {architecture!r} already")
+        raise ValueError(f"{architecture!r} has another recipe already")
 
 
 def register_penalty(regularizer: str, terms: Mapping[str, Term]) -> None:
-    """Sets what a regularizer of another package adds to the generator's loss, by the name of each term.
+    """Sets the loss terms that a regularizer of another package adds to the generator's loss, by name.
 
-    Raises: ValueError if it has another penalty already.
+    Raises: ValueError if it has another penalty.
     """
     if PENALTIES.setdefault(regularizer, terms) != terms:
-        raise ValueError(f"there is another penalty of {regularizer!r} already")
+        raise ValueError(f"{regularizer!r} has another penalty already")
 
 
 DIFF_AUGMENT = augment.chain(augment.Color(0.5), augment.translate, augment.cutout)
 
 
 def with_projected_heads(recipe: Recipe, features: FrozenFeatures) -> Recipe:
-    """A row's recipe, with a discriminator over the features of a frozen network beside its own.
+    """Returns a recipe with an additional discriminator on features of a frozen network.
 
-    Both teach the generator in the same update.
-    Choice: the generator learns at half the rate of the paper's rows, everything else at twice that rate (two time
+    Both discriminators contribute to the same generator update.
+    Choice: the generator has half the learning rate of the paper's rows, everything else twice that rate (two time
     scales, Heusel et al., 2017), and the row's discriminator has two updates per step at most. At equal rates and one
-    update, biggan_tapered.ml made one prototype per class within 2,000 steps (seed 0: 65 % recognized, recall 0).
+    update, biggan_tapered.ml generated one prototype per class within 2,000 steps (seed 0: 65 % recognized, recall 0).
     Choice: the heads' score counts a third, about the mean over their three scales. With that and two updates, the
     fd-efficientnet-lite0 of biggan_tapered.ml was 533 after 1,000 steps, the recall 0.047, and 51 % were recognized; at
     full weight and one update 645, 0.005 and 52 % (seed 0, 2,000 samples).
     Choice: Adam with β (0, 0.99) and DiffAugment (Zhao et al., 2020) as in Sauer et al. (2021), its colors at half
-    the strength, since at full strength the samples of a first try were oversaturated. 64 images per batch at least:
-    batch norm in the heads.
+    the strength, because samples were oversaturated at full strength. At least 64 images per batch, for batch norm
+    in the heads.
     """
     heads = projected.NETWORK
     *others, generator = recipe.phases
@@ -247,25 +247,25 @@ def _heads(features: FrozenFeatures, generator: Generator) -> nn.Module:
 
 
 def recipe_of(spec: ModelSpec, share: float = 1.0, features: FrozenFeatures | None = None) -> Recipe:
-    """The recipe of a model: its architecture's, with its regularizer's penalty.
+    """Returns the recipe of a model: its architecture's, with its regularizer's penalty.
 
     Args:
-        share: Of the images that are trained on, of all there are.
-        features: The frozen network, of the projected recipe.
+        share: Share of the images used for training.
+        features: The frozen network of the projected recipe.
 
-    Raises: ValueError if there is no recipe, or it is the projected one and there are no features.
+    Raises: ValueError if there is no recipe, or the projected recipe has no features.
     """
     table = RECIPES | LOW_DATA if share < 1 else RECIPES
     row = get_architecture(spec.architecture)
     found = table.get(spec.architecture) or table.get(row.recipe or "")
     if found is None:
         raise ValueError(
-            f"there is no training recipe for {spec.architecture}: name one in its Architecture(recipe=…), or register "
-            f"it with sparsegen.training.recipes.register_recipe"
+            f"there is no training recipe for {spec.architecture}: set Architecture(recipe=…), or register one "
+            f"with sparsegen.training.recipes.register_recipe"
         )
     recipe = found.with_terms("generator", PENALTIES.get(spec.regularizer, {}))
     if spec.recipe != "projected":
         return recipe
     if features is None:
-        raise ValueError(f"{spec.name} is trained with the features of a frozen network: name one")
+        raise ValueError(f"{spec.name} is trained with features of a frozen network: give features")
     return with_projected_heads(recipe, features)

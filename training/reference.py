@@ -1,8 +1,6 @@
-"""Real images as a feature network sees them. What takes long to compute of them is kept in the cache."""
+"""Features of real images and what is derived from them, cached."""
 
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 import torch
 
 from sparsegen.common.files import cache_folder
+from sparsegen.common.progress import OnProgress, ProgressBar, no_progress_bar
 from sparsegen.training.cache import computed_once
 from sparsegen.training.data import Images
 from sparsegen.training.features import FeatureNetwork, check_images
@@ -17,12 +16,8 @@ from sparsegen.training.metrics import Statistics
 from sparsegen.training.neighbors import nearest
 from sparsegen.training.probe import Probe, fit_probe
 
-FORMAT = "1"  # of a cache file; a change of how features are computed raises it
+FORMAT = "1"  # of a cache file; increase it when the computation of features changes
 CHUNK = 500  # images between two calls of a progress callback
-
-Progress = Callable[[int, int], object]  # images done, images in all
-# Given what is done and its total, or None; what it yields takes how much is done, and the total once it is known.
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., object]]]
 
 
 def reference_features(
@@ -30,16 +25,16 @@ def reference_features(
     fingerprint: str,
     features: FeatureNetwork,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> np.ndarray:
-    """Computes the feature of each real image, or reads them if these images were measured before.
+    """Computes the feature of each real image, or reads them from the cache.
 
     Args:
         images: uint8 (N, H, W, 3), N >= 2.
-        fingerprint: Names these images in the cache, such as a hash of them: letters, digits and . _ -
-        cache_dir: None for reference/ in `cache_folder()`. A damaged file in it is computed again, and
-            where it cannot be written the features still come; a warning says so.
-        progress: Called with the images done and N; not at all if the cache has them.
+        fingerprint: Name of these images in the cache, e.g. a hash: letters, digits and . _ -
+        cache_dir: None: reference/ in `cache_folder()`. A damaged file is computed again. If the folder cannot be
+            written, a warning is logged and the features are returned.
+        progress: Called with the images done and N; not called if the features are cached.
 
     Shape: float32 (N, D).  Raises: ValueError on other images or another fingerprint.
     """
@@ -62,7 +57,7 @@ def reference_statistics(
     fingerprint: str,
     features: FeatureNetwork,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Statistics:
     """Computes the statistics of `reference_features`, or reads them.
 
@@ -79,22 +74,23 @@ def reference_statistics(
     return Statistics(tensors["mean"].numpy(), tensors["covariance"].numpy(), len(images))
 
 
-@contextmanager
-def silent(what: str, total: int | None):
-    yield lambda done, total=None: None
-
-
 class Reference:
-    """Training images, and test images where there are any, as one feature network sees them.
+    """The features of training images, and of test images if there are any, in one feature network.
 
-    Everything is computed when it is first asked for, and kept in the cache.
+    Everything is computed on first use and cached.
 
     Args:
-        test: None if there are none, or none that are not training images, too.
-        bar: Shows what is computed, and how far it is.
+        test: None if there are no test images that differ from the training images.
+        bar: Progress bar of the computations.
     """
 
-    def __init__(self, network: FeatureNetwork, train: Images, test: Images | None = None, bar: Bar = silent):
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        train: Images,
+        test: Images | None = None,
+        bar: ProgressBar = no_progress_bar,
+    ):
         self.network, self.train, self.test, self._bar = network, train, test, bar
 
     @cached_property
@@ -117,18 +113,18 @@ class Reference:
 
     @cached_property
     def probe(self) -> Probe | None:
-        """A linear classifier of the training images; None if they do not have labels of two classes."""
+        """A linear classifier of the training images; None without labels of at least two classes."""
         labels = self.train.labels
         if labels is None or labels.min() == labels.max():
             return None
         path = _path(None, self.network, self.train.fingerprint, len(self.train), "probe")
-        features = self.train_features  # before the bar, since they have one of their own
+        features = self.train_features  # before the bar: they have their own
         with self._bar(f"{self.network.metric}: linear classifier of {self.train.name}", None):
             return Probe(**computed_once(path, FORMAT, lambda: vars(fit_probe(features, labels.numpy()))))
 
     @cached_property
     def test_distances(self) -> np.ndarray | None:
-        """From each test image to its nearest training image. Shape: (N,)."""
+        """Distance from each test image to its nearest training image. Shape: (N,)."""
         if self.test is None:
             return None
 
@@ -140,8 +136,8 @@ class Reference:
         return computed_once(path, FORMAT, compute)["distances"].numpy()
 
     def nearest_train(self, features: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """The distances to the nearest training images, and which these are. Shape: (N, count) each."""
-        references = self.train_features  # before the bar, since they have one of their own
+        """Returns distances and rows of the nearest training images. Shape: (N, count) each."""
+        references = self.train_features  # before the bar: they have their own
         with self._bar(f"{self.network.metric}: nearest training images", len(features)) as show:
             return nearest(features, references, count, show)
 
@@ -156,9 +152,7 @@ def _path(
     folder: Path | None, features: FeatureNetwork, fingerprint: str, count: int, part: str = ""
 ) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", fingerprint):
-        raise ValueError(
-            f"a fingerprint names a file: 1 to 100 letters, digits and . _ - ; got {fingerprint!r}"
-        )
+        raise ValueError(f"a fingerprint must be 1 to 100 letters, digits and . _ - ; got {fingerprint!r}")
     folder = cache_folder() / "reference" if folder is None else Path(folder)
     name = "-".join(filter(None, (features.key, fingerprint, str(count), part)))
     return folder / f"{name}.safetensors"

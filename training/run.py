@@ -1,10 +1,10 @@
-"""A training run in its folder: resumed from its checkpoints, measured, drawn, its best generator kept.
+"""A training run in its folder, with checkpoints, measurements, samples and its best generator.
 
-run.json              what the run is, and what it started from; a resumed run must be the same
-metrics.jsonl         one line a measurement
+run.json              the plan of the run and its starting model; a resumed run must have the same
+metrics.jsonl         one line per measurement
 samples/STEP.png      images of fixed noise
 checkpoints/STEP/     config.json, generator.safetensors (the average), discriminator.safetensors (and
-                      encoder.safetensors) and state.safetensors, which is all that resuming needs
+                      encoder.safetensors) and state.safetensors, from which it resumes
 best/                 the checkpoint with the smallest Fréchet distance so far, without state.safetensors
 """
 
@@ -28,13 +28,13 @@ from sparsegen.common.files import (
 )
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.pictures import images as pictures
-from sparsegen.training.data import Batches, Images
-from sparsegen.training.loop import Networks, Progress, train
+from sparsegen.training.data import ImageLoader, Images
+from sparsegen.training.loop import Networks, TrainingStep, train
 from sparsegen.training.plan import (
-    Plan,
+    RunPlan,
     Schedule,
-    Source,
     Start,
+    StartingModel,
     check_start,
     checkpoints,
     identity,
@@ -42,63 +42,73 @@ from sparsegen.training.plan import (
     with_k,
 )
 from sparsegen.training.projected import NETWORK as HEADS
-from sparsegen.training.projected import open_frozen
+from sparsegen.training.projected import FrozenFeatures, open_frozen
 from sparsegen.training.recipes import recipe_of
 from sparsegen.zoo import labels
-from sparsegen.zoo.bundled import COMPANIONS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, WEIGHTS
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 STATE = "state.safetensors"
-KEPT = 2  # checkpoints: the last, and the one before it in case the last cannot be read
+KEPT = 2  # checkpoints: the last two, in case the last cannot be read
 
 
 def _check_labels(images: Images, classes: int, model: str) -> None:
-    """Raises: ValueError if a conditional model cannot be trained on these labels."""
+    """Raises: ValueError if a conditional model cannot be trained on the labels of the images."""
     if not classes:
         return
     if images.labels is None:
         why = f" ({images.unlabeled})" if images.unlabeled else ""
         raise ValueError(
-            f"{model} is conditional and {images.name} has no labels{why}: give data with labels, as one folder a "
-            f"class"
+            f"{model} is conditional and {images.name} has no labels{why}: give data with labels, e.g. one folder "
+            f"per class"
         )
     if (highest := int(images.labels.max())) >= classes:
         raise ValueError(
             f"{model} has {classes} classes, and {images.name} has labels up to {highest}: give data of "
-            f"{classes} classes at most"
+            f"at most {classes} classes"
         )
 
 
-Judge = Callable[[Generator], dict]
+Evaluator = Callable[[Generator], dict]
 
 
 class Run:
     """One training run and its folder.
 
+    Args:
+        frozen: The network `plan.features`, if it is open already; None: it is opened if the plan names one.
+
     Attributes:
-        judge: Measures the averaged generator; its "distance" picks the best checkpoint. None, as it is at first: not
-            judged. It is given to a run that was accepted, since making one may take minutes.
+        evaluator: Measures the averaged generator; its "distance" selects the best checkpoint. None, the default: no
+            evaluation. It is set after the run was accepted, because making one may take minutes.
         stopped: Whether `until` was stopped before the last step.
 
-    Raises: ValueError if the folder holds another run, or one already and it is not to go on. What is refused leaves
-        the folder as it was.
+    Raises: ValueError if the folder holds another run, or this one and `resume` is not set. The folder is then
+        unchanged.
     """
 
-    def __init__(self, start: Start, plan: Plan, images: Images, schedule: Schedule):
+    def __init__(
+        self,
+        start: Start,
+        plan: RunPlan,
+        images: Images,
+        schedule: Schedule,
+        frozen: FrozenFeatures | None = None,
+    ):
         from accelerate import Accelerator
 
         self.folder, self.schedule, device = start.folder, schedule, start.device
-        self.judge: Judge | None = None
+        self.evaluator: Evaluator | None = None
         self.stopped = False
         goes_on, origin = start.goes_on, start.origin
         recorded = read_plan(self.folder / "run.json") if goes_on else {}
         if goes_on:
-            self.source = Source(**recorded["source"]) if recorded.get("source") else None
+            self.source = StartingModel(**recorded["source"]) if recorded.get("source") else None
         else:
-            self.source = origin and Source.of(origin)
+            self.source = origin and StartingModel.of(origin)
         self.plan = plan = with_k(plan, self.source)
         if goes_on:
             self._check_same(recorded, start.resume)
@@ -107,26 +117,27 @@ class Run:
         if 0 < self.warm_up >= schedule.steps:
             raise ValueError(
                 f"the new discriminator warms up for {self.warm_up} steps and the run ends after "
-                f"{schedule.steps}, before the generator moves: train for more steps or shorten the warm-up, or "
-                f"start from a checkpoint with a discriminator: a run's own, or one exported with it"
+                f"{schedule.steps}, before the generator is trained: train for more steps or shorten the warm-up, or "
+                f"start from a checkpoint with a discriminator: one of a run, or a model exported with it"
             )
         if self.warm_up and origin:
             logger.warning(
-                "%s brings no discriminator: a new one learns for %d steps before the generator moves "
-                "(a run's own checkpoint has one, and so has a model exported with it)",
+                "%s has no discriminator: a new one is trained for %d steps before the generator is "
+                "(checkpoints of a run have one, and models exported with it)",
                 plan.start_from,
                 self.warm_up,
             )
         if plan.precision == "bf16" and not has_bfloat16(device.type):
             logger.warning(
-                "this %s has no instructions for bfloat16, which makes it far slower than float32: "
+                "this %s has no instructions for bfloat16, which is then much slower than float32: "
                 "use the precision no (float32)",
                 device.type,
             )
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
-        features = open_frozen(plan.features) if plan.features else None
-        self.recipe = recipe_of(plan.spec, plan.share, features).faster(plan.rate)
-        self.batches = Batches(
+        if frozen is None and plan.features:
+            frozen = open_frozen(plan.features)
+        self.recipe = recipe_of(plan.spec, plan.share, frozen).faster(plan.rate)
+        self.batches = ImageLoader(
             images,
             plan.batch_size,
             plan.seed,
@@ -146,28 +157,28 @@ class Run:
         if self.accelerator.is_main_process:
             self._claim(new=not goes_on)
 
-    def __iter__(self) -> Iterator[Progress]:
-        """Trains; saves, measures and judges as it goes. Closing the iterator leaves the last saved state."""
+    def __iter__(self) -> Iterator[TrainingStep]:
+        """Trains, measures, evaluates and saves. After closing the iterator, the last saved state remains."""
         for progress in self._steps():
             self.step = progress.step
             if progress.metrics:
                 self._log({"step": self.step, **progress.metrics})
             last = self.step == self.schedule.steps
-            if self.step % self.schedule.judge_every == 0 or last:
-                self._judge()
+            if self.step % self.schedule.eval_every == 0 or last:
+                self._evaluate()
             if self.step % self.schedule.save_every == 0 or last:
                 self.save()
             yield progress
 
     @property
     def generator(self) -> Generator:
-        """The generator with the running average of the weights, in eval mode: what checkpoints hold."""
+        """The generator with averaged weights, in eval mode, as in checkpoints."""
         return self.networks.averaged
 
-    def until(self, stop: Callable[[], bool]) -> Iterator[Progress]:
-        """Trains as iterating does, but ends after the step in which any process is to stop: then all is saved.
+    def until(self, stop: Callable[[], bool]) -> Iterator[TrainingStep]:
+        """Trains as iterating does, but saves and ends after the step in which `stop` returns True in any process.
 
-        `stopped` says afterwards which it was.
+        Sets `stopped`.
         """
         for progress in self:
             yield progress
@@ -176,7 +187,7 @@ class Run:
                 self.stopped = True
                 return
 
-    def _steps(self) -> Iterator[Progress]:
+    def _steps(self) -> Iterator[TrainingStep]:
         try:
             yield from train(
                 self.networks,
@@ -193,9 +204,9 @@ class Run:
             raise FloatingPointError(f"{error}: {self._remedy()}") from error
 
     def save(self) -> None:
-        """Writes a checkpoint as one whole: a kill or a full disk while writing leaves the one before it.
+        """Writes a checkpoint atomically.
 
-        Raises: RuntimeError if training has diverged, so that no checkpoint is given up for a broken one.
+        Raises: RuntimeError if training has diverged; older checkpoints are then kept.
         """
         if self.accelerator.is_main_process:
             state = self._finite_state()
@@ -206,27 +217,27 @@ class Run:
                 write_json(folder / "run.json", {"step": self.step, "best": self.best})
             for old in checkpoints(self.folder)[:-KEPT]:
                 shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()  # a process that ends has the others killed
+        self.accelerator.wait_for_everyone()  # when one process ends, the others are killed
 
     def agree(self, stop: bool) -> bool:
-        """Whether any process is to stop: then all do, after the same step, and none waits for another."""
+        """Returns whether any process has `stop` set, so that all stop after the same step."""
         if self.accelerator.num_processes == 1:
             return stop
         votes = torch.tensor(float(stop), device=self.networks.device)
         return bool(self.accelerator.reduce(votes, "sum"))
 
     def _class_names(self, images: Images) -> list[str]:
-        """Those of the images; where these have numbers alone, those of what the run started from."""
+        """Returns the class names of the images; if they have only numbers, those of the starting model."""
         known = list(self.source.class_names) if self.source else []
         if images.classes or images.labels is None or not known:
             return list(images.classes[: self.networks.generator.classes])
         return known + [str(label) for label in range(len(known), int(images.labels.max()) + 1)]
 
     def _check_same(self, recorded: dict, resume: bool) -> None:
-        """Raises: ValueError unless what the folder holds is this run, and it is to go on."""
+        """Raises: ValueError unless the folder holds this run and `resume` is set."""
         mine, theirs = identity(json.loads(json.dumps(asdict(self.plan)))), identity(recorded)
         differing = [
-            f"{key}: {theirs.get(key)!r} there, {value!r} asked"
+            f"{key}: {theirs.get(key)!r} there, {value!r} requested"
             for key, value in mine.items()
             if theirs.get(key) != value
         ]
@@ -238,7 +249,7 @@ class Run:
             raise ValueError(f"{self.folder} holds this run already: resume it, or choose another folder")
 
     def _claim(self, new: bool) -> None:
-        """Makes the folder this run's, without measurements of steps that are to be done again."""
+        """Writes run.json and removes measurements of steps that will be repeated."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if new:
             write_json(
@@ -261,46 +272,48 @@ class Run:
                 break
             except UNREADABLE as error:
                 reason = f"{type(error).__name__}: {error}"[:200]
-                logger.warning("%s cannot be read (%s): trying the checkpoint before it", folder, reason)
+                logger.warning("%s cannot be read (%s): trying the previous checkpoint", folder, reason)
         else:
             raise ValueError(
-                f"none of the checkpoints in {self.folder} can be read: start anew in another folder"
+                f"none of the checkpoints in {self.folder} can be read: start again in another folder"
             )
         self.step, self.best = step, best
 
     def _start_from(self, checkpoint: Path) -> None:
         try:
             load_weights(self.networks.generator, checkpoint / WEIGHTS)
-            for name, network in self.networks.companions.items():
+            for name, network in self.networks.auxiliary_networks.items():
                 if self.source.heads == self.plan.features if name == HEADS else self.source.discriminator:
-                    load_weights(network, checkpoint / COMPANIONS[name])
+                    load_weights(network, checkpoint / AUXILIARY[name])
         except ValueError as error:
             raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None
         if classes := self.networks.generator.classes:
-            order = labels.places(self.networks.averaged.class_names, self.source.class_names, classes)
-            for network in (self.networks.generator, *self.networks.companions.values()):
+            order = labels.class_permutation(
+                self.networks.averaged.class_names, self.source.class_names, classes
+            )
+            for network in (self.networks.generator, *self.networks.auxiliary_networks.values()):
                 labels.renumber(network, order)
         self.networks.start_average()
 
-    def _judge(self) -> None:
+    def _evaluate(self) -> None:
         if not self.accelerator.is_main_process:
             return
         self._finite_state()
         self._draw_samples()
-        if self.judge is None:
+        if self.evaluator is None:
             return
-        verdict = self.judge(self.networks.averaged)
-        self._log({"step": self.step, "evaluation": verdict})
-        if self.best is None or verdict["distance"] < self.best["distance"]:
-            self.best = {"step": self.step, **verdict}
+        evaluation = self.evaluator(self.networks.averaged)
+        self._log({"step": self.step, "evaluation": evaluation})
+        if self.best is None or evaluation["distance"] < self.best["distance"]:
+            self.best = {"step": self.step, **evaluation}
             with atomic_folder(self.folder / "best") as folder:
-                self._publish(folder, evaluation=verdict)
+                self._publish(folder, evaluation=evaluation)
 
     def _publish(self, folder: Path, **about: object) -> None:
-        """Writes what others need of this state: the config, the average, and the networks to tune it with."""
+        """Writes the config, the averaged generator and the auxiliary networks."""
         self.networks.averaged.save_pretrained(folder, training=self._about(), **about)
-        for name, network in self.networks.companions.items():
-            save_weights(network, folder / COMPANIONS[name], torch.float32)
+        for name, network in self.networks.auxiliary_networks.items():
+            save_weights(network, folder / AUXILIARY[name], torch.float32)
 
     def _finite_state(self) -> dict[str, torch.Tensor]:
         state = self.networks.state()
@@ -313,7 +326,7 @@ class Run:
         return state
 
     def _remedy(self) -> str:
-        """What to do about a run that has diverged."""
+        """Returns advice for a run that has diverged."""
         last = checkpoints(self.folder)
         again = f"start again from {last[-1]} in another folder" if last else "start again"
         lower = f"a lower rate than {self.plan.rate:g} or another seed"
@@ -330,7 +343,7 @@ class Run:
             append_line(self.folder / "metrics.jsonl", record)
 
     def _about(self) -> dict:
-        """What a checkpoint tells of its training: the plan, without the paths of this machine."""
+        """Returns the entry "training" of a checkpoint: the plan, without paths of this machine."""
         about = {**asdict(self.plan), "warm_up": self.warm_up, "steps": self.step}
         del about["model"], about["k"]  # the config has them
         if Path(self.plan.data).exists():
@@ -342,11 +355,11 @@ class Run:
 
 def open_run(
     folder: str | Path,
-    plan: Plan,
+    plan: RunPlan,
     images: Images,
     schedule: Schedule,
     resume: bool = False,
     device: str | None = None,
 ) -> Run:
-    """Begins a run of a plan in a folder, or goes on with it. Args, Raises: As `check_start` and `Run`."""
+    """Starts or resumes a run of a plan in a folder. Args, Raises: As `check_start` and `Run`."""
     return Run(check_start(folder, plan.spec, plan.start_from, resume, device), plan, images, schedule)

@@ -1,4 +1,4 @@
-"""Where images come from: the Hub, parquet files or a folder. Each opens as rows that are not decoded yet."""
+"""Image sources: the Hub, parquet files or a folder, opened as rows of encoded images."""
 
 import glob
 import logging
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-KINDS = " ".join(SUFFIXES)
+SUFFIX_LIST = " ".join(SUFFIXES)
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
 ACCEPTED = "a Hub dataset id such as 'cifar10', a .parquet file, or a folder of .parquet or image files"
 BLOCK = 256  # rows read at a time
 
 
 class NoSplitError(ValueError):
-    """A source does not have the split that it was asked for."""
+    """The source does not have the requested split."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Rows:
     """Encoded images.
 
     Attributes:
-        count: how many there are.
+        count: number of rows.
         labels: int64 (count,), all >= 0, or None.
-        read: from row numbers to these rows in ascending order, each a name for people and an image file.
-        classes: the names of the labels 0, 1, …; empty where they are not known.
-        unlabeled: why there are no labels where one may have expected them; else empty.
+        read: from row numbers to (name, image file) of these rows, in ascending order.
+        classes: the names of the labels 0, 1, …; empty if unknown.
+        unlabeled: the reason why expected labels are missing; else empty.
     """
 
     count: int
@@ -51,25 +51,25 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Images before any is read: a name for people, what tells them from others, and how to open them."""
+class ImageSource:
+    """A source before it is read: its name, a value that identifies its content, and a function that opens it."""
 
     name: str
     identity: Any
     open: Callable[[], Rows]
 
 
-def find_source(source: str | Path, split: str) -> Source:
-    """Tells a file, a folder and a Hub id apart.
+def find_source(source: str | Path, split: str) -> ImageSource:
+    """Finds out whether a source is a file, a folder or a Hub id.
 
-    Choice: an existing path wins over a Hub id of the same name.
+    Choice: an existing path takes precedence over a Hub id of the same name.
     """
     text = str(source)
     path = os.path.expanduser(text)
-    if os.path.isfile(path):  # False, not an error, for what no path can be
+    if os.path.isfile(path):  # False, not an error, for an invalid path
         if not path.lower().endswith(".parquet"):
             raise ValueError(f"{text} is neither a .parquet file nor a folder; give {ACCEPTED}")
-        return Source(text, _stamps([Path(path)]), partial(_parquet_rows, [path], text))
+        return ImageSource(text, _stamps([Path(path)]), partial(_parquet_rows, [path], text))
     if os.path.isdir(path):
         return _in_folder(Path(path), split, text)
     if isinstance(source, Path) or _looks_like_path(text):
@@ -83,37 +83,41 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _stamps(files: list[Path]) -> list[tuple[str, int, int]]:
-    """What changes when a file does: where each is, its size and when it was written."""
+    """Returns path, size and modification time of each file."""
     return [(str(file.absolute()), (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
 
 
 # ---- folders ----
 
 
-def _in_folder(folder: Path, split: str, name: str) -> Source:
+def _in_folder(folder: Path, split: str, name: str) -> ImageSource:
     if files := _files(folder, (".parquet",)):
         if others := _files(folder, SUFFIXES):
             log.warning(
-                "the .parquet files of %s are read, and not its %d image files, as %s",
+                "the .parquet files of %s are read; its %d image files are ignored, e.g. %s",
                 name,
                 len(others),
                 others[0],
             )
-        return Source(name, _stamps(files), lambda: _parquet_rows(_of_split(folder, split), name))
+        return ImageSource(name, _stamps(files), lambda: _parquet_rows(_of_split(folder, split), name))
     root = _split_folder(folder, split)
     found = _files(root, ("",))
     if unread := [file for file in found if _is_unread_image(file)]:
         log.warning(
-            "%d image files of %s are left out, as %s: %s are read", len(unread), name, unread[0], KINDS
+            "%d image files of %s are ignored, e.g. %s: only %s are read",
+            len(unread),
+            name,
+            unread[0],
+            SUFFIX_LIST,
         )
     if files := [file for file in found if file.name.lower().endswith(SUFFIXES)]:
-        as_split = f"its folder {root.name} is taken for a split" if root != folder else ""
-        return Source(name, _stamps(files), partial(_folder_rows, root, files, as_split))
-    raise ValueError(f"no images in {root} or below it (looked for {KINDS} and .parquet)")
+        as_split = f"its folder {root.name} is read as a split" if root != folder else ""
+        return ImageSource(name, _stamps(files), partial(_folder_rows, root, files, as_split))
+    raise ValueError(f"no images in {root} or below it (looked for {SUFFIX_LIST} and .parquet)")
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below a folder, by suffix, sorted; follows links, leaves out hidden files and folders."""
+    """Lists the files below a folder by suffix, sorted; follows links, ignores hidden files and folders."""
     names = sorted(Path(name).as_posix() for name in glob.iglob("**", root_dir=folder, recursive=True))
     files = (folder / name for name in names if name.lower().endswith(suffixes))
     return [file for file in files if file.is_file()]
@@ -125,7 +129,7 @@ def _is_unread_image(file: Path) -> bool:
 
 
 def _split_folder(folder: Path, split: str) -> Path:
-    """folder/train and so on, where all subfolders are named like splits; else the folder, as "train"."""
+    """Returns folder/SPLIT if all subfolders are named like splits; else the folder, which is "train"."""
     inside = {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
     if split in inside and inside <= SPLITS:
         return folder / split
@@ -135,9 +139,9 @@ def _split_folder(folder: Path, split: str) -> Path:
 
 
 def _folder_rows(root: Path, files: list[Path], as_split: str) -> Rows:
-    """Rows of image files; labels are their folders, if all lie one level deep in two folders or more.
+    """Returns rows of image files. Labels are their folders, if all files lie one level deep in at least two folders.
 
-    Folders are numbered in the order of their names; where all are numbers, in that of these.
+    Folders are numbered by name, or by value if all names are numbers.
     """
     names = [file.relative_to(root).as_posix() for file in files]
     found = {name.partition("/")[0] for name in names if "/" in name}
@@ -155,20 +159,20 @@ def _folder_rows(root: Path, files: list[Path], as_split: str) -> Rows:
 
 
 def _why_unlabeled(names: list[str], classes: list[str], as_split: str) -> str:
-    """Why folders are no classes, or empty if they are, or if there are none."""
+    """Returns the reason why folders are not classes; empty if they are, or if there are none."""
     if not classes:
         return as_split
     for name in names:
         if name.count("/") != 1:
-            return f"{name} lies {'deeper than' if '/' in name else 'outside of'} a class folder"
-    return f"{classes[0]} is the only class folder, and it takes two" if len(classes) == 1 else ""
+            return f"{name} lies {'deeper than' if '/' in name else 'outside'} a class folder"
+    return f"{classes[0]} is the only class folder; at least two are needed" if len(classes) == 1 else ""
 
 
 # ---- parquet and the Hub ----
 
 
 def _of_split(folder: Path, split: str) -> list[str]:
-    """The parquet files of a split, which `datasets` tells by their names; all are "train" if none says."""
+    """Returns the parquet files of a split, found by name; without split names all files are "train"."""
     from datasets.data_files import DataFilesDict, get_data_patterns
 
     literal = glob.escape(str(folder.absolute()))
@@ -184,7 +188,7 @@ def _parquet_rows(files: list[str], name: str) -> Rows:
     return _table_rows(pyarrow.dataset.dataset(files, format="parquet"), name)
 
 
-def _on_hub(name: str, split: str) -> Source:
+def _on_hub(name: str, split: str) -> ImageSource:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -192,7 +196,7 @@ def _on_hub(name: str, split: str) -> Source:
     except HFValidationError:
         raise ValueError(f"{name!r} is neither a path nor a Hub dataset id; give {ACCEPTED}") from None
     dataset = _download(name, split)
-    return Source(name, ["hub", name, dataset._fingerprint], partial(_hub_rows, dataset, name))
+    return ImageSource(name, ["hub", name, dataset._fingerprint], partial(_hub_rows, dataset, name))
 
 
 def _download(name: str, split: str) -> "datasets.Dataset":
@@ -201,18 +205,18 @@ def _download(name: str, split: str) -> "datasets.Dataset":
     from huggingface_hub import HfApi, constants, errors
 
     try:
-        if not constants.HF_HUB_OFFLINE:  # `load_dataset` would find out after 23 s of trying again
+        if not constants.HF_HUB_OFFLINE:  # `load_dataset` would retry for 23 s
             HfApi().dataset_info(name, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return datasets.load_dataset(name, split=split)
     except (errors.RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
         raise FileNotFoundError(
-            f"{name!r} is no file, no folder, and no Hub dataset that is open to you "
-            "(if it is private or gated: hf auth login)"
+            f"{name!r} is not a file, a folder or an accessible Hub dataset "
+            "(if it is private or gated, log in: hf auth login)"
         ) from error
     except (ConnectionError, TransportError) as error:
         raise ConnectionError(
-            f"no file or folder {name!r}, and the Hugging Face Hub, which may have such a dataset, is out of "
-            "reach: go online, set HF_HUB_OFFLINE=1 to use an earlier download, or give a parquet file or a "
+            f"no file or folder {name!r}, and the Hugging Face Hub cannot be reached to look for a dataset of this "
+            "name: go online, set HF_HUB_OFFLINE=1 to use an earlier download, or give a parquet file or a "
             "folder"
         ) from error
     except (ValueError, RuntimeError) as error:
@@ -266,7 +270,7 @@ def _labels(table: "pyarrow.dataset.Dataset", column: str, name: str) -> np.ndar
     with _damage_named(name):
         cells = table.to_table(columns=[column])[column]
     labels = cells.to_numpy()
-    if cells.null_count or (labels < 0).any():  # test sets hide theirs as null or -1
+    if cells.null_count or (labels < 0).any():  # hidden labels of test sets are null or -1
         log.warning("the labels of %s are not used: some are missing or negative", name)
         return None
     return labels.astype(np.int64)
@@ -274,7 +278,7 @@ def _labels(table: "pyarrow.dataset.Dataset", column: str, name: str) -> np.ndar
 
 @contextmanager
 def _damage_named(name: str) -> Iterator[None]:
-    """Adds what was read to pyarrow's "Unexpected end of stream"."""
+    """Adds the name of the source to pyarrow's "Unexpected end of stream"."""
     try:
         yield
     except OSError as error:
@@ -282,7 +286,7 @@ def _damage_named(name: str) -> Iterator[None]:
 
 
 def _name_and_file(row: int, cell: dict[str, Any] | None) -> tuple[str, bytes]:
-    """A row's number with the file name it remembers, and its image; empty where there is none."""
+    """Returns the row number with the recorded file name, and the image file; empty if there is none."""
     path, file = (cell["path"], cell["bytes"]) if cell else (None, None)
     if file is None and path and os.path.isfile(path):
         file = Path(path).read_bytes()

@@ -1,31 +1,32 @@
-"""From what somebody wants trained to a run: checked, with its images, its recipe and what judges it."""
+"""Creates a checked run from a configuration: its images, recipe and evaluator."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sparsegen.common.checks import check_integer
+from sparsegen.common.progress import OnProgress, ProgressBar, no_progress_bar
 from sparsegen.training import features as networks
 from sparsegen.training.data import Images, check_share, open_images
-from sparsegen.training.evaluation import draw, evaluate
-from sparsegen.training.loop import Progress
-from sparsegen.training.plan import Plan, Schedule, Start, check_start, read_plan
+from sparsegen.training.evaluation import draw, evaluate_samples
+from sparsegen.training.loop import TrainingStep
+from sparsegen.training.plan import RunPlan, Schedule, Start, check_start, read_plan
 from sparsegen.training.projected import find_frozen, frozen_for
 from sparsegen.training.recipes import recipe_of
-from sparsegen.training.reference import Bar, Reference, silent
-from sparsegen.training.run import Judge, Run
+from sparsegen.training.reference import Reference
+from sparsegen.training.run import Evaluator, Run
 from sparsegen.zoo.blocks import IMAGE_SIZES
 from sparsegen.zoo.checkpoint import read_config
-from sparsegen.zoo.dial import resolve
+from sparsegen.zoo.k_range import resolve
 from sparsegen.zoo.noise import MAX_COUNT, check_seed
 from sparsegen.zoo.spec import ModelSpec
 
-Callback = Callable[[Run, Progress], object]
+Callback = Callable[[Run, TrainingStep], object]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What is trained, on what, where and for how long; None takes the recipe's.
+    """Model, data, folder and settings of a training run. None: the recipe's value.
 
     Attributes:
         model: architecture[-atoms].regularizer[.recipe].
@@ -36,16 +37,16 @@ class TrainConfig:
         k: Non-zeros kept: one number, or one per projected level; None: those of `start_from`, if it has the same
             regularizer, or of the regularizer's density.
         start_from: A model to fine-tune: a bundled one, a checkpoint's folder, or owner/name on the Hub.
-        warm_up: Steps that a new discriminator gets to catch up, if `start_from` has none.
-        resume: Go on with the run in the folder.
+        warm_up: Steps that a new discriminator is trained alone, if `start_from` has none.
+        resume: Resume the run in the folder.
         precision: "no", which is float32, or "bf16".
-        limit: The first images only.
-        share: Of the images that are trained on, classes taken in turn.
-        rate: Learning rates, as a multiple of the recipe's.
-        features: Frozen network of the projected recipe; "auto" chooses by the images.
-        judge_every, save_every: Steps between Fréchet distances, and between checkpoints.
-        judge_count: Images drawn for a distance, 2 at least; 0 for no distances.
-        device: cpu, cuda, cuda:N or mps; None: a GPU where there is one.
+        limit: Maximum number of images read.
+        share: Share of the images used for training, in (0, 1], the same number of each class.
+        rate: Factor of the recipe's learning rates.
+        features: Frozen network of the projected recipe; "auto": chosen by the images.
+        eval_every, save_every: Steps between evaluations of the Fréchet distance, and between checkpoints.
+        eval_count: Images drawn for an evaluation, at least 2; 0: no evaluation.
+        device: cpu, cuda, cuda:N or mps; None: a GPU if there is one.
     """
 
     model: str
@@ -65,41 +66,42 @@ class TrainConfig:
     share: float = 1.0
     rate: float = 1.0
     features: str = "auto"
-    judge_every: int = 2_000
-    judge_count: int = 2_000
+    eval_every: int = 2_000
+    eval_count: int = 2_000
     save_every: int = 500
     device: str | None = None
 
 
-def start(config: TrainConfig, bar: Bar = silent, judged: Callable[[int, int], object] | None = None) -> Run:
-    """Makes a run, which iterating over it trains.
+def start(
+    config: TrainConfig,
+    bar: ProgressBar = no_progress_bar,
+    on_evaluation: Callable[[int, int], object] | None = None,
+) -> Run:
+    """Creates a run. Iterating over it trains.
 
     Args:
-        bar: Shows what takes long: decoding images, computing their features.
-        judged: Called while the run is judged, with the images measured, and all that are to be.
+        bar: Progress bar of decoding images and computing their features.
+        on_evaluation: Called during an evaluation with the images measured so far and their total.
 
-    Raises: TypeError, ValueError, OSError, before any work wherever it can be found out then.
+    Raises: TypeError, ValueError, OSError, before any work if possible.
     """
     spec = _sized(ModelSpec.parse(config.model), config.image_size)
     if config.k is not None:
-        spec = replace(spec, k=tuple(resolve(config.k, spec.dials)))
+        spec = replace(spec, k=tuple(resolve(config.k, spec.k_ranges)))
     check_share(config.share)
-    frozen = find_frozen(spec, config.features)  # before the images are decoded, which may take long
+    found = find_frozen(spec, config.features)  # before the images are decoded, which may take long
     check_seed(config.seed)
     place = check_start(config.out, spec, config.start_from, config.resume, config.device)
     if config.resume and not place.goes_on:
-        raise ValueError(
-            f"{config.out} holds no run to go on with: give the folder of a run, or do not resume"
-        )
-    if config.judge_count:
-        check_integer("judge_count", config.judge_count, 2, MAX_COUNT, "0, or the images drawn")
+        raise ValueError(f"{config.out} holds no run to resume: give the folder of a run, or do not resume")
+    if config.eval_count:
+        check_integer("eval_count", config.eval_count, 2, MAX_COUNT, "0, or the number of images drawn")
     images = open_with_bar(config.data, bar, size=spec.image_size, limit=config.limit)
     spec = spec.with_classes(_classes(spec, config.classes, place, images))
     part = images.part(config.share)
-    if frozen is None and spec.recipe == "projected":
-        frozen = frozen_for(images.fingerprint)
+    frozen = frozen_for(found, images.fingerprint)
     recipe = recipe_of(spec, config.share, frozen).faster(config.rate)
-    run_plan = Plan(
+    run_plan = RunPlan(
         model=spec.name,
         k=spec.k,
         data=part.name,
@@ -111,23 +113,25 @@ def start(config: TrainConfig, bar: Bar = silent, judged: Callable[[int, int], o
         rate=config.rate,
         start_from=config.start_from,
         warm_up=config.warm_up if config.start_from else 0,
-        features=frozen and frozen.name,
+        features=frozen.name if frozen else None,
         classes=spec.classes,
     )
     schedule = Schedule(
-        config.steps or recipe.steps, save_every=config.save_every, judge_every=config.judge_every
+        config.steps or recipe.steps, save_every=config.save_every, eval_every=config.eval_every
     )
-    run = Run(place, run_plan, part, schedule)
-    if config.judge_count:  # by all images, so that distances of models trained on shares of them compare
-        run.judge = make_judge(images, config.judge_count, str(place.device), run_plan.features, bar, judged)
+    run = Run(place, run_plan, part, schedule, frozen)
+    if config.eval_count:  # uses all images, so that distances of models trained on shares are comparable
+        run.evaluator = make_evaluator(
+            images, config.eval_count, str(place.device), run_plan.features, bar, on_evaluation
+        )
     return run
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
-    """Trains a model, or fine-tunes one, and returns the finished run.
+    """Trains or fine-tunes a model and returns the finished run.
 
     Args:
-        config: What is trained, on what, where and for how long.
+        config: Model, data, folder and settings.
         callbacks: Each is called after every step with the run and its progress; if one returns True, the run saves
             and stops. `Run.stopped` is then True, and the same config with `resume=True` continues.
 
@@ -140,7 +144,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
     ...     pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
     ...     Image.fromarray(pixels).save(folder / f"{number}.png")
     >>> config = sparsegen.TrainConfig(
-    ...     "dcgan-8.ml", data=str(folder), out=folder / "run", steps=2, batch_size=4, judge_count=0
+    ...     "dcgan-8.ml", data=str(folder), out=folder / "run", steps=2, batch_size=4, eval_count=0
     ... )
     >>> run = sparsegen.train(config)
     >>> run.step, run.generator.sample(2).shape
@@ -154,9 +158,9 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
 
 
 def _sized(spec: ModelSpec, image_size: int | None) -> ModelSpec:
-    """The model at an image size; its name may say another one only if that is none.
+    """Returns the model at an image size.
 
-    Raises: ValueError if there is no such size, or the name says another one.
+    Raises: ValueError on an invalid size, or if the name has another one.
     """
     if image_size in (None, spec.image_size):
         return spec
@@ -168,7 +172,7 @@ def _sized(spec: ModelSpec, image_size: int | None) -> ModelSpec:
 
 
 def _classes(spec: ModelSpec, asked: int | None, place: Start, images: Images) -> int | None:
-    """The labels of a model that is to be trained: as asked, as it had before, or as the images have."""
+    """Returns the number of labels: as requested, as in the starting model or run, or as in the images."""
     if asked is not None or not spec.labels:
         return asked
     if place.goes_on:
@@ -179,28 +183,28 @@ def _classes(spec: ModelSpec, asked: int | None, place: Start, images: Images) -
 
 
 def open_with_bar(
-    data: str, bar: Bar, split: str = "train", size: int = IMAGE_SIZES[0], limit: int | None = None
+    data: str, bar: ProgressBar, split: str = "train", size: int = IMAGE_SIZES[0], limit: int | None = None
 ) -> Images:
-    """Opens images as `open_images` does, and shows how many are decoded."""
+    """Opens images as `open_images`, with a progress bar."""
     with bar(f"decoding {data}", None) as show:
         return open_images(data, split, size, limit, lambda done, total: show(done, total=total))
 
 
-def make_judge(
+def make_evaluator(
     images: Images,
     count: int,
     device: str,
     discriminator: str | None,
-    bar: Bar = silent,
-    progress: Callable[[int, int], object] | None = None,
-) -> Judge:
-    """Makes what measures the Fréchet distance of a fixed draw, to pick the best checkpoint by.
+    bar: ProgressBar = no_progress_bar,
+    progress: OnProgress | None = None,
+) -> Evaluator:
+    """Returns a function that measures the Fréchet distance of fixed samples, to select the best checkpoint.
 
-    The feature network is not the one in the discriminator, if another is of use on these images; else the record says
-    that it is not independent.
+    The feature network is not that of the discriminator if another one applies to these images; else the record is
+    marked as not independent.
 
     Args:
-        discriminator: The feature network that is in the discriminator, if any.
+        discriminator: The feature network of the discriminator, if any.
     """
     names = networks.named_networks("auto") + networks.second_networks(images.fingerprint)
     (name, *_), independent = networks.headline_first(names, discriminator)
@@ -208,7 +212,7 @@ def make_judge(
     real = {network.metric: Reference(network, images, bar=bar).statistics}
 
     def measure(generator) -> dict:
-        verdict = evaluate(draw(generator, [network], count, progress=progress), real)
-        return {**asdict(verdict), "independent": independent}
+        evaluation = evaluate_samples(draw(generator, [network], count, progress=progress), real)
+        return {**asdict(evaluation), "independent": independent}
 
     return measure

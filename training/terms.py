@@ -1,4 +1,4 @@
-"""Every loss: a term is a callable from what one update sees (`Forward`) to a scalar."""
+"""All losses. A term is a callable from `LossInputs` to a scalar."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,17 +13,17 @@ from torch.nn import functional as F
 from sparsegen.training.augment import Augment, chain, flip, nothing, translate
 
 
-class Draw:
-    """A mini-batch of images and of noise, with what the generator makes of it; shared by the phases.
+class Batch:
+    """A mini-batch of images and noise, with the images generated from it; shared by the phases.
 
-    Choice: what is generated has the labels of the real images, so that both are labeled alike.
+    Choice: generated images have the labels of the real ones, so that both have the same label distribution.
 
     Args:
         real, labels: (B, 3, H, W) in [-1, 1]; (B,) or None.
-        z: (copies B, z_dim): `copies` times the labels in their order.
-        random: For whatever else is drawn.
-        fraction: How much of the training is done, in [0, 1).
-        differentiable: Whether the generator will learn from this.
+        z: (fakes_per_real · B, z_dim); the labels repeat in their order.
+        random: For all other random numbers.
+        fraction: Share of the training that is done, in [0, 1).
+        differentiable: Whether the generator is trained on this batch.
     """
 
     def __init__(
@@ -48,35 +48,34 @@ class Draw:
             return generator(self.z, self.fake_labels)
 
 
-class Forward:
-    """What one update of one network sees.
+class LossInputs:
+    """The inputs of the loss terms in one update of one network.
 
-    `real` and `fake` are images (B, 3, H, W) in [-1, 1] as the discriminator sees them, augmented; `codes` the
-    sparse codes of the generated ones, Γ1 first; the scores what the discriminator says of each, (B,).
-    `reconstructed` is what the generator makes of what the encoder makes of the real images. Each is computed
-    when a term first asks for it.
+    `real` and `fake` are augmented images (B, 3, H, W) in [-1, 1], the input of the discriminator; `codes` are the
+    sparse codes of the generated images, Γ1 first; the scores are outputs of the discriminator, (B,).
+    `reconstructed` is G(E(x)) of the real images x. Each is computed on first use.
     """
 
-    def __init__(self, draw: Draw, trains: str, augment: Augment = nothing):
-        self.draw, self.trains, self.augment = draw, trains, augment
-        self.discriminator = draw.networks["discriminator"]
+    def __init__(self, batch: Batch, trains: str, augment: Augment = nothing):
+        self.batch, self.trains, self.augment = batch, trains, augment
+        self.discriminator = batch.networks["discriminator"]
 
     @cached_property
     def real(self) -> Tensor:
-        return self.augment(self.draw.real, self.draw.random)
+        return self.augment(self.batch.real, self.batch.random)
 
     @property
     def made(self) -> Tensor:
         """The generated images before any augmentation."""
-        return self._as_learned("generator", self.draw.generated[0])
+        return self._as_learned("generator", self.batch.generated[0])
 
     @cached_property
     def fake(self) -> Tensor:
-        return self.augment(self.made, self.draw.random)
+        return self.augment(self.made, self.batch.random)
 
     @property
     def codes(self) -> tuple[Tensor, ...]:
-        return self.draw.generated[1]
+        return self.batch.generated[1]
 
     @cached_property
     def real_scores(self) -> Tensor:
@@ -84,23 +83,23 @@ class Forward:
 
     @cached_property
     def fake_scores(self) -> Tensor:
-        return self.score(self.fake, self.draw.fake_labels)
+        return self.score(self.fake, self.batch.fake_labels)
 
     def score(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What the discriminator says of images with labels, those of the real ones by default, as float32."""
-        return self.discriminator(images, self.draw.labels if labels is None else labels).float()
+        """Returns the discriminator's scores of images as float32; labels default to those of the real images."""
+        return self.discriminator(images, self.batch.labels if labels is None else labels).float()
 
-    def turn_logits(self, images: Tensor) -> Tensor:
-        """What the second head says of images, (B, 5), as float32."""
-        return self.discriminator.turns(self.discriminator.features(images)).float()
+    def rotation_logits(self, images: Tensor) -> Tensor:
+        """Returns the logits of the rotation head, (B, 5), as float32."""
+        return self.discriminator.rotation_logits(images).float()
 
     @cached_property
     def encoded(self) -> Tensor:
-        return self._as_learned("encoder", self.draw.networks["encoder"](self.draw.real).float())
+        return self._as_learned("encoder", self.batch.networks["encoder"](self.batch.real).float())
 
     @cached_property
     def reconstructed(self) -> Tensor:
-        generator = self.draw.networks["generator"]
+        generator = self.batch.networks["generator"]
         with _statistics_kept(generator):
             return self._as_learned("encoder", generator(self.encoded)[0])
 
@@ -108,74 +107,74 @@ class Forward:
         return made if self.trains == network else made.detach()
 
 
-Term = Callable[[Forward], Tensor]
+Term = Callable[[LossInputs], Tensor]
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A term, times a weight."""
+    """A term multiplied by a weight."""
 
     weight: float
     term: Term
 
-    def __call__(self, forward: Forward) -> Tensor:
-        return self.weight * self.term(forward)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return self.weight * self.term(inputs)
 
 
-def cross_entropy(forward: Forward) -> Tensor:
+def cross_entropy(inputs: LossInputs) -> Tensor:
     """The discriminator's loss: cross-entropy of real against fake, on logits (Goodfellow et al., 2014)."""
-    return F.softplus(-forward.real_scores).mean() + F.softplus(forward.fake_scores).mean()
+    return F.softplus(-inputs.real_scores).mean() + F.softplus(inputs.fake_scores).mean()
 
 
-def non_saturating(forward: Forward) -> Tensor:
+def non_saturating(inputs: LossInputs) -> Tensor:
     """The generator's loss: -log D(G(z)), on logits (Goodfellow et al., 2014, section 3)."""
-    return F.softplus(-forward.fake_scores).mean()
+    return F.softplus(-inputs.fake_scores).mean()
 
 
-def hinge(forward: Forward) -> Tensor:
+def hinge(inputs: LossInputs) -> Tensor:
     """The discriminator's loss: E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (Lim & Ye, 2017)."""
-    return F.relu(1 - forward.real_scores).mean() + F.relu(1 + forward.fake_scores).mean()
+    return F.relu(1 - inputs.real_scores).mean() + F.relu(1 + inputs.fake_scores).mean()
 
 
-def wasserstein(forward: Forward) -> Tensor:
+def wasserstein(inputs: LossInputs) -> Tensor:
     """The discriminator's loss: E[D(G(z))] - E[D(x)] (Arjovsky et al., 2017)."""
-    return forward.fake_scores.mean() - forward.real_scores.mean()
+    return inputs.fake_scores.mean() - inputs.real_scores.mean()
 
 
-def negative_score(forward: Forward) -> Tensor:
+def negative_score(inputs: LossInputs) -> Tensor:
     """The generator's loss beside `hinge` and `wasserstein`: -E[D(G(z))]."""
-    return -forward.fake_scores.mean()
+    return -inputs.fake_scores.mean()
 
 
 @dataclass(frozen=True)
 class CodeL1:
     """The L1 penalty on Γ1: weight times its mean magnitude (App. C, item 1).
 
-    Choice: the paper gives no weight, and leaves open whether the norm is a sum or a mean; the mean makes the
-    weight independent of the width and of the batch.
+    Choice: the paper gives no weight and does not say whether the norm is a sum or a mean. With the mean, the weight
+    does not depend on the width and the batch.
     """
 
     weight: float
 
-    def __call__(self, forward: Forward) -> Tensor:
-        return self.weight * forward.codes[0].float().abs().mean()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return self.weight * inputs.codes[0].float().abs().mean()
 
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    """weight · E[(|∇D(x̂)| / norm - 1)²], x̂ anywhere between a real and a generated image (Gulrajani et al., 2017).
+    """weight · E[(|∇D(x̂)| / norm - 1)²], x̂ random between a real and a generated image (Gulrajani et al., 2017).
 
-    `norm` is the length that is asked for, over all pixels of an image in [-1, 1].
+    `norm` is the target length, over all pixels of an image in [-1, 1].
     """
 
     weight: float
     norm: float = 1.0
 
-    def __call__(self, forward: Forward) -> Tensor:
-        real, fake = forward.real, forward.fake.detach()
-        share = torch.rand(len(real), 1, 1, 1, generator=forward.draw.random).to(real)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        real, fake = inputs.real, inputs.fake.detach()
+        share = torch.rand(len(real), 1, 1, 1, generator=inputs.batch.random).to(real)
         between = (real + share * (fake[: len(real)] - real)).requires_grad_()
-        scores = forward.score(between)
+        scores = inputs.score(between)
         (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
         length = gradient.float().flatten(1).norm(dim=1)
         return self.weight * (length / self.norm - 1).square().mean()
@@ -183,146 +182,146 @@ class GradientPenalty:
 
 @dataclass(frozen=True)
 class ModeSeeking:
-    """weight / (r + 1e-5), r = E|G(z₂, y) - G(z₁, y)| / E|z₂ - z₁|: apart in z, apart in pixels (Mao et al., 2019).
+    """weight / (r + 1e-5), r = E|G(z₂, y) - G(z₁, y)| / E|z₂ - z₁| (Mao et al., 2019).
 
-    For a recipe of two copies, whose halves are z₁ and z₂.
+    For a recipe with `fakes_per_real` = 2: z₁ and z₂ are the halves of z.
     """
 
     weight: float
 
-    def __call__(self, forward: Forward) -> Tensor:
-        (image_1, image_2), (z_1, z_2) = forward.draw.generated[0].chunk(2), forward.draw.z.chunk(2)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        (image_1, image_2), (z_1, z_2) = inputs.batch.generated[0].chunk(2), inputs.batch.z.chunk(2)
         ratio = (image_2 - image_1).float().abs().mean() / (z_2 - z_1).abs().mean()
         return self.weight / (ratio + 1e-5)
 
 
-Other = Callable[[Forward], Tensor]
+Other = Callable[[LossInputs], Tensor]
 _move = chain(flip, translate)
 
 
-def moved(forward: Forward) -> Tensor:
-    """The real images that the discriminator sees, flipped by chance and shifted."""
-    return _move(forward.real, forward.draw.random)
+def moved(inputs: LossInputs) -> Tensor:
+    """Returns the augmented real images, randomly flipped and shifted."""
+    return _move(inputs.real, inputs.batch.random)
 
 
-def untouched(forward: Forward) -> Tensor:
-    """The real images before any augmentation."""
-    return forward.draw.real
+def untouched(inputs: LossInputs) -> Tensor:
+    """Returns the real images before any augmentation."""
+    return inputs.batch.real
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """weight · E[(D(x) - D(x'))²] of the real images, x' being `other` of them (Zhang et al., 2020).
+    """weight · E[(D(x) - D(x'))²] of the real images, x' = `other`(inputs) (Zhang et al., 2020).
 
-    Choice: x, x' and what was generated go through D one after the other, not as one batch, so that each pass is a
-    step of the power iteration of spectral norm, too.
+    Choice: x, x' and the generated images pass through D one after the other, not as one batch, so each pass is also a
+    step of the power iteration of spectral norm.
     """
 
     weight: float
     other: Other
 
-    def __call__(self, forward: Forward) -> Tensor:
-        return self.weight * (forward.real_scores - forward.score(self.other(forward))).square().mean()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return self.weight * (inputs.real_scores - inputs.score(self.other(inputs))).square().mean()
 
 
 # ---- SSGAN: multi-class minimax self-supervision over Dist-GAN (Tran et al., 2019) ----
 
 
-def turned(images: Tensor, turns: Tensor) -> Tensor:
-    """Turns each image by its number of quarter turns. Shape: (B, C, S, S), int (B,) -> (B, C, S, S)."""
-    quarters = torch.stack([images.rot90(turn, (2, 3)) for turn in range(4)])
-    return quarters[turns, torch.arange(len(images), device=images.device)]
+def rotated(images: Tensor, rotations: Tensor) -> Tensor:
+    """Rotates each image by a multiple of 90 degrees. Shape: (B, C, S, S), int (B,) -> (B, C, S, S)."""
+    quarters = torch.stack([images.rot90(rotation, (2, 3)) for rotation in range(4)])
+    return quarters[rotations, torch.arange(len(images), device=images.device)]
 
 
-def _turns(images: Tensor, random: torch.Generator, upto: int = 4) -> Tensor:
+def _rotations(images: Tensor, random: torch.Generator, upto: int = 4) -> Tensor:
     return torch.randint(upto, (len(images),), generator=random).to(images.device)
 
 
-def reconstruction_hinge(forward: Forward) -> Tensor:
-    """The discriminator's loss: a hinge on sigmoids, where what was encoded and generated again counts as real.
+def reconstruction_hinge(inputs: LossInputs) -> Tensor:
+    """The discriminator's loss: a hinge on sigmoids, in which reconstructed images count as real.
 
         w E[max(0, 1 - s(x))] + (1 - w) E[max(0, 1 - s(G(E(x))))] + E[max(0, 1 + s(G(z)))]
 
     w rises from 0.95 to 1 between half and three quarters of the training.
     """
-    real = 0.95 + 0.05 * min(1.0, max(0.0, (forward.draw.fraction - 0.5) / 0.25))
-    again = forward.score(forward.reconstructed)
+    real = 0.95 + 0.05 * min(1.0, max(0.0, (inputs.batch.fraction - 0.5) / 0.25))
+    again = inputs.score(inputs.reconstructed)
     return (
-        real * F.relu(1 - forward.real_scores.sigmoid()).mean()
+        real * F.relu(1 - inputs.real_scores.sigmoid()).mean()
         + (1 - real) * F.relu(1 - again.sigmoid()).mean()
-        + F.relu(1 + forward.fake_scores.sigmoid()).mean()
+        + F.relu(1 + inputs.fake_scores.sigmoid()).mean()
     )
 
 
-def score_matching(forward: Forward) -> Tensor:
+def score_matching(inputs: LossInputs) -> Tensor:
     """The generator's loss: |E[s(x)] - E[s(G(z))]|."""
-    return (forward.real_scores.sigmoid().mean() - forward.fake_scores.sigmoid().mean()).abs()
+    return (inputs.real_scores.sigmoid().mean() - inputs.fake_scores.sigmoid().mean()).abs()
 
 
 @dataclass(frozen=True)
-class TurnClasses:
-    """weight · cross-entropy of five classes, the four turns of real images and generated ones as they are.
+class RotationClassification:
+    """weight · cross-entropy of five classes: the four rotations of real images, and generated images.
 
-    As many images as in a batch, drawn from all of them.
+    The classes are drawn at random; the number of images is that of the batch.
     """
 
     weight: float
 
-    def __call__(self, forward: Forward) -> Tensor:
-        real, fake = forward.real, forward.fake
-        classes = _turns(real, forward.draw.random, 5)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        real, fake = inputs.real, inputs.fake
+        classes = _rotations(real, inputs.batch.random, 5)
         images = torch.where(
-            (classes == 4)[:, None, None, None], fake[: len(real)], turned(real, classes % 4)
+            (classes == 4)[:, None, None, None], fake[: len(real)], rotated(real, classes % 4)
         )
-        return self.weight * F.cross_entropy(forward.turn_logits(images), classes)
+        return self.weight * F.cross_entropy(inputs.rotation_logits(images), classes)
 
 
 @dataclass(frozen=True)
-class TurnMatching:
-    """weight · |CE(G(z)) - CE(x)|, both turned alike: generated images are to show their turn as real ones do."""
+class RotationMatching:
+    """weight · |CE(G(z)) - CE(x)| of the rotation head, with the same rotations for both."""
 
     weight: float
 
-    def __call__(self, forward: Forward) -> Tensor:
-        turns = _turns(forward.real, forward.draw.random)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        rotations = _rotations(inputs.real, inputs.batch.random)
         losses = [
-            F.cross_entropy(forward.turn_logits(turned(images, turns)), turns)
-            for images in (forward.fake[: len(turns)], forward.real)
+            F.cross_entropy(inputs.rotation_logits(rotated(images, rotations)), rotations)
+            for images in (inputs.fake[: len(rotations)], inputs.real)
         ]
         return self.weight * (losses[0] - losses[1]).abs()
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """The encoder's loss: features of what is made again are those of the image, and apart from features of
-    generated images as far as their z are.
+    """The encoder's loss: a reconstructed image has the features of the image, and its distance from generated
+    images in features equals that in z.
 
         E[(f(x) - f(G(E(x))))²] + weight (E[f(G(E(x))) - f(G(z))] - √(dim z / dim f) E[p(E(x)) - p(z)])²
 
-    `prior` is p, from a normal z to the noise that the network is meant for.
+    `prior` is p, from a normal z to the noise of the original network.
 
-    Choice: what the encoder says goes through p, too, so that it is a z as at every door. The original's is the noise
-    itself, unbounded, where here it stays in its range.
+    Choice: the output of the encoder also passes through p, so that it is a normal z as in every interface. In the
+    original it is the noise itself, unbounded.
     """
 
     weight: float
     prior: Callable[[Tensor], Tensor]
 
-    def __call__(self, forward: Forward) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         of_real, again, of_fake = (
-            forward.discriminator.features(images).float().flatten(1)
-            for images in (forward.real, forward.reconstructed, forward.fake)
+            inputs.discriminator.features(images).float().flatten(1)
+            for images in (inputs.real, inputs.reconstructed, inputs.fake)
         )
-        scale = math.sqrt(forward.draw.z.shape[1] / of_real.shape[1])
+        scale = math.sqrt(inputs.batch.z.shape[1] / of_real.shape[1])
         apart = (again - of_fake[: len(again)]).mean()
-        z = forward.draw.z[: len(again)]
-        in_noise = (self.prior(forward.encoded) - self.prior(z)).mean()
+        z = inputs.batch.z[: len(again)]
+        in_noise = (self.prior(inputs.encoded) - self.prior(z)).mean()
         return (of_real - again).square().mean() + self.weight * (apart - scale * in_noise).square()
 
 
 @contextmanager
 def _learning(network: nn.Module) -> Iterator[None]:
-    """Lets gradients reach the weights of a network that may stand still in this phase."""
+    """Enables gradients for the weights of a network that may be frozen in this phase."""
     frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -335,7 +334,7 @@ def _learning(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Keeps batch norm from counting images that are not made of noise into its running statistics."""
+    """Excludes images that are not generated from noise from the running statistics of batch norm."""
     norms = [(part, part.momentum) for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm, _ in norms:
         norm.momentum = 0.0

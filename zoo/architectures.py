@@ -1,4 +1,4 @@
-"""The architectures: the rows of the paper's Table 1, and three more. What the networks are, as data."""
+"""The architectures: the rows of the paper's Table 1 and three more, as data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +19,12 @@ from sparsegen.zoo.blocks import (
     SelfAttention,
     StridedConv,
     Up,
+    apply_spectral_norm,
     normal_init,
-    normalize_spectrum,
     orthogonal_init,
     residual_init,
-    undecided,
     xavier_init,
+    zero_init_score,
 )
 from sparsegen.zoo.discriminator import in_unit_range
 from sparsegen.zoo.generator import Generator
@@ -32,31 +32,31 @@ from sparsegen.zoo.regularizers import LEVELS
 
 
 class Body(Protocol):
-    """What a generator is made of, as data."""
+    """The layers of a generator, as data."""
 
     def code_shapes(self, atoms: int, image_size: int) -> list[tuple[int, int, int]]:
-        """Returns (C, H, W) of each code, Γ1 first, `LEVELS` of them at least; builds nothing."""
+        """Returns (C, H, W) of each code, Γ1 first, at least `LEVELS` of them; builds nothing."""
         ...
 
     def build(
         self, atoms: int, z_dim: int, classes: int, image_size: int, projections: Sequence[nn.Module]
     ) -> Generator:
-        """Builds the generator; `projections[i]` sits on Γ_{i+1}."""
+        """Builds the generator; `projections[i]` is applied to Γ_{i+1}."""
         ...
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A row of Table 1: what the networks are, never how they are trained.
+    """A row of Table 1: its networks, without their training.
 
     Attributes:
         generator: Its body.
         discriminator: Builds the discriminator from atoms, classes and image_size.
         atoms: Filters of D1 at full width, i.e. the channels of Γ1; every other width is a multiple of it.
         z_dim: Entries of z.
-        classes: Labels by default; 0 if it is unconditional, and then it is so always.
-        encoder: Builds an encoder from an image to z, from atoms, z_dim and image_size; None: there is none.
-        recipe: The architecture whose training recipe it takes, if it has none of its own.
+        classes: Default number of labels; 0: always unconditional.
+        encoder: Builds an encoder from an image to z, from atoms, z_dim and image_size; None: no encoder.
+        recipe: Name of the architecture whose training recipe is used, if this one has no recipe of its own.
     """
 
     generator: Body
@@ -73,7 +73,7 @@ class Architecture:
 
 
 # DCGAN, design A: D2 works at the resolution of Γ1, so that an atom of D1 D2 is 8 x 8 (App. E). The network
-# is the same in all five columns, so that depth explains no difference between them.
+# is the same in all five columns, so depth does not explain differences between them.
 DCGAN = Architecture(
     cnn.GeneratorBody(layers=(Up(4, stride=1, padding=0), Up(2), Up(1), Conv(1)), output=Up()),
     partial(
@@ -85,8 +85,9 @@ DCGAN = Architecture(
     ),
     atoms=128,
 )
-# Choice: the paper names no networks. Those of the public code whose scores fit its baselines best: the DCGAN of
-# Mao et al. (2019) for cgan and msgan; the plain CNN of Miyato et al. (2018, table 3) for wgan_gp and sngan.
+# Choice: the paper does not name its networks. These are those of public code whose scores fit its baselines best:
+# the DCGAN of Mao et al. (2019) for cgan and msgan; the plain CNN of Miyato et al. (2018, table 3) for wgan_gp and
+# sngan.
 CGAN = Architecture(
     cnn.GeneratorBody(layers=(Up(4, stride=1, padding=0), Up(2), Up(1)), output=Up(), bias=True),
     partial(
@@ -107,54 +108,55 @@ WGAN_GP = Architecture(
     PLAIN_CNN,
     atoms=64,
 )
-SNGAN = replace(WGAN_GP, discriminator=partial(PLAIN_CNN, constrain=normalize_spectrum))
+SNGAN = replace(WGAN_GP, discriminator=partial(PLAIN_CNN, constrain=apply_spectral_norm))
 SAGAN = Architecture(
-    residual.GeneratorBody(init=orthogonal_init, constrain=normalize_spectrum, attention=SelfAttention),
+    residual.GeneratorBody(init=orthogonal_init, constrain=apply_spectral_norm, attention=SelfAttention),
     partial(
-        residual.discriminator, init=orthogonal_init, constrain=normalize_spectrum, attention=SelfAttention
+        residual.discriminator, init=orthogonal_init, constrain=apply_spectral_norm, attention=SelfAttention
     ),
     atoms=256,
     classes=10,
 )
-# The residual networks with which the two are met more often; the paper's figures fit the plain ones, so these are no
-# rows of its table.
+# The residual networks that wgan_gp and sngan are more often used with. The paper's figures fit the plain ones, so
+# these are not rows of its table.
 WGAN_GP_RESNET = Architecture(
     residual.GeneratorBody(init=residual_init),
-    partial(residual.discriminator, init=residual_init, gather=torch.mean),
+    partial(residual.discriminator, init=residual_init, pooling=torch.mean),
     atoms=256,
 )
 SNGAN_RESNET = replace(
     WGAN_GP_RESNET,
-    discriminator=partial(residual.discriminator, init=residual_init, constrain=normalize_spectrum),
+    discriminator=partial(residual.discriminator, init=residual_init, constrain=apply_spectral_norm),
 )
-# SSGAN works on images in [0, 1], and its noise is uniform; both are turned inside the networks, so that images
-# are in [-1, 1] and z is normal at every door.
-# Choice: a discriminator of at least 32 channels. Of 8, as 16 atoms would have, scores told nothing (hinge 2.00) and
-# 2,000 steps at four times the rate ended at a distance of 1,620; of 32, at 857 (baseline, seed 0).
+# SSGAN works on images in [0, 1] and uniform noise. Both are converted inside the networks, so that images are in
+# [-1, 1] and z is normal in every interface.
+# Choice: a discriminator of at least 32 channels. With 8, the number for 16 atoms, its scores did not separate real
+# from generated images (hinge 2.00): the distance after 2,000 steps at four times the rate was 1,620. With 32 channels
+# it was 857 (baseline, seed 0).
 SSGAN = Architecture(
-    residual.GeneratorBody(init=xavier_init, squash=CenteredSigmoid, prior=residual.uniform_prior),
+    residual.GeneratorBody(init=xavier_init, output_activation=CenteredSigmoid, prior=residual.uniform_prior),
     partial(
         residual.discriminator,
-        init=undecided(xavier_init),
+        init=zero_init_score(xavier_init),
         at_least=32,
         pool=StridedConv,
-        turns=5,
-        entry=in_unit_range,
+        rotation_classes=5,
+        preprocess=in_unit_range,
     ),
     atoms=256,
-    encoder=partial(residual.Encoder, init=xavier_init, entry=in_unit_range),
+    encoder=partial(residual.Encoder, init=xavier_init, preprocess=in_unit_range),
 )
 BIGGAN = Architecture(
-    residual.GeneratorBody(init=normal_init, constrain=normalize_spectrum),
-    partial(residual.discriminator, init=normal_init, constrain=normalize_spectrum, width=1),
+    residual.GeneratorBody(init=normal_init, constrain=apply_spectral_norm),
+    partial(residual.discriminator, init=normal_init, constrain=apply_spectral_norm, width=1),
     atoms=256,
     classes=10,
 )
-# More channels where maps are small and cheap: at 64 atoms six times the weights of biggan's generator for three times
-# the work. No row of the paper's table.
+# More channels where maps are small: at 64 atoms, six times the weights of biggan's generator for three times the
+# operations. Not a row of the paper's table.
 BIGGAN_TAPERED = replace(
     BIGGAN,
-    generator=residual.GeneratorBody(init=normal_init, constrain=normalize_spectrum, widths=(4, 4, 2)),
+    generator=residual.GeneratorBody(init=normal_init, constrain=apply_spectral_norm, widths=(4, 4, 2)),
     atoms=64,
 )
 ARCHITECTURES = {

@@ -81,7 +81,7 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(features)
 
 
-class LabelNorm(nn.Module):
+class ConditionalBatchNorm(nn.Module):
     """Batch norm whose gain and bias are those of a label (de Vries et al., 2017; Dumoulin et al., 2017).
 
     The embeddings are never spectrally normalized: that cripples training, as the code of Brock et al. (2019) notes.
@@ -244,35 +244,35 @@ class SelfAttention(nn.Module):
 
 
 class Score(nn.Module):
-    """A dense score of the features, gathered over the places; and with classes, how well they fit the label:
+    """A dense score of the features, pooled over the places; and with classes, how well they fit the label:
     the projection <e(y), h> (Miyato & Koyama, 2018).
 
     Args:
-        gather: `torch.sum` or `torch.mean`.
+        pooling: `torch.sum` or `torch.mean`.
 
     Shape: features (B, C, H, W), labels (B,) -> scores (B,).
     Raises: ValueError if there are classes and no labels.
     """
 
-    def __init__(self, channels: int, classes: int = 0, gather: Callable[..., Tensor] = torch.sum):
+    def __init__(self, channels: int, classes: int = 0, pooling: Callable[..., Tensor] = torch.sum):
         super().__init__()
-        self.gather = gather
+        self.pooling = pooling
         self.linear = nn.Linear(channels, 1)
         self.embedding = nn.Embedding(classes, channels) if classes else None
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        gathered = self.gather(features, (2, 3))
-        scores = self.linear(gathered).flatten()
+        pooled = self.pooling(features, (2, 3))
+        scores = self.linear(pooled).flatten()
         if self.embedding is None:
             return scores
-        return scores + (self.embedding(needed(labels)) * gathered).sum(1)
+        return scores + (self.embedding(needed(labels)) * pooled).sum(1)
 
 
 def needed(labels: Tensor | None) -> Tensor:
     """Raises: ValueError if there are none."""
     if labels is None:
         raise ValueError(
-            "this discriminator scores how well an image fits its label: give labels, one an image"
+            "this discriminator scores how well an image fits its label: give one label per image"
         )
     return labels
 
@@ -341,19 +341,19 @@ def residual_init(network: nn.Module) -> None:
             part.weight.data *= 2**0.5
 
 
-def undecided(init: Init) -> Init:
+def zero_init_score(init: Init) -> Init:
     """As `init`, but scores start at 0, so that a sigmoid of them starts where its slope is largest.
 
     Choice: a sum over 8 x 8 places is else some tens at the start, where the sigmoid has no slope.
     """
 
-    def undecided_init(network: nn.Module) -> None:
+    def zero_score_init(network: nn.Module) -> None:
         init(network)
         for part in network.modules():
             if isinstance(part, Score):
                 nn.init.zeros_(part.linear.weight)
 
-    return undecided_init
+    return zero_score_init
 
 
 def orthogonal_init(network: nn.Module) -> None:
@@ -368,7 +368,7 @@ def unconstrained(network: nn.Module) -> None:
     """Leaves the weights as they are."""
 
 
-def normalize_spectrum(network: nn.Module) -> None:
+def apply_spectral_norm(network: nn.Module) -> None:
     """Divides every weight by its largest singular value from now on (Miyato et al., 2018), in place.
 
     Choice: torch's epsilon of 1e-12 under the norms, where public code has 1e-8 or 1e-6.
@@ -393,8 +393,8 @@ def weight_of(part: nn.Module) -> Tensor:
 
 
 def _parts(network: nn.Module) -> Iterator[nn.Module]:
-    """The parts that have weights to draw; a `LabelNorm` draws its own."""
-    if isinstance(network, LabelNorm):
+    """The parts that have weights to draw; a `ConditionalBatchNorm` draws its own."""
+    if isinstance(network, ConditionalBatchNorm):
         return
     if isinstance(network, (*WEIGHTED, nn.BatchNorm2d)):
         yield network

@@ -1,4 +1,4 @@
-"""The bundled models: folders under zoo/models. Needs no torch, since the ONNX runtime finds them too."""
+"""The bundled models: folders under zoo/models. Imports no torch, because the ONNX runtime uses it too."""
 
 import fnmatch
 import logging
@@ -8,10 +8,10 @@ logger = logging.getLogger(__name__)
 
 MODELS = Path(__file__).resolve().parent / "models"
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
-# What a checkpoint may bring along for fine-tuning, by the names that the training has for the networks.
-COMPANIONS = {
+# Files of the networks that are needed only for training, by the name of the network.
+AUXILIARY = {
     name: f"{name}.safetensors" for name in ("discriminator", "encoder", "projected")
-}  # projected: heads over the features of a frozen network, which config.json names
+}  # projected: heads on features of the frozen network named in config.json
 PICKLES = (
     ".bin",
     ".ckpt",
@@ -19,12 +19,12 @@ PICKLES = (
     ".pkl",
     ".pt",
     ".pth",
-)  # run code when they are opened, so none is read
+)  # they run code when opened, so they are never read
 GRAPH, SYNTHESIS = "generator.onnx", "synthesis.onnx"
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the bundled models that match a shell pattern, as `dcgan*.ml`."""
+    """Names of the bundled models that match a shell pattern, e.g. `dcgan*.ml`."""
     names = sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}"))
     return fnmatch.filter(names, pattern)
 

@@ -1,11 +1,11 @@
-"""The model card of a checkpoint: the README.md that the Hugging Face Hub shows, from its config alone."""
+"""The model card of a checkpoint: the README.md on the Hugging Face Hub, made from its config."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsegen.zoo.dial import Dial
+from sparsegen.zoo.k_range import KRange
 from sparsegen.zoo.regularizers import REGULARIZERS
 
 if TYPE_CHECKING:
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 METRICS = {
     "fid": "This is the FID: the Fréchet distance of Inception features.",
-    "fd-efficientnet-lite0": """This is the Fréchet distance of EfficientNet-Lite0 features. It is no FID and
+    "fd-efficientnet-lite0": """This is the Fréchet distance of EfficientNet-Lite0 features. It is not an FID and
 must not be compared with one, those of the paper included.""",
     "fd-cifar10-classifier": """This is the Fréchet distance of the features of a small CIFAR-10 classifier. It is not
 an FID and must not be compared with one, those of the paper included.""",
 }
-FLATTERED = """The model was trained against these very features, so that this distance flatters it."""
+FLATTERED = """The model was trained against these features, so this distance is biased in its favor."""
 QUALITY = {
-    "class_accuracy": "share of samples recognized as the class that was asked for",
+    "class_accuracy": "share of samples recognized as the requested class",
     "class_accuracy_real": "the same share of real test images",
     "precision": "precision, the share of samples within the real images",
     "recall": "recall, the share of real images within the samples",
@@ -43,12 +43,12 @@ FACTS = {
 }
 LIMITS = """## Limits
 
-- It draws {size} x {size} images of the kind that it was trained on, and {labels}.
-- The paper's FIDs are not its own: only what this card lists was measured on these weights.
-- A code tells which atoms an image is made of; nothing makes an atom mean something to a person.
-- It repeats the biases of its training images. Do not take its images for photographs."""
-LABELED = "what an image shows can be asked\n  for by its class only"
-UNLABELED = "has no labels: what an image shows\n  cannot be asked for"
+- It generates {size} x {size} images similar to its training images, and {labels}.
+- The paper's FIDs do not apply to these weights. Only the figures on this card were measured on them.
+- A code shows which atoms an image consists of; the atoms have no semantic meaning by construction.
+- It reproduces the biases of its training images. Its images are not photographs."""
+LABELED = "its content can only be\n  chosen by class"
+UNLABELED = "it has no labels: its content\n  cannot be chosen"
 PAPER = """## Paper
 
 Roy Ganz and Michael Elad, *Improved Image Generation via Sparsity* (arXiv 2104.00464). This model is an
@@ -65,11 +65,11 @@ independent reimplementation, not by its authors.
 
 
 def model_card(generator: "Generator", config: dict) -> str:
-    """Writes the README.md of a checkpoint, headed by the metadata that the Hub reads.
+    """Returns the README.md of a checkpoint, with the metadata for the Hub at its head.
 
     Args:
-        generator: Whose architecture is described; its weights do not matter.
-        config: The checkpoint's config.json, as `read_config` and `Generator.make_config` give it.
+        generator: Its architecture is described; its weights are not used.
+        config: The checkpoint's config.json, from `read_config` or `Generator.make_config`.
     """
     spec = generator.spec
     training, evaluation = config.get("training", {}), config.get("evaluation", {})
@@ -80,7 +80,7 @@ def model_card(generator: "Generator", config: dict) -> str:
         "tags": ["sparse-coding", "gan", "onnx", spec.architecture, spec.regularizer],
         "datasets": ["cifar10"],
     }
-    if generator.classes:  # for which the Hub has no pipeline
+    if generator.classes:  # the Hub has no pipeline for it
         del front["pipeline_tag"]
         front["tags"].append("class-conditional-image-generation")
     if "cifar10" not in str(training.get("data", "cifar10")):
@@ -91,7 +91,7 @@ def model_card(generator: "Generator", config: dict) -> str:
         _what(spec, generator),
         _use(generator),
         _labels(generator.classes, config.get("class_names", ())),
-        _k(generator.dials),
+        _k(generator.k_ranges),
         _training(training and {"recipe": spec.recipe, **training}),
         _distance(evaluation),
         LIMITS.format(size=generator.image_size, labels=LABELED if generator.classes else UNLABELED),
@@ -108,9 +108,9 @@ def _what(spec: "ModelSpec", generator: "Generator") -> str:
     return f"""A {kind} of {size} images whose inner representation is a sparse code: the architecture
 {spec.architecture} and the regularizer {spec.regularizer}, with {spec.atoms} atoms.
 {REGULARIZERS[spec.regularizer].about}
-The image is the code Γ1 times a convolutional dictionary D1, whose {atoms} atoms have {_by(first)} pixels; norms
-and ReLUs aside, an entry of Γ2 adds an atom of D1 D2, of {_by(effective)} pixels. Γ1 is {code_1}, Γ2 is {code_2}
-(channels, height, width)."""
+The image is the product of the code Γ1 and a convolutional dictionary D1 of {atoms} atoms of {_by(first)} pixels.
+Without norms and ReLUs, an entry of Γ2 adds an atom of D1 D2, of {_by(effective)} pixels. Γ1 is {code_1}, Γ2 is
+{code_2} (channels, height, width)."""
 
 
 def _by(sizes: Sequence[int]) -> str:
@@ -118,9 +118,9 @@ def _by(sizes: Sequence[int]) -> str:
 
 
 def _use(generator: "Generator") -> str:
-    name, dials, size = generator.spec.name, generator.dials, generator.image_size
-    k = f", k={max(1, dials[0].k // 2)}" if dials else ""
-    sparser = f"\nsparser = generator.sample(16, seed=0{k})" if dials else ""
+    name, k_ranges, size = generator.spec.name, generator.k_ranges, generator.image_size
+    k = f", k={max(1, k_ranges[0].k // 2)}" if k_ranges else ""
+    sparser = f"\nsparser = generator.sample(16, seed=0{k})" if k_ranges else ""
     alike = "\nalike = generator.sample(16, seed=0, labels=0)  # all of class 0" if generator.classes else ""
     return f"""## Use
 
@@ -146,19 +146,21 @@ def _labels(classes: int, names: Sequence[str]) -> str:
     named = ", ".join(f"{label} {name}" for label, name in enumerate(names))
     return f"""## Labels
 
-A label is a class, from 0 to {classes - 1}: `labels` takes one for all images, or one for each; without it they are
-drawn from the seed. {f"The classes: {named}." if named else "What the classes are called is not recorded."}"""
+A label is a class from 0 to {classes - 1}. `labels` is one label for all images or one per image; the default is drawn
+from the seed. {f"The classes: {named}." if named else "The names of the classes are not recorded."}"""
 
 
-def _k(dials: Sequence[Dial]) -> str:
-    rows = [f"| Γ{dial.level} | {dial.unit} | {dial.k} | 1 to {dial.limit} |" for dial in dials]
+def _k(k_ranges: Sequence[KRange]) -> str:
+    rows = [
+        f"| Γ{k_range.level} | {k_range.unit} | {k_range.k} | 1 to {k_range.limit} |" for k_range in k_ranges
+    ]
     if not rows:
         return ""
     return "\n".join(
         [
-            "## k, the sparsity dial",
+            "## Sparsity (k)",
             "",
-            "k non-zeros are kept at each projected level. It may be changed at every call; the images are",
+            "k non-zeros are kept at each projected level. k can be set in every call; image quality is",
             "best near the k of training.",
             "",
             "| level | in each | k of training | range |",
@@ -190,19 +192,19 @@ def _distance(evaluation: dict) -> str:
     protocol = {
         **others,
         "images drawn": evaluation.get("count"),
-        "real images they are compared with": evaluation.get("reference_count"),
+        "real images compared with": evaluation.get("reference_count"),
         "seed": evaluation.get("seed"),
         "share of non-zeros in each code, Γ1 first": evaluation.get("density"),
     }
     lines += _facts(protocol)
-    lines += ["", "A smaller count raises a Fréchet distance: compare only over equal counts."]
+    lines += ["", "A smaller number of images raises a Fréchet distance: compare only equal numbers."]
     if quality := _facts({name: evaluation.get(key) for key, name in QUALITY.items()}):
-        lines += ["", f"By the features of {evaluation.get('measured_by', metric)}:", "", *quality]
+        lines += ["", f"Measured with the features of {evaluation.get('measured_by', metric)}:", "", *quality]
     return "\n".join(lines)
 
 
 def _facts(values: dict[str, object]) -> list[str]:
-    """A line for each value that is known."""
+    """Returns one line per known value."""
     return [f"- {name}: {_plain(value)}" for name, value in values.items() if value is not None]
 
 
@@ -217,4 +219,4 @@ def _plain(value: object) -> str:
         return f"{value:,}"
     return (
         Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
-    )  # folders are nobody's business
+    )  # without the folders of this machine

@@ -8,26 +8,26 @@ from safetensors.torch import load_file
 from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
 from sparsegen.zoo import hub
-from sparsegen.zoo.bundled import COMPANIONS, CONFIG, MODELS, PICKLES, WEIGHTS, list_models, warn_of_folder
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, PICKLES, WEIGHTS, list_models, warn_of_folder
 from sparsegen.zoo.card import model_card
 from sparsegen.zoo.config import read_entries
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.spec import ModelSpec
 from sparsegen.zoo.weights import load_weights, save_weights, write_tensors
 
-EXPECTED = "a model is the name of a bundled one, a checkpoint's folder, or owner/name on the Hub"
+EXPECTED = "a model must be the name of a bundled model, the folder of a checkpoint, or owner/name on the Hub"
 
 
 def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Generator:
-    """Opens a trained generator, in eval mode, in float32, frozen: `requires_grad_(True)` thaws its weights.
+    """Opens a trained generator, in eval mode, float32 and frozen (`requires_grad_(True)` makes it trainable).
 
     Args:
         name_or_folder_or_hub_id: A bundled model (see `list_models`), a checkpoint's folder, or `owner/name`
             on the Hugging Face Hub.
-        revision: Branch, tag or commit on the Hub; None for what is not from there.
+        revision: Branch, tag or commit on the Hub; None: the default branch.
 
-    Raises: TypeError if that is no text or path, ValueError if no such model is known or a file is not what it
-        should be, FileNotFoundError if one is missing, ConnectionError if the Hub does not give it.
+    Raises: TypeError if the first argument is not a string or path, ValueError if the model is unknown or a file is
+        invalid, FileNotFoundError if a file is missing, ConnectionError if the download fails.
     """
     folder = find_checkpoint(name_or_folder_or_hub_id, revision)
     config = read_config(folder)
@@ -39,7 +39,7 @@ def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None =
 
 
 def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """Finds the folder of a checkpoint, downloading it from the Hub where that is what is asked for."""
+    """Finds the folder of a checkpoint, or downloads it from the Hub."""
     if not isinstance(name_or_folder_or_hub_id, str | Path):
         raise TypeError(f"{EXPECTED}; got {name_or_folder_or_hub_id!r}")
     given = str(name_or_folder_or_hub_id)
@@ -52,13 +52,13 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
     if path.suffix in PICKLES:
         raise ValueError(
             f"{path} is a pickle, which runs code when it is opened: sparsegen reads safetensors only. "
-            "Convert it where you trust it, with safetensors.torch.save_file"
+            "If you trust it, convert it with safetensors.torch.save_file"
         )
     if path.is_dir():
         if revision is not None:
             raise ValueError(
-                f"a revision chooses among those of owner/name on the Hub, and {path} is a folder here: "
-                f"leave the revision out; got {revision!r}"
+                f"a revision applies to owner/name on the Hub, and {path} is a local folder: "
+                f"omit the revision; got {revision!r}"
             )
         check_utf8(path)
         return path
@@ -73,9 +73,9 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
 
 
 def read_config(folder: Path) -> dict:
-    """Reads a checkpoint's config.json, and checks that it is of a model that there is.
+    """Reads a checkpoint's config.json and checks that it describes a known model.
 
-    Raises: FileNotFoundError, ValueError naming the file, the entry and what was expected.
+    Raises: FileNotFoundError, ValueError naming the file, the entry and the expected value.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -85,17 +85,15 @@ def read_config(folder: Path) -> dict:
         pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES]
         if pickles:
             raise FileNotFoundError(
-                f"{folder} is no checkpoint: it has no {CONFIG}; {', '.join(pickles)} there is a pickle, which "
-                f"sparsegen does not open"
+                f"{folder} is not a checkpoint: it has no {CONFIG}, and sparsegen does not open pickles "
+                f"({', '.join(pickles)})"
             )
     config = read_entries(folder)
     try:
         spec = ModelSpec.from_config(config)
         names, classes = config.get("class_names", []), spec.labels
         if len(names) > classes:
-            raise ValueError(
-                f"class_names are names of the {classes} classes, or of the first of them; got {names!r}"
-            )
+            raise ValueError(f"class_names must name at most the {classes} classes; got {names!r}")
         if config["model"] != spec.name:
             raise ValueError(f"model is {config['model']!r}, and the other entries make it {spec.name!r}")
     except (TypeError, ValueError) as error:
@@ -103,26 +101,26 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def save_companions(source: Path, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Copies what the generator was trained with from one checkpoint's folder to another's, as `dtype`: the
-    discriminator, the encoder and the projected heads, of the last two those that there are.
+def save_auxiliary_networks(source: Path, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:
+    """Copies the auxiliary networks of a checkpoint to another folder, as `dtype`: the discriminator and, if
+    present, the encoder and the projected heads.
 
-    Raises: FileNotFoundError if the checkpoint does not bring those of its architecture.
+    Raises: FileNotFoundError if a network of the architecture is missing.
     """
-    for name, network in spec.companions().items():
-        load_weights(network, source / COMPANIONS[name])
-        save_weights(network, folder / COMPANIONS[name], dtype)
-    for name in COMPANIONS.keys() - spec.companions().keys():
-        if (source / COMPANIONS[name]).is_file():
-            write_tensors(load_file(source / COMPANIONS[name]), folder / COMPANIONS[name], dtype)
+    for name, network in spec.auxiliary_networks().items():
+        load_weights(network, source / AUXILIARY[name])
+        save_weights(network, folder / AUXILIARY[name], dtype)
+    for name in AUXILIARY.keys() - spec.auxiliary_networks().keys():
+        if (source / AUXILIARY[name]).is_file():
+            write_tensors(load_file(source / AUXILIARY[name]), folder / AUXILIARY[name], dtype)
 
 
-def upload(folder: Path, hub_id: str, private: bool = False, revision: str | None = None) -> str:
-    """Pushes a checkpoint's folder, with a card made from its config, and returns the address of its page.
+def upload(folder: Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
+    """Pushes a checkpoint's folder with a card made from its config, and returns the URL of its page.
 
-    Raises: FileNotFoundError, ValueError if the folder is no sound checkpoint, TypeError if `hub_id` is no text,
-        ConnectionError if the Hub does not take it.
+    Raises: FileNotFoundError, ValueError if the folder is not a valid checkpoint, TypeError if `repo_id` is not a
+        string, ConnectionError if the upload fails.
     """
-    hub.check_id(hub_id)
-    generator = from_pretrained(folder)  # so that nobody downloads what does not open
-    return hub.push(folder, model_card(generator, generator.config), hub_id, private, revision)
+    hub.check_id(repo_id)
+    generator = from_pretrained(folder)  # a checkpoint that cannot be opened is not uploaded
+    return hub.push(folder, model_card(generator, generator.config), repo_id, private, revision)

@@ -22,7 +22,7 @@ from sparsegen.zoo.blocks import (
     one_hot,
     unconstrained,
 )
-from sparsegen.zoo.discriminator import Discriminator, alone, with_label_maps
+from sparsegen.zoo.discriminator import Discriminator, identity, with_label_maps
 from sparsegen.zoo.generator import Generator
 
 WIDEST = 8  # channels of a layer that is added, as a multiple of the atoms
@@ -119,7 +119,7 @@ def discriminator(
     Args:
         layers: Those for images of 32 x 32. One more that halves the side follows per doubling of that.
         bias: Of layers that have a norm; the others have one anyway.
-        constrain: Called once the weights are drawn, as `normalize_spectrum`.
+        constrain: Called once the weights are drawn, as `apply_spectral_norm`.
     """
     layers = list(layers)
     for _ in range(doublings(image_size)):
@@ -131,8 +131,8 @@ def discriminator(
         conv = layer.build(channels, width, bias=bias or isinstance(after, nn.Identity))
         stages.append(Stage(conv, after, nn.LeakyReLU(slope)))
         channels = width
-    entry = with_label_maps(classes) if classes else alone
-    built = Discriminator(nn.Sequential(*stages), ConvScore(head.build(channels, 1, bias=True)), entry)
+    preprocess = with_label_maps(classes) if classes else identity
+    built = Discriminator(nn.Sequential(*stages), ConvScore(head.build(channels, 1, bias=True)), preprocess)
     normal_init(built)
     constrain(built)
     return built

@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json holds, read and checked without torch."""
+"""The config.json of a checkpoint, read and checked without torch."""
 
 import json
 import math
@@ -26,17 +26,17 @@ ENTRIES = {  # besides the format
 }
 OPTIONAL = ("recipe", "image_size", "classes", "license", "class_names", "training", "evaluation")
 EVALUATION = {"metric": str, "distance": Real, "distances": dict}
-SINCE_SEVERAL = ("distances",)  # which older evaluations lack
+SINCE_SEVERAL = ("distances",)  # missing in older evaluations
 
 
 def read_entries(folder: Path) -> dict:
-    """Reads a checkpoint's config.json, and checks that its entries are there and of their types.
+    """Reads a checkpoint's config.json and checks the presence and types of its entries.
 
-    Raises: FileNotFoundError, ValueError naming the file, the entry and what was expected.
+    Raises: FileNotFoundError, ValueError naming the file, the entry and the expected value.
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG}")
+        raise FileNotFoundError(f"{folder} is not a checkpoint: it has no {CONFIG}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
         if type(version := config["format"]) is not int or version < 1:
@@ -55,10 +55,10 @@ def read_entries(folder: Path) -> dict:
         if config.get("evaluation"):
             _check(config["evaluation"], EVALUATION, SINCE_SEVERAL, within="evaluation.")
         if not all(type(k) is int for k in config["k"]):
-            raise TypeError(f"k is a list of integers, one a projected level; got {config['k']!r}")
+            raise TypeError(f"k must be a list of integers, one per projected level; got {config['k']!r}")
         names = config.get("class_names", [])
         if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-            raise ValueError(f"class_names are names, each of another class; got {names!r}")
+            raise ValueError(f"class_names must be distinct names; got {names!r}")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     return config
@@ -70,11 +70,11 @@ def _check(entries: dict, kinds: dict, optional: Sequence[str] = (), within: str
             if name not in optional:
                 raise ValueError(f"the entry {within}{name} is missing")
         elif not isinstance(value := entries[name], kind) or isinstance(value, bool):
-            raise TypeError(f"{within}{name} is of type {kind.__name__}; got {value!r}")
+            raise TypeError(f"{within}{name} must be of type {kind.__name__}; got {value!r}")
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _finite(text: str) -> float:

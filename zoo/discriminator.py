@@ -1,4 +1,4 @@
-"""What every discriminator of the zoo is: features of an image, and a score of them."""
+"""The discriminator of all architectures: features of an image and a score of them."""
 
 from collections.abc import Callable
 
@@ -7,50 +7,61 @@ from torch import Tensor, nn
 
 from sparsegen.zoo.blocks import needed, one_hot
 
-Entry = Callable[[Tensor, Tensor | None], Tensor]
+Preprocess = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Discriminator(nn.Module):
-    """Scores images: the higher, the more real they look, and the better they fit their labels.
+    """Scores images. A higher score means more realistic and a better fit to the label.
 
     Args:
-        stages: From what `entry` makes to the features (B, C, H, W).
+        stages: From the output of `preprocess` to features (B, C, H, W).
         head: From the features and the labels to scores (B,).
-        entry: What is seen of an image and its label.
-        turns: From the flattened features to the logits of what else is asked (SSGAN: which of four turns
-            was done to the image, or whether it is generated); None if nothing is.
+        preprocess: From image and label to the input of the first stage.
+        rotation_head: From the flattened features to logits (B, 5) of the rotation, a multiple of 90 degrees, or of
+            a generated image (SSGAN); None in the other architectures.
 
-    Shape: image (B, 3, H, W) in [-1, 1], labels (B,) where it is conditional -> scores (B,).
+    Shape: image (B, 3, H, W) in [-1, 1], labels (B,) if conditional -> scores (B,).
     """
 
-    def __init__(self, stages: nn.Module, head: nn.Module, entry: Entry, turns: nn.Module | None = None):
+    def __init__(
+        self,
+        stages: nn.Module,
+        head: nn.Module,
+        preprocess: Preprocess,
+        rotation_head: nn.Module | None = None,
+    ):
         super().__init__()
-        self.stages, self.head, self.entry, self.turns = stages, head, entry, turns
+        self.stages, self.head, self.preprocess = stages, head, preprocess
+        self.turns = rotation_head  # published weights have it under this key
 
     def forward(self, image: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.head(self.features(image, labels), labels)
 
+    def rotation_logits(self, image: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Shape: image (B, 3, H, W) -> (B, 5)."""
+        return self.turns(self.features(image, labels))
+
     def features(self, image: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.stages(self.entry(image, labels))
+        return self.stages(self.preprocess(image, labels))
 
 
-def alone(image: Tensor, labels: Tensor | None) -> Tensor:
-    """The image as it is."""
+def identity(image: Tensor, labels: Tensor | None) -> Tensor:
+    """Returns the image unchanged."""
     return image
 
 
 def in_unit_range(image: Tensor, labels: Tensor | None) -> Tensor:
-    """The image in [0, 1]."""
+    """Maps an image from [-1, 1] to [0, 1]."""
     return (image + 1) / 2
 
 
-def with_label_maps(classes: int) -> Entry:
-    """The image, and for each class a map that is 1 everywhere if it is the label's (Mirza & Osindero, 2014)."""
+def with_label_maps(classes: int) -> Preprocess:
+    """Appends one map per class to the image: 1 for the class of the label, else 0 (Mirza & Osindero, 2014)."""
 
-    def entry(image: Tensor, labels: Tensor | None) -> Tensor:
+    def preprocess(image: Tensor, labels: Tensor | None) -> Tensor:
         maps = one_hot(needed(labels), classes, image.dtype)[:, :, None, None].expand(
             -1, -1, *image.shape[2:]
         )
         return torch.cat([image, maps], 1)
 
-    return entry
+    return preprocess

@@ -1,4 +1,4 @@
-"""What every generator of the zoo is: a coder, and the dictionaries that its sparse codes run through."""
+"""The generator of all architectures: a coder, followed by dictionaries that act on its sparse codes."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.bundled import CONFIG, WEIGHTS
 from sparsegen.zoo.card import model_card
 from sparsegen.zoo.config import FORMAT, LICENSE
-from sparsegen.zoo.dial import Dial, resolve
+from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.projections import Projection
 from sparsegen.zoo.weights import save_weights
 
@@ -34,19 +34,19 @@ class Generator(nn.Module):
 
         z, y -> coder -> Γ_L -> D_L -> … -> Γ1 -> D1 -> image
 
-    A projection sits on every regularized Γ; where there is none, an identity does.
+    Every regularized Γ is projected; the other Γ pass through an identity.
 
     Args:
-        coder: G^S, from (z, y) to Γ_L before its projection, and to the bypass: what a residual generator adds
-            to D_L Γ_L on a way around Γ_L; None elsewhere. Its `bypasses` says which it is.
-        stages: `stages[i]` is D_{i+1} with what follows it: `stages[0]` makes the image, `stages[1]` Γ1.
-        projections: `projections[i]` sits on Γ_{i+1}.
+        coder: G^S, from (z, y) to Γ_L before its projection, and to the bypass, which a residual generator adds to
+            D_L Γ_L; None in other generators. Its attribute `bypasses` says whether there is one.
+        stages: `stages[i]` is D_{i+1} with its norm and activation: `stages[0]` returns the image, `stages[1]` Γ1.
+        projections: `projections[i]` is applied to Γ_{i+1}.
         code_shapes: (C, H, W) of each Γ, Γ1 first.
         z_dim: Entries of z.
         classes: Number of labels; 0 if the generator is unconditional.
 
     Attributes:
-        config: The config.json that it was opened with; empty if it was not.
+        config: The config.json of the checkpoint; empty for a new generator.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Generator(nn.Module):
 
     @property
     def spec(self) -> "ModelSpec":
-        """The cell of Table 1 that this is, at the k that it has now."""
+        """The cell of Table 1, with the current k."""
         assert self._spec is not None, "a generator is made by ModelSpec.generator or create_model"
-        return replace(self._spec, k=tuple(dial.k for dial in self.dials))
+        return replace(self._spec, k=tuple(k_range.k for k_range in self.k_ranges))
 
     @spec.setter
     def spec(self, spec: "ModelSpec") -> None:
@@ -93,15 +93,15 @@ class Generator(nn.Module):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What the labels mean, as far as the config tells."""
+        """Names of the labels; empty if the config has none."""
         return tuple(self.config.get("class_names", ()))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Makes images and returns them with their codes, Γ1 first, in the dtype of the weights.
 
         Shape: z (B, z_dim), labels int (B,) -> image (B, 3, H, W) in [-1, 1]; codes[i] (B, C, H', W').
-        Raises: TypeError if z or labels are no tensors; ValueError on another shape, and if labels are missing, out
-            of range, or not asked for.
+        Raises: TypeError if z or labels are not tensors; ValueError on another shape, and if labels are missing, out
+            of range, or given to an unconditional generator.
         """
         code, bypass = self.begin(z, labels)
         codes = []
@@ -111,7 +111,7 @@ class Generator(nn.Module):
         return code, tuple(reversed(codes))
 
     def bypass(self, z: Tensor, labels: Tensor | None = None) -> Tensor | None:
-        """What goes around Γ_L of this noise: to be added to D_L Γ_L by `synthesize`, when Γ_L was edited.
+        """Returns the bypass of this noise, which `synthesize` adds to D_L Γ_L when Γ_L was edited.
 
         Shape: as Γ_{L-1} before its norm, (B, C, H', W'); None if the generator is not residual.
         """
@@ -120,7 +120,7 @@ class Generator(nn.Module):
     def begin(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Makes Γ_L before its projection, and the bypass.
 
-        Raises: TypeError, ValueError, as `forward` does.
+        Raises: As `forward`.
         """
         z = self._real("z", z)
         if z.ndim != 2 or z.shape[1] != self.z_dim:
@@ -129,16 +129,16 @@ class Generator(nn.Module):
         return self.coder(z, None if labels is None else labels.long())
 
     def _real(self, name: str, values: object) -> Tensor:
-        """Returns a tensor as the generator's dtype.
+        """Converts a tensor to the dtype of the generator.
 
-        Raises: TypeError if it is no tensor, or one of complex numbers or truth values.
+        Raises: TypeError if it is not a tensor, or complex or boolean.
         """
         if not isinstance(values, Tensor):
             raise TypeError(
-                f"{name} is a tensor, as torch.from_numpy({name}) makes one; got {type(values).__name__}"
+                f"{name} must be a tensor, e.g. torch.from_numpy({name}); got {type(values).__name__}"
             )
         if values.is_complex() or values.dtype == torch.bool:
-            raise TypeError(f"{name} is a tensor of real numbers, as {self.dtype}; got {values.dtype}")
+            raise TypeError(f"{name} must be a tensor of real numbers, e.g. {self.dtype}; got {values.dtype}")
         return values.to(self.dtype)
 
     def _check_labels(self, labels: Tensor | None, count: int) -> None:
@@ -156,20 +156,20 @@ class Generator(nn.Module):
             or torch.onnx.is_in_onnx_export()
             or torch._C._functorch.is_functorch_wrapped_tensor(labels)  # as in vmap
         )
-        if labels.device.type == "cpu" and not traced:  # elsewhere looking at them would wait for the device
+        if labels.device.type == "cpu" and not traced:  # on another device, reading them would synchronize
             noise.check_labels(labels.tolist(), count, self.classes, self.class_names)
 
     def synthesize(self, codes: Tensor | Sequence[Tensor | None], bypass: Tensor | None = None) -> Tensor:
-        """Makes the image of a (possibly edited) code, which is used as it is, not projected.
+        """Returns the image of a (possibly edited) code. The given code is not projected.
 
         Args:
-            codes: Γ1; or (Γ1, Γ2, …), of which the one nearest the image decides it: to start from an edited
-                Γ2, pass (None, Γ2). The codes made on the way down are projected as in `forward`.
-            bypass: Of a residual generator, when its Γ_L is given, see `bypass`; None adds nothing.
+            codes: Γ1; or (Γ1, Γ2, …), of which the first that is not None is used: to start from an edited Γ2,
+                pass (None, Γ2). The codes computed from it are projected as in `forward`.
+            bypass: See `bypass`; only for a residual generator and a given Γ_L. None adds nothing.
 
         Shape: Γ1 (B, C, H', W') -> image (B, 3, H, W) in [-1, 1].
-        Raises: TypeError, ValueError if there is no code, or one of another type or shape, or a bypass where none
-            goes around the code.
+        Raises: TypeError, ValueError if there is no code, on another type or shape, and on a bypass that this code
+            does not have.
         """
         if not isinstance(codes, Tensor | Sequence):
             raise TypeError(f"codes are a tensor, Γ1, or a sequence (Γ1, Γ2, …); got {type(codes).__name__}")
@@ -177,7 +177,7 @@ class Generator(nn.Module):
         level = next((level for level, code in enumerate(codes, 1) if code is not None), None)
         if level is None or level > len(self.stages):
             found = "none" if level is None else f"the first as Γ{level}"
-            raise ValueError(f"codes hold one of Γ1 to Γ{len(self.stages)}, as a tensor; got {found}")
+            raise ValueError(f"codes must hold one of Γ1 to Γ{len(self.stages)}, a tensor; got {found}")
         code = self._real(f"Γ{level}", codes[level - 1])
         if code.ndim != 4 or tuple(code.shape[1:]) != self.code_shapes[level - 1]:
             expected = ", ".join(map(str, self.code_shapes[level - 1]))
@@ -185,13 +185,10 @@ class Generator(nn.Module):
         if bypass is not None:
             if not self.coder.bypasses:
                 raise ValueError(
-                    f"nothing goes around a code of {self.spec.architecture}, which is not residual: leave the "
-                    f"bypass out"
+                    f"{self.spec.architecture} is not residual and has no bypass: omit the bypass"
                 )
             if level < len(self.stages):
-                raise ValueError(
-                    f"the bypass goes around Γ{len(self.stages)}: leave it out where Γ{level} is given"
-                )
+                raise ValueError(f"the bypass belongs to Γ{len(self.stages)}: omit it if Γ{level} is given")
             bypass, around = self._real("bypass", bypass), (len(code), *self.code_shapes[level - 2])
             if tuple(bypass.shape) != around:
                 raise ValueError(
@@ -214,17 +211,17 @@ class Generator(nn.Module):
     ) -> np.ndarray:
         """Draws `count` images of a seed; the i-th is the same whatever the count.
 
-        It draws in eval mode, and leaves mode and dial alone: several threads may draw at once.
+        Samples in eval mode and does not change mode or k: several threads may sample at once.
 
         Args:
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
-            k: The sparsity dial for these images: one number for every projected level, or one a level, Γ1
-                first; None for the k of training.
-            labels: Of a conditional generator the class of each image, or one for all, by number or by name; None
-                draws them from the seed.
-            truncation: Bound of the truncated normal that z is drawn from; None for no bound.
-            progress: Called with the images done, after each batch of 64.
+            k: Non-zeros kept in these images: one number for all projected levels, or one per level, Γ1
+                first; None: the k of training.
+            labels: For a conditional generator, one class for all images or one per image, as numbers or names; None:
+                drawn from the seed.
+            truncation: Bound of the truncated normal distribution of z; None: no bound.
+            progress: Called with the number of images done, after each batch of 64.
 
         Shape: uint8 (count, H, W, 3).
         Raises: TypeError, ValueError on a value out of range; FloatingPointError if the images hold NaN.
@@ -242,7 +239,7 @@ class Generator(nn.Module):
         return np.concatenate(parts)
 
     def view(self, k: int | Sequence[int] | None = None) -> "Generator":
-        """Returns a generator on these very weights, in eval mode, whose dial and mode are its own.
+        """Returns a generator that shares these weights, in eval mode, with its own k and mode.
 
         Raises: TypeError, ValueError if k does not fit this generator's projections.
         """
@@ -252,10 +249,10 @@ class Generator(nn.Module):
         return other
 
     @property
-    def dials(self) -> list[Dial]:
-        """The sparsity dial of each projected level, Γ1 first."""
+    def k_ranges(self) -> list[KRange]:
+        """Level, unit, current k and largest k of each projected level, Γ1 first."""
         return [
-            Dial(level, projection.unit, projection.k, projection.limit((1, *shape)))
+            KRange(level, projection.unit, projection.k, projection.limit((1, *shape)))
             for level, (projection, shape) in enumerate(
                 zip(self.projections, self.code_shapes, strict=True), 1
             )
@@ -263,18 +260,18 @@ class Generator(nn.Module):
         ]
 
     def set_k(self, k: int | Sequence[int] | None) -> None:
-        """Turns the sparsity dial for good; None leaves it as it is.
+        """Sets k; None does not change it.
 
         Raises: TypeError, ValueError if k does not fit this generator's projections.
         """
-        dials = self.dials
-        for dial, value in zip(dials, resolve(k, dials), strict=True):
-            self.projections[dial.level - 1].k = value
+        k_ranges = self.k_ranges
+        for k_range, value in zip(k_ranges, resolve(k, k_ranges), strict=True):
+            self.projections[k_range.level - 1].k = value
 
     @contextmanager
-    def dial(self, k: int | Sequence[int] | None) -> Iterator[None]:
-        """Turns the sparsity dial for the length of a `with` block, for every thread: see `view` for one."""
-        before = [dial.k for dial in self.dials] or None
+    def use_k(self, k: int | Sequence[int] | None) -> Iterator[None]:
+        """Sets k within a `with` block, for all threads; see `view` for one thread."""
+        before = [k_range.k for k_range in self.k_ranges] or None
         self.set_k(k)
         try:
             yield
@@ -291,13 +288,13 @@ class Generator(nn.Module):
         """Writes config.json and generator.safetensors, each atomically, the weights first; returns the folder.
 
         Args:
-            dtype: Of the stored weights; they are used as float32 whatever it is.
+            dtype: Floating-point type of the stored weights. They are loaded as float32.
             training, evaluation: As in `make_config`.
 
-        Raises: TypeError unless `dtype` is a floating one; OSError if it cannot be written.
+        Raises: TypeError unless `dtype` is a floating-point type; OSError if the folder cannot be written.
         """
         if not dtype.is_floating_point:
-            raise TypeError(f"dtype is a floating one, as torch.float16; got {dtype}")
+            raise TypeError(f"dtype must be a floating-point type, e.g. torch.float16; got {dtype}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self, folder / WEIGHTS, dtype)
@@ -308,8 +305,8 @@ class Generator(nn.Module):
         """Makes the config.json of a checkpoint.
 
         Args:
-            training, evaluation: What it tells of how the weights were made and measured; without either, what the
-                generator was opened with, but no measurement at another k than it has now.
+            training, evaluation: Entries about how the weights were trained and measured. If both are None, those of
+                the opened checkpoint; its evaluation is dropped if k has changed.
         """
         spec, about = self.spec, {"training": training, "evaluation": evaluation}
         k = list(spec.k)
@@ -332,16 +329,16 @@ class Generator(nn.Module):
             **{name: entry for name, entry in about.items() if entry is not None},
         }
 
-    def push_to_hub(self, hub_id: str, private: bool = False, revision: str | None = None) -> str:
-        """Pushes the generator with its card to the Hugging Face Hub and returns the address of its page."""
-        hub.check_id(hub_id)
+    def push_to_hub(self, repo_id: str, private: bool = False, revision: str | None = None) -> str:
+        """Pushes the generator with its card to the Hugging Face Hub and returns the URL of its page."""
+        hub.check_id(repo_id)
         with TemporaryDirectory() as folder:
             card = model_card(self, self.make_config())
-            return hub.push(self.save_pretrained(folder), card, hub_id, private, revision)
+            return hub.push(self.save_pretrained(folder), card, repo_id, private, revision)
 
     def dictionary(self, level: int = 1) -> Tensor:
-        """The atoms of D_level, spectrally normalized where the network is: the image (or change of Γ_{level-1}
-        before norm and ReLU) of one unit entry.
+        """The atoms of D_level, after spectral normalization if there is one: the image (or the change of Γ_{level-1}
+        before norm and ReLU) that one entry of value 1 adds.
 
         Shape: (atoms, C, h, w), C being 3 at level 1 and the atoms of the dictionary below at level 2.
         """
@@ -350,12 +347,12 @@ class Generator(nn.Module):
         weight = weight_of(conv).detach()
         if isinstance(conv, nn.ConvTranspose2d):
             return weight.clone()
-        # A convolution correlates: the response to a unit impulse is the filter turned by 180 degrees.
+        # A convolution correlates: the response to a unit impulse is the filter rotated by 180 degrees.
         return weight.transpose(0, 1).flip(2, 3).clone()
 
     def effective_dictionary(self) -> Tensor:
-        """The atoms of D_eff = D1 D2 … D_L (App. E): what one entry of Γ_L adds, the norms and ReLUs between
-        the dictionaries left out.
+        """The atoms of D_eff = D1 D2 … D_L (App. E): the image that one entry of Γ_L adds, without the norms and
+        ReLUs between the dictionaries.
 
         Shape: (atoms, 3, h, w); 8 x 8 pixels for DCGAN.
         """

@@ -1,56 +1,58 @@
-"""Models on the Hugging Face Hub: downloads and pushes of their files, with errors of one sentence."""
+"""Downloads and uploads of models on the Hugging Face Hub, with one-sentence errors."""
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparsegen.zoo.bundled import COMPANIONS, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
 
 CARD = "README.md"
-FILES = [CONFIG, WEIGHTS, *COMPANIONS.values(), GRAPH, SYNTHESIS, CARD]  # of a model on the Hub
+HUB_FILES = [CONFIG, WEIGHTS, *AUXILIARY.values(), GRAPH, SYNTHESIS, CARD]  # of a model on the Hub
 
 
-def download(hub_id: str, revision: str | None = None) -> Path:
-    """Downloads a model's files into the Hub's cache, unless they are there, and returns their folder.
+def download(repo_id: str, revision: str | None = None) -> Path:
+    """Downloads a model's files into the Hub's cache if necessary, and returns their folder.
 
-    Raises: ValueError if there is no such name or a file is corrupt, FileNotFoundError if it holds no model of ours,
-        ConnectionError if the Hub does not give it.
+    Raises: ValueError if the name is invalid or a file is corrupt, FileNotFoundError if it is not a sparsegen model,
+        ConnectionError if the download fails.
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    missed = f"no folder {hub_id!r} here, and the Hub did not give it"
-    with _one_sentence(f"the Hub did not give {hub_id!r} at {revision!r}" if revision else missed):
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
+    missed = f"no local folder {repo_id!r}, and it cannot be downloaded from the Hub"
+    with _one_sentence(
+        f"{repo_id!r} at {revision!r} cannot be downloaded from the Hub" if revision else missed
+    ):
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=HUB_FILES))
         missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-        there = HfApi().list_repo_files(hub_id, revision=revision) if missing else []
+        there = HfApi().list_repo_files(repo_id, revision=revision) if missing else []
     if missing:
         pickles = [name for name in there if name.endswith(PICKLES)]
-        found = f"; {', '.join(pickles)} there is a pickle, which sparsegen does not open" if pickles else ""
+        found = f"; sparsegen does not open pickles ({', '.join(pickles)})" if pickles else ""
         raise FileNotFoundError(
-            f"{hub_id!r} on the Hub is no sparsegen model: it has no {' and no '.join(missing)}{found}"
+            f"{repo_id!r} on the Hub is not a sparsegen model: it has no {' and no '.join(missing)}{found}"
         )
     for path in folder.iterdir():
         _check_blob(path)
     return folder
 
 
-def push(folder: Path, card: str, hub_id: str, private: bool = False, revision: str | None = None) -> str:
-    """Pushes a model's files with its card, and returns the address of its page.
+def push(folder: Path, card: str, repo_id: str, private: bool = False, revision: str | None = None) -> str:
+    """Uploads a model's files with its card, and returns the URL of its page.
 
-    Raises: TypeError if `hub_id` is no text, ConnectionError if the Hub does not take it.
+    Raises: TypeError if `repo_id` is not a string, ConnectionError if the upload fails.
     """
-    check_id(hub_id)
+    check_id(repo_id)
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = {name: folder / name for name in FILES if (folder / name).is_file()} | {CARD: card.encode()}
+    files = {name: folder / name for name in HUB_FILES if (folder / name).is_file()} | {CARD: card.encode()}
     hub = HfApi()
-    with _one_sentence(f"the Hub did not take {hub_id!r}"):
-        page = hub.create_repo(hub_id, private=private, exist_ok=True)
+    with _one_sentence(f"{repo_id!r} cannot be uploaded to the Hub"):
+        page = hub.create_repo(repo_id, private=private, exist_ok=True)
         if revision:
-            hub.create_branch(hub_id, branch=revision, exist_ok=True)
+            hub.create_branch(repo_id, branch=revision, exist_ok=True)
         hub.create_commit(
-            hub_id,
+            repo_id,
             [CommitOperationAdd(name, content) for name, content in files.items()],
             commit_message="Upload a sparsegen model",
             revision=revision,
@@ -58,33 +60,35 @@ def push(folder: Path, card: str, hub_id: str, private: bool = False, revision: 
     return str(page)
 
 
-def check_id(hub_id: object) -> None:
+def check_id(repo_id: object) -> None:
     """Raises: TypeError if this cannot be owner/name."""
-    if not isinstance(hub_id, str):
-        raise TypeError(f"a Hub id is owner/name; got {hub_id!r}")
+    if not isinstance(repo_id, str):
+        raise TypeError(f"a Hub id must be owner/name; got {repo_id!r}")
 
 
 def _check_blob(path: Path) -> None:
-    """Compares a file in the Hub's cache, of whose download only the size was checked, with its SHA-256.
+    """Compares a file in the Hub's cache with its SHA-256, because the client checks only the size.
 
-    A large file there is a link to one that is named by it.
+    A large file in the cache is a link to a file whose name is its SHA-256.
     """
     blob = path.resolve()
     if len(blob.name) == 64 and hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
         blob.unlink()
-        raise ValueError(f"{path} was corrupt (its SHA-256 is not the Hub's) and is deleted: call again")
+        raise ValueError(
+            f"{path} was corrupt (its SHA-256 is not the Hub's) and was deleted: download it again"
+        )
 
 
 @contextmanager
 def _one_sentence(what: str) -> Iterator[None]:
-    """Turns whatever the Hub's client raises, in paragraphs, into `what` and why."""
+    """Converts the long errors of the Hub's client to one sentence: `what` and the reason."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import HFValidationError
 
     try:
         yield
     except HFValidationError as error:
-        raise ValueError(f"{what}: that is no model name, folder or Hub id, owner/name ({error})") from None
+        raise ValueError(f"{what}: not a model name, a folder or a Hub id (owner/name): {error}") from None
     except (HTTPError, OSError) as error:
         raise ConnectionError(f"{what}: {_why(error)}") from error
 
@@ -96,17 +100,19 @@ def _why(error: Exception) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError):  # not in the cache either
         error = error.__cause__ or error
     reasons = {
-        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, which leaves what is in the cache",
-        errors.GatedRepoError: "it is gated: ask for access on its page, and log in (hf auth login)",
-        errors.RepositoryNotFoundError: "no such model, or a private one and no login to it (hf auth login)",
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, and it is not in the cache",
+        errors.GatedRepoError: "it is gated: request access on its page and log in (hf auth login)",
+        errors.RepositoryNotFoundError: "the model does not exist, or it is private and needs a login (hf auth login)",
         errors.RevisionNotFoundError: "it has no such branch, tag or commit",
-        TransportError: f"the connection failed ({error}): call again where there is one",
+        TransportError: f"the connection failed ({error}): try again when online",
     }
     for kind, reason in reasons.items():
         if isinstance(error, kind):
             return reason
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
-        log_in = "; log in with a token that may do this (hf auth login)" if status in (401, 403) else ""
-        return f"it answers {status} ({error.server_message or error.response.reason_phrase}){log_in}"
+        log_in = (
+            "; log in with a token that has this permission (hf auth login)" if status in (401, 403) else ""
+        )
+        return f"the Hub answered {status} ({error.server_message or error.response.reason_phrase}){log_in}"
     return str(error)

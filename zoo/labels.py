@@ -1,4 +1,4 @@
-"""How a conditional network knows its classes, where they are to be called by other numbers."""
+"""Reorders the classes of a conditional network."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 
-def places(names: Sequence[str], known: Sequence[str], classes: int) -> list[int]:
-    """For each class that there will be, and then for those that nothing is named after, what number it had.
+def class_permutation(names: Sequence[str], known: Sequence[str], classes: int) -> list[int]:
+    """Returns the old number of each new class, then the old numbers that remain.
 
-    A class of a known name keeps what was learned of it; another takes the lowest number that is left, one without a
-    name first.
+    A class with a known name keeps its weights. Another class takes the lowest unused number, those without a name
+    first.
 
     Args:
-        names: Of the classes 0, 1, … that there will be, `classes` at most.
-        known: Of the classes as they were.
+        names: Names of the new classes 0, 1, …, at most `classes`.
+        known: Names of the old classes.
 
     Returns: A permutation of 0 to `classes` - 1.
     """
@@ -26,9 +26,9 @@ def places(names: Sequence[str], known: Sequence[str], classes: int) -> list[int
 
 @torch.no_grad()
 def renumber(network: nn.Module, order: Sequence[int]) -> None:
-    """Has a conditional network call the class i what it called order[i] until now, in place.
+    """Gives class i of a conditional network the weights of its old class order[i], in place.
 
-    Labels enter by embeddings, with their singular vectors where those are normalized, or beside the input of the
+    Labels enter through embeddings (with singular vectors under spectral norm) or as additional input channels of the
     first convolution.
     """
     order = torch.tensor(order)

@@ -1,4 +1,4 @@
-"""Noise from a seed, in numpy alone: one seed is one draw in Python, ONNX, HTTP and the page."""
+"""Noise from a seed, in numpy: a seed gives the same noise in Python, ONNX, HTTP and the page."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ BATCH = 64  # images drawn at once
 
 
 def check_seed(seed: object) -> int:
-    return check_integer("seed", seed, 0, MAX_SEED, "the number that fixes the noise")
+    return check_integer("seed", seed, 0, MAX_SEED, "the seed of the noise")
 
 
 def check_count(count: object, limit: int = MAX_COUNT) -> int:
@@ -23,19 +23,23 @@ def check_count(count: object, limit: int = MAX_COUNT) -> int:
 
 
 def z(count: int, z_dim: int, seed: int = 0, first: int = 0, truncation: float | None = None) -> np.ndarray:
-    """Draws noise z ~ N(0, I), image by image, so that image i of a seed is the same whatever the count.
+    """Draws noise z ~ N(0, I), image by image; image i of a seed does not depend on the count.
 
     Args:
         first: Index of the first image; rows are images `first` to `first + count - 1` of this seed.
-        truncation: Bound of the truncated normal (entries beyond it are drawn again), None for no bound.
+        truncation: Bound of the truncated normal (entries beyond it are redrawn); None: no bound.
 
     Shape: float32 (count, z_dim).  Raises: TypeError, ValueError on a value out of range.
     """
     count, seed = check_count(count), check_seed(seed)
     if truncation is not None and (isinstance(truncation, bool) or not isinstance(truncation, Real)):
-        raise TypeError(f"truncation bounds |z|: a number, or None for no bound; got {truncation!r}")
+        raise TypeError(
+            f"truncation, the bound of |z|, must be a number, or None for no bound; got {truncation!r}"
+        )
     if truncation is not None and not truncation >= 0.05:
-        raise ValueError(f"truncation bounds |z|: at least 0.05, or None for no bound; got {truncation!r}")
+        raise ValueError(
+            f"truncation, the bound of |z|, must be at least 0.05, or None for no bound; got {truncation!r}"
+        )
     rows = np.empty((count, z_dim), np.float32)
     for row, index in zip(rows, range(first, first + count), strict=True):
         draws = np.random.Generator(np.random.PCG64([seed, index]))
@@ -53,12 +57,12 @@ def labels(
     names: Sequence[str] = (),
     first: int = 0,
 ) -> np.ndarray | None:
-    """The class of each image: those given, or drawn uniformly, image i of a seed the same whatever the count.
+    """Returns the class of each image, given or drawn uniformly; image i of a seed does not depend on the count.
 
     Args:
-        classes: How many there are; 0 for an unconditional generator, which has no labels.
-        given: One class for all images, or one for each of them, by number or by name; None draws them.
-        names: Of the classes 0, 1, …; where they are known, there are no others, since none was trained.
+        classes: Number of classes; 0: an unconditional generator.
+        given: One class for all images or one per image, as numbers or names; None: drawn.
+        names: Names of the classes 0, 1, …. If there are any, only named classes are drawn: others were not trained.
         first: As in `z`.
 
     Shape: int64 (count,), or None.  Raises: TypeError, ValueError on labels that do not fit.
@@ -83,14 +87,14 @@ def labels(
 
 
 def titles(classes: int, names: Sequence[str]) -> list[str]:
-    """What each class is called: by its name, or by its number where names are not known."""
+    """Returns the name of each class, or its number if names are unknown."""
     return list(names[:classes]) or [str(label) for label in range(classes)]
 
 
 def _number(label: object, called: Sequence[str]) -> object:
-    """The label of a class that may be called by its name; a string is a name or, if no class has it, a number.
+    """Converts a class name to its label. A string that is both a class name and a number is read as the name.
 
-    Raises: ValueError listing the classes if none is called so.
+    Raises: ValueError listing the classes if the name is unknown.
     """
     if not isinstance(label, str):
         return label
@@ -98,26 +102,26 @@ def _number(label: object, called: Sequence[str]) -> object:
         return called.index(label)
     if re.fullmatch(r"-?[0-9]{1,9}", label):
         return int(label)
-    label = label[:100]  # whatever was sent
+    label = label[:100]  # it may come from a request
     raise ValueError(f"no class {label!r}: there are {known_names(label, called)}")
 
 
 def check_conditional(labeled: bool, classes: int, names: Sequence[str] = ()) -> None:
-    """Raises: ValueError if an unconditional generator gets labels, or a conditional one none."""
+    """Raises: ValueError on labels for an unconditional generator, and on missing labels for a conditional one."""
     if labeled and not classes:
-        raise ValueError(
-            "labels choose a class of a conditional generator; this one has none: leave them out"
-        )
+        raise ValueError("this generator is unconditional and has no labels: omit them")
     if classes and not labeled:
         raise ValueError(
-            f"this generator is conditional: give labels, {_named(names) or f'0 to {classes - 1}'}, one for each z"
+            f"this generator is conditional: give labels ({_named(names) or f'0 to {classes - 1}'}), one per z"
         )
 
 
 def check_labels(labels: Sequence[object], count: int, classes: int, names: Sequence[str] = ()) -> list[int]:
     """Raises: TypeError, ValueError naming the classes, unless there are `count` integers, each a known class."""
     if len(labels) != count:
-        raise ValueError(f"labels are one class for all images or one for each of {count}; got {len(labels)}")
+        raise ValueError(
+            f"labels must be one class for all images or one for each of {count}; got {len(labels)}"
+        )
     highest, meaning = len(titles(classes, names)) - 1, _named(names) or "a class"
     return [check_integer("a label", label, 0, highest, meaning) for label in labels]
 
@@ -131,7 +135,7 @@ def batches(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields the noise of images 0 to `count - 1` of a seed in batches, each with the index of its first image.
 
-    Shape: z float32 (B, z_dim).  Raises: as `z`, before any work, once the first batch is asked for.
+    Shape: z float32 (B, z_dim).  Raises: As `z`, when the first batch is requested.
     """
     for first in range(0, check_count(count), batch):
         yield first, z(min(batch, count - first), z_dim, seed, first, truncation)

@@ -26,7 +26,7 @@ class Projection(nn.Module):
     """Keeps `k` entries of a code and zeroes the rest: the nearest code that meets an L0 constraint (App. C).
 
     Kept entries keep their value and their gradient, zeros among them too; the others have neither.
-    `k`, the sparsity dial, may be set at any time. There is nothing to learn and nothing in the state dict.
+    `k` may be set at any time. There is nothing to learn and nothing in the state dict.
     torch.compile makes a network anew for each k, up to its limit of 8; with
     `torch._dynamo.config.allow_unspec_int_on_nn_module = True` it makes one for all.
 
@@ -66,7 +66,9 @@ class Projection(nn.Module):
         raise NotImplementedError
 
     def forward(self, code: Tensor) -> Tensor:
-        if isinstance(code, torch.fx.Proxy):  # a leaf of torch.fx, so that the dial lives on in what it makes
+        if isinstance(
+            code, torch.fx.Proxy
+        ):  # a leaf of torch.fx, so that k can still be set in what it makes
             tracer = code.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (code,), {})
         if code.ndim < 2 or not code.is_floating_point():

@@ -1,7 +1,7 @@
-"""Architectures and regularizers of other packages: added to the tables, by a call or by an entry point.
+"""Architectures and regularizers of other packages, added to the tables by a call or an entry point.
 
-A package that is installed beside sparsegen names a module of its own under the entry point group `sparsegen`; the
-module registers when it is imported, which is when a name is asked for that is not known yet:
+An installed package lists one of its modules in the entry point group `sparsegen`. The module registers its models
+when it is imported; sparsegen imports it when an unknown name is requested:
 
     [project.entry-points.sparsegen]
     mine = "my_package.models"
@@ -22,14 +22,14 @@ Entry = TypeVar("Entry")
 
 
 def register_architecture(name: str, architecture: Architecture) -> None:
-    """Adds an architecture, so that models of it are built, trained, exported, served and pushed by its name.
+    """Adds an architecture. Its models can then be built, trained, exported, served and pushed by name.
 
     Args:
         name: Lower-case letters, digits and underscores.
-        architecture: Its networks. Its `recipe` names the architecture that it is trained as; a recipe of its own is
-            registered with `sparsegen.training.recipes.register_recipe`.
+        architecture: Its networks. Its `recipe` names the architecture whose training recipe is used; register a recipe
+            of its own with `sparsegen.training.recipes.register_recipe`.
 
-    Raises: TypeError, ValueError if there can be no such name, or another architecture has it.
+    Raises: TypeError, ValueError if the name is invalid or belongs to another architecture.
 
     >>> import dataclasses, sparsegen
     >>> biggan = sparsegen.get_architecture("biggan")
@@ -42,11 +42,11 @@ def register_architecture(name: str, architecture: Architecture) -> None:
 
 
 def register_regularizer(name: str, regularizer: Regularizer) -> None:
-    """Adds a regularizer, as `register_architecture` adds an architecture.
+    """Adds a regularizer; see `register_architecture`.
 
-    A penalty that it adds to the loss is registered with `sparsegen.training.recipes.register_penalty`.
+    Register a penalty in the loss with `sparsegen.training.recipes.register_penalty`.
 
-    Raises: TypeError, ValueError if there can be no such name, or another regularizer has it.
+    Raises: TypeError, ValueError if the name is invalid or belongs to another regularizer.
 
     >>> import sparsegen
     >>> half = sparsegen.Regularizer(sparsegen.NeedleProjection, levels=1, density=0.5)
@@ -60,7 +60,7 @@ def register_regularizer(name: str, regularizer: Regularizer) -> None:
 def get_architecture(name: str) -> Architecture:
     """Returns an architecture by its name.
 
-    Raises: ValueError listing what is known.
+    Raises: ValueError listing the known names.
     """
     return known("architecture", name, ARCHITECTURES)
 
@@ -68,13 +68,13 @@ def get_architecture(name: str) -> Architecture:
 def get_regularizer(name: str) -> Regularizer:
     """Returns a regularizer by its name.
 
-    Raises: ValueError listing what is known.
+    Raises: ValueError listing the known names.
     """
     return known("regularizer", name, REGULARIZERS)
 
 
 def list_architectures() -> list[str]:
-    """The names that `create_model` takes for an architecture, those of other packages last.
+    """Lists the architectures that `create_model` accepts, those of other packages last.
 
     >>> import sparsegen
     >>> sparsegen.list_architectures()[:3]
@@ -85,7 +85,7 @@ def list_architectures() -> list[str]:
 
 
 def list_regularizers() -> list[str]:
-    """The names that `create_model` takes for a regularizer, those of other packages last.
+    """Lists the regularizers that `create_model` accepts, those of other packages last.
 
     >>> import sparsegen
     >>> sparsegen.list_regularizers()[:5]
@@ -96,9 +96,9 @@ def list_regularizers() -> list[str]:
 
 
 def known(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
-    """Looks a name up, among those of other packages, too.
+    """Looks up a name, including those of other packages.
 
-    Raises: ValueError listing what is known.
+    Raises: ValueError listing the known names.
     """
     if name not in table:
         load_plugins()
@@ -109,18 +109,18 @@ def known(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
 
 @cache
 def load_plugins() -> None:
-    """Imports the modules that other packages name under the entry point group `sparsegen`."""
+    """Imports the modules that other packages list in the entry point group `sparsegen`."""
     for entry in entry_points(group=GROUP):
         entry.load()
 
 
 def _register(what: str, name: str, value: Entry, kind: type[Entry], table: dict[str, Entry]) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"the {what} {name!r} is to be of {kind.__name__}; got {value!r}")
+        raise TypeError(f"the {what} {name!r} must be a {kind.__name__}; got {value!r}")
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
-            f"names of {what}s have lower-case letters, digits and underscores, and begin with a letter; "
+            f"the name of a {what} consists of lower-case letters, digits and underscores and starts with a letter; "
             f"got {name!r}"
         )
     if table.setdefault(name, value) != value:
-        raise ValueError(f"there is another {what} {name!r} already: choose another name")
+        raise ValueError(f"another {what} {name!r} exists already: choose another name")

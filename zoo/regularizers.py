@@ -1,25 +1,25 @@
-"""The regularizers: the columns of the paper's Table 1. Which projections sit on the codes, as data."""
+"""The regularizers: the columns of the paper's Table 1. The projections of the codes, as data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from sparsegen.zoo.dial import Dial, resolve
+from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection
 
-LEVELS = 2  # codes that are handed out, and that a regularizer may project
+LEVELS = 2  # codes that a generator returns and a regularizer may project
 
 
 @dataclass(frozen=True)
 class Regularizer:
-    """A column of Table 1: which projection sits on how many codes, Γ1 first.
+    """A column of Table 1: a projection and the number of codes that it is applied to, Γ1 first.
 
-    Choice: the paper gives no k. `density` sets it for both kinds, so that L0 and L0,∞ have the same budget:
+    Choice: the paper does not give k. `density` sets it for both kinds, so that L0 and L0,∞ have the same budget:
     density·C non-zeros in each needle, density·C·H·W in each code.
 
     Attributes:
-        about: What it does to the codes, as a sentence for the model card.
+        about: Its effect on the codes, a sentence for the model card.
     """
 
     projection: type[Projection] | None = None
@@ -27,10 +27,10 @@ class Regularizer:
     density: float = 0.25
     about: str = ""
 
-    def dials(
+    def k_ranges(
         self, code_shapes: Sequence[tuple[int, int, int]], k: Sequence[int] | None = None
-    ) -> list[Dial]:
-        """Returns the dial of each projected level, Γ1 first, from the shapes of the codes alone.
+    ) -> list[KRange]:
+        """Returns the k and its range of each projected level, Γ1 first, computed from the shapes of the codes.
 
         Args:
             code_shapes: (C, H, W) of each code, Γ1 first.
@@ -38,26 +38,26 @@ class Regularizer:
 
         Raises: TypeError, ValueError if k does not fit.
         """
-        dials = []
+        k_ranges = []
         for level, shape in enumerate(code_shapes[: self.levels], 1):
             limit = self.projection.max_k(shape)
-            dials.append(Dial(level, self.projection.unit, max(1, round(self.density * limit)), limit))
-        if k is None or not (dials or k):
-            return dials
-        return [replace(dial, k=value) for dial, value in zip(dials, resolve(k, dials), strict=True)]
+            k_ranges.append(KRange(level, self.projection.unit, max(1, round(self.density * limit)), limit))
+        if k is None or not (k_ranges or k):
+            return k_ranges
+        return [
+            replace(k_range, k=value) for k_range, value in zip(k_ranges, resolve(k, k_ranges), strict=True)
+        ]
 
     def projections(
         self, code_shapes: Sequence[tuple[int, int, int]], k: Sequence[int] | None = None
     ) -> list[nn.Module]:
-        """Makes what sits on each code, an identity where nothing is projected. Args, Raises: As `dials`."""
-        projected = [self.projection(dial.k) for dial in self.dials(code_shapes, k)]
+        """Returns one module per code: a projection, or an identity. Args, Raises: As `k_ranges`."""
+        projected = [self.projection(k_range.k) for k_range in self.k_ranges(code_shapes, k)]
         return projected + [nn.Identity() for _ in code_shapes[self.levels :]]
 
 
 REGULARIZERS = {
-    "baseline": Regularizer(
-        about="Nothing makes its codes sparse: it is what the other columns are compared with."
-    ),
+    "baseline": Regularizer(about="Its codes are not made sparse; the other columns are compared with it."),
     "l0_inf": Regularizer(
         NeedleProjection,
         levels=1,
@@ -67,7 +67,7 @@ REGULARIZERS = {
         GlobalProjection, levels=1, about="Γ1 keeps the k largest magnitudes of each image (L0)."
     ),
     "l1": Regularizer(  # a penalty in the loss, so nothing in the network
-        about="A penalty on the L1 norm of Γ1 acted in its training; nothing is zeroed when it draws."
+        about="Trained with a penalty on the L1 norm of Γ1; nothing is set to zero when it samples."
     ),
     "ml": Regularizer(
         NeedleProjection,

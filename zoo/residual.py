@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from sparsegen.zoo.blocks import (
     BatchNorm,
+    ConditionalBatchNorm,
     DenseMap,
     DownBlock,
     Init,
-    LabelNorm,
     Norm,
     Score,
     Stage,
@@ -32,7 +32,7 @@ from sparsegen.zoo.blocks import (
     doublings,
     unconstrained,
 )
-from sparsegen.zoo.discriminator import Discriminator, Entry, alone
+from sparsegen.zoo.discriminator import Discriminator, Preprocess, identity
 from sparsegen.zoo.generator import Generator
 
 SIDE = 4  # of the smallest map
@@ -73,21 +73,21 @@ def uniform_prior(z: Tensor) -> Tensor:
 class GeneratorBody:
     """A dense layer, residual blocks, a norm and the output dictionary.
 
-    With classes, the norms in the blocks are `LabelNorm`s; the last norm is plain.
+    With classes, the norms in the blocks are `ConditionalBatchNorm`s; the last norm is plain.
 
     Args:
-        constrain: Called after `init`, as `normalize_spectrum`.
+        constrain: Called after `init`, as `apply_spectral_norm`.
         widths: Channels before each block, as multiples of the atoms, for images of 32 x 32; per doubling of that, one
             more block comes first, as wide as the first. The last block makes `atoms` channels.
         attention: Made of a number of channels; it sits at 16 x 16.
-        squash: Makes what turns the sum of atoms into the image.
+        output_activation: Makes what turns the sum of atoms into the image.
     """
 
     init: Init
     constrain: Init = unconstrained
     widths: Sequence[int] = (1, 1, 1)
     attention: Callable[[int], nn.Module] | None = None
-    squash: Callable[[], nn.Module] = nn.Tanh
+    output_activation: Callable[[], nn.Module] = nn.Tanh
     prior: Callable[[Tensor], Tensor] = normal_prior
 
     def code_shapes(self, atoms: int, image_size: int) -> list[tuple[int, int, int]]:
@@ -98,7 +98,7 @@ class GeneratorBody:
         self, atoms: int, z_dim: int, classes: int, image_size: int, projections: Sequence[nn.Module]
     ) -> Generator:
         """Builds the generator; its codes are two."""
-        norm: Norm = partial(LabelNorm, classes=classes) if classes else BatchNorm
+        norm: Norm = partial(ConditionalBatchNorm, classes=classes) if classes else BatchNorm
         widths = (*self.widths[:1] * doublings(image_size), *self.widths)
         channels = [width * atoms for width in widths]
         blocks: list[nn.Module] = [
@@ -110,7 +110,7 @@ class GeneratorBody:
         dense = DenseMap(z_dim, channels[0], SIDE)
         coder = Coder(dense, blocks, UpCode(channels[-1], atoms, norm), self.prior)
         second = Stage(nn.Conv2d(atoms, atoms, 3, padding=1), BatchNorm(atoms), nn.ReLU())
-        image = Stage(nn.Conv2d(atoms, 3, 3, padding=1), nn.Identity(), self.squash())
+        image = Stage(nn.Conv2d(atoms, 3, 3, padding=1), nn.Identity(), self.output_activation())
         shapes = self.code_shapes(atoms, image_size)
         built = Generator(coder, [image, second], projections, shapes, z_dim, classes)
         self.init(built)
@@ -133,18 +133,18 @@ def discriminator(
     at_least: int = 1,
     pool: Callable[[int], nn.Module] = average_pool,
     attention: Callable[[int], nn.Module] | None = None,
-    gather: Callable[..., Tensor] = torch.sum,
-    turns: int = 0,
-    entry: Entry = alone,
+    pooling: Callable[..., Tensor] = torch.sum,
+    rotation_classes: int = 0,
+    preprocess: Preprocess = identity,
 ) -> Discriminator:
-    """Builds residual blocks that halve the side to 8, two more that keep it, and a score of their gathered features.
+    """Builds residual blocks that halve the side to 8, two more that keep it, and a score of their pooled features.
 
     Args:
         width: Of the blocks, times the atoms.
         at_least: Channels of the blocks, however few the atoms.
         attention: Made of a number of channels; it sits at 16 x 16.
-        gather: Over the places, see `Score`.
-        turns: Classes that a second head, on the features at 8 x 8, tells apart; 0: no such head.
+        pooling: Over the places, see `Score`.
+        rotation_classes: Classes that a second head, on the features at 8 x 8, tells apart; 0: no such head.
     """
     channels = max(at_least, round(width * atoms))
     blocks = [
@@ -156,8 +156,12 @@ def discriminator(
     ]
     if attention:
         blocks.insert(_halvings(image_size, ATTENTION_SIDE), attention(channels))
-    second = nn.Sequential(nn.Flatten(), nn.Linear(channels * 8 * 8, turns)) if turns else None
-    built = Discriminator(nn.Sequential(*blocks), Score(channels, classes, gather), entry, second)
+    second = (
+        nn.Sequential(nn.Flatten(), nn.Linear(channels * 8 * 8, rotation_classes))
+        if rotation_classes
+        else None
+    )
+    built = Discriminator(nn.Sequential(*blocks), Score(channels, classes, pooling), preprocess, second)
     init(built)
     constrain(built)
     return built
@@ -169,10 +173,12 @@ class Encoder(nn.Module):
     Shape: image (B, 3, image_size, image_size) in [-1, 1] -> z (B, z_dim).
     """
 
-    def __init__(self, *, atoms: int, z_dim: int, image_size: int, init: Init, entry: Entry = alone):
+    def __init__(
+        self, *, atoms: int, z_dim: int, image_size: int, init: Init, preprocess: Preprocess = identity
+    ):
         super().__init__()
         leaky = partial(F.leaky_relu, negative_slope=0.2)
-        self.entry = entry
+        self.preprocess = preprocess
         self.conv = nn.Conv2d(3, atoms, 3, padding=1)
         self.blocks = nn.Sequential(
             *(
@@ -184,5 +190,5 @@ class Encoder(nn.Module):
         init(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        features = self.blocks(self.conv(self.entry(image, None)))
+        features = self.blocks(self.conv(self.preprocess(image, None)))
         return self.linear(F.leaky_relu(self.norm(features), 0.2).flatten(1))

@@ -1,4 +1,4 @@
-"""A model as data: its architecture, regularizer, width, k and recipe; its name; and the networks built from it."""
+"""The specification of a model (architecture, regularizer, width, k, recipe), its name and its networks."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,28 +9,28 @@ from torch import nn
 from sparsegen.common.checks import check_integer
 from sparsegen.zoo.architectures import ARCHITECTURES, Architecture
 from sparsegen.zoo.blocks import IMAGE_SIZES
-from sparsegen.zoo.dial import Dial, resolve
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.registry import get_architecture, get_regularizer, known
 from sparsegen.zoo.regularizers import REGULARIZERS
 
-# How a model may be trained: as its row of Table 1, or with heads on the features of a frozen network beside that.
+# Training recipes: that of the row of Table 1, or the same with additional heads on features of a frozen network.
 RECIPES = ("paper", "projected")
 MAX_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One cell of Table 1 at some width and image size: `dcgan.ml`, or `dcgan-64-64px.ml` with 64 atoms in place of
-    128, for images of 64 x 64.
+    """One cell of Table 1 at a width and image size: `dcgan.ml`, or `dcgan-64-64px.ml` with 64 atoms instead of 128
+    and images of 64 x 64.
 
     Attributes:
         atoms: Filters of D1.
-        k: Non-zeros kept at each projected level, Γ1 first; None for those of the regularizer's density.
+        k: Non-zeros kept at each projected level, Γ1 first; None: those of the regularizer's density.
         recipe: How the model is trained. It is the last part of the name unless it is the architecture's own:
             `biggan-64.ml.projected`.
         image_size: Side of the square images in pixels; it is part of the name unless it is 32.
-        classes: Number of labels, 0 if unconditional; None for the architecture's. It is not part of the name.
+        classes: Number of labels, 0 if unconditional; None: the architecture's. It is not part of the name.
     """
 
     architecture: str
@@ -45,7 +45,7 @@ class ModelSpec:
     def parse(cls, name: str) -> "ModelSpec":
         """Reads a model name, `architecture[-atoms][-SIZEpx].regularizer[.recipe]`.
 
-        Raises: ValueError listing what is known.
+        Raises: ValueError listing the known names.
         """
         body, dot, column = name.partition(".")
         if not dot:
@@ -79,7 +79,7 @@ class ModelSpec:
     ) -> "ModelSpec":
         """Checks that there is such an architecture, regularizer and recipe, and that the numbers fit them.
 
-        Raises: TypeError, ValueError listing what is known or allowed.
+        Raises: TypeError, ValueError listing the known names or the allowed range.
         """
         row, column = get_architecture(architecture), get_regularizer(regularizer)
         known("recipe", recipe, dict.fromkeys(RECIPES))
@@ -94,25 +94,25 @@ class ModelSpec:
             if classes and not row.classes:
                 others = ", ".join(name for name, other in ARCHITECTURES.items() if other.classes)
                 raise ValueError(
-                    f"{architecture} has no labels: give classes 0, or take one of {others}; got {classes}"
+                    f"{architecture} has no labels: set classes to 0, or use one of {others}; got {classes}"
                 )
         if k is not None and len(k) != column.levels:
             raise ValueError(
                 f"k has one entry per projected level, {column.levels} in {regularizer}; got {list(k)}"
             )
-        column.dials(row.code_shapes(atoms, image_size), k)
+        column.k_ranges(row.code_shapes(atoms, image_size), k)
         own = None if classes == row.classes else classes
         return cls(architecture, regularizer, atoms, None if k is None else tuple(k), recipe, image_size, own)
 
     @classmethod
     def from_config(cls, config: Mapping) -> "ModelSpec":
-        """The model that a checkpoint's config.json describes; raises as `of` does."""
+        """Returns the model of a checkpoint's config.json. Raises: As `of`."""
         entries = [config[entry] for entry in ("architecture", "regularizer", "atoms", "k")]
         optional = {name: config[name] for name in ("recipe", "image_size", "classes") if name in config}
         return cls.of(*entries, **optional)
 
     def with_classes(self, classes: int | None) -> "ModelSpec":
-        """The same model with so many labels; raises as `of` does."""
+        """Returns the same model with this number of labels. Raises: As `of`."""
         return ModelSpec.of(
             self.architecture, self.regularizer, self.atoms, self.k, self.recipe, self.image_size, classes
         )
@@ -126,7 +126,7 @@ class ModelSpec:
 
     @property
     def labels(self) -> int:
-        """The number of labels; 0 if it is unconditional."""
+        """Number of labels; 0 if unconditional."""
         return self._row.classes if self.classes is None else self.classes
 
     @property
@@ -135,12 +135,12 @@ class ModelSpec:
         return self._row.code_shapes(self.atoms, self.image_size)
 
     @property
-    def dials(self) -> list[Dial]:
-        """The sparsity dial of each projected level, Γ1 first; builds nothing.
+    def k_ranges(self) -> list[KRange]:
+        """Level, unit, k and largest k of each projected level, Γ1 first; builds nothing.
 
         Raises: TypeError, ValueError if k does not fit.
         """
-        return REGULARIZERS[self.regularizer].dials(self.code_shapes, self.k)
+        return REGULARIZERS[self.regularizer].k_ranges(self.code_shapes, self.k)
 
     def generator(self) -> Generator:
         """Builds the untrained generator."""
@@ -150,10 +150,8 @@ class ModelSpec:
         built.spec = self
         return built
 
-    def companions(self) -> dict[str, nn.Module]:
-        """Builds what the generator is trained with: its "discriminator", and an "encoder" from an image to z where
-        the training has one.
-        """
+    def auxiliary_networks(self) -> dict[str, nn.Module]:
+        """Builds the networks used only in training: "discriminator" and, for SSGAN, "encoder" (image to z)."""
         sizes = {"atoms": self.atoms, "image_size": self.image_size}
         built = {"discriminator": self._row.discriminator(classes=self.labels, **sizes)}
         if self._row.encoder:
@@ -182,7 +180,7 @@ def create_model(
         width: Atoms, i.e. filters of D1, 4 to 1,024; other layers are multiples of it. None: the paper's.
         image_size: Side of the square images in pixels: 32, 64 or 128.
         classes: Number of labels, 0 for none; None: the architecture's.
-        k: Non-zeros kept: one number for every projected level, or one per level, Γ1 first; None: a quarter.
+        k: Non-zeros kept: one number for all projected levels, or one per level, Γ1 first; None: a quarter.
 
     Raises: TypeError, ValueError if there is no such model.
 
@@ -193,5 +191,5 @@ def create_model(
     """
     spec = ModelSpec.of(architecture, regularizer, width, image_size=image_size, classes=classes)
     if k is not None:
-        spec = replace(spec, k=tuple(resolve(k, spec.dials)))
+        spec = replace(spec, k=tuple(resolve(k, spec.k_ranges)))
     return spec.generator()

@@ -1,4 +1,4 @@
-"""The weights of networks as safetensors files: read strictly, written atomically."""
+"""Network weights as safetensors files: strict loading, atomic writing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ from sparsegen.common.files import atomic_write
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Loads safetensors strictly into a network, as the network's dtype.
+    """Loads a safetensors file into a network, strictly, converted to the network's dtype.
 
-    Raises: FileNotFoundError, ValueError naming the file and what was expected; also of weights that hold NaN.
+    Raises: FileNotFoundError, ValueError naming the file and the expected tensors; ValueError on NaN or infinity.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: expected the weights as safetensors")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt, truncated or no safetensors file: {error}") from None
+        raise ValueError(f"{path} is corrupt, truncated or not a safetensors file: {error}") from None
     own = network.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
@@ -36,7 +36,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
             raise ValueError(f"{path} holds {key} as {tensors[key].dtype}; expected {tensor.dtype}")
     if broken := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ValueError(
-            f"{path} holds NaN or infinity in {_some('tensors', broken)}, as after training that diverged: take an "
+            f"{path} holds NaN or infinity in {_some('tensors', broken)}, e.g. because training diverged: use an "
             f"earlier checkpoint"
         )
     network.load_state_dict(tensors)
@@ -53,7 +53,7 @@ def write_tensors(
     dtype: torch.dtype,
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes tensors as safetensors, atomically, those of floating-point numbers as `dtype`; `about` as metadata."""
+    """Writes tensors as safetensors, atomically: floating-point tensors as `dtype`, `about` as metadata."""
     packed = {
         key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for key, tensor in tensors.items()

@@ -1,10 +1,10 @@
-"""What bundled models draw when their dial is turned after training: distances at parts and multiples of their k.
+"""What bundled models draw when k is changed after training: distances at parts and multiples of their k.
 
-    python -m benchmarks.dial --data train.parquet --test test.parquet
-    python -m benchmarks.dial --data train.parquet --models dcgan.ml --factors 0.125,0.25
+    python -m benchmarks.k_sweep --data train.parquet --test test.parquet
+    python -m benchmarks.k_sweep --data train.parquet --models dcgan.ml --factors 0.125,0.25
 
-Each line of records/dial.jsonl is the Fréchet distance of `--count` samples of one seed to all images of `--data`,
-with all levels turned by one factor; what has its line is skipped. With --test it also measures real images against
+Each line of records/k_sweep.jsonl is the Fréchet distance of `--count` samples of one seed to all images of `--data`,
+with all levels scaled by one factor; what has its line is skipped. With --test it also measures real images against
 real ones, which no generator needs to go below.
 """
 
@@ -19,15 +19,15 @@ import sparsegen
 from sparsegen.cli.console import progress
 from sparsegen.common.files import append_line, read_lines
 from sparsegen.training.data import open_images
-from sparsegen.training.evaluation import draw, evaluate
+from sparsegen.training.evaluation import draw, evaluate_samples
 from sparsegen.training.features import open_features
 from sparsegen.training.metrics import frechet_distance
 from sparsegen.training.reference import Reference
 from sparsegen.zoo.bundled import MODELS
 from sparsegen.zoo.checkpoint import read_config
-from sparsegen.zoo.dial import Dial
+from sparsegen.zoo.k_range import KRange
 
-RECORDS = Path(__file__).parent / "records" / "dial.jsonl"
+RECORDS = Path(__file__).parent / "records" / "k_sweep.jsonl"
 FACTORS = (0.25, 0.5, 1.0, 2.0)
 KEY = ("model", "steps", "factor", "count", "seed", "metric", "reference")
 REAL = "real images"
@@ -38,7 +38,7 @@ def main(
         str, typer.Option(help="The reference: a parquet file, a folder or a Hub id.")
     ] = "cifar10",
     test: Annotated[str | None, typer.Option(help="Other real images, to be measured like samples.")] = None,
-    models: Annotated[str, typer.Option(help="Bundled models with a dial; all by default.")] = "",
+    models: Annotated[str, typer.Option(help="Bundled models with a projection; all by default.")] = "",
     factors: Annotated[str, typer.Option(help="Of the k that a model was trained with.")] = ",".join(
         map(str, FACTORS)
     ),
@@ -54,16 +54,18 @@ def main(
     protocol = {"count": count, "seed": seed, "metric": features.metric, "reference": images.fingerprint}
     for name in models.split(",") if models else sparsegen.list_models():
         generator = sparsegen.from_pretrained(name)
-        trained, steps = generator.dials, read_config(MODELS / name)["training"]["steps"]
+        trained, steps = generator.k_ranges, read_config(MODELS / name)["training"]["steps"]
         for factor in map(float, factors.split(",") if trained else []):
             about = {"model": name, "steps": steps, "factor": factor, **protocol}
             if is_done(records, about):
                 continue
-            generator.set_k(turned(trained, factor))
+            generator.set_k(scaled(trained, factor))
             with progress(f"{name} at {factor:g} k", count) as show:
                 samples = draw(generator, [features], count, seed, progress=lambda done, _: show(done))
-            verdict = evaluate(samples, {features.metric: real})
-            append_line(records, about | {"k": [dial.k for dial in generator.dials]} | asdict(verdict))
+            evaluation = evaluate_samples(samples, {features.metric: real})
+            append_line(
+                records, about | {"k": [k_range.k for k_range in generator.k_ranges]} | asdict(evaluation)
+            )
     if test:
         others = open_images(test)
         about = protocol | {"model": REAL, "steps": 0, "factor": 1.0, "count": len(others), "seed": 0}
@@ -72,9 +74,9 @@ def main(
             append_line(records, about | {"k": [], "distance": distance})
 
 
-def turned(dials: tuple[Dial, ...], factor: float) -> tuple[int, ...]:
+def scaled(k_ranges: tuple[KRange, ...], factor: float) -> tuple[int, ...]:
     """The k of each level at a multiple of its own, 1 at least and its limit at most."""
-    return tuple(min(max(1, round(factor * dial.k)), dial.limit) for dial in dials)
+    return tuple(min(max(1, round(factor * k_range.k)), k_range.limit) for k_range in k_ranges)
 
 
 def is_done(records: Path, about: dict) -> bool:

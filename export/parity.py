@@ -1,4 +1,4 @@
-"""The proof of an exported file: onnxruntime gives what torch gives, wherever both must."""
+"""Compares an exported file in onnxruntime with the torch generator it was made from."""
 
 import copy
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ BATCHES = (1, 2, 5)
 
 
 @dataclass(frozen=True)
-class Proof:
+class ParityReport:
     """What an exported file was measured to do in onnxruntime, compared with torch.
 
     A selection jumps where two magnitudes at its border are equal up to rounding: torch and onnxruntime may
@@ -32,7 +32,7 @@ class Proof:
             largest magnitude, over the samples in which both kept the same entries.
         samples, same: Samples compared; of them, those in which both kept the same entries.
         units, swapped: Needles (or whole codes) compared; of them, those in which they kept different ones.
-        k: The dial settings compared, Γ1 first.
+        k: The values of k compared, Γ1 first.
         batches: The batch sizes compared.
     """
 
@@ -46,7 +46,7 @@ class Proof:
     batches: tuple[int, ...]
 
 
-def prove(generator: Generator, file: Path, path: Path) -> Proof:
+def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
     """Compares an exported file, run in onnxruntime, with the torch generator it was made from.
 
     Three things must hold. Each projection alone keeps the entries that torch keeps, bit for bit, on codes
@@ -56,16 +56,16 @@ def prove(generator: Generator, file: Path, path: Path) -> Proof:
 
     Args:
         file: Where the file lies now.
-        path: Where it will lie once it is proven; the proof names it.
+        path: Where the verified file will be moved to; recorded in the report.
 
     Raises: RuntimeError if one of them does not.
     """
     for function in onnx.load(file, load_external_data=False).functions:
-        _prove_function(generator, function)
+        _verify_function(generator, function)
     sampler = OnnxSampler(file)
-    least, most = [1] * len(generator.dials), [dial.limit for dial in generator.dials]
-    mixed = [(1, dial.limit)[index % 2] for index, dial in enumerate(generator.dials)]
-    settings = sorted({tuple(k) for k in (least, [dial.k for dial in generator.dials], most, mixed)})
+    least, most = [1] * len(generator.k_ranges), [k_range.limit for k_range in generator.k_ranges]
+    mixed = [(1, k_range.limit)[index % 2] for index, k_range in enumerate(generator.k_ranges)]
+    settings = sorted({tuple(k) for k in (least, [k_range.k for k_range in generator.k_ranges], most, mixed)})
     first, parts, wholes = 0, [], []
     for k in settings:
         for batch in BATCHES:
@@ -75,14 +75,16 @@ def prove(generator: Generator, file: Path, path: Path) -> Proof:
             image, codes = sampler.run(z, k or None, labels=labels)
             image, *codes = (torch.from_numpy(array) for array in (image, *codes))
             given = [torch.from_numpy(array) for array in (z, labels) if array is not None]
-            with torch.no_grad(), generator.dial(k or None):
+            with torch.no_grad(), generator.use_k(k or None):
                 parts += _compare_parts(generator, given, image, codes)
                 wholes.append(_compare_whole(generator, given, image, codes))
     (differences, same), (units, swapped) = zip(*wholes, strict=True), zip(*parts, strict=True)
-    return Proof(path, max(differences), first, sum(same), sum(units), sum(swapped), tuple(settings), BATCHES)
+    return ParityReport(
+        path, max(differences), first, sum(same), sum(units), sum(swapped), tuple(settings), BATCHES
+    )
 
 
-def prove_synthesis(generator: Generator, file: Path) -> None:
+def verify_synthesis(generator: Generator, file: Path) -> None:
     """Compares an exported synthesis graph with torch: images, and atoms in units of the largest, to TOLERANCE.
 
     Raises: RuntimeError if they differ.
@@ -98,21 +100,21 @@ def prove_synthesis(generator: Generator, file: Path) -> None:
     _require_close(((torch.from_numpy(dictionary) - atoms).abs().max() / _scale(atoms)).item(), "the atoms")
 
 
-def _prove_function(generator: Generator, function: onnx.FunctionProto) -> None:
+def _verify_function(generator: Generator, function: onnx.FunctionProto) -> None:
     """Runs a model of one projection on codes full of ties: it gives what torch's does, bit for bit."""
     session = open_session(_one_node(function).SerializeToString())
     random = np.random.default_rng(0)
-    for dial in generator.dials:
-        projection = copy.deepcopy(generator.projections[dial.level - 1])
+    for k_range in generator.k_ranges:
+        projection = copy.deepcopy(generator.projections[k_range.level - 1])
         if type(projection).__name__ != function.name:
             continue
-        shape = (2, *generator.code_shapes[dial.level - 1])
+        shape = (2, *generator.code_shapes[k_range.level - 1])
         codes = [
             random.integers(-2, 3, shape).astype(np.float32),
             np.maximum(random.standard_normal(shape, np.float32), 0),
             np.full(shape, -1, np.float32),
         ]
-        for k in {1, 2, dial.k, dial.limit}:
+        for k in {1, 2, k_range.k, k_range.limit}:
             projection.k = k
             for code in codes:
                 (got,) = session.run(None, {"code": code, "k": np.array(k, np.int64)})

@@ -19,16 +19,19 @@ from typing import IO
 import psutil
 
 from sparsegen.service.exposure import Exposure
-from sparsegen.service.jobs import ENVIRONMENT as JOBS
+from sparsegen.service.jobs.worker import WORKERS, stop_signals
+from sparsegen.service.models import ENVIRONMENT as JOBS
 from sparsegen.service.models import models_folder, open_models
 from sparsegen.service.options import Options
-from sparsegen.service.worker import WORKERS, stop_signals
 
 logger = logging.getLogger(__name__)
 
-SERVICE = "sparsegen.service.endpoint:SparseGen"
+SERVICE = "sparsegen.service.http.endpoint:SparseGen"
 HTTP_WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bentoml runs
-BENTO, RESTORER = "sparsegen.service.bento", "sparsegen.service.worker"  # both end with this process
+BENTO, RESTORER = (
+    "sparsegen.service.http.bento",
+    "sparsegen.service.jobs.worker",
+)  # both end with this process
 FOLDER, LOCK = "sparsegen-serve-", "lock"  # how the temporary folder of a server begins; a file in it
 PATIENCE = 8.0  # seconds between asking a process to end and killing it
 RESTART_AFTER = 5.0  # seconds from the start of a process to that of its successor

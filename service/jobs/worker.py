@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from sparsegen.pictures.picture import Picture
 from sparsegen.restoration.settings import Task, fair_threads, rename_settings
-from sparsegen.service.decoding import decoders
-from sparsegen.service.jobs import BEAT_EVERY, STORED_PIXELS, Claim, Store, StoreError, open_store
+from sparsegen.service.jobs.decoding import decoders
+from sparsegen.service.jobs.errors import StoreError
+from sparsegen.service.jobs.store import BEAT_EVERY, STORED_PIXELS, Claim, Store, open_store
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.options import Options
 

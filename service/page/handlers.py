@@ -8,7 +8,7 @@ from inspect import iscoroutinefunction
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 
-from sparsegen.service.jobs import Busy, StoreError
+from sparsegen.service.jobs.errors import Busy, StoreError
 
 logger = logging.getLogger(__name__)
 

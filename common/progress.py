@@ -1,0 +1,14 @@
+"""How long work reports its progress: a callback, or a progress bar that the caller supplies."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+OnProgress = Callable[[int, int], object]  # called with the images done and the total
+# Called with a title and the total, or None. It yields a function of the amount done and, once known, the total.
+ProgressBar = Callable[[str, int | None], AbstractContextManager[Callable[..., object]]]
+
+
+@contextmanager
+def no_progress_bar(title: str, total: int | None) -> Iterator[Callable[..., object]]:
+    """A progress bar that shows nothing."""
+    yield lambda done, total=None: None

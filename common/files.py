@@ -154,6 +154,19 @@ def check_writable(path: str | Path) -> None:
         raise type(error)(error.errno, f"cannot be written: {os.strerror(error.errno)}", str(path)) from error
 
 
+def check_utf8(path: str | Path) -> None:
+    """Checks the path of a model: safetensors, onnx and onnxruntime open UTF-8 paths only.
+
+    Raises: ValueError that names the path and the remedy.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{path} is not a UTF-8 path, and safetensors and ONNX files need one: rename the file or folder"
+        ) from None
+
+
 def read_lines(path: Path) -> list[dict]:
     """Reads JSON lines and skips a line that was not written completely."""
     records = []

@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from sparsegen.common.files import check_writable
+from sparsegen.common.files import check_utf8, check_writable
 from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.zoo.bundled import AUXILIARY
 from sparsegen.zoo.checkpoint import find_checkpoint, read_config
@@ -183,6 +183,7 @@ def check_start(
         not exist, or the run cannot start from the model.
     """
     folder = Path(folder)
+    check_utf8(folder)
     _check_folder(folder)
     goes_on = bool(checkpoints(folder))
     found = find_device(device)

@@ -1,21 +1,19 @@
 """Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
-import logging
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
 from sparsegen.zoo import hub
-from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, PICKLES, WEIGHTS, list_models
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, PICKLES, WEIGHTS, list_models, warn_of_folder
 from sparsegen.zoo.card import model_card
 from sparsegen.zoo.config import read_entries
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.spec import ModelSpec
 from sparsegen.zoo.weights import load_weights, save_weights, write_tensors
-
-logger = logging.getLogger(__name__)
 
 EXPECTED = "a model must be the name of a bundled model, the folder of a checkpoint, or owner/name on the Hub"
 
@@ -49,10 +47,7 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
         raise ValueError(f"{EXPECTED}; got {given!r}")
     path = Path(name_or_folder_or_hub_id).expanduser()
     if given in list_models():
-        if path.is_dir():
-            logger.warning(
-                "%s is read as the bundled model: for the folder of this name, give ./%s", given, given
-            )
+        warn_of_folder(path)
         path = MODELS / given
     if path.suffix in PICKLES:
         raise ValueError(
@@ -65,6 +60,7 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
                 f"a revision applies to owner/name on the Hub, and {path} is a local folder: "
                 f"omit the revision; got {revision!r}"
             )
+        check_utf8(path)
         return path
     if path.is_file():
         raise ValueError(f"{path} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")

@@ -838,7 +838,7 @@ SQLITE = pytest.mark.parametrize("where", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def pool(where: str, tmp_path: Path, short_lease: None) -> Iterator[Callable[..., subprocess.Popen]]:
+def workers(where: str, tmp_path: Path, short_lease: None) -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts workers, and ends them all."""
     started = []
 
@@ -858,13 +858,13 @@ def trace(tmp_path: Path) -> Callable[[], list[tuple[int, int, int]]]:
     return lambda: restorer.lines(tmp_path / "trace")
 
 
-def test_a_job_of_a_worker_that_was_killed_is_run_again_by_another(store, pool, trace):
-    killed = pool()
+def test_a_job_of_a_worker_that_was_killed_is_run_again_by_another(store, workers, trace):
+    killed = workers()
     job_id = submit(store, iterations=100)
     assert until(lambda: len(trace()) > 20, True)
     killed.kill()
     before = len(trace())
-    successor = pool()
+    successor = workers()
     assert until(lambda: status_of(store, job_id), "done", 30) == "done"
     assert {process for process, _, _ in trace()} == {killed.pid, successor.pid}
     assert [iteration for _, _, iteration in trace()[before:]] == list(range(1, 101))
@@ -875,8 +875,8 @@ def test_a_job_of_a_worker_that_was_killed_is_run_again_by_another(store, pool, 
 
 
 @SQLITE
-def test_a_worker_stops_within_an_iteration_of_canceling_and_goes_on_with_the_next(store, pool, trace):
-    pool()
+def test_a_worker_stops_within_an_iteration_of_canceling_and_goes_on_with_the_next(store, workers, trace):
+    workers()
     job_id, after = submit(store, iterations=100_000, seed=1), submit(store, seed=2)
     assert until(lambda: store.preview(job_id) is not None, True)
     assert status_of(store, job_id) == "running"
@@ -891,8 +891,8 @@ def test_a_worker_stops_within_an_iteration_of_canceling_and_goes_on_with_the_ne
 
 @SQLITE
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "stdin"])
-def test_a_worker_that_is_asked_to_end_puts_its_job_back(store, pool, trace, end):
-    process = pool("--leash")
+def test_a_worker_that_is_asked_to_end_puts_its_job_back(store, workers, trace, end):
+    process = workers("--leash")
     job_id = submit(store, iterations=100_000)
     assert until(lambda: status_of(store, job_id), "running") == "running"
     process.stdin.close() if end == "stdin" else process.send_signal(getattr(signal, end))
@@ -902,8 +902,8 @@ def test_a_worker_that_is_asked_to_end_puts_its_job_back(store, pool, trace, end
 
 
 @SQLITE
-def test_two_workers_share_the_jobs_and_run_none_twice(store, pool, trace):
-    pool(), pool()
+def test_two_workers_share_the_jobs_and_run_none_twice(store, workers, trace):
+    workers(), workers()
     wanted = [submit(store, iterations=20, seed=seed) for seed in range(6)]
     assert until(lambda: {status_of(store, each) for each in wanted}, {"done"}, 30) == {"done"}
     runs = [(seed, iteration) for _, seed, iteration in trace()]
@@ -911,8 +911,8 @@ def test_two_workers_share_the_jobs_and_run_none_twice(store, pool, trace):
 
 
 @SQLITE
-def test_what_goes_wrong_in_a_job_is_told_without_secrets_and_the_worker_lives_on(store, pool):
-    pool()
+def test_what_goes_wrong_in_a_job_is_told_without_secrets_and_the_worker_lives_on(store, workers):
+    workers()
     refused, broken, fine = (submit(store, seed=seed) for seed in (restorer.REFUSED, restorer.BROKEN, 1))
     assert until(lambda: status_of(store, fine), "done") == "done"
     assert store.status(refused)["error"] == "a picture of this seed is refused"
@@ -923,11 +923,11 @@ def test_what_goes_wrong_in_a_job_is_told_without_secrets_and_the_worker_lives_o
 
 
 @SQLITE
-def test_a_worker_that_was_put_to_sleep_finds_its_job_taken_over(store, pool, trace):
-    sleeper = pool("--sleepy")
+def test_a_worker_that_was_put_to_sleep_finds_its_job_taken_over(store, workers, trace):
+    sleeper = workers("--sleepy")
     job_id = submit(store, iterations=100)
     assert until(lambda: len(trace()), 5) == 5
-    pool()
+    workers()
     assert until(lambda: len({process for process, _, _ in trace()}), 2) == 2
     sleeper.send_signal(signal.SIGCONT)
     assert until(lambda: status_of(store, job_id), "done") == "done"

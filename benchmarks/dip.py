@@ -36,10 +36,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import circumstances
-from benchmarks.table3 import PAST, WATCHED, crop, follow, observe, psnr, tensor
+from benchmarks.table3 import FOLLOWED, PAST, crop, follow, observe, psnr, tensor
 from sparsegen.cli.console import progress
-from sparsegen.common.files import append_line, atomic_write, read_lines
+from sparsegen.common.files import append_line, atomic_write
 from sparsegen.common.hardware import has_bfloat16
+from sparsegen.reproduce.tables import read_records
 from sparsegen.restoration.restore import make_fit
 from sparsegen.restoration.settings import PRESETS, Task
 
@@ -98,7 +99,7 @@ def ours(clean: torch.Tensor, noisy: torch.Tensor, seed: int, goal: float, label
             if trace.iteration % EVERY == 0:
                 curve.append((round(trace.cpu, 2), round(trace.average, 3)))
                 show(trace.iteration, f"{label} fast {trace.average:.2f} dB")
-            if stop and trace.iteration >= WATCHED * best_iteration + 100:
+            if stop and trace.iteration >= FOLLOWED * best_iteration + 100:
                 break
     return {
         "best": best,
@@ -133,7 +134,7 @@ def main(
         "settings": repr(PRESETS["fast"]),
         "instructions": instructions(),
     }
-    known = read_lines(records)
+    known = read_records(records)
     done = {_key(record, KEY) for record in known}
     goals = {_key(record, GOAL): record["original"] for record in known}
     for seed in [] if only_print else map(int, seeds.split(",")):
@@ -152,7 +153,7 @@ def main(
                 records,
                 {**cell, "original": theirs, "fast": mine, **circumstances()},
             )
-    found = [record for record in read_lines(records) if present.items() <= record.items()]
+    found = [record for record in read_records(records) if present.items() <= record.items()]
     show_table(found)
     for record in found if curves else ():
         draw(record, curves / f"{record['image']}-{record['size']}-{record['seed']}.png")

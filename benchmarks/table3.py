@@ -28,15 +28,15 @@ from rich.console import Console
 
 from benchmarks.machine import circumstances
 from sparsegen.cli.console import progress
-from sparsegen.common.files import append_line, read_lines
-from sparsegen.reproduce.tables import RECORDS, show_table3
+from sparsegen.common.files import append_line
+from sparsegen.reproduce.tables import RECORDS, read_records, show_table3
 from sparsegen.restoration.fit import Fit
 from sparsegen.restoration.restore import make_fit
 from sparsegen.restoration.settings import PRESETS, SPARSITIES, Preset, Task
 
 KEY = ("image", "size", "noise", "preset", "settings", "regularizer", "density", "seed", "end", "know_sigma")
 PAST = 200  # iterations that a run without a stop goes beyond its best average
-WATCHED = 1.25  # times the best iteration, and 100 more: how far a run is followed after its blind stop
+FOLLOWED = 1.25  # times the best iteration, and 100 more: how far a run is followed after its blind stop
 
 
 def poisson(clean: np.ndarray, peak: float, random: np.random.Generator) -> np.ndarray:
@@ -126,13 +126,13 @@ def measure(
     """
     truth, observation = tensor(clean), tensor(noisy)
     fit = make_fit(task, observation, preset=preset)
-    watched = fit.watch is not None
+    has_rule = fit.rule is not None
     fit.preset = replace(preset, stops=False)
     single, average, given = (-math.inf, 0), (-math.inf, 0), {}
     for trace in follow(fit, truth):
         single = max(single, (trace.single, -trace.iteration))
         average = max(average, (trace.average, -trace.iteration))
-        if watched and not given and trace.iteration >= min(fit.best.patience_ends, fit.preset.iterations):
+        if has_rule and not given and trace.iteration >= min(fit.best.patience_ends, fit.preset.iterations):
             given = {
                 "stopped_at": trace.iteration,
                 "stopped_cpu_seconds": round(trace.cpu, 2),
@@ -140,8 +140,8 @@ def measure(
                 "returned": psnr(fit.image, truth),
             }
         show(trace.iteration, f"{trace.average:.2f} dB")
-        enough = -average[1] * WATCHED + 100 if watched else -average[1] + PAST
-        if trace.iteration >= enough and (given or not watched):
+        enough = -average[1] * FOLLOWED + 100 if has_rule else -average[1] + PAST
+        if trace.iteration >= enough and (given or not has_rule):
             break
     return {
         "noisy": psnr(observation, truth),
@@ -177,7 +177,9 @@ def main(
     bf16: Annotated[
         bool, typer.Option(help="Compute the preset paper in bfloat16, too, in half of the time.")
     ] = False,
-    members: Annotated[int | None, typer.Option(help="Hourglasses, in place of the preset's number.")] = None,
+    ensemble: Annotated[
+        int | None, typer.Option(help="Networks averaged, in place of the preset's number.")
+    ] = None,
     bm3d: Annotated[bool, typer.Option(help="Also run BM3D on gaussian noise.")] = False,
     records: Annotated[Path, typer.Option()] = RECORDS / "table3.jsonl",
     only_print: Annotated[bool, typer.Option("--print", help="Print the tables of the records.")] = False,
@@ -186,11 +188,18 @@ def main(
     if not only_print:
         torch.set_num_threads(threads)
         own = PRESETS[preset]
-        own = replace(own, swift=own.swift or bf16, members=members or own.members)
-        about = {"settings": repr(own), "members": own.members, "end": iterations, "know_sigma": know_sigma}
+        own = replace(
+            own, mixed_precision=own.mixed_precision or bf16, ensemble_size=ensemble or own.ensemble_size
+        )
+        about = {
+            "settings": repr(own),
+            "ensemble_size": own.ensemble_size,
+            "end": iterations,
+            "know_sigma": know_sigma,
+        }
         for cell in cells(images, only, size, noises, preset, regularizers, densities, seeds):
             cell |= about
-            if key(cell) in map(key, read_lines(records)):  # read anew: another process may work on others
+            if key(cell) in map(key, read_records(records)):  # read anew: another process may work on others
                 continue
             clean = crop(images / f"{cell['image']}.png", size)
             noisy = observe(clean, cell["noise"], cell["seed"])
@@ -207,7 +216,7 @@ def main(
                 record["bm3d"] = bm3d_psnr(clean, noisy, float(strength))
             records.parent.mkdir(parents=True, exist_ok=True)
             append_line(records, record)
-    show_table3(Console(width=130), read_lines(records))
+    show_table3(Console(width=130), read_records(records))
 
 
 def cells(

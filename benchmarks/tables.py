@@ -52,7 +52,7 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def speed() -> str:
     rows = []
-    for record in read_lines(dip.RECORDS):
+    for record in read_records(dip.RECORDS):
         theirs, mine = record["original"], record["fast"]
         to_goal, used, _ = dip.ratios(record)
         rows.append((
@@ -71,11 +71,11 @@ def speed() -> str:
 
 
 def restorations(preset: str) -> list[dict]:
-    """The records of table 3 that have the present settings of a preset: members and density."""
+    """The records of table 3 that have the present settings of a preset: ensemble size and density."""
     return [
         record
-        for record in read_lines(TABLES["table3"][0])
-        if (record["preset"], record["members"]) == (preset, PRESETS[preset].members)
+        for record in read_records(TABLES["table3"][0])
+        if (record["preset"], record["ensemble_size"]) == (preset, PRESETS[preset].ensemble_size)
         and record["density"] in (None, SPARSITIES[record["regularizer"]].density)
     ]
 
@@ -146,7 +146,7 @@ def sparsity() -> str:
 
 def yardstick() -> str:
     """BM3D and `fast` on the same noisy crops. The records of the baseline contain BM3D."""
-    known = [record for record in read_lines(TABLES["table3"][0]) if "bm3d" in record]
+    known = [record for record in read_records(TABLES["table3"][0]) if "bm3d" in record]
     bm3d = {
         (record["image"], record["size"], record["noise"], record["seed"]): record["bm3d"] for record in known
     }

@@ -1,32 +1,51 @@
-"""The command line: all commands in one app, and what becomes of errors."""
+"""The command line: all commands in one app, and how errors are reported."""
 
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.logging import RichHandler
 
+import sparsegen
 from sparsegen.cli import models, paper, restoring, serving, training
-from sparsegen.cli.console import err
+from sparsegen.cli.console import err, write_what_cannot_be_encoded
 
-FORESEEN = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
+EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
 
 app = typer.Typer(
-    help="Image generators whose inner representation is a sparse code.",
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sparsegen {sparsegen.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Image generators whose inner representation is a sparse code."""
+
+
 for group in (models, training, serving, paper, restoring):
     app.add_typer(group.app)
 
 
 def main() -> None:
-    """Runs the command line; whatever fails is told in one line, a traceback only on SPARSEGEN_TRACEBACK.
+    """Runs the command line. An error is reported in one line; SPARSEGEN_TRACEBACK=1 shows its traceback.
 
-    Exit codes: 2 for bad input and what else is foreseen, 1 for a bug of ours, 130 for Ctrl-C.
+    Exit codes: 2 for bad input and other expected errors, 1 for a bug in sparsegen, 130 for Ctrl-C.
     """
+    write_what_cannot_be_encoded(sys.stdout, sys.stderr)
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
@@ -41,11 +60,11 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("SPARSEGEN_TRACEBACK"):
             raise
-        if isinstance(error, FORESEEN):
+        if isinstance(error, EXPECTED):
             _fail(str(error))
         bug = f"{type(error).__name__}: {error}"
-        _fail(f"a bug of sparsegen ({bug}); with SPARSEGEN_TRACEBACK=1 it shows where", 1)
-    if code == 130:  # as typer tells of Ctrl-C where no command was ready for it
+        _fail(f"a bug in sparsegen ({bug}); set SPARSEGEN_TRACEBACK=1 to see the traceback", 1)
+    if code == 130:  # typer returns it for a Ctrl-C that no command handled
         _fail("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -1,39 +1,62 @@
-"""What the commands show: lines, bars and tables."""
+"""Output of the commands: lines, progress bars and tables."""
 
+import codecs
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from math import isfinite
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from sparsegen.restoration.results import AnyProgress
 
-out, err = Console(), Console(stderr=True)
+# Without markup and emoji: names of files and models are printed as they are, e.g. "grid[red].png".
+out, err = (Console(stderr=stderr, markup=False, emoji=False, highlight=False) for stderr in (False, True))
 LINE_EVERY = 10.0  # seconds
 
 
 def say(console: Console, text: str) -> None:
-    """Prints a line as it is: names of files may look like markup, or hold bytes that are no text."""
-    console.print(Text(text.encode(errors="backslashreplace").decode()), soft_wrap=True)
+    """Prints a line without wrapping it."""
+    console.print(text, soft_wrap=True)
+
+
+PLAIN = {"Γ": "Gamma", "∞": "inf", "σ": "sigma", "…": "...", "→": "->", "±": "+-"}
+
+
+def write_what_cannot_be_encoded(*streams: TextIO) -> None:
+    """Makes streams write a substitute for each character that their encoding lacks, instead of failing.
+
+    Such characters are Greek letters in a pipe that is not UTF-8, and the bytes of file names that are not UTF-8.
+    """
+    codecs.register_error("sparsegen.substitute", _substitute)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="sparsegen.substitute")
+
+
+def _substitute(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeEncodeError) and (text := PLAIN.get(error.object[error.start])):
+        return text, error.start + 1
+    return codecs.backslashreplace_errors(error)
 
 
 class Rate(ProgressColumn):
-    """Steps a second, averaged over the last of them."""
+    """Steps per second, averaged over the latest steps."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.3g}/s" if task.speed else "")
@@ -41,15 +64,15 @@ class Rate(ProgressColumn):
 
 @contextmanager
 def progress(what: str, total: int | None, done: int = 0) -> Iterator:
-    """Shows a bar with rate and time left; yields a function that takes what is done by now."""
+    """Shows a bar with rate and remaining time; yields a function that takes the number of steps done."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=err, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda now, description=what, total=total: bar.update(
             task, completed=now, description=description, total=total
@@ -58,14 +81,14 @@ def progress(what: str, total: int | None, done: int = 0) -> Iterator:
 
 @contextmanager
 def shown(name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
-    """Shows how far a fit is: as a bar, or where there is no terminal as a line now and then."""
+    """Shows the progress of a fit: as a bar, or without a terminal as a line every `LINE_EVERY` seconds."""
     if err.is_terminal:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(8),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
         )
-        with Bar(*columns, console=err, transient=True) as bar:
+        with Progress(*columns, console=err, transient=True) as bar:
             task = bar.add_task(_short(name), total=1, state="")
 
             def move(progress: "AnyProgress") -> None:
@@ -86,7 +109,7 @@ def shown(name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
 
 
 def state_of(progress: "AnyProgress", total: int) -> tuple[float, str]:
-    """The share that is done, and a line on it. A fit may stop early, so it has from one time left to another."""
+    """The share that is done, from 0 to 1, and a line on it. A fit may stop early, so the remaining time is a range."""
     from sparsegen.restoration.tiles import TiledProgress
 
     statistic = "" if progress.statistic is None else f" statistic {progress.statistic:.3g}"

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 import sparsegen
-from sparsegen.cli.console import err, out, progress, show_record
+from sparsegen.cli.console import err, out, progress, say, show_record
 from sparsegen.cli.options import K, Model, Seed, check_target, parse_k, parse_labels
 
 app = typer.Typer()
@@ -44,7 +45,7 @@ def list_models(
         table.add_row(name, *(about[column] for column in columns if column not in same))
     out.print(table)
     for column, value in same.items():
-        out.print(f"{column}: {value}{COMMON[column]}", style="dim", highlight=False)
+        out.print(f"{column}: {value}{COMMON[column]}", style="dim")
 
 
 # What is told once, below the table, where all models have it in common, and a remark to it.
@@ -158,7 +159,7 @@ def sample(
         for index, image in enumerate(pixels):
             with atomic_write(out_path / f"{seed}-{index:05d}.png") as file:
                 file.write_bytes(images.png(image))
-    out.print(f"{count} images of {model} in {out_path}", highlight=False)
+    say(out, f"{count} images of {model} in {out_path}")
 
 
 @app.command(epilog="Example: sparsegen export dcgan.ml --out dcgan-ml.onnx --synthesis")
@@ -208,6 +209,6 @@ def push(
     """Pushes a model to the Hugging Face Hub, with its card."""
     from sparsegen.zoo.checkpoint import find_checkpoint, upload
 
-    with err.status(f"pushing {model} to {repo_id}"):
+    with err.status(Text(f"pushing {model} to {repo_id}")):
         url = upload(find_checkpoint(model), repo_id, private=private, revision=revision)
-    out.print(url, highlight=False)
+    say(out, url)

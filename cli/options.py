@@ -18,7 +18,7 @@ K = Annotated[
 
 def _place(jobs: str | None) -> str | None:
     """Refuses a password as an argument."""
-    from sparsegen.service.places import has_password, public
+    from sparsegen.service.jobs.places import has_password, public
 
     if jobs and has_password(jobs) and jobs != os.environ.get("SPARSEGEN_JOBS"):
         raise typer.BadParameter(

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sparsegen.cli.console import out
+from sparsegen.cli.console import out, say
 from sparsegen.cli.options import Seed, check_target
+from sparsegen.common.extras import require
 
 app = typer.Typer()
 
@@ -57,9 +58,11 @@ def plot(
     from sparsegen.common.files import atomic_write
     from sparsegen.reproduce.plots import draw
 
+    if what is not Picture.samples:
+        require("plot", f"the plot of {what}", "matplotlib")
     out_path, models = out_path or Path(f"{what}.png"), models or []
     check_target(out_path, ".png")
     picture = draw(what, models, seed)
     with atomic_write(out_path) as file:
         file.write_bytes(picture)
-    out.print(f"{what}{' of ' * bool(models)}{', '.join(models)} in {out_path}", highlight=False)
+    say(out, f"{what}{' of ' * bool(models)}{', '.join(models)} in {out_path}")

@@ -50,12 +50,14 @@ class Options:
     iterations: Annotated[
         int | None, typer.Option(help="The end, unless it stops before; the preset's by default.")
     ] = None
-    members: Annotated[
+    ensemble_size: Annotated[
         int | None,
         typer.Option(
-            help="Hourglasses whose mean is the result; each takes its time. The preset's by default."
+            "--ensemble",
+            help="Number of networks averaged, 1 to 8; run time grows linearly (default: 2 for fast, 1 for paper).",
         ),
     ] = None
+    members: Annotated[int | None, typer.Option(hidden=True)] = None  # the old name of --ensemble
     threads: Annotated[
         int | None,
         typer.Option(
@@ -94,9 +96,15 @@ class Options:
     ] = False
 
     def task(self) -> dict[str, object]:
-        """The settings of `Task.of` among them."""
-        names = ("preset", "regularizer", "density", "loss", "seed", "iterations", "members")
-        return {name: getattr(self, name) for name in names}
+        """Settings of `Task.of`; warns where the old name of an option is used."""
+        names = ("preset", "regularizer", "density", "loss", "seed", "iterations")
+        size = self.ensemble_size
+        if self.members is not None:
+            if size is not None:
+                raise ValueError("--members is the old name of --ensemble: give --ensemble only")
+            say(err, "--members is now called --ensemble; the old name will be removed in the next version")
+            size = self.members
+        return {name: getattr(self, name) for name in names} | {"ensemble_size": size}
 
     def batch(self) -> batch.Options:
         """Those of a batch."""
@@ -136,8 +144,8 @@ def denoise(
     A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
     """
     task = Task.of(kind="denoise", sigma=sigma, **options.task())
-    if task.idle_sigma:
-        say(err, f"--{task.idle_sigma}")
+    if task.sigma_warning:
+        say(err, f"--{task.sigma_warning}")
     restore(inputs, task, options)
 
 
@@ -216,15 +224,15 @@ def restore(
     report = Report()
     prepared = batch.prepare(inputs, task, options.batch(), report, mask, kernel)
     if prepared.ready:
-        _load_torch(options.threads, task.settings.members)
+        _load_torch(options.threads, task.settings.ensemble_size)
     with stop_on_interrupt(lambda: say(err, "stopping; Ctrl-C again stops at once")) as interrupted:
         if not batch.restore_all(prepared, interrupted, report):
             sys.exit(130)
 
 
-def _load_torch(threads: int | None, members: int) -> None:
+def _load_torch(threads: int | None, ensemble_size: int) -> None:
     """Takes seconds, so it is done before signals are caught: until then Ctrl-C ends all at once."""
     import torch
 
     if threads or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or fair_threads(members))
+        torch.set_num_threads(threads or fair_threads(ensemble_size))

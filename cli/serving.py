@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsegen.cli.options import Jobs
+from sparsegen.common.extras import require
 
 app = typer.Typer()
 
@@ -56,8 +57,12 @@ def serve(
 
     The options from --token on may be given as variables, too: SPARSEGEN_TOKEN, SPARSEGEN_ALLOW_HOST, …
     """
+    require(
+        "serve", "the server",
+        "bentoml", "fastapi", "gradio", "huey", "onnxruntime", "prometheus_client", "psutil", "python_multipart",
+    )  # fmt: skip
     from sparsegen.service.exposure import Exposure
-    from sparsegen.service.serve import serve
+    from sparsegen.service.http.serve import serve
 
     if token and token_file:
         raise ValueError("--token and --token-file both give the token: leave one of them out")
@@ -93,8 +98,9 @@ def worker(
     once: Annotated[bool, typer.Option("--once", help="End after one job, or if there is none.")] = False,
 ) -> None:
     """Does the restorations that servers take on: one at a time, on this or any other machine."""
+    require("serve", "the worker", "huey", "psutil")
+    from sparsegen.service.jobs.worker import work
     from sparsegen.service.logs import set_up_logs
-    from sparsegen.service.worker import work
 
     set_up_logs()
     sys.exit(work(jobs, once=once))

@@ -12,6 +12,7 @@ import typer
 import sparsegen
 from sparsegen.cli.console import err, out, progress, say, show_record
 from sparsegen.cli.options import Data, K, Seed, check_target, parse_k
+from sparsegen.common.extras import require
 from sparsegen.common.interrupt import stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def train(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
 ) -> None:
-    """Trains a model, or fine-tunes one (--from); Ctrl-C saves, and --resume goes on."""
+    """Trains a model, or fine-tunes one (--from). Ctrl-C saves the run; --resume continues it."""
+    require("train", "training", "accelerate")
     import torch
 
     from sparsegen.training.plan import checkpoints
@@ -157,7 +159,7 @@ def train(
         if run.best
         else ""
     )
-    out.print(f"{name} trained for {run.step} steps in {out_folder}{best}", highlight=False)
+    say(out, f"{name} trained for {run.step} steps in {out_folder}{best}")
 
 
 def _renamed(old: str, old_value: int | None, new: str, value: int) -> int:
@@ -176,7 +178,7 @@ def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., obj
             losses = "  ".join(f"{name} {loss:.2f}" for name, loss in metrics["losses"].items())
             if run.accelerator.is_main_process and not err.is_terminal:
                 pace = _pace(run, metrics)
-                err.print(f"step {step} of {run.schedule.steps}  {losses}  {pace}", soft_wrap=True)
+                say(err, f"step {step} of {run.schedule.steps}  {losses}  {pace}")
         show(step, f"{run.plan.model}  {losses}")
 
 

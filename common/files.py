@@ -97,7 +97,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Writes `obj` as indented UTF-8 JSON, atomically.
+    """Writes `obj` as indented UTF-8 JSON, atomically; bytes of file names that are not UTF-8 as \\udcXX escapes.
 
     Raises: ValueError on NaN and infinities, which are not JSON (write None); TypeError on types that JSON lacks.
         Both name the path and are raised before writing.
@@ -107,7 +107,7 @@ def write_json(path: str | Path, obj: Any) -> None:
     except (TypeError, ValueError) as error:
         raise type(error)(f"cannot write {path}: {error}") from error
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
@@ -154,10 +154,25 @@ def check_writable(path: str | Path) -> None:
         raise type(error)(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
 
 
+def check_utf8(path: str | Path) -> None:
+    """Checks the path of a model: safetensors, onnx and onnxruntime open UTF-8 paths only.
+
+    Raises: ValueError that names the path and the remedy.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{path} is not a UTF-8 path, and safetensors and ONNX files need one: rename the file or folder"
+        ) from None
+
+
 def read_lines(path: Path) -> list[dict]:
     """Reads JSON lines and skips a line that was not written completely."""
     records = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], 1):
+    for number, line in enumerate(
+        path.read_text("utf-8", errors="replace").splitlines() if path.exists() else [], 1
+    ):
         try:
             records.append(json.loads(line))
         except ValueError:

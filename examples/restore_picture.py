@@ -18,7 +18,7 @@ clean = np.stack([x, 0.5 + 0.4 * np.sin(6 * y), np.hypot(x - 0.5, y - 0.5) < 0.3
 noise = np.random.default_rng(0).normal(0, 25 / 255, clean.shape)
 noisy = (clean + noise).clip(0, 1).astype(np.float32)
 
-result = sparsegen.restore(noisy, sigma=25, iterations=120, members=1)
+result = sparsegen.restore(noisy, sigma=25, iterations=120, ensemble_size=1)
 
 
 def psnr(image: np.ndarray) -> float:

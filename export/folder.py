@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sparsegen.common.files import atomic_folder
+from sparsegen.common.files import atomic_folder, check_utf8
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.parity import ParityReport
 from sparsegen.zoo.bundled import CONFIG, GRAPH
@@ -28,6 +28,7 @@ def export_folder(
 
     Raises: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export`.
     """
+    check_utf8(folder)
     check_target(folder, source)
     generator = from_pretrained(source)
     with atomic_folder(folder) as temporary:

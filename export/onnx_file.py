@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sparsegen import __version__
-from sparsegen.common.files import atomic_write, check_writable
+from sparsegen.common.files import atomic_write, check_utf8, check_writable
 from sparsegen.export.graph import cut, save, trace
 from sparsegen.export.parity import ParityReport, verify, verify_synthesis
 from sparsegen.export.runtime import FORMAT, synthesis_path
@@ -48,6 +48,7 @@ def export_onnx(
     path = Path(path)
     if path.suffix.lower() != ".onnx" or path.is_dir():
         raise ValueError(f"give the name of a file that ends in .onnx; got {path}")
+    check_utf8(path)
     check_writable(path)
     _check_hooks(generator)
     weights = None if embed else Weights.read(path.with_name(bundled.WEIGHTS))

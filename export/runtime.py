@@ -22,6 +22,7 @@ except ImportError as error:
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from sparsegen.common.checks import check_integer
+from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
 from sparsegen.pictures import images
 from sparsegen.zoo import bundled, noise
@@ -178,7 +179,9 @@ def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSa
     given, path = str(name_or_folder_or_file), Path(name_or_folder_or_file).expanduser()
     known = bundled.list_models()
     if given in known:
+        bundled.warn_of_folder(path)
         path = bundled.MODELS / given
+    check_utf8(path)
     if path.is_dir():
         path = path / bundled.GRAPH
     if path.suffix.lower() != ".onnx" and not path.is_file():

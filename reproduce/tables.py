@@ -1,6 +1,7 @@
 """The paper's tables 1 to 3 beside what was measured here: printed from the committed records."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,11 +23,29 @@ PROTOCOL = (
 MISSING = "-"
 
 
+OLD_NAMES = {
+    "members": "ensemble_size",
+    "swift": "mixed_precision",
+    "fall": "max_psnr_drop",
+}  # of restoration presets
+
+
 def read_records(path: Path) -> list[dict]:
-    """The records of a campaign, one dict a run; the first of table 1 do not say that they had all of the data, and
-    the recipe's learning rates.
+    """The records of a campaign, one dict per run, under the present names.
+
+    Early records of table 1 have no `share` and `rate`: they had all of the data, and the recipe's learning rates.
     """
-    return [{"share": 1.0, "rate": 1.0, **record} for record in read_lines(path)]
+    return [{"share": 1.0, "rate": 1.0, **_rename(record)} for record in read_lines(path)]
+
+
+def _rename(record: dict) -> dict:
+    """Replaces old names of preset fields: as keys, and in the presets' representations, e.g. "settings"."""
+    record = {OLD_NAMES.get(name, name): value for name, value in record.items()}
+    for name in record.keys() & {"settings", "original_settings"}:
+        record[name] = re.sub(
+            rf"\b({'|'.join(OLD_NAMES)})=", lambda found: f"{OLD_NAMES[found[1]]}=", record[name]
+        )
+    return record
 
 
 def own_k(record: dict) -> bool:
@@ -202,10 +221,10 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
     groups = defaultdict(lambda: defaultdict(dict))
     for record in records:
         column = record["regularizer"], record["density"]
-        groups[record["preset"], record["settings"], record["members"], record["size"], record["noise"]][
-            column
-        ][record["image"], record["seed"]] = record
-    for (preset, settings, members, size, noise), columns in groups.items():
+        groups[
+            record["preset"], record["settings"], record["ensemble_size"], record["size"], record["noise"]
+        ][column][record["image"], record["seed"]] = record
+    for (preset, settings, ensemble_size, size, noise), columns in groups.items():
         table = Table(
             "regularizer", "density", "runs", "single", "change (95 %)", "average", "change (95 %)",
             "stop loses: mean, worst", "past the peak", box=None,
@@ -230,10 +249,10 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
             )
             if noise == "gaussian:25" and regularizer in paper.PSNR:
                 table.add_row("  paper's", "", "", *_paper_psnr(regularizer), style="dim")
-        precision = "bfloat16" if "swift=True" in settings else "float32"
-        hourglasses = "1 hourglass" if members == 1 else f"mean of {members} hourglasses"
+        precision = "bfloat16" if "mixed_precision=True" in settings else "float32"
+        networks = "1 network" if ensemble_size == 1 else f"mean of {ensemble_size} networks"
         console.print(
-            f"\n{preset} ({precision}, {hourglasses}), {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over "
+            f"\n{preset} ({precision}, {networks}), {size} x {size}, {noise}; PSNR in dB, mean ± s.d. over "
             f"the seeds"
         )
         console.print(table)

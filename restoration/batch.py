@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from sparsegen.common.checks import check_integer
+from sparsegen.common.extras import require
 from sparsegen.common.files import check_writable
 from sparsegen.common.hardware import processors
 from sparsegen.pictures.picture import MIN_SIDE, WRITABLE, Picture, check_suffix
@@ -82,7 +82,7 @@ class Options:
             ("workers", 1, MAX_WORKERS, "the processes that restore tiles"),
         ):
             if (value := getattr(self, name)) is not None:
-                check_integer(f"--{name}", value, low, high, meaning)
+                check_integer(name, value, low, high, meaning)
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ def prepare(
 
     Raises: OSError, ValueError, ImportError of one line, for what concerns all pictures, or the only one.
     """
-    pictures = read_input("--mask", mask) if mask else None, read_kernel(kernel) if kernel else None
+    pictures = read_input("the mask", mask) if mask else None, read_kernel(kernel) if kernel else None
     reads = tuple(path for path in (mask, kernel, options.clean) if path)
     check_extras(options)
     damage = check_damage(task, *pictures)
-    clean = read_input("--clean", options.clean) if options.clean else None
+    clean = read_input("the clean picture", options.clean) if options.clean else None
     work = Work(task, options, damage, clean, reads)
     jobs, ready = plan(inputs, work), []
     batch = Batch(work, len(inputs), ready)
@@ -190,17 +190,17 @@ def restore_all(batch: Batch, interrupted: Callable[[], bool], report: Report) -
 
 
 def check_extras(options: Options) -> None:
-    """Finds out whether the libraries are there that an option needs.
+    """Checks that the packages that an option needs are installed.
 
-    Raises: ImportError that names the extra; ValueError for a history of no kind.
+    Raises: ImportError with the pip command; ValueError if the history is neither a .csv nor a .png file.
     """
-    if options.clean and not find_spec("skimage"):
-        raise ImportError("--clean measures with scikit-image: pip install 'sparsegen[restore]'")
+    if options.clean:
+        require("restore", "the comparison with a clean picture", "skimage")
     suffix = options.history.suffix.lower() if options.history else ".csv"
     if suffix not in (".csv", ".png"):
-        raise ValueError(f"--history takes .csv, or .png for a drawing; got {options.history}")
-    if suffix == ".png" and not find_spec("matplotlib"):
-        raise ImportError("--history draws with matplotlib: pip install 'sparsegen[plot]', or write a .csv")
+        raise ValueError(f"the history is a .csv file, or a .png file for a plot; got {options.history}")
+    if suffix == ".png":
+        require("plot", "the plot of the history (a .csv file needs no package)", "matplotlib")
 
 
 def plan(inputs: Sequence[Path], work: Work) -> list[Job]:
@@ -209,10 +209,12 @@ def plan(inputs: Sequence[Path], work: Work) -> list[Job]:
     Raises: ValueError where two results would meet, or one would replace what is read.
     """
     options, several = work.options, len(inputs) > 1
-    for name, given in (("--clean", options.clean), ("--history", options.history)):
+    for name, given in (("clean picture", options.clean), ("history", options.history)):
         if several and given:
             got = ", ".join(map(str, inputs[:3])) + (", …" if len(inputs) > 3 else "")
-            raise ValueError(f"{name} is of one picture; got {len(inputs)}, {got}: restore them one by one")
+            raise ValueError(
+                f"a {name} belongs to one picture; got {len(inputs)} pictures, {got}: restore them one by one"
+            )
     folder = _is_folder(options.out_path, several)
     jobs = []
     for source in inputs:
@@ -230,7 +232,9 @@ def _is_folder(path: Path, several: bool) -> bool:
         return True
     suffix = Path(f"_{path.name}").suffix.lower()  # the underscore: a bare ".png" is a suffix, too
     if several and (path.exists() or suffix in WRITABLE):
-        raise ValueError(f"--out takes a folder for several pictures; got the file {path}")
+        raise ValueError(
+            f"the results of several pictures need a folder, and {path} is a file: give a folder"
+        )
     return several or not (path.exists() or suffix)
 
 
@@ -265,12 +269,14 @@ def check(job: Job, work: Work, keep: bool) -> Job:
     Raises: OSError, ValueError, ImportError of one line.
     """
     if job.source.is_dir():
-        raise ValueError(f"{job.source} is a folder: name the pictures in it, as {job.source}/*.png")
+        raise ValueError(f"{job.source} is a folder: name the pictures in it, e.g. {job.source}/*.png")
     for path in job.targets:
         if path.is_dir():
-            raise ValueError(f"{path} is a folder, and a file is to be written there: give another --out")
+            raise ValueError(
+                f"{path} is a folder, but a file is to be written there: give another output path"
+            )
         if os.path.lexists(path) and not work.options.overwrite:
-            raise ValueError(f"{path} is there already: give another --out, or --overwrite to replace it")
+            raise ValueError(f"{path} exists already: give another output path, or ask to overwrite it")
         check_writable(path)
     picture = read_picture(job.source)
     height, width, channels = picture.pixels.shape
@@ -289,12 +295,13 @@ def _check_clean(clean: Picture, source: Path, shape: tuple[int, int, int]) -> N
     height, width, channels = clean.pixels.shape
     if (height, width) != shape[:2]:
         raise ValueError(
-            f"--clean is to be {shape[1]} x {shape[0]} pixels, as {source} asks; got {width} x {height}"
+            f"the clean picture must have {shape[1]} x {shape[0]} pixels, the size of the result of {source}; "
+            f"got {width} x {height}"
         )
     if channels != shape[2]:
         kinds = {1: "gray", 3: "RGB"}
         raise ValueError(
-            f"--clean is to be {kinds[shape[2]]}, as {source} is; got {kinds[channels]}: convert it"
+            f"the clean picture must be {kinds[shape[2]]} like {source}; got {kinds[channels]}: convert it"
         )
 
 
@@ -305,28 +312,28 @@ def _check_room(path: Path, picture: Picture) -> None:
     samples = picture.pixels.size + (0 if picture.alpha is None else picture.pixels[..., 0].size)
     if free < (needed := samples * picture.depth // 8):
         raise OSError(
-            f"{path}: the disk has {free / 1e6:.3g} MB left, the picture may take {needed / 1e6:.3g} MB: "
-            f"make room, or give another --out"
+            f"{path}: the disk has {free / 1e6:.3g} MB left, and the picture may take {needed / 1e6:.3g} MB: "
+            f"free some space, or give another output path"
         )
 
 
-def read_input(option: str, path: Path, min_side: int = MIN_SIDE) -> Picture:
+def read_input(name: str, path: Path, min_side: int = MIN_SIDE) -> Picture:
     if path.is_dir():
-        raise ValueError(f"{option} takes a picture; {path} is a folder")
+        raise ValueError(f"{name} must be a picture file; {path} is a folder")
     return read_picture(path, min_side=min_side)
 
 
 def read_kernel(path: Path) -> Picture:
     """A blur kernel as a picture whose values need not end at 1."""
     if path.suffix.lower() != ".npy":
-        return read_input("--kernel", path, min_side=1)
+        return read_input("the kernel", path, min_side=1)
     try:
         kernel = np.load(path, "r", allow_pickle=False)  # mapped: the header may tell of terabytes
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy array of numbers, or a damaged one: {error}") from error
+        raise ValueError(f"{path} is not a .npy array of numbers, or it is damaged: {error}") from error
     if not isinstance(kernel, np.ndarray) or kernel.ndim != 2 or kernel.dtype.kind not in "uif":
         got = f"{kernel.dtype} {kernel.shape}" if isinstance(kernel, np.ndarray) else "several arrays"
-        raise ValueError(f"--kernel is a matrix (h, w) of numbers; got {got} in {path}")
+        raise ValueError(f"a kernel is a matrix (h, w) of numbers; got {got} in {path}")
     kernel = np.asarray(kernel, np.float64)
     try:
         check_kernel(kernel)
@@ -414,6 +421,6 @@ def run(
         will = estimate(work.task, picture, workers, work.damage, **about)
         report.note(
             f"{will.tiles} tiles: about {timedelta(seconds=round(will.seconds))} and "
-            f"{will.memory_bytes / 1e9:.1f} GB with --workers {workers}",
+            f"{will.memory_bytes / 1e9:.1f} GB with {workers} workers",
         )
     return run_tiled(work.task, picture, work.damage, callback, workers, **about)

@@ -27,7 +27,7 @@ from sparsegen.common.hardware import has_bfloat16
 from sparsegen.restoration.hourglass import Hourglass
 from sparsegen.restoration.operators import Operator, declared
 from sparsegen.restoration.settings import SMALLEST, Preset, Sparsity
-from sparsegen.restoration.stopping import Watch
+from sparsegen.restoration.stopping import StoppingRule
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
 
 LOOK_EVERY = 10  # iterations from one look at the stop statistic to the next
@@ -39,7 +39,7 @@ class Progress:
     """Where a fit is after an iteration.
 
     `output` is what the network says, `average` the average of that so far, both (1, C, H, W) in [0, 1].
-    `looked` says whether the watch looked at it in this iteration. `statistic` is the watch's last verdict on
+    `looked` says whether the rule looked at it in this iteration. `statistic` is the rule's last verdict on
     the average, smaller is better, `best_iteration` where it was smallest; `image` the result so far; `density`
     the share of non-zeros in Γ1…ΓK at the last look; `seconds_left` an estimate. Of several members, `loss`,
     `output`, `average` and `density` are means.
@@ -67,14 +67,14 @@ class Fit:
     """Hourglasses, and the observation that each is fitted to; iterating over it does the work.
 
     Everything random is a function of the seed. `image` is the result so far, at any time after the first
-    iteration: the average at which the watch was most content, or the last one where nothing watches. The watch
+    iteration: the average at which the rule was most content, or the last one where nothing watches. The rule
     judges the average over iterations and members, so that all of them stop together.
 
     Args:
         observation: (1, C', h, w) in [0, 1].
         operator: From the image to the observation, differentiable; several members call it in several threads.
         shape: Of the image, (C, H, W); by default what the operator says, else that of the observation.
-        watch: Makes, from a random generator and the number of members, what decides which average is best and,
+        make_rule: Makes, from a random generator and the number of members, what decides which average is best and,
             if the preset stops, when to stop. The operator has been found fit by then.
 
     Raises: ValueError, before any work, if the operator's output has not the shape of the observation, or no
@@ -88,7 +88,7 @@ class Fit:
         sparsity: Sparsity,
         loss: Loss = torch.square,
         operator: Callable[[Tensor], Tensor] | None = None,
-        watch: Callable[[torch.Generator, int], Watch] | None = None,
+        make_rule: Callable[[torch.Generator, int], StoppingRule] | None = None,
         seed: int = 0,
         shape: tuple[int, ...] | None = None,
     ) -> None:
@@ -96,11 +96,11 @@ class Fit:
         self.operator = declared(operator)
         shape = tuple(shape or self.operator.image_shape(observation.shape)[1:])
         _check_operator(self.operator, shape, observation)
-        watch_seed, starts = seeds(seed, preset.members)
-        random = torch.Generator(observation.device).manual_seed(watch_seed)
-        self.watch = watch(random, preset.members) if watch else None
+        rule_seed, starts = seeds(seed, preset.ensemble_size)
+        random = torch.Generator(observation.device).manual_seed(rule_seed)
+        self.rule = make_rule(random, preset.ensemble_size) if make_rule else None
         self.members = [Member(preset, sparsity, shape, observation.device, *start) for start in starts]
-        self.best = Best(self.watch.wait if self.watch else 0)
+        self.best = Best(self.rule.patience if self.rule else 0)
         self.image: Tensor | None = None
         self.stopped_because = ""
 
@@ -109,9 +109,9 @@ class Fit:
             yield from self._iterate(each)
 
     def _iterate(self, each: Callable[..., Iterator]) -> Iterator[Progress]:
-        watch, started = self.watch, perf_counter()
+        rule, started = self.rule, perf_counter()
         best, averages, density, statistic = self.best, None, (), None
-        targets = watch.targets if watch else [self.observation] * len(self.members)
+        targets = rule.targets if rule else [self.observation] * len(self.members)
         last = self.preset.iterations
         self.stopped_because = f"all {last} iterations are done"
         for iteration in range(1, last + 1):
@@ -123,13 +123,13 @@ class Fit:
             average = averages.mean(0, keepdim=True)
             if looked:
                 density = tuple(map(mean, zip(*densities, strict=True)))
-                if watch:
+                if rule:
                     statistic = self._look(averages, average)
                     best.take(statistic, iteration, average)
-            self.image = best.image if watch else average
-            stops = watch and self.preset.stops
+            self.image = best.image if rule else average
+            stops = rule and self.preset.stops
             ends = min(last, best.patience_ends) if stops else last
-            expected = min(last, best.expected_end(iteration, watch.typical)) if stops else last
+            expected = min(last, best.expected_end(iteration, rule.typical)) if stops else last
             seconds = perf_counter() - started
             yield Progress(
                 iteration,
@@ -152,7 +152,7 @@ class Fit:
         self, iteration: int, looked: bool, member: "Member", target: Tensor
     ) -> tuple[float, Tensor, tuple[float, ...]]:
         """Has a member take a step; the densities of its codes are counted where somebody looks."""
-        weight = self.watch.weight if self.watch else None
+        weight = self.rule.weight if self.rule else None
 
         def misfit(output: Tensor) -> Tensor:
             losses = self.loss(self.operator(output) - target)
@@ -163,7 +163,7 @@ class Fit:
 
     @torch.no_grad()
     def _look(self, averages: Tensor, average: Tensor) -> float:
-        return self.watch(averages, self.operator(average))
+        return self.rule(averages, self.operator(average))
 
 
 class Member:
@@ -192,12 +192,12 @@ class Member:
             z = torch.rand(1, preset.inputs, *self.size, dtype=torch.float32) / 10
         self.random = torch.Generator(device).manual_seed(jitter_seed)
         self.z = z.to(device)
-        if preset.swift:
+        if preset.mixed_precision:
             self.network.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=preset.learning_rate, betas=preset.betas, fused=True
         )
-        self.good = LastGood(preset.fall)
+        self.good = LastGood(preset.max_psnr_drop)
 
     @torch.enable_grad()
     def step(self, iteration: int, misfit: Callable[[Tensor], Tensor]) -> tuple[float, Tensor, list[Tensor]]:
@@ -230,7 +230,7 @@ class Member:
         """Returns the image of freshly jittered z, and its codes."""
         noise = torch.randn(self.z.shape, generator=self.random, device=self.z.device, dtype=self.z.dtype)
         z = torch.add(self.z, noise, alpha=self.preset.jitter)
-        if self.preset.swift:  # randn into this format would be several times slower
+        if self.preset.mixed_precision:  # randn into this format would be several times slower
             z = z.contiguous(memory_format=torch.channels_last)
         with self._precision():
             output, codes = self.network(z)
@@ -247,20 +247,22 @@ class Member:
 
     def _precision(self) -> AbstractContextManager:
         kind = self.z.device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.preset.swift and has_bfloat16(kind))
+        return torch.autocast(
+            kind, torch.bfloat16, enabled=self.preset.mixed_precision and has_bfloat16(kind)
+        )
 
 
 class Best:
-    """The average at which the watch was most content so far, and how long to wait for a better one.
+    """The average at which the rule was most content so far, and how long to wait for a better one.
 
-    Choice: at least 60 iterations, else the bumps of the statistic are taken for its end. A longer wait costs
+    Choice: at least 60 iterations, else the bumps of the statistic are taken for its end. A longer patience costs
     time, and no quality, since the best average is kept.
     """
 
     least = 60
 
-    def __init__(self, wait: float) -> None:
-        self.wait, self.statistic, self.iteration, self.image = wait, math.inf, None, None
+    def __init__(self, patience: float) -> None:
+        self.patience, self.statistic, self.iteration, self.image = patience, math.inf, None, None
 
     def take(self, statistic: float, iteration: int, image: Tensor) -> None:
         if self.image is None or statistic < self.statistic:
@@ -269,7 +271,7 @@ class Best:
     @property
     def patience_ends(self) -> int:
         """The iteration at which waiting is over, if nothing better comes before."""
-        return self.iteration + max(self.least, math.ceil(self.wait * self.iteration))
+        return self.iteration + max(self.least, math.ceil(self.patience * self.iteration))
 
     def expected_end(self, iteration: int, typical: float) -> float:
         """The typical end as long as it gets better; the longer it waits, the nearer that of patience.
@@ -287,11 +289,11 @@ class LastGood:
     The original forgets the moments, and goes on with the gradient of the fallen state.
     """
 
-    def __init__(self, fall: float) -> None:
-        self.growth, self.loss, self.state = 10 ** (fall / 10), math.inf, None
+    def __init__(self, max_psnr_drop: float) -> None:
+        self.growth, self.loss, self.state = 10 ** (max_psnr_drop / 10), math.inf, None
 
     def has_fallen(self, loss: float) -> bool:
-        """Whether the loss has grown by more than `fall` decibels since the state was taken, or is not finite."""
+        """Whether the loss is not finite, or has grown by more than `max_psnr_drop` dB since the state was taken."""
         return self.state is not None and not loss <= self.growth * self.loss
 
     def take(self, loss: float, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -325,14 +327,14 @@ def side_by_side(count: int) -> Iterator[Callable[..., Iterator]]:
         torch.set_num_threads(threads)  # of all threads to come, for which the pool has changed it, too
 
 
-def seeds(seed: int, members: int) -> tuple[int, list[tuple[int, int]]]:
-    """Independent seeds: of the watch, and of the weights and the jitter of each member.
+def seeds(seed: int, ensemble_size: int) -> tuple[int, list[tuple[int, int]]]:
+    """Independent seeds: of the rule, and of the weights and the jitter of each member.
 
     The first members have the same ones, however many there are.
     """
-    numbers = np.random.SeedSequence(seed).generate_state(1 + 2 * members, np.uint64) >> np.uint64(1)
-    weights, jitter, watch, *more = map(int, numbers)
-    return watch, [(weights, jitter), *zip(more[::2], more[1::2], strict=True)]
+    numbers = np.random.SeedSequence(seed).generate_state(1 + 2 * ensemble_size, np.uint64) >> np.uint64(1)
+    weights, jitter, rule_seed, *more = map(int, numbers)
+    return rule_seed, [(weights, jitter), *zip(more[::2], more[1::2], strict=True)]
 
 
 def _density(code: Tensor) -> float:

@@ -16,7 +16,7 @@ from sparsegen.restoration.fit import Fit, Progress
 from sparsegen.restoration.kinds import check_damage, find_kind
 from sparsegen.restoration.operators import Operator, declared
 from sparsegen.restoration.settings import SPARSITIES, Preset, Task
-from sparsegen.restoration.stopping import FittedNoise, HeldOut, Watch, estimate_sigma
+from sparsegen.restoration.stopping import HeldOutRule, NoiseFitRule, StoppingRule, estimate_sigma
 
 LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # of what `settings.LOSSES` describes
 LEAST_SIGMA = 1 / 255  # below it there is no noise to speak of, and none can be watched
@@ -65,7 +65,7 @@ def restore(
     density: float | None = None,
     loss: str = "mse",
     iterations: int | None = None,
-    members: int | None = None,
+    ensemble_size: int | None = None,
     shape: tuple[int, int, int] | None = None,
     stops: bool | None = None,
     device: str | torch.device | None = None,
@@ -79,7 +79,7 @@ def restore(
             or of floats in [0, 1]; or a float tensor (1, C, H, W), with your own operator of any shape.
         operator: From the image to the observation, differentiable; None: nothing but noise. Several members
             call it in several threads, and the mean of what they find is returned: where several images explain
-            the observation, take members=1.
+            the observation, take ensemble_size=1.
         preset: "fast"; or "paper", the original's hyperparameters, which does not stop by itself.
         regularizer: "l0_inf", "l0", "l1" or "baseline", of the codes Γ1…ΓK.
         sigma: Standard deviation of the noise in gray levels of 255, which it nowhere exceeds; None: as strong
@@ -88,7 +88,7 @@ def restore(
         density: Non-zeros over entries of a code, in place of the regularizer's own.
         loss: "mse", or "l1" for outliers such as salt and pepper.
         iterations: The end, if it does not stop before.
-        members: Hourglasses whose mean is the result, in place of the preset's number: each takes its time.
+        ensemble_size: Hourglasses whose mean is the result, in place of the preset's number: each takes its time.
         shape: Of the image, (C, H, W), where the operator changes it and has no `image_shape`.
         device: Where to compute; None: where the tensor is, the CPU for arrays.
         stops: Whether to stop without the clean image, and take the best; None: as the preset does.
@@ -98,7 +98,7 @@ def restore(
     operator = declared(operator)
     task = Task.of(
         preset=preset, regularizer=regularizer, density=density, sigma=sigma, loss=loss, seed=seed,
-        iterations=iterations, members=members,
+        iterations=iterations, ensemble_size=ensemble_size,
     )  # fmt: skip
     if stops not in (None, True, False):
         raise TypeError(f"stops is True, False, or None for what the preset does; got {stops!r}")
@@ -179,20 +179,20 @@ def make_fit(
         sparsity = replace(sparsity, density=task.density)
     loss, operator = LOSS_FUNCTIONS[task.loss], declared(operator)
     observation = operator.masked(observation)  # what the holes show is none of the loss
-    watch = partial(make_watch, observation, operator, task) if preset.stops else None
-    return Fit(observation, preset, sparsity, loss, operator, watch, task.seed, shape)
+    make_rule = partial(make_stopping_rule, observation, operator, task) if preset.stops else None
+    return Fit(observation, preset, sparsity, loss, operator, make_rule, task.seed, shape)
 
 
-def make_watch(
-    observation: Tensor, operator: Operator, task: Task, random: torch.Generator, members: int
-) -> Watch:
+def make_stopping_rule(
+    observation: Tensor, operator: Operator, task: Task, random: torch.Generator, ensemble_size: int
+) -> StoppingRule:
     """Chooses who decides when to stop: by fitted noise where there is nothing but noise, else by foretelling."""
     if operator.only_noise and task.loss == "mse":
         sigma = estimate_sigma(observation)
         if task.sigma is not None:  # an upper bound: clipping takes noise away, and texture looks like noise
             sigma = sigma.clamp_max(task.sigma / 255)
-        return FittedNoise(observation, sigma.clamp_min(LEAST_SIGMA), random, members)
-    return HeldOut(observation, LOSS_FUNCTIONS[task.loss], random, operator.known, members)
+        return NoiseFitRule(observation, sigma.clamp_min(LEAST_SIGMA), random, ensemble_size)
+    return HeldOutRule(observation, LOSS_FUNCTIONS[task.loss], random, operator.known, ensemble_size)
 
 
 def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tuple[np.ndarray, Progress]:

@@ -1,6 +1,7 @@
 """What can be asked of a restoration, as data: presets, sparsities, tasks. Needs no torch, since services check it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
@@ -83,12 +84,12 @@ class Preset:
         jitter: Standard deviation of the noise that is added to z anew in each iteration.
         averaging: How the outputs of all iterations become an image.
         iterations: The end, unless it is stopped before.
-        fall: Decibels; if the fit to the observation falls by more, the last good state is taken up again.
+        max_psnr_drop: Decibels; if the fit to the observation falls by more, the last good state is taken up again.
         snapshot_every: Iterations from one such state to the next.
-        members: Hourglasses, each fitted by itself from its own start; the result is their mean.
+        ensemble_size: Hourglasses, each fitted by itself from its own start; the result is their mean.
         cost: Processor time that an hourglass takes for a pixel and an iteration, to that of the fast preset.
         pixel_bytes: Of activations and gradients, that an hourglass takes for a pixel.
-        swift: Compute in bfloat16 where the processor has it, channels last.
+        mixed_precision: Compute in bfloat16 where the processor has it, channels last.
         stops: Whether it stops by itself, and returns the best it saw in place of the last.
     """
 
@@ -99,10 +100,10 @@ class Preset:
     betas: tuple[float, float] = (0.9, 0.999)
     averaging: Averaging = Polynomial(3)
     iterations: int = 3000
-    fall: float = 5.0
+    max_psnr_drop: float = 5.0
     snapshot_every: int = 10
-    members: int = 1
-    swift: bool = True
+    ensemble_size: int = 1
+    mixed_precision: bool = True
     stops: bool = True
     # Of no influence on the result, so they are left out of what campaigns know their records by.
     cost: float = field(default=1.0, repr=False)
@@ -111,13 +112,16 @@ class Preset:
 
 PRESETS = {
     "fast": Preset(
-        Widths((64, 128, 128, 128), (8, 16, 32, 64), (4,) * 4, "zeros"), inputs=8, betas=(0.9, 0.9), members=2
+        Widths((64, 128, 128, 128), (8, 16, 32, 64), (4,) * 4, "zeros"),
+        inputs=8,
+        betas=(0.9, 0.9),
+        ensemble_size=2,
     ),
     "paper": Preset(
         Widths((128,) * 5, (128,) * 5, (4,) * 5),
         averaging=Exponential(0.99),
         snapshot_every=1,
-        swift=False,
+        mixed_precision=False,
         stops=False,
         cost=8.5,  # benchmarks/dip.py, 128 x 128: the fast preset in bfloat16, this one in float32
         pixel_bytes=12_000,  # reckoned from the channels, not measured
@@ -148,13 +152,16 @@ SPARSITIES = {
 }
 MAX_SIGMA = 255  # gray levels
 MAX_ITERATIONS = 100_000
-MAX_MEMBERS = 8
+MAX_ENSEMBLE = 8
 MAX_THREADS = 1024
 MAX_TILE = 4096  # pixels of the result along a side
 MAX_WORKERS = 61  # Windows cannot wait for more processes
 SMALLEST = 64  # sides of the network's image, cut off from it: the coarsest code needs some pixels for its batch norm
 WORKER_BYTES = 850e6  # of a process that restores: torch, its kernels, the compiler; measured on an AMD EPYC
 LOSSES = {"mse": "squared, for noise of all sorts", "l1": "absolute, for outliers such as salt and pepper"}
+
+
+OLD_NAMES = {"members": "ensemble_size"}  # of settings, which version 0.2 still reads
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ class Task:
     loss: str = "mse"
     seed: int = 0
     iterations: int | None = None
-    members: int | None = None
+    ensemble_size: int | None = None
     by: int | None = None
     kernel: str | None = None
 
@@ -207,15 +214,21 @@ class Task:
                 raise ValueError("density is above 0: a code without non-zeros holds no picture; got 0")
         if task.iterations is not None:
             check_integer("iterations", task.iterations, 1, MAX_ITERATIONS, "the end, unless it stops before")
-        if task.members is not None:
-            check_integer("members", task.members, 1, MAX_MEMBERS, "the hourglasses whose mean is the result")
+        if task.ensemble_size is not None:
+            check_integer(
+                "ensemble_size",
+                task.ensemble_size,
+                1,
+                MAX_ENSEMBLE,
+                "the number of networks averaged",
+            )
         check_settings(task)
         return task
 
     @property
     def settings(self) -> Preset:
         """Those of the preset, with what the task says in place of them."""
-        own = {name: getattr(self, name) for name in ("iterations", "members")}
+        own = {name: getattr(self, name) for name in ("iterations", "ensemble_size")}
         return replace(
             PRESETS[self.preset], **{name: value for name, value in own.items() if value is not None}
         )
@@ -226,14 +239,14 @@ class Task:
         return self.by or 1
 
     @property
-    def watches_noise(self) -> bool:
+    def stops_by_noise(self) -> bool:
         """Whether it stops by how much of the noise was fitted, as it does where there is nothing but noise."""
         return find_kind(self.kind).only_noise and self.settings.stops and self.loss == "mse"
 
     @property
-    def idle_sigma(self) -> str:
+    def sigma_warning(self) -> str:
         """The note that sigma has no effect, if it is given and has none; else empty."""
-        if self.sigma is None or self.watches_noise or find_kind(self.kind).keeps_known:
+        if self.sigma is None or self.stops_by_noise or find_kind(self.kind).keeps_known:
             return ""
         return "sigma changes nothing here: only denoising with preset fast and loss mse makes use of it"
 
@@ -243,14 +256,29 @@ class Task:
         Unit: what the fast hourglass takes for a pixel and an iteration; how long that is depends on the machine.
         """
         pixels, settings, iterations = max(height, SMALLEST) * max(width, SMALLEST), self.settings, math.inf
-        if self.watches_noise:
+        if self.stops_by_noise:
             sigma = 25 if self.sigma is None else max(self.sigma, 1)
             iterations = typical_iterations(sigma / 255, pixels)
-        return min(iterations, settings.iterations) * pixels * settings.members * settings.cost
+        return min(iterations, settings.iterations) * pixels * settings.ensemble_size * settings.cost
 
     def memory(self, height: int, width: int) -> float:
         """Bytes that a process takes at its peak for a result of so many pixels, all members computed at once."""
-        return WORKER_BYTES + self.settings.members * self.settings.pixel_bytes * height * width
+        return WORKER_BYTES + self.settings.ensemble_size * self.settings.pixel_bytes * height * width
+
+
+def rename_settings(given: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
+    """Replaces old names of settings by the present ones; returns the settings, and a warning for each old name.
+
+    Raises: ValueError if a setting is given under both names.
+    """
+    settings, warnings = dict(given), []
+    for old, new in OLD_NAMES.items():
+        if old in settings:
+            if new in settings:
+                raise ValueError(f"{old} is the old name of {new}, and both are given: give {new} only")
+            settings[new] = settings.pop(old)
+            warnings.append(f"{old} is now called {new}; the old name will be removed in the next version")
+    return settings, warnings
 
 
 def typical_iterations(sigma: float, pixels: int) -> float:
@@ -265,7 +293,7 @@ def typical_iterations(sigma: float, pixels: int) -> float:
     return 640 * (25 / 255 / sigma) * (pixels / 128**2) ** 0.7
 
 
-def fair_threads(members: int, fits: int = 1) -> int:
+def fair_threads(ensemble_size: int, fits: int = 1) -> int:
     """The threads of torch for each of some fits side by side on this machine, which have so many members.
 
     Choice: half of the cores, or all if it takes them to give each member one. For an hourglass does thousands of short
@@ -274,4 +302,4 @@ def fair_threads(members: int, fits: int = 1) -> int:
     have all cores, and share them with a server.
     """
     cores, fits = processors(), max(1, fits)
-    return max(1, max(cores // 2, min(members * fits, cores)) // fits)
+    return max(1, max(cores // 2, min(ensemble_size * fits, cores)) // fits)

@@ -1,8 +1,8 @@
-"""When to stop without knowing the clean image: watches, which judge the average of the outputs.
+"""When to stop without knowing the clean image: stopping rules, which assess the average of the outputs.
 
-A watch may change what is fitted, a little, so as to learn from it: each member fits its own of the `targets` in
-place of the observation, with `weight` (None: everywhere alike). Called with the averages of the members, (members, C,
-H, W), and with A(their mean), it returns a statistic that is smallest where it thinks that mean best.
+A rule may modify the fitted data: each member of the ensemble fits its own entry of `targets` instead of the
+observation, with `weight` (None: equal weights). Called with the members' averages, (ensemble_size, C, H, W), and with
+A(mean of the averages), a rule returns a statistic; the smaller it is, the better the rule estimates that mean to be.
 """
 
 import math
@@ -18,21 +18,21 @@ from sparsegen.restoration.operators import Blur
 from sparsegen.restoration.settings import typical_iterations
 
 
-class Watch(Protocol):
-    """`wait` is for how long a better average is waited for, in iterations up to the best so far.
+class StoppingRule(Protocol):
+    """`patience` is for how long a better average is waited for, in iterations up to the best so far.
 
     `typical` is after how many iterations it stops as a rule, which only tells for how long one may have to wait.
     """
 
     targets: Sequence[Tensor]
     weight: Tensor | None
-    wait: float
+    patience: float
     typical: float
 
     def __call__(self, averages: Tensor, observed: Tensor) -> float: ...
 
 
-class FittedNoise:
+class NoiseFitRule:
     """Estimates the mean squared error by watching how much of a known noise has been fitted.
 
         risk(t) = mean |x_t - y|² + 2 u g(t),   g(t) = mean over m of mean b_m (x_m,t - y) / s
@@ -52,7 +52,7 @@ class FittedNoise:
     of 128 x 128: of one member, of 0.6 to 2 it lost least, at most 0.02 dB on four; of two, 0.03 dB on the mean of
     five, where 1.3 lost 0.08 and 1 lost 0.39 (lena, f16, peppers, house, kodim12).
 
-    `wait` was halved when averages began to span a share of all iterations: above 1,200 iterations, below which
+    `patience` was halved when averages began to span a share of all iterations: above 1,200 iterations, below which
     `Best.least` counts, it stopped as well and sooner (one crop of 256 x 256).
 
     Args:
@@ -61,14 +61,14 @@ class FittedNoise:
             not be exact.
     """
 
-    strength, unseen, wait = 0.15, 1.5, 0.05
+    strength, unseen, patience = 0.15, 1.5, 0.05
 
     def __init__(
-        self, observation: Tensor, sigma: float | Tensor, random: torch.Generator, members: int = 1
+        self, observation: Tensor, sigma: float | Tensor, random: torch.Generator, ensemble_size: int = 1
     ) -> None:
         power = (torch.ones_like(observation) * sigma).square().mean()
         versions, noises = _smoothed(observation), []
-        for _ in range(members):
+        for _ in range(ensemble_size):
             signs = 2 * torch.randint(2, observation.shape, generator=random, device=observation.device) - 1
             signs = signs.to(observation)
             noise = _orthogonal(signs * sigma, versions)
@@ -83,7 +83,7 @@ class FittedNoise:
         return float(residual + 2 * self.unseen * taken_over)
 
 
-class HeldOut:
+class HeldOutRule:
     """Keeps some of the observation back, and asks how well it is foretold.
 
     For noise of any kind that differs from pixel to pixel, and for operators that lose something.
@@ -96,7 +96,7 @@ class HeldOut:
     """
 
     share, least = 0.02, LEAST_KNOWN // 2
-    wait = 0.3  # Choice: the few pixels are a noisier judge than fitted noise is
+    patience = 0.3  # Choice: the few pixels are a noisier judge than fitted noise is
     typical = math.inf  # it has seldom stopped before the last iteration
 
     def __init__(
@@ -105,7 +105,7 @@ class HeldOut:
         loss: Callable[[Tensor], Tensor],
         random: torch.Generator,
         known: Tensor | None = None,
-        members: int = 1,
+        ensemble_size: int = 1,
     ) -> None:
         pixels = (1, 1, *observation.shape[2:]) if observation.ndim == 4 else observation.shape
         everywhere = observation.new_ones(pixels)
@@ -124,7 +124,7 @@ class HeldOut:
         kept_back = kept_back.view(pixels)
         self.kept_back = kept_back.expand(observation.shape)
         self.weight = (everywhere - kept_back).expand(observation.shape)
-        self.observation, self.targets, self.loss = observation, (observation,) * members, loss
+        self.observation, self.targets, self.loss = observation, (observation,) * ensemble_size, loss
 
     def __call__(self, averages: Tensor, observed: Tensor) -> float:
         losses = self.loss(observed - self.observation)

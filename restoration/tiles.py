@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from sparsegen.common.checks import check_integer
 from sparsegen.common.hardware import processors
 from sparsegen.pictures.picture import MIN_SIDE, Picture
-from sparsegen.restoration.crew import crew, thread
 from sparsegen.restoration.plan import Tile, plan
 from sparsegen.restoration.restore import (
     Restoration,
@@ -42,6 +41,7 @@ from sparsegen.restoration.settings import (
     WORKER_BYTES,
     Task,
 )
+from sparsegen.restoration.workers import single_worker, start_workers
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _work_off(
 ) -> Exception | None:
     """Fits what is left, until all is done or the callback wants no more; returns an error of a tile that is not."""
     failure = None
-    with crew(tally.workers, threads) as (executor, stop, reports):
+    with start_workers(tally.workers, threads) as (executor, stop, reports):
         try:
             pending = {executor.submit(_work, job, stop, reports) for job in tally.left()}
         except BrokenProcessPool as error:  # before it had all of them
@@ -266,11 +266,11 @@ def estimate(
     largest = max(jobs, key=lambda job: job.pixels)
     if len(tiles) == 1:
         threads = torch.get_num_threads()  # `run` takes what this process has
-    with thread(threads) as executor:
+    with single_worker(threads) as executor:
         seconds = executor.submit(_expected_seconds, largest).result() / largest.pixels
     abreast = min(workers, len(jobs), max(1, processors() // threads))
     seconds *= sum(job.pixels for job in jobs) / abreast
-    fit = task.settings.pixel_bytes * largest.pixels * min(task.settings.members, threads)
+    fit = task.settings.pixel_bytes * largest.pixels * min(task.settings.ensemble_size, threads)
     # the picture, the sum of the tiles, their composition and its clipped copy
     memory = WORKER_BYTES + picture.pixels.nbytes * (1 + 3 * largest.by**2)
     workers = min(workers, len(jobs))

@@ -23,7 +23,7 @@ class Options:
     results_mb: int = _limit(
         4096, 64, 1_000_000, "megabytes of all restorations that have ended, the oldest of which then go"
     )
-    decoders: int = _limit(2, 1, 64, "processes that decode uploaded pictures")
+    decoders: int = _limit(3, 1, 64, "processes that decode uploaded pictures")
     decoder_mb: int = _limit(512, 256, 100_000, "megabytes of address space of such a process")
     decoder_seconds: int = _limit(10, 1, 3600, "processor seconds that one picture may take to decode")
     uploads_mb: int = _limit(2048, 64, 1_000_000, "megabytes of all uploads together in the temporary folder")

@@ -24,6 +24,19 @@ from sparsegen.zoo.spec import create_model
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# Files whose tests take long: `make check` leaves them out.
+SLOW = set(
+    "api browser card cells checkpoint cli connections deadline decoders demo docs endpoint evaluation exposure "
+    "extension features fit guards hourglass hub jobs layering loop onnx_file operation pictures_io plots privacy "
+    "projected quality restoration_http restore_page restoring run runtime sources table1_campaign table3_campaign "
+    "tiles training_benchmark uploads".split()
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

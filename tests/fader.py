@@ -9,7 +9,7 @@ import restorer
 
 from sparsegen.pictures.picture import Picture
 from sparsegen.restoration.settings import Task
-from sparsegen.service import worker
+from sparsegen.service.jobs import worker
 
 BEST = 0.7  # of the iterations
 

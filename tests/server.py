@@ -30,7 +30,7 @@ class NoTorch:
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
 sys.meta_path.insert(0, NoTorch())
 """
-SERVE = "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1])))"
+SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1])))"
 
 
 @dataclass

@@ -249,9 +249,7 @@ def test_the_page_of_the_api_needs_no_other_host(server, tmp_path):
         page.driver.quit()
 
 
-SERVE = (
-    "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
-)
+SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
 
 
 @pytest.fixture(scope="module", name="restoring")
@@ -342,7 +340,7 @@ def test_every_example_starts_with_its_settings(restore_page, restoring):
         page.click("#advanced button")
         page.click("#examples .tile", place)
         assert until(lambda: page.each("#sigma input", "value"), [sigma]) == [sigma]
-        assert page.each("#members input", "value") == ["the preset's"]
+        assert page.each("#ensemble_size input", "value") == ["the preset's"]
         assert until(lambda: image(page, "before") is not None, True)
         page.click("#start")
         assert until(lambda: page.text("#panel").startswith("Done"), True), page.text(".toast-body")

@@ -1,7 +1,9 @@
 """The command line as a person meets it: in a process of its own."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from conftest import CLASSES, ROOT
 from PIL import Image
 
+from sparsegen import __version__
 from sparsegen.__main__ import main
 from sparsegen.export.runtime import open_sampler
 from sparsegen.training.data import open_images
@@ -423,7 +426,7 @@ def test_evaluate_names_its_metric_and_writes_its_figures(
     assert figures["reference_count"] == 41
     assert figures["distance"] > 0 and figures["distances"] == {"fd-efficientnet-lite0": figures["distance"]}
     assert "fd-efficientnet-lite0" in done.stdout and re.search(r"class_accuracy +-", done.stdout)
-    assert figures["class_accuracy"] is figures["memorized"] is None and "(--test gives some)" in done.stderr
+    assert figures["class_accuracy"] is figures["memorized"] is None and "(give test images)" in done.stderr
     assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 1, "--quick"), "got 1")
     assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 3), "from 4 to 100000; got 3")
     done = sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--record", "--quick")
@@ -617,3 +620,113 @@ def test_without_a_command_the_help_is_shown(sparsegen: CLI) -> None:
     done = sparsegen()
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) > 10 and "evaluate" in done.stdout
+
+
+def test_names_are_not_read_as_markup(sparsegen: CLI, model: Path, tmp_path: Path) -> None:
+    for name in ("grid[red].png", "run[/seed 3].png", ":smile:.png"):
+        path = tmp_path / name
+        done = sparsegen("sample", model, "--count", 1, "--out", path)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith(f" in {path}\n")
+
+
+def test_a_run_whose_names_look_like_markup_is_trained(
+    sparsegen: CLI, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pictures / "broken.png").unlink()
+    data, run = pictures.rename(tmp_path / "data[red]"), tmp_path / "run[bold]"
+    done = sparsegen(
+        "train",
+        "dcgan-8.ml",
+        "--data",
+        data,
+        "--out",
+        run,
+        "--steps",
+        1,
+        "--batch-size",
+        4,
+        "--judge-count",
+        0,
+    )
+    assert done.returncode == 0 and f"trained for 1 steps in {run}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "cp1252"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=["cp1252", "ascii"],
+)
+def test_a_pipe_that_lacks_greek_letters_gets_their_names(model: Path, variables: dict[str, str]) -> None:
+    for arguments, says in ((("info", model), "k of Gamma1"), (("sample", "--help"), "Gamma1 first")):
+        command = [sys.executable, "-m", "sparsegen", *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | variables)
+        # Click writes its help as UTF-8 where the encoding is ASCII.
+        text = " ".join(done.stdout.decode().replace("Γ", "Gamma").split())
+        assert (done.returncode, done.stderr) == (0, b"") and says in text
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are always Unicode there")
+def test_names_of_files_need_not_be_utf_8(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"b\xe9")
+    (pictures / "broken.png").unlink()
+    data, run, shown = pictures.rename(tmp_path / odd), tmp_path / "run", "b\\udce9"
+    (data / "000.png").rename(data / f"{odd}.png")
+    command = ("train", "dcgan-8.ml", "--data", data, "--batch-size", 4, "--judge-count", 0, "--steps")
+    assert sparsegen(*command, 1, "--out", run).returncode == 0
+    assert sparsegen(*command, 2, "--out", run, "--resume").returncode == 0
+    trained = run / "checkpoints" / "00000002"
+    assert json.loads((trained / "config.json").read_text("utf-8"))["training"]["data"] == odd
+    done = sparsegen("sample", trained, "--count", 1, "--out", tmp_path / f"{odd}.png")
+    assert done.returncode == 0 and f"{shown}.png" in done.stdout and (tmp_path / f"{odd}.png").is_file()
+    moved = shutil.copytree(trained, tmp_path / f"{odd}-model")
+    for refused in (
+        (*command, 1, "--out", tmp_path / f"{odd}-run"),
+        ("export", trained, "--out", tmp_path / f"{odd}.onnx"),
+        ("info", moved),
+    ):
+        assert_refused(sparsegen(*refused), "is not a UTF-8 path")
+
+
+def test_a_folder_named_as_a_bundled_model_is_reported(
+    tiny_ml: Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert from_pretrained("dcgan.ml").spec.name == "dcgan.ml" and not caplog.messages
+    tiny_ml.save_pretrained(tmp_path / "dcgan.ml")
+    assert from_pretrained("./dcgan.ml").spec.name == "dcgan-8.ml" and not caplog.messages
+    for opened in (from_pretrained("dcgan.ml").spec.name, open_sampler("dcgan.ml").name):
+        assert opened == "dcgan.ml" and "give ./dcgan.ml" in caplog.messages.pop()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "extra"),
+    [
+        (("train", "dcgan-8.ml", "--data", "nowhere", "--out", "run"), "accelerate", "train"),
+        (("evaluate", "dcgan.ml", "--data", "nowhere"), "efficientnet_lite_pytorch", "train"),
+        (("serve", "--port", 4452), "bentoml", "serve"),
+        (("serve", "--port", 4452), "gradio", "serve"),
+        (("worker", "--once"), "huey", "serve"),
+        (("plot", "atoms", "nowhere", "--out", "atoms.png"), "matplotlib", "plot"),
+        (("export", "nowhere", "--out", "model.onnx"), "onnxscript", "export"),
+        (("denoise", "nowhere.png", "--out", "o.png", "--history", "h.png"), "matplotlib", "plot"),
+    ],
+)
+def test_a_missing_extra_is_reported_before_any_work_with_the_command_that_installs_it(
+    tmp_path: Path, arguments: tuple, module: str, extra: str
+) -> None:
+    script = f"import sys; sys.modules[{module!r}] = None; from sparsegen.__main__ import main; main()"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert_refused(Done(done.returncode, done.stdout, done.stderr), "pip install", f"sparsegen[{extra}]")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_version_is_shown(sparsegen: CLI) -> None:
+    done = sparsegen("--version")
+    assert (done.returncode, done.stdout) == (0, f"sparsegen {__version__}\n")

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sparsegen.service import connections
+from sparsegen.service.http import connections
 from sparsegen.service.uploads import UPLOAD
 
 HEAD = b"GET /models HTTP/1.1\r\nHost: localhost\r\n"

@@ -133,11 +133,11 @@ def test_ranks_split_the_batch_of_a_single_process_and_see_every_image_once():
 
 def test_too_few_images_are_refused_with_the_numbers_and_the_remedy():
     with pytest.raises(
-        ValueError, match=r"20 images, fewer than one batch of 21: use --batch-size 20 or smaller"
+        ValueError, match=r"20 images, fewer than one batch of 21: use a batch size of 20 or smaller"
     ):
         ImageLoader(tiny(20), 21, seed=0)
     with pytest.raises(
-        ValueError, match=r"batch of 8 on each of 3 processes: use --batch-size 6 or smaller, or more"
+        ValueError, match=r"batch of 8 on each of 3 processes: use a batch size of 6 or smaller, or more"
     ):
         ImageLoader(tiny(20), 8, seed=0, world_size=3)
     with pytest.raises(ValueError, match="2 images, .*: use more images"):

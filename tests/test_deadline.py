@@ -14,10 +14,10 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from sparsegen.service import restoration
-from sparsegen.service.connections import Connection
-from sparsegen.service.deadline import Deadline, OwnTime
-from sparsegen.service.decoding import Decoders
+from sparsegen.service.http.connections import Connection
+from sparsegen.service.http.deadline import Deadline, OwnTime
+from sparsegen.service.jobs import orders
+from sparsegen.service.jobs.decoding import Decoders
 from sparsegen.service.options import Options
 
 SLOW = 0.6
@@ -101,23 +101,21 @@ def test_a_submission_may_take_as_long_as_all_that_limits_itself(monkeypatch):
     monkeypatch.setenv("SPARSEGEN_DECODER_SECONDS", "7")
     options = Options.from_environment()
     killed_after = Decoders(options)._options.decoder_seconds * 3 + 10
-    assert restoration.longest_submission() >= restoration.TURN_SECONDS + 3 * killed_after
+    assert orders.longest_submission() >= orders.TURN_SECONDS + 3 * killed_after
 
 
 def test_an_upload_waits_for_its_turn_for_a_limited_time(monkeypatch):
-    monkeypatch.setattr(restoration, "TURN_SECONDS", FAST)
+    monkeypatch.setattr(orders, "TURN_SECONDS", FAST)
 
     async def run() -> None:
-        turns = restoration.Turns(Options(decoders=1))
+        turns = orders.Turns(Options(decoders=1))
 
         async def take(client: str) -> None:
             async with turns.of(client):
                 pytest.fail("the only turn is taken")
 
         async with turns.of("first"):
-            with pytest.raises(
-                restoration.DecodersBusy, match="no picture was read within 0.2 seconds"
-            ) as busy:
+            with pytest.raises(orders.DecodersBusy, match="no picture was read within 0.2 seconds") as busy:
                 await asyncio.create_task(take("second"))
             assert busy.value.status == 503
         async with turns.of("second"):  # is free again

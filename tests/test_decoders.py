@@ -19,8 +19,8 @@ from server import until
 from pictures import encoded, noise, tiff_of_one_tile, tiff_of_tiles
 from sparsegen.pictures.picture import TooLarge
 from sparsegen.pictures.reading import read_picture
-from sparsegen.service import decoding
-from sparsegen.service.decoding import Decoders, DecodersBusy
+from sparsegen.service.jobs import decoding
+from sparsegen.service.jobs.decoding import Decoders, DecodersBusy
 from sparsegen.service.options import Options
 
 PICTURE = encoded(Image.fromarray(noise(0)))

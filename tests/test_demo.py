@@ -13,8 +13,8 @@ from conftest import CLASSES
 from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
-from sparsegen.service import demo, markup, xray
 from sparsegen.service.models import open_model, open_models
+from sparsegen.service.page import handlers, inspector, markup, sample
 from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.checkpoint import from_pretrained
 
@@ -36,13 +36,13 @@ def pictures(markup: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in encoded]
 
 
-def ask(client, api_name: str, model=ML, label=demo.ANY, seed=7, count=5, k=2, apart=False, k_2=1, index=0):
+def ask(client, api_name: str, model=ML, label=sample.ANY, seed=7, count=5, k=2, apart=False, k_2=1, index=0):
     if model in (ML, L0, BASELINE, CONDITIONAL):
         choose(client, model)  # as on the page, k gets the range of the model
     return client.predict(model, label, seed, count, k, apart, k_2, index, api_name=api_name)
 
 
-def choose(client, model: str, label: int = demo.ANY) -> tuple:
+def choose(client, model: str, label: int = sample.ANY) -> tuple:
     return client.predict(model, label, api_name="/choose")
 
 
@@ -84,21 +84,21 @@ def test_a_name_of_a_class_is_text_on_the_page():
 def test_the_classes_are_offered_where_there_are_any_and_the_chosen_one_is_kept(client):
     choose(client, CONDITIONAL)
     _, _, choice, *_ = choose(client, CONDITIONAL, CAT)
-    assert choice["choices"] == [["any", demo.ANY], *([name, label] for label, name in enumerate(CLASSES))]
+    assert choice["choices"] == [["any", sample.ANY], *([name, label] for label, name in enumerate(CLASSES))]
     assert (choice["value"], choice["visible"]) == (CAT, True)
     _, _, choice, *_ = choose(client, ML, CAT)
-    assert (choice["value"], choice["visible"]) == (demo.ANY, False)
+    assert (choice["value"], choice["visible"]) == (sample.ANY, False)
 
 
 def test_the_columns_of_one_network_stand_side_by_side(models):
     opened, _ = open_models(models)
-    shown = demo.columns(opened[ML], opened)
+    shown = sample.columns(opened[ML], opened)
     assert shown["choices"] == [("baseline", BASELINE), ("l0", L0), ("ml", ML)]
     assert (shown["value"], shown["visible"]) == (ML, True)
-    assert demo.columns(opened[CONDITIONAL], opened)["visible"] is False
-    assert (demo.title(opened[ML]), demo.title(opened[CONDITIONAL])) == (ML, "sagan-8.ml · 10 classes")
+    assert sample.columns(opened[CONDITIONAL], opened)["visible"] is False
+    assert (sample.title(opened[ML]), sample.title(opened[CONDITIONAL])) == (ML, "sagan-8.ml · 10 classes")
     named_by_hand = {name: replace(opened[ML], name=name) for name in ("mine", "yours")}
-    assert demo.columns(named_by_hand["mine"], named_by_hand)["visible"] is False
+    assert sample.columns(named_by_hand["mine"], named_by_hand)["visible"] is False
 
 
 @pytest.mark.parametrize(
@@ -118,27 +118,29 @@ def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path, set
 
 def test_the_call_that_the_page_shows_sends_the_token_where_one_is_asked_for(models):
     opened, _ = open_models(models)
-    handlers = demo.Handlers(opened, asks_token=True)
-    chosen = handlers._choice(ML, None, 0, 1, 3, False, 3, 0)
-    assert "-H 'Authorization: Bearer TOKEN'" in demo.curl_call(chosen, "http://host", handlers.asks_token)
-    assert "Authorization" not in demo.curl_call(chosen, "http://host", False)
+    page_handlers = sample.Handlers(opened, asks_token=True)
+    chosen = page_handlers._choice(ML, None, 0, 1, 3, False, 3, 0)
+    assert "-H 'Authorization: Bearer TOKEN'" in sample.curl_call(
+        chosen, "http://host", page_handlers.asks_token
+    )
+    assert "Authorization" not in sample.curl_call(chosen, "http://host", False)
 
 
 def test_the_page_calls_a_bundled_model_by_its_name():
     if not (names := bundled.list_models()):
         pytest.skip("no model is bundled")
     for name in names:
-        shown = demo.Choice(open_model(bundled.MODELS / name), seed=0, count=2, k=[], index=0)
-        assert f"open_sampler({name!r}).sample(2, seed=0)" in demo.python_call(shown)
+        shown = sample.Choice(open_model(bundled.MODELS / name), seed=0, count=2, k=[], index=0)
+        assert f"open_sampler({name!r}).sample(2, seed=0)" in sample.python_call(shown)
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
 def test_what_goes_wrong_with_a_value_or_a_file_is_told_on_the_page(kind):
-    @demo.told
+    @handlers.show_errors
     def handler():
         raise kind("synthesis.onnx is missing")
 
-    with pytest.raises(demo.gr.Error, match="synthesis.onnx is missing"):
+    with pytest.raises(sample.gr.Error, match="synthesis.onnx is missing"):
         handler()
 
 
@@ -198,7 +200,7 @@ def test_the_x_ray_of_a_residual_network_knows_its_small_atoms_and_large_codes(s
 
 def test_switching_off_the_atoms_of_a_conditional_image_leaves_the_bias_of_d1(models):
     opened, _ = open_models(models)
-    handlers, event = demo.Handlers(opened), demo.gr.EventData(None, {"off": list(range(8))})
+    handlers, event = sample.Handlers(opened), sample.gr.EventData(None, {"off": list(range(8))})
     shown = handlers.switch(CONDITIONAL, CAT, 7, 5, 2, False, 2, 1, event)
     before, after, _ = pictures(shown)
     generator = from_pretrained(models / CONDITIONAL)
@@ -214,12 +216,12 @@ def test_an_image_that_is_no_longer_drawn_gives_way_to_the_last(client):
 def test_counts_and_strengths_are_those_of_each_needle():
     code = np.zeros((3, 2, 2), np.float32)
     code[:, 0, 1] = 3, 0, -4
-    np.testing.assert_array_equal(xray.counts(code), [[0, 2], [0, 0]])
-    np.testing.assert_array_equal(xray.strengths(code), [[0, 5], [0, 0]])
+    np.testing.assert_array_equal(inspector.counts(code), [[0, 2], [0, 0]])
+    np.testing.assert_array_equal(inspector.strengths(code), [[0, 5], [0, 0]])
 
 
 def test_heat_runs_from_black_to_pale_yellow_and_only_rises():
-    colors = xray.heat(np.arange(101).reshape(1, -1), 100)[0].astype(int)
+    colors = inspector.heat(np.arange(101).reshape(1, -1), 100)[0].astype(int)
     assert tuple(colors[0]) == (0, 0, 4) and tuple(colors[-1]) == (252, 255, 164)
     assert (np.diff(colors.sum(-1)) >= 0).all()
 
@@ -230,27 +232,27 @@ def test_shares_are_the_energies_of_atoms_that_do_not_overlap():
     atoms, code = generator.normal(size=(4, 3, 2, 2)), np.zeros((4, 2, 2))
     code[0, 0, 0], code[1, 0, 1], code[3, 1, 1] = 2, -1, 0.5
     energy = np.array([((code[c].sum() * atoms[c]) ** 2).sum() for c in range(4)])
-    np.testing.assert_allclose(xray.shares(code, atoms), energy / energy.sum())
-    assert xray.shares(np.zeros_like(code), atoms).tolist() == [0, 0, 0, 0]
+    np.testing.assert_allclose(inspector.shares(code, atoms), energy / energy.sum())
+    assert inspector.shares(np.zeros_like(code), atoms).tolist() == [0, 0, 0, 0]
 
 
 def test_the_difference_is_gray_where_nothing_is_lost_and_has_full_contrast():
     before = np.full((2, 2, 3), 100, np.uint8)
     after = before.copy()
     after[0, 0], after[1, 1] = 90, 120
-    lost, factor = xray.difference(before, after)
+    lost, factor = inspector.difference(before, after)
     assert factor == 127.5 / 20
     assert (
         lost[0, 1].tolist() == [128] * 3
         and lost[0, 0].tolist() == [191] * 3
         and lost[1, 1].tolist() == [0] * 3
     )
-    assert xray.difference(before, before)[1] == 1
+    assert inspector.difference(before, before)[1] == 1
 
 
 def test_without_an_atom_its_map_alone_is_zero():
     code = np.ones((3, 2, 2), np.float32)
-    edited = xray.without(code, [1])
+    edited = inspector.without(code, [1])
     assert edited.sum((1, 2)).tolist() == [4, 0, 4] and code.all()
 
 

@@ -1,6 +1,5 @@
 """The README, the documentation and the examples: code runs, links lead somewhere, tables are those of the records."""
 
-import inspect
 import json
 import os
 import re
@@ -9,7 +8,6 @@ import sys
 import tomllib
 import unicodedata
 from pathlib import Path
-from pydoc import locate
 
 import pytest
 from conftest import ROOT
@@ -22,8 +20,7 @@ README = ROOT / "README.md"
 DOCUMENTS = [*PAGES, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG"))]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
-FENCE = re.compile(r"^((?:<!-- pending: .+? -->\n)*)```(\w*)\n(.*?)^```", re.M | re.S)
-PENDING = re.compile(r"<!-- pending: (.+?) -->")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 OUTDATED = {  # worst patterns of language.md, and what to write
     r"\b(tells?|told)\b": "reports, returns, states",
     r"\b(is|are) no [a-z]": "is not a",
@@ -44,11 +41,9 @@ def prose(page: Path) -> str:
 
 
 def code(page: Path) -> list[tuple[str, str]]:
-    """The blocks that run: language and text, without those that are marked as pending."""
+    """The blocks that run: language and text. Those of the language `py` need data of the reader's and do not."""
     found = FENCE.findall(page.read_text("utf-8"))
-    return [
-        (language, text) for pending, language, text in found if language in ("python", "sh") and not pending
-    ]
+    return [(language, text) for language, text in found if language in ("python", "sh")]
 
 
 def cells(notebook: Path) -> list[tuple[str, str]]:
@@ -58,23 +53,17 @@ def cells(notebook: Path) -> list[tuple[str, str]]:
 
 
 def options() -> dict[str, set[str]]:
-    """The options that the documents show in blocks, per command; a pending block is left aside."""
+    """The options that the documents show in blocks, per command."""
     shown: dict[str, set[str]] = {}
     for page in DOCUMENTS:
-        for pending, language, text in FENCE.findall(page.read_text("utf-8")):
-            if pending or language not in ("", "sh"):
+        for language, text in FENCE.findall(page.read_text("utf-8")):
+            if language not in ("", "sh"):
                 continue
             for command, rest in re.findall(r"^sparsegen +([a-z]+)(.*?)(?<!\\)$", text, re.M | re.S):
                 shown.setdefault(command, set()).update(
                     re.findall(r"(?<=\s)--[a-z-]+", rest.partition("#")[0])
                 )
     return shown
-
-
-def pending() -> list[str]:
-    """The names in marks of what does not exist yet."""
-    texts = [re.sub(r"`[^`\n]+`", "", page.read_text("utf-8")) for page in DOCUMENTS]
-    return sorted({name for text in texts for name in PENDING.findall(text)})
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +73,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
     blocks[title(README)] = blocks[title(README)][1:]  # the two make commands
     blocks |= {title(script): [("python", script.read_text("utf-8"))] for script in SCRIPTS}
     blocks |= {title(notebook): cells(notebook) for notebook in NOTEBOOKS}
-    commands = options().keys() | {name.split()[0] for name in pending() if " --" in name}
+    commands = options().keys()
     folder = tmp_path_factory.mktemp("pages")
     done = subprocess.run(
         [sys.executable, "-m", "page_runner", str(folder)],
@@ -128,18 +117,6 @@ def test_the_examples_run_and_write_their_pictures(example: Path, results: dict)
 def test_the_options_that_are_shown_exist(command: str, results: dict) -> None:
     known = set(re.findall(r"--[a-z-]+", results["helps"][command]))
     assert options()[command] <= known
-
-
-@pytest.mark.parametrize("name", pending())
-def test_what_is_marked_as_pending_does_not_exist_yet(name: str, results: dict) -> None:
-    command, _, option = name.partition(" --")
-    if option:
-        exists = f"--{option}" in results["helps"][command]
-    else:
-        path, parameter = re.fullmatch(r"([\w.]+)(?:\((\w+)\))?", name).groups()
-        found = locate(path)
-        exists = found is not None and (parameter is None or parameter in inspect.signature(found).parameters)
-    assert not exists, f"{name} exists: remove its marks <!-- pending: {name} -->, so that its code is run"
 
 
 def anchors(page: Path) -> set[str]:

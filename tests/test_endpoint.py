@@ -32,11 +32,11 @@ from server import (  # noqa: F401 (two are fixtures)
 )
 
 from sparsegen.export.runtime import open_sampler
-from sparsegen.service import batching
-from sparsegen.service.batching import Batcher, Overloaded
+from sparsegen.service.http import batching
+from sparsegen.service.http.batching import Batcher, Overloaded
+from sparsegen.service.http.serve import serve
 from sparsegen.service.models import open_models
 from sparsegen.service.sampling import SampleRequest
-from sparsegen.service.serve import serve
 from sparsegen.service.uploads import UPLOAD
 from sparsegen.zoo import noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS

@@ -26,11 +26,12 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from test_browser import CHROMIUM, DRIVER, Page
 
-from sparsegen.service import connections, page_events
 from sparsegen.service.clients import client_of
 from sparsegen.service.exposure import Exposure
-from sparsegen.service.guards import ClientLimits
-from sparsegen.service.serve import serve
+from sparsegen.service.http import connections
+from sparsegen.service.http.guards import ClientLimits
+from sparsegen.service.http.serve import serve
+from sparsegen.service.page import events
 
 TOKEN = "a-token-of-the-tests-0123"
 GOOD, SPACE, EVIL = "https://good.example", "https://space.example", "https://evil.example"
@@ -106,8 +107,8 @@ STATE_CHANGING = [
     ("POST", "/sample"),
     ("POST", "/restore"),
     ("DELETE", f"/restore/{'0' * 32}"),
-    ("POST", f"{page_events.API}/upload"),
-    *(("POST", path) for path in page_events.EVENTS),
+    ("POST", f"{events.API}/upload"),
+    *(("POST", path) for path in events.EVENTS),
 ]
 FOREIGN = [
     {"Origin": EVIL},
@@ -131,13 +132,13 @@ def test_the_page_of_another_origin_changes_nothing(server, headers):
 
 
 def test_the_page_of_another_origin_reads_nothing_and_holds_no_stream(server):
-    for path in ("/models", "/ui/config", f"{page_events.API}/heartbeat/a", f"/restore/{'0' * 32}"):
+    for path in ("/models", "/ui/config", f"{events.API}/heartbeat/a", f"/restore/{'0' * 32}"):
         for mode in ("cors", "no-cors"):
             headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": mode}
             assert ask(server, "GET", path, **headers)[0] == 403
     link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
     assert ask(server, "GET", "/ui/", **link)[0] == 200
-    for path in ("/ui/config", "/models", f"{page_events.API}/info"):
+    for path in ("/ui/config", "/models", f"{events.API}/info"):
         status, got, _ = ask(server, "OPTIONS", path, Origin=EVIL, Access_Control_Request_Method="POST")
         assert status == 403 and not [name for name in got if name.lower().startswith("access-control")]
 
@@ -174,7 +175,7 @@ def test_an_allowed_origin_may_use_the_api(guarded):
         "/restore/a",
         "/metrics",
         "/ui/theme.css",
-        f"{page_events.API}/file=a",
+        f"{events.API}/file=a",
     ],
 )
 def test_every_answer_has_the_headers_that_protect_a_browser(server, path):
@@ -182,7 +183,7 @@ def test_every_answer_has_the_headers_that_protect_a_browser(server, path):
     assert got["x-content-type-options"] == "nosniff" and got["referrer-policy"] == "no-referrer"
     assert "frame-ancestors 'none'" in got["content-security-policy"] and got["x-frame-options"] == "DENY"
     assert got["cross-origin-resource-policy"] == "same-origin"
-    page = path.split("/")[1] in ("ui", "docs") and not path.startswith(page_events.API)
+    page = path.split("/")[1] in ("ui", "docs") and not path.startswith(events.API)
     assert ("default-src 'none'" in got["content-security-policy"]) != page
 
 
@@ -200,8 +201,8 @@ def test_the_page_is_framed_only_where_that_is_allowed(guarded):
         ("GET", "/metrics"),
         ("GET", "/openapi.json"),
         ("GET", "/ui/config"),
-        ("GET", f"{page_events.API}/queue/data?session_hash=a"),
-        ("GET", f"{page_events.API}/heartbeat/a"),
+        ("GET", f"{events.API}/queue/data?session_hash=a"),
+        ("GET", f"{events.API}/heartbeat/a"),
         ("GET", "/static_content/swagger-ui.css"),
         *STATE_CHANGING,
     ],
@@ -413,19 +414,17 @@ def holding(
 def test_idle_streams_of_one_client_keep_nobody_out(server):
     limit = Exposure.client_streams
     with contextlib.ExitStack() as stack:
-        statuses = holding(server, stack, limit + 10, f"GET {page_events.API}/heartbeat/{{}}")
+        statuses = holding(server, stack, limit + 10, f"GET {events.API}/heartbeat/{{}}")
         assert sorted(statuses) == [200] * limit + [429] * 10
-        status, headers, answer = ask(server, "GET", f"{page_events.API}/heartbeat/a")
+        status, headers, answer = ask(server, "GET", f"{events.API}/heartbeat/a")
         assert (
             status == 429
             and f"at most {limit} streams" in sentence(answer)
             and int(headers["retry-after"]) > 0
         )
         assert ask(server, "GET", "/models")[0] == 200 and ask(server, "GET", "/ui/")[0] == 200
-        assert holding(
-            server, stack, 1, f"GET {page_events.API}/heartbeat/b", X_Forwarded_For="10.0.0.1"
-        ) == [200]
-    again = f"GET {page_events.API}/heartbeat/c"
+        assert holding(server, stack, 1, f"GET {events.API}/heartbeat/b", X_Forwarded_For="10.0.0.1") == [200]
+    again = f"GET {events.API}/heartbeat/c"
 
     def free() -> bool:
         with contextlib.ExitStack() as stack:
@@ -452,7 +451,7 @@ def test_the_queue_of_the_page_is_bounded_and_one_client_does_not_fill_it(server
 
     def join(address: str) -> int:
         body = json.dumps({"fn_index": draw, "session_hash": uuid.uuid4().hex, "data": data}).encode()
-        status, headers, _ = ask(server, "POST", page_events.JOIN, body, X_Forwarded_For=address)
+        status, headers, _ = ask(server, "POST", events.JOIN, body, X_Forwarded_For=address)
         assert (headers["retry-after"] is not None) == (status in (429, 503))
         return status
 
@@ -501,7 +500,7 @@ def test_all_clients_together_are_bounded_and_streams_apart():
             scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": (address, 1)}
             await limits(scope, None, send)
 
-        stream = f"{page_events.API}/heartbeat/s"
+        stream = f"{events.API}/heartbeat/s"
         wanted = [("/r", "10.0.0.1")] * 3 + [("/r", "10.0.0.2"), ("/r", "10.0.0.3")]
         wanted += [(stream, "10.0.0.1"), (stream, "10.0.0.2"), ("/livez", "10.0.0.1")]
         tasks = [asyncio.create_task(get(*one)) for one in wanted]
@@ -555,6 +554,6 @@ def test_what_breaks_in_a_guard_is_answered_and_logged(few):
 
 def test_a_proxy_is_believed_only_where_it_is_trusted(few):
     with contextlib.ExitStack() as stack:
-        request = f"GET {page_events.API}/heartbeat/{{}}"
+        request = f"GET {events.API}/heartbeat/{{}}"
         assert holding(few, stack, 1, request, X_Forwarded_For="10.0.0.1") == [200]
         assert holding(few, stack, 1, request, X_Forwarded_For="10.0.0.2") == [429]

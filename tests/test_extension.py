@@ -97,9 +97,9 @@ class Gray(operators.Operator):
 def test_a_further_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "Gray", Gray, raising=False)
     monkeypatch.setitem(KINDS, "color", Kind("gives gray pictures colors", "Gray"))
-    task = Task.of(kind="color", iterations=12, members=1)
+    task = Task.of(kind="color", iterations=12, ensemble_size=1)
     assert isinstance(make_operator(task, None), Gray)
-    assert not task.watches_noise
+    assert not task.stops_by_noise
     pixels = np.random.default_rng(0).random((64, 64, 1), np.float32).repeat(3, 2)
     outcome = run(task, from_array(pixels))
     assert outcome.image.pixels.shape == (64, 64, 3) and outcome.iterations == 12

@@ -25,7 +25,7 @@ from sparsegen.restoration.settings import (
     Task,
     Widths,
 )
-from sparsegen.restoration.stopping import HeldOut
+from sparsegen.restoration.stopping import HeldOutRule
 
 TINY = Preset(
     Widths((8, 16, 16), (8, 16, 16), (4, 4, 4), "zeros"), inputs=8, betas=(0.9, 0.9), iterations=400
@@ -239,14 +239,14 @@ def test_members_are_fits_of_their_own_whose_mean_is_the_output() -> None:
     try:
         torch.set_num_threads(1)
         alone = [fit(replace(TINY, iterations=12)) for _ in range(3)]
-        together = fit(replace(TINY, members=3, iterations=12))
+        together = fit(replace(TINY, ensemble_size=3, iterations=12))
         for single, member in zip(alone, together.members, strict=True):
             single.members = [member]
         outputs = [[progress.output for progress in single] for single in alone]
         expected = [sum(three) / 3 for three in zip(*outputs, strict=True)]
         for count in (1, 2):
             torch.set_num_threads(count)
-            seen = [progress.output for progress in fit(replace(TINY, members=3, iterations=12))]
+            seen = [progress.output for progress in fit(replace(TINY, ensemble_size=3, iterations=12))]
             assert torch.get_num_threads() == count
             for output, mean in zip(seen, expected, strict=True):
                 assert torch.allclose(output, mean, atol=1e-6)
@@ -264,20 +264,22 @@ def test_the_watch_judges_what_is_returned_whatever_the_operator() -> None:
 
     observation = fold(tensor(clean_picture()))
     several = fit(
-        replace(TINY, members=3, iterations=40),
-        watch=lambda random, members: HeldOut(observation, torch.square, random, members=members),
+        replace(TINY, ensemble_size=3, iterations=40),
+        make_rule=lambda random, ensemble_size: HeldOutRule(
+            observation, torch.square, random, ensemble_size=ensemble_size
+        ),
         operator=fold,
     )
     for progress in several:
         if progress.looked:
-            expected = (fold(progress.average) - observation).square()[several.watch.kept_back == 1].mean()
+            expected = (fold(progress.average) - observation).square()[several.rule.kept_back == 1].mean()
             assert progress.statistic == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_everything_random_has_a_seed_of_its_own() -> None:
-    watch, members = seeds(7, 8)
-    assert len({watch, *(number for pair in members for number in pair)}) == 17
-    assert seeds(7, 3) == (watch, members[:3])
+    rule, members = seeds(7, 8)
+    assert len({rule, *(number for pair in members for number in pair)}) == 17
+    assert seeds(7, 3) == (rule, members[:3])
 
 
 @pytest.mark.parametrize("ending", ["left", "broken"])
@@ -296,7 +298,7 @@ def test_threads_are_as_before_however_a_fit_ends(ending: str) -> None:
     try:
         torch.set_num_threads(2)
         with suppress(KeyError):
-            sparsegen.restore(noisy_picture(), members=2, iterations=5, callback=break_it)
+            sparsegen.restore(noisy_picture(), ensemble_size=2, iterations=5, callback=break_it)
         assert torch.get_num_threads() == seen_by_a_new_thread() == 2
     finally:
         torch.set_num_threads(threads)
@@ -305,10 +307,10 @@ def test_threads_are_as_before_however_a_fit_ends(ending: str) -> None:
 def test_one_member_is_the_first_of_several_and_a_mean_errs_less() -> None:
     clean = tensor(clean_picture())
     preset = replace(TINY, iterations=60)
-    several = fit(replace(preset, members=4))
+    several = fit(replace(preset, ensemble_size=4))
     error = [float((progress.output - clean).square().mean()) for progress in several][-1]
     first = [progress.output for progress in fit(replace(preset, iterations=3))]
-    again = fit(replace(preset, members=4, iterations=3))
+    again = fit(replace(preset, ensemble_size=4, iterations=3))
     again.members = again.members[:1]
     assert torch.equal(torch.stack(first), torch.stack([progress.output for progress in again]))
     errors = []
@@ -319,7 +321,7 @@ def test_one_member_is_the_first_of_several_and_a_mean_errs_less() -> None:
 
 
 def test_after_a_fall_weights_and_moments_are_those_of_the_last_good_state() -> None:
-    hourglass = fit(replace(TINY, iterations=60, snapshot_every=1, swift=False))
+    hourglass = fit(replace(TINY, iterations=60, snapshot_every=1, mixed_precision=False))
     states = []
     for progress in hourglass:
         states.append(
@@ -343,7 +345,7 @@ def test_after_a_fall_weights_and_moments_are_those_of_the_last_good_state() -> 
 def test_moments_come_back_with_the_weights() -> None:
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(layer.parameters())
-    good = LastGood(fall=5)
+    good = LastGood(max_psnr_drop=5)
     assert not good.has_fallen(float("nan"))  # there is nothing to go back to yet
     for step in range(3):
         layer(torch.ones(1, 2)).sum().backward()
@@ -384,8 +386,8 @@ def test_an_absolute_loss_is_not_taken_in_by_salt_and_pepper() -> None:
         ({"density": 0}, "above 0"),
         ({"density": 0.5, "regularizer": "baseline"}, "has no density"),
         ({"iterations": 0}, "from 1 to 100000"),
-        ({"members": 0}, "from 1 to 8"),
-        ({"members": 9}, "from 1 to 8"),
+        ({"ensemble_size": 0}, "from 1 to 8"),
+        ({"ensemble_size": 9}, "from 1 to 8"),
         ({"seed": -1}, "seed"),
         ({"loss": "huber"}, "loss is one of"),
         ({"operator": Mask(np.eye(32, dtype=bool))}, "the mask has 32 x 32 pixels and the image 64 x 64"),
@@ -583,8 +585,8 @@ def test_what_the_holes_show_is_none_of_the_loss_whether_it_stops_or_not() -> No
 def test_the_paper_s_preset_is_the_original_s() -> None:
     paper = PRESETS["paper"]
     assert (paper.inputs, paper.jitter, paper.learning_rate) == (32, 1 / 30, 0.01)
-    assert paper.averaging == Exponential(0.99) and paper.members == 1
-    assert paper.iterations == 3000 and not paper.stops and not paper.swift
+    assert paper.averaging == Exponential(0.99) and paper.ensemble_size == 1
+    assert paper.iterations == 3000 and not paper.stops and not paper.mixed_precision
     result = sparsegen.restore(noisy_picture(), preset="paper", iterations=3)
     assert result.history["density"].shape == (2, 5) and np.isnan(result.history["statistic"]).all()
     assert result.stopped_because == "all 3 iterations are done"

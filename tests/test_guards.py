@@ -19,12 +19,12 @@ from PIL import Image
 from server import Server, running_server, small_models  # noqa: F401 (two are fixtures)
 
 from pictures import encoded
-from sparsegen.service import page_events
 from sparsegen.service.errors import Refused
-from sparsegen.service.guards import Login
-from sparsegen.service.limits import MAX_FILES
+from sparsegen.service.http.guards import Login
+from sparsegen.service.http.limits import MAX_FILES
+from sparsegen.service.page import events
 
-API = page_events.API
+API = events.API
 SECRET = "the-secret-of-the-machine"
 FILE = {"meta": {"_type": "gradio.FileData"}}
 
@@ -198,18 +198,18 @@ def test_a_request_cannot_freeze_the_server(server, taking_a_file, device):
     "body", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 60_000, b'{"data": ' + b"[" * 400 + b"]" * 400 + b"}"]
 )
 def test_what_is_no_event_of_the_page_is_refused(server, body):
-    for path in page_events.EVENTS:
+    for path in events.EVENTS:
         status, _, answer = server.ask("POST", path, body)
         assert status == 400 and sentence(answer)
 
 
 def test_gradio_reads_what_was_checked_and_not_a_second_key(tmp_path):
     body = b'{"data": [1], "data": [2], "batched": true, "request": {}}'
-    assert page_events.read_event(body, handlers=[]) == {"data": [2]}
+    assert events.read_event(body, handlers=[]) == {"data": [2]}
     plain = {"data": [{"index": 3}, "a", None, [1.5]], "event_data": {"off": [1, 2]}, "fn_index": 4}
-    assert page_events.clean(plain, tmp_path) == plain
+    assert events.clean(plain, tmp_path) == plain
     with pytest.raises(Refused, match="opens no other"):
-        page_events.clean({"data": [{"url": "http://127.0.0.1"}]}, tmp_path)
+        events.clean({"data": [{"url": "http://127.0.0.1"}]}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["draw", "look", "choose", "restore"])
@@ -224,7 +224,7 @@ def test_no_event_goes_around_the_queue(server, dependencies, name):
 @pytest.mark.parametrize("name", ["session_hash", "event_id"])
 @pytest.mark.parametrize("value", ["a" * 65, "a b", ["a"], {"a": 1}])
 def test_ids_that_gradio_keeps_are_short(server, name, value):
-    for path in page_events.EVENTS:
+    for path in events.EVENTS:
         body = {"session_hash": "a", "fn_index": 0, "data": []} | {name: value}
         status, _, answer = server.ask("POST", path, json.dumps(body))
         assert status == 400 and "at most 64" in sentence(answer)
@@ -251,7 +251,7 @@ def test_values_that_do_not_fit_are_told_in_a_sentence_and_no_traceback(server, 
     tries = [[], [0] * (len(inputs) + 1), *([value] * len(inputs) for value in STRANGE)]
     for data in tries:
         for told in (None, {}, {"index": "x", "off": 3}, {"index": 999, "off": [[]]}):
-            status, answer = event(server, page_events.JOIN, fn_index=number, data=data, event_data=told)
+            status, answer = event(server, events.JOIN, fn_index=number, data=data, event_data=told)
             assert status == 200 and '"msg":"process_completed"' in answer, (data, answer)
             assert "object" not in answer or "'EventData' object" not in answer
     log = server.log.read_text()
@@ -267,7 +267,7 @@ def test_a_function_of_the_browser_alone_is_not_called_on_the_server(server, dep
 def test_text_that_no_answer_can_hold_is_refused(server, dependencies):
     (handler,) = [one for one in dependencies if one["api_name"] == "choose"]
     before = len(server.log.read_text().splitlines())
-    status, answer = event(server, page_events.JOIN, fn_index=handler["id"], data=["\ud800", -1])
+    status, answer = event(server, events.JOIN, fn_index=handler["id"], data=["\ud800", -1])
     assert status == 400 and sentence(answer.encode())
     assert len(server.log.read_text().splitlines()) - before < 5
 
@@ -286,11 +286,11 @@ def test_ids_of_a_query_are_short(server, method, address):
         path = f"{API}/{address.format(value)}"
         status, _, answer = server.ask(method, path, b"" if method == "POST" else None, form)
         assert status == 400 and "at most 64" in sentence(answer)
-    assert page_events.ids(b"__theme=dark&deep_link=a&session_hash=a-b&upload_id=c") == (
+    assert events.ids(b"__theme=dark&deep_link=a&session_hash=a-b&upload_id=c") == (
         b"session_hash=a-b&upload_id=c"
     )
     with pytest.raises(Refused, match="32"):
-        page_events.ids(b"a=1&" * 33)
+        events.ids(b"a=1&" * 33)
 
 
 def test_an_upload_has_few_files(server):
@@ -348,11 +348,11 @@ from pathlib import Path
 import gradio as gr
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sparsegen.service import demo
+from sparsegen.service.page import app as app_of_page
 from sparsegen.service.models import open_models
 demo.MAX_SESSIONS = 3
 app = FastAPI()
-demo.mount(app, open_models(Path(sys.argv[1]))[0], lambda: None)
+app_of_page.mount(app, open_models(Path(sys.argv[1]))[0], lambda: None)
 (blocks,) = [route.app.get_blocks() for route in app.routes if hasattr(getattr(route, "app", None), "get_blocks")]
 client, form = TestClient(app), {"files": b"a"}
 for number in range(8):
@@ -390,11 +390,11 @@ import sys
 from pathlib import Path
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sparsegen.service import demo
+from sparsegen.service.page import app as app_of_page
 from sparsegen.service.models import open_models
 models, handler, path, address = sys.argv[1:]
 app = FastAPI()
-demo.mount(app, open_models(Path(models))[0], lambda: None)
+app_of_page.mount(app, open_models(Path(models))[0], lambda: None)
 value = {"path": path, "meta": {"_type": "gradio.FileData"}}
 answer = TestClient(app).post(address, json={"fn_index": int(handler), "data": [value, None]})
 print(answer.status_code)

@@ -31,10 +31,14 @@ from server import (
 )
 from starlette.types import Receive, Scope, Send
 
-from sparsegen.service import metrics, places, restoration, serve
-from sparsegen.service.jobs import FileError, NoWorker, RedisDown, StoreError, StoreFull, open_store
+from sparsegen.service import metrics
+from sparsegen.service.http import restoration
+from sparsegen.service.http.readiness import Health
+from sparsegen.service.http.serve import serve
+from sparsegen.service.jobs import places
+from sparsegen.service.jobs.errors import FileError, NoWorker, RedisDown, StoreError, StoreFull
+from sparsegen.service.jobs.store import open_store
 from sparsegen.service.logs import SafeFormatter
-from sparsegen.service.readiness import Health
 
 RECOVERY = 60.0  # seconds; about 7 on an idle machine, where 15 are promised, and this one may be busy
 NOT_ON_WINDOWS = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
@@ -296,7 +300,7 @@ def problem(queue: restoration.Jobs) -> str | None:
 
 
 def test_a_server_is_ready_while_a_worker_lives_and_the_file_can_be_written(queue):
-    queue().beat("A")
+    queue().heartbeat("A")
     assert problem(queue) is None
 
 
@@ -307,7 +311,7 @@ def test_a_server_without_a_living_worker_is_not_ready_unless_it_was_started_wit
 
 
 def test_a_server_whose_file_of_jobs_cannot_be_written_is_not_ready_and_names_no_path(queue, monkeypatch):
-    queue().beat("A")
+    queue().heartbeat("A")
     readonly = sqlite3.OperationalError("attempt to write a readonly database")
     monkeypatch.setattr(queue().jobs.storage, "incr", Mock(side_effect=readonly))
     assert problem(queue) == FileError.public
@@ -382,13 +386,13 @@ def test_a_full_temporary_folder_kills_no_process(models, tmp_path):
 def test_the_workers_are_asked_to_stop_before_the_server_has_ended(models, tmp_path, monkeypatch):
     """One after the other may take longer than the ten seconds after which a container is killed."""
     calls = Mock()
-    monkeypatch.setattr(serve, "Crew", calls.crew)
+    monkeypatch.setattr(serve, "WorkerPool", calls.pool)
     monkeypatch.setattr(serve, "HttpServer", calls.server)
     monkeypatch.setattr(serve, "stop_signals", lambda: contextlib.nullcontext([15]))
     monkeypatch.setenv("SPARSEGEN_MODELS", str(models))
     assert serve.serve(port=free_port(), jobs=str(tmp_path / "jobs.sqlite")) == 0
     ended = [name for name, *_ in calls.mock_calls if "stop" in name]
-    assert ended == ["crew().ask_to_stop", "server().stop", "crew().stop"]
+    assert ended == ["pool().ask_to_stop", "server().stop", "pool().stop"]
 
 
 SECRETS = [

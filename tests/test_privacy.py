@@ -110,7 +110,7 @@ def restore(server: Server) -> str:
     Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(buffer, "PNG")
     with httpx.Client(base_url=server.url, timeout=60) as client:
         answer = client.post(
-            "/restore", files={"image": buffer.getvalue()}, data={"iterations": "2", "members": "1"}
+            "/restore", files={"image": buffer.getvalue()}, data={"iterations": "2", "ensemble_size": "1"}
         )
         assert answer.status_code == 202, answer.text
         path = f"/restore/{answer.json()['id']}"

@@ -23,12 +23,11 @@ from server import Server, small_models, start, until  # noqa: F401 (one is a fi
 
 from pictures import encoded, tiff_of_one_tile, tiff_of_tiles
 from sparsegen.pictures.reading import read_picture
-from sparsegen.service import restoration
+from sparsegen.service.http import restoration
+from sparsegen.service.jobs import orders
 from sparsegen.service.options import Options
 
-SERVE = (
-    "import sys; from sparsegen.service.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
-)
+SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
 ENDLESS = {"iterations": "100000"}
 Parts = list[tuple[str, str | bytes]]
 
@@ -283,8 +282,10 @@ REFUSALS = [
     ([IMAGE, ("seed", "9" * 5000)], 400, ""),
     ([IMAGE, ("iterations", "0")], 422, "1 to 100000"),
     ([IMAGE, ("iterations", "100001")], 422, "1 to 100000"),
+    ([IMAGE, ("ensemble_size", "9")], 422, "1 to 8"),
+    ([IMAGE, ("ensemble_size", "two")], 422, "an integer"),
     ([IMAGE, ("members", "9")], 422, "1 to 8"),
-    ([IMAGE, ("members", "two")], 422, "an integer"),
+    ([IMAGE, ("members", "2"), ("ensemble_size", "2")], 422, "both are given"),
     ([IMAGE, ("kind", "upscale")], 422, "by is 2 or 4"),
     ([IMAGE, ("kind", "upscale"), ("by", "3")], 422, "by is 2 or 4"),
     ([IMAGE, ("by", "2")], 422, "left out elsewhere"),
@@ -314,6 +315,12 @@ def test_a_bad_request_is_refused_in_one_sentence(client, parts, status, word):
     got, _, answer = client.post(*parts)
     assert got == status, answer
     assert word in sentence(answer) and len(answer["error"]) < 400
+
+
+def test_the_old_name_of_ensemble_size_works_with_a_note(client):
+    assert client.post(IMAGE, ("ensemble_size", "1"))[2]["notes"] == []
+    status, _, answer = client.post(IMAGE, ("members", "1"))
+    assert status == 202 and "members is now called ensemble_size" in answer["notes"][0]
 
 
 @pytest.mark.parametrize(
@@ -415,18 +422,18 @@ def test_many_large_uploads_at_once_lie_on_the_disk_and_not_in_memory(client):
         (
             [("image", plain(0, 256, 256))],
             {"preset": "paper", "iterations": "100000"},
-            "hours, and the limit is 8: use fewer iterations or members, a smaller picture or the preset fast; the "
+            "hours, and the limit is 8: use fewer iterations, a smaller picture or ensemble, or the preset fast; the "
             "operator can raise SPARSEGEN_JOB_HOURS",
         ),
         (
             [("image", plain(0, 1000, 1000))],
             {"preset": "paper", "iterations": "1"},
-            "about 12.8 GB of memory, and the limit is 4 GB: use a smaller picture, fewer members or the preset fast; "
+            "about 12.8 GB of memory, and the limit is 4 GB: use a smaller picture or ensemble, or the preset fast; "
             "the operator can raise SPARSEGEN_JOB_MEMORY_GB",
         ),
-        ([("image", plain(0, 1000, 1000))], {"members": "8", "iterations": "1"}, "12.1 GB of memory"),
+        ([("image", plain(0, 1000, 1000))], {"ensemble_size": "8", "iterations": "1"}, "12.1 GB of memory"),
     ],
-    ids=["time", "memory", "members"],
+    ids=["time", "memory", "ensemble_size"],
 )
 def test_a_job_beyond_the_budget_is_refused_with_the_limit_and_the_remedy(client, parts, texts, words):
     status, _, answer = client.post(*parts, **texts)
@@ -434,7 +441,7 @@ def test_a_job_beyond_the_budget_is_refused_with_the_limit_and_the_remedy(client
 
 
 @pytest.mark.parametrize(
-    ("side", "texts"), [(1000, {}), (512, {"preset": "paper"}), (512, {"members": "8"})], ids=str
+    ("side", "texts"), [(1000, {}), (512, {"preset": "paper"}), (512, {"ensemble_size": "8"})], ids=str
 )
 def test_the_budget_takes_what_is_usual(client, side, texts):
     job_id = client.submit(("image", plain(0, side, side)), **texts)
@@ -463,7 +470,7 @@ def move(inside: TestClient, monkeypatch: pytest.MonkeyPatch, place: str) -> Non
 
 def test_a_client_has_a_few_unfinished_jobs_and_others_have_theirs(inside, monkeypatch):
     monkeypatch.setenv("SPARSEGEN_JOBS_PER_CLIENT", "2")
-    inside.app.state.jobs().beat("A")
+    inside.app.state.jobs().heartbeat("A")
 
     def post(host: str) -> httpx.Response:
         return TestClient(inside.app, client=(host, 1)).post("/restore", files={"image": picture()})
@@ -484,7 +491,7 @@ def test_a_client_has_a_few_unfinished_jobs_and_others_have_theirs(inside, monke
 
 def test_the_pictures_of_one_client_are_read_one_after_the_other():
     async def read() -> list[str]:
-        turns, done, began = restoration.Turns(Options(decoders=2)), asyncio.Event(), []
+        turns, done, began = orders.Turns(Options(decoders=2)), asyncio.Event(), []
 
         async def take(client: str) -> None:
             async with turns.of(client):
@@ -506,7 +513,7 @@ def test_the_pictures_of_one_client_are_read_one_after_the_other():
 
 def test_a_result_that_the_store_has_dropped_is_said_to_be_gone(inside):
     store = inside.app.state.jobs()
-    store.beat("A")
+    store.heartbeat("A")
     job_id = inside.post("/restore", files={"image": picture()}).json()["id"]
     claim = store.claim("A")
     store.finish(claim, b"result", {"seconds": 1.0})
@@ -518,7 +525,7 @@ def test_a_result_that_the_store_has_dropped_is_said_to_be_gone(inside):
 
 def test_a_full_disk_is_told_with_507(inside, monkeypatch):
     store = inside.app.state.jobs()
-    store.beat("A")
+    store.heartbeat("A")
     store.blobs.put("ballast", b"")
     for shelf in (store.jobs, store.blobs):
         pages = shelf.storage.conn.execute("pragma page_count").fetchone()[0]

@@ -17,12 +17,23 @@ from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
 from pictures import encoded
-from sparsegen.service import markup, restoration, restore_page, worker
-from sparsegen.service.jobs import MAX_WAITING, Store, StoreError, open_store
+from sparsegen.service.http import restoration
+from sparsegen.service.jobs import orders, worker
+from sparsegen.service.jobs.errors import StoreError
+from sparsegen.service.jobs.store import MAX_WAITING, Store, open_store
 from sparsegen.service.options import Options
+from sparsegen.service.page import markup
+from sparsegen.service.page import restoration as restore_page
 
 EXAMPLE = restore_page.EXAMPLES / "noisy.jpg"
-ADVANCED = {"preset": "fast", "regularizer": "l0_inf", "members": 0, "sigma": 0, "seed": 0.0, "loss": "mse"}
+ADVANCED = {
+    "preset": "fast",
+    "regularizer": "l0_inf",
+    "ensemble_size": 0,
+    "sigma": 0,
+    "seed": 0.0,
+    "loss": "mse",
+}
 
 
 def png(value: int = 90, side: int = 24) -> bytes:
@@ -45,7 +56,7 @@ class Tab:
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder = store, folder
-        self.handlers = restore_page.Handlers(lambda: store, lambda: restoration.Turns(Options()))
+        self.handlers = restore_page.Handlers(lambda: store, lambda: orders.Turns(Options()))
 
     def drop(self, name: str, content: bytes) -> Path:
         (self.folder / name).write_bytes(content)
@@ -90,7 +101,7 @@ def tab_with_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(worker, "REPORT_EVERY", 0.02)
     monkeypatch.setattr(worker, "SHOW_EVERY", 0.02)
     store = open_store(str(tmp_path / "jobs.sqlite"))
-    store.beat("w")
+    store.heartbeat("w")
     yield Tab(store, tmp_path)
     store.close()
 
@@ -141,8 +152,11 @@ def test_cancel_frees_the_worker_and_keeps_the_last_picture(tab):
         ({"kind": "inpaint", "mask": mask()}, {"kind": "inpaint", "by": None, "kernel": None}),
         ({"kind": "upscale", "by": 4}, {"kind": "upscale", "by": 4}),
         ({"kind": "deblur", "blur": 2.1}, {"kernel": "gaussian:2.1", "by": None}),
-        ({"preset": "paper", "regularizer": "l1"}, {"preset": "paper", "regularizer": "l1", "members": None}),
-        ({"members": 4}, {"members": 4}),
+        (
+            {"preset": "paper", "regularizer": "l1"},
+            {"preset": "paper", "regularizer": "l1", "ensemble_size": None},
+        ),
+        ({"ensemble_size": 4}, {"ensemble_size": 4}),
         ({"mask": b"left over from before"}, {"kind": "denoise"}),
     ],
     ids=str,
@@ -182,7 +196,7 @@ def test_without_a_picture_a_worker_or_room_the_page_says_what_to_do(tab):
     tab.store.leave("w")
     with pytest.raises(Error, match="start one with `sparsegen worker`"):
         tab.start()
-    tab.store.beat("w")
+    tab.store.heartbeat("w")
     for number in range(MAX_WAITING):
         tab.start(host=f"192.0.2.{number}")
     with pytest.raises(Error, match="ask again later"):
@@ -201,7 +215,7 @@ def test_one_visitor_has_a_few_unfinished_jobs_and_others_have_theirs(tab):
 
 def test_a_visitor_whose_pictures_take_long_to_read_keeps_no_other_from_starting(tab):
     async def test() -> None:
-        turns, settings = restoration.Turns(Options()), ADVANCED.values()
+        turns, settings = orders.Turns(Options()), ADVANCED.values()
         handlers = restore_page.Handlers(lambda: tab.store, lambda: turns)
         asked = tab.drop("image", png()), None, "denoise", 2, 1.6, *settings
         async with turns.of("192.0.2.1"):  # as if it were being read
@@ -233,7 +247,7 @@ def test_a_store_that_cannot_be_reached_is_told_in_the_panel_and_asked_again():
     def jobs() -> Store:
         raise StoreError("jobs cannot be kept in /there: set SPARSEGEN_JOBS to another file")
 
-    handlers = restore_page.Handlers(jobs, lambda: restoration.Turns(Options()))
+    handlers = restore_page.Handlers(jobs, lambda: orders.Turns(Options()))
     panel, _, timer, *_ = handlers.look("0" * 32)
     assert StoreError.public in panel and "/there" not in panel and timer.active
     with pytest.raises(Error, match=StoreError.public):
@@ -271,7 +285,7 @@ def test_every_example_can_be_restored_with_its_settings(tab, index):
 def test_the_examples_are_part_of_the_package_and_of_the_bento():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert data["sparsegen.service"] == ["examples/*"]
-    assert "  - /sparsegen/service/examples/*\n" in (ROOT / "bentofile.yaml").read_text()
+    assert "  - /sparsegen/service/page/examples/*\n" in (ROOT / "bentofile.yaml").read_text()
     named = {name for example in restore_page.SHOWN for name in (example.image, example.mask) if name}
     assert named == {path.name for path in restore_page.EXAMPLES.iterdir()}
 
@@ -328,6 +342,6 @@ def test_the_page_takes_larger_files_at_one_address_and_no_recordings(server):
         return server.ask("POST", path, body, "multipart/form-data; boundary=b")[0]
 
     assert post("/ui/gradio_api/upload", 2 << 20) == 200
-    assert post("/ui/gradio_api/upload", restoration.MAX_UPLOAD + 1) == 413
+    assert post("/ui/gradio_api/upload", orders.MAX_UPLOAD + 1) == 413
     assert post("/ui/gradio_api/run/predict", 2 << 20) == 413
     assert post("/ui/gradio_api/process_recording", 10) == 404

@@ -28,7 +28,7 @@ from sparsegen.pictures.picture import Picture, from_array
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration import batch, restore, results, tiles
 from sparsegen.restoration.fit import Progress
-from sparsegen.restoration.settings import Task
+from sparsegen.restoration.settings import Task, rename_settings
 from sparsegen.restoration.tiles import TiledProgress, run_tiled
 
 SIDE = 64
@@ -164,6 +164,26 @@ def test_sigma_where_nothing_makes_use_of_it_is_told(
         assert sparsegen(*command, *more).stderr.startswith("--sigma changes nothing here")
 
 
+def test_the_old_name_of_ensemble_works_with_a_warning(
+    sparsegen: CLI, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = []
+    monkeypatch.setattr(batch, "restore_one", lambda job, work, *_: tasks.append(work.task))
+    command = ("denoise", folder / "noisy.png", "--out", folder / "o.png")
+    assert sparsegen(*command, "--ensemble", 3).stderr == ""
+    assert sparsegen(*command, "--members", 3).stderr.startswith("--members is now called --ensemble; ")
+    assert tasks == [Task.of(ensemble_size=3)] * 2
+    assert_refused(sparsegen(*command, "--members", 3, "--ensemble", 3), "give --ensemble only")
+
+
+def test_old_names_of_settings_are_replaced_with_a_warning() -> None:
+    assert rename_settings({"ensemble_size": 3, "seed": 1}) == ({"ensemble_size": 3, "seed": 1}, [])
+    settings, (warning,) = rename_settings({"members": 3, "seed": 1})
+    assert settings == {"ensemble_size": 3, "seed": 1} and "members is now called ensemble_size" in warning
+    with pytest.raises(ValueError, match="both are given"):
+        rename_settings({"members": 3, "ensemble_size": 3})
+
+
 def test_equal_pictures_have_an_infinite_psnr() -> None:
     picture = from_array(WAVE)
     assert results.measures(picture, picture, picture) == "PSNR inf -> inf dB, SSIM 1.000 -> 1.000"
@@ -184,26 +204,25 @@ BAD = [
     (("denoise", "noisy.png", "--density", 0.5, "--regularizer", "l1"), "leave density out"),
     (("denoise", "noisy.png", "--seed", -1), "got -1"),
     (("denoise", "noisy.png", "--iterations", 0), "got 0"),
-    (("denoise", "noisy.png", "--members", 9), "got 9"),
-    (("denoise", "noisy.png", "--threads", 0), "--threads"),
+    (("denoise", "noisy.png", "--ensemble", 9), "got 9"),
     (("denoise", "noisy.png", "--by", 2), "--by"),
-    (("denoise", "noisy.png", "--tile", 8), "--tile"),
-    (("denoise", "noisy.png", "--workers", 0), "--workers"),
-    (("denoise", "noisy.png", "--clean", "mask.png"), "--clean is to be RGB"),
+    (("denoise", "noisy.png", "--tile", 8), "tile is the side of a tile"),
+    (("denoise", "noisy.png", "--workers", 0), "workers is the"),
+    (("denoise", "noisy.png", "--clean", "mask.png"), "the clean picture must be RGB"),
     (("denoise", "noisy.png", "--clean", "box.png"), "64 x 64 pixels"),
-    (("denoise", "noisy.png", "--clean", "."), "--clean takes a picture"),
-    (("denoise", "noisy.png", "--history", "out/h.txt"), "--history takes .csv"),
+    (("denoise", "noisy.png", "--clean", "."), "the clean picture must be a picture file"),
+    (("denoise", "noisy.png", "--history", "out/h.txt"), "the history is a .csv file"),
     (("denoise", "noisy.png", "--history", "out/out.png"), "two results"),
-    (("denoise", "noisy.png", "clean.png", "--clean", "clean.png"), "is of one picture; got 2"),
+    (("denoise", "noisy.png", "clean.png", "--clean", "clean.png"), "belongs to one picture; got 2"),
     (("denoise", "noisy.png", "--out", "noisy.png"), "is read, and would be overwritten"),
     (("denoise", "noisy.png", "--out", "noisy.png", "--overwrite"), "is read, and would be overwritten"),
     (("denoise", "noisy.png", "--out", "."), "is read, and would be overwritten"),
     (("denoise", "noisy.png", "--clean", "clean.png", "--out", "clean.png"), "is read"),
-    (("denoise", "noisy.png", "--out", "clean.png"), "is there already: give another --out, or --overwrite"),
+    (("denoise", "noisy.png", "--out", "clean.png"), "exists already: give another output path"),
     (("denoise", "noisy.png", "--out", "out/x.gif"), "ends in none of .png"),
     (("denoise", "noisy.png", "--out", "/proc/nowhere/x.png"), "/proc"),
     (("denoise", "noisy.png", "--out", "words.txt/x.png"), "is a file, not a folder"),
-    (("denoise", "noisy.png", "clean.png", "--out", "out/x.png"), "--out takes a folder for several"),
+    (("denoise", "noisy.png", "clean.png", "--out", "out/x.png"), "need a folder, and"),
     (("denoise", "noisy.png", "noisy.png"), "would be written to"),
     (("inpaint", "noisy.png"), "--mask"),
     (("inpaint", "noisy.png", "--mask", "nowhere.png"), "nowhere.png"),
@@ -346,7 +365,7 @@ def test_of_several_pictures_the_bad_are_named_and_the_others_done(
     before = contents(folder)
     (folder / "out" / "noisy.png").unlink()
     again = sparsegen(*command)
-    assert "third.png is there already" in again.stderr
+    assert "third.png exists already" in again.stderr
     assert contents(folder) == before
 
 

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from sparsegen.reproduce.tables import RECORDS, read_records
 from sparsegen.restoration import stopping
 from sparsegen.restoration.settings import PRESETS, Task, typical_iterations
-from sparsegen.restoration.stopping import FittedNoise, HeldOut, estimate_sigma
+from sparsegen.restoration.stopping import HeldOutRule, NoiseFitRule, estimate_sigma
 
 SIGMA = 0.1
 
@@ -35,42 +35,42 @@ def filtered(target: torch.Tensor, width: float) -> torch.Tensor:
 WIDTHS = [0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0]
 
 
-def fitted(watch: FittedNoise, width: float) -> torch.Tensor:
+def fitted(rule: NoiseFitRule, width: float) -> torch.Tensor:
     """What members make of their targets."""
-    return torch.cat([filtered(target, width) for target in watch.targets])
+    return torch.cat([filtered(target, width) for target in rule.targets])
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("members", [1, 3])
-def test_the_risk_finds_the_best_of_a_family_of_estimators(seed: int, members: int) -> None:
+@pytest.mark.parametrize("ensemble_size", [1, 3])
+def test_the_risk_finds_the_best_of_a_family_of_estimators(seed: int, ensemble_size: int) -> None:
     """Gaussian filters of what is to be fitted: the best width by the risk is next to the truly best one."""
     clean, noisy = noisy_picture(seed)
-    watch = FittedNoise(noisy, SIGMA, generator(seed), members)
-    estimates = [fitted(watch, width) for width in WIDTHS]
+    rule = NoiseFitRule(noisy, SIGMA, generator(seed), ensemble_size)
+    estimates = [fitted(rule, width) for width in WIDTHS]
     errors = [float((estimate.mean(0) - clean).square().mean()) for estimate in estimates]
-    chosen = int(np.argmin([watch(estimate, estimate.mean(0, keepdim=True)) for estimate in estimates]))
+    chosen = int(np.argmin([rule(estimate, estimate.mean(0, keepdim=True)) for estimate in estimates]))
     assert errors[chosen] <= 1.2 * min(errors)
 
 
-@pytest.mark.parametrize("members", [1, 4])
-def test_the_risk_is_the_error_up_to_a_constant(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ensemble_size", [1, 4])
+def test_the_risk_is_the_error_up_to_a_constant(ensemble_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stein's estimate, as long as the known noise is white."""
-    monkeypatch.setattr(FittedNoise, "unseen", 1)
+    monkeypatch.setattr(NoiseFitRule, "unseen", 1)
     monkeypatch.setattr(stopping, "_orthogonal", lambda noise, versions: noise)
     clean, noisy = noisy_picture()
-    watch = FittedNoise(noisy, SIGMA, generator(), members)
-    estimates = [fitted(watch, width) for width in WIDTHS[2:]]
+    rule = NoiseFitRule(noisy, SIGMA, generator(), ensemble_size)
+    estimates = [fitted(rule, width) for width in WIDTHS[2:]]
     errors = np.array([float((estimate.mean(0) - clean).square().mean()) for estimate in estimates])
-    offsets = np.array([watch(e, e.mean(0, keepdim=True)) for e in estimates]) - errors
+    offsets = np.array([rule(e, e.mean(0, keepdim=True)) for e in estimates]) - errors
     assert np.ptp(offsets) < 0.1 * np.ptp(errors)
 
 
 def test_the_known_noise_is_weak_and_has_nothing_of_the_picture() -> None:
     _, noisy = noisy_picture()
-    watch = FittedNoise(noisy, SIGMA, generator())
-    added = watch.targets[0] - noisy
-    assert math.isclose(added.square().mean(), (watch.strength * SIGMA) ** 2, rel_tol=1e-3)
-    assert watch.weight is None
+    rule = NoiseFitRule(noisy, SIGMA, generator())
+    added = rule.targets[0] - noisy
+    assert math.isclose(added.square().mean(), (rule.strength * SIGMA) ** 2, rel_tol=1e-3)
+    assert rule.weight is None
     for version in (torch.ones_like(noisy), filtered(noisy, 1.5), noisy.mean(1, keepdim=True)):
         for top, left in ((0, 0), (40, 88), (8, 16)):
             block = np.s_[:, :, top : top + 8, left : left + 8]
@@ -82,8 +82,8 @@ def test_the_known_noise_is_weak_and_has_nothing_of_the_picture() -> None:
 
 def test_members_have_known_noise_of_their_own() -> None:
     _, noisy = noisy_picture()
-    first, second, third = FittedNoise(noisy, SIGMA, generator(), 3).noise
-    assert torch.equal(first[None], FittedNoise(noisy, SIGMA, generator()).noise)
+    first, second, third = NoiseFitRule(noisy, SIGMA, generator(), 3).noise
+    assert torch.equal(first[None], NoiseFitRule(noisy, SIGMA, generator()).noise)
     for one, other in ((first, second), (first, third), (second, third)):
         assert abs((one * other).mean()) < 0.03 * first.square().mean()
 
@@ -91,48 +91,48 @@ def test_members_have_known_noise_of_their_own() -> None:
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (40, 9)])
 def test_pictures_of_any_size_are_watched(size: tuple[int, int]) -> None:
     noisy = torch.rand(1, 3, *size)
-    watch = FittedNoise(noisy, SIGMA, generator())
-    assert watch.targets[0].shape == noisy.shape and watch.targets[0].isfinite().all()
-    assert watch(noisy, noisy) < watch(
-        watch.targets[0], watch.targets[0]
+    rule = NoiseFitRule(noisy, SIGMA, generator())
+    assert rule.targets[0].shape == noisy.shape and rule.targets[0].isfinite().all()
+    assert rule(noisy, noisy) < rule(
+        rule.targets[0], rule.targets[0]
     )  # which has taken all of the noise over
 
 
 @pytest.mark.parametrize("loss", [torch.square, torch.abs])
 def test_held_out_pixels_are_not_fitted_and_judge_alone(loss) -> None:
     _, noisy = noisy_picture()
-    watch = HeldOut(noisy, loss, generator())
-    kept_back = watch.weight == 0
+    rule = HeldOutRule(noisy, loss, generator())
+    kept_back = rule.weight == 0
     share = kept_back.float().mean()
     assert 0.01 < share < 0.03 and torch.equal(kept_back[:, 0], kept_back[:, 2])  # whole pixels
-    assert torch.equal(watch.targets[0], noisy)
+    assert torch.equal(rule.targets[0], noisy)
     elsewhere = torch.where(kept_back, noisy, 0)
-    assert watch(noisy, elsewhere) == 0
+    assert rule(noisy, elsewhere) == 0
     guess = torch.rand(noisy.shape, generator=generator(1))
-    assert math.isclose(watch(noisy, guess), loss(guess - noisy)[kept_back].mean(), rel_tol=1e-4)
+    assert math.isclose(rule(noisy, guess), loss(guess - noisy)[kept_back].mean(), rel_tol=1e-4)
 
 
 def test_nothing_unknown_is_held_out() -> None:
     known = torch.zeros(96, 96)
     known[:, :40] = 1
-    watch = HeldOut(noisy_picture()[1], torch.square, generator(), known)
-    assert (watch.weight[..., 40:] == 0).all() and (watch.kept_back[..., 40:] == 0).all()
-    assert watch.kept_back.sum() > 0
+    rule = HeldOutRule(noisy_picture()[1], torch.square, generator(), known)
+    assert (rule.weight[..., 40:] == 0).all() and (rule.kept_back[..., 40:] == 0).all()
+    assert rule.kept_back.sum() > 0
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_of_few_known_pixels_ten_are_held_out_and_of_too_few_none(seed: int) -> None:
     known = torch.zeros(64, 64)
     known[::8, ::8] = 1
-    watch = HeldOut(torch.rand(1, 1, 64, 64), torch.square, generator(seed), known)
-    assert watch.kept_back.sum() == 10 and watch.weight.sum() == 54
+    rule = HeldOutRule(torch.rand(1, 1, 64, 64), torch.square, generator(seed), known)
+    assert rule.kept_back.sum() == 10 and rule.weight.sum() == 54
     with pytest.raises(ValueError, match="got 16"):
-        HeldOut(torch.rand(1, 1, 64, 64), torch.square, generator(seed), known * (torch.arange(64) < 16))
+        HeldOutRule(torch.rand(1, 1, 64, 64), torch.square, generator(seed), known * (torch.arange(64) < 16))
 
 
 def test_observations_that_are_no_images_are_held_out_entry_by_entry() -> None:
-    watch = HeldOut(torch.rand(1, 2000), torch.square, generator())
-    assert 0.005 < watch.kept_back.mean() < 0.04
+    rule = HeldOutRule(torch.rand(1, 2000), torch.square, generator())
+    assert 0.005 < rule.kept_back.mean() < 0.04
 
 
 @pytest.mark.parametrize("sigma", [5, 15, 25, 50])
@@ -176,7 +176,7 @@ def test_effort_is_what_the_runs_of_table_3_took() -> None:
     paces = []
     for run in read_records(RECORDS / "table3.jsonl"):
         kind, _, level = run["noise"].partition(":")
-        if (kind, run["preset"], run["members"]) == ("gaussian", "fast", PRESETS["fast"].members):
+        if (kind, run["preset"], run["ensemble_size"]) == ("gaussian", "fast", PRESETS["fast"].ensemble_size):
             paces.append(
                 run["stopped_cpu_seconds"] / Task.of(sigma=float(level)).effort(run["size"], run["size"])
             )
@@ -185,13 +185,13 @@ def test_effort_is_what_the_runs_of_table_3_took() -> None:
 
 
 def test_effort_counts_hourglasses_iterations_and_pixels() -> None:
-    members, cost = PRESETS["fast"].members, PRESETS["paper"].cost
-    assert Task.of(iterations=10).effort(100, 200) == 10 * 100 * 200 * members
-    assert Task.of(iterations=10).effort(16, 200) == 10 * 64 * 200 * members  # a side has 64 at least
+    ensemble_size, cost = PRESETS["fast"].ensemble_size, PRESETS["paper"].cost
+    assert Task.of(iterations=10).effort(100, 200) == 10 * 100 * 200 * ensemble_size
+    assert Task.of(iterations=10).effort(16, 200) == 10 * 64 * 200 * ensemble_size  # a side has 64 at least
     assert Task.of(preset="paper").effort(100, 200) == 3000 * 100 * 200 * cost
-    assert Task.of(kind="inpaint", members=1).effort(100, 200) == 3000 * 100 * 200  # it seldom stops
-    assert Task.of(loss="l1", members=4).effort(100, 200) == 3000 * 100 * 200 * 4
-    assert Task.of(sigma=0).effort(128, 128) == 3000 * 128**2 * members
+    assert Task.of(kind="inpaint", ensemble_size=1).effort(100, 200) == 3000 * 100 * 200  # it seldom stops
+    assert Task.of(loss="l1", ensemble_size=4).effort(100, 200) == 3000 * 100 * 200 * 4
+    assert Task.of(sigma=0).effort(128, 128) == 3000 * 128**2 * ensemble_size
     assert (
         Task.of().effort(100, 200) == Task.of(sigma=25).effort(100, 200) > Task.of(sigma=50).effort(100, 200)
     )
@@ -199,7 +199,7 @@ def test_effort_counts_hourglasses_iterations_and_pixels() -> None:
 
 def test_a_watch_of_noise_knows_what_is_typical_of_it_and_of_the_size() -> None:
     torch.manual_seed(0)
-    typical = FittedNoise(torch.rand(1, 3, 128, 128), 25 / 255, generator()).typical
+    typical = NoiseFitRule(torch.rand(1, 3, 128, 128), 25 / 255, generator()).typical
     assert typical == pytest.approx(typical_iterations(25 / 255, 128 * 128))
-    assert FittedNoise(torch.rand(1, 3, 64, 128), 25 / 255, generator()).typical < typical
-    assert FittedNoise(torch.rand(1, 3, 128, 128), 15 / 255, generator()).typical > typical
+    assert NoiseFitRule(torch.rand(1, 3, 64, 128), 25 / 255, generator()).typical < typical
+    assert NoiseFitRule(torch.rand(1, 3, 128, 128), 15 / 255, generator()).typical > typical

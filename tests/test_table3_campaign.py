@@ -12,9 +12,8 @@ from PIL import Image
 from scipy import stats
 
 from benchmarks import dip, table3
-from sparsegen.common.files import read_lines
 from sparsegen.reproduce import tables
-from sparsegen.reproduce.tables import RECORDS
+from sparsegen.reproduce.tables import RECORDS, read_records
 from sparsegen.restoration import settings
 
 GRAY = np.full((200, 200, 3), 0.5, np.float32)
@@ -93,7 +92,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def campaign(pictures: Path, records: Path, regularizers: str) -> list[dict]:
     table3.main(
         images=pictures, only="", size=64, noises="gaussian:25", preset="fast", regularizers=regularizers,
-        densities="", seeds="0", iterations=150, know_sigma=True, threads=1, bf16=False, members=None, bm3d=False,
+        densities="", seeds="0", iterations=150, know_sigma=True, threads=1, bf16=False, ensemble=None, bm3d=False,
         records=records, only_print=False,
     )  # fmt: skip
     return [json.loads(line) for line in records.read_text().splitlines()]
@@ -101,10 +100,12 @@ def campaign(pictures: Path, records: Path, regularizers: str) -> list[dict]:
 
 def test_the_committed_records_are_of_the_presets_as_they_are() -> None:
     """Else the campaigns would begin anew, and the tables show what nobody gets."""
-    for record in read_lines(RECORDS / "table3.jsonl"):
-        own = replace(settings.PRESETS[record["preset"]], swift=True, members=record["members"])
+    for record in read_records(RECORDS / "table3.jsonl"):
+        own = replace(
+            settings.PRESETS[record["preset"]], mixed_precision=True, ensemble_size=record["ensemble_size"]
+        )
         assert record["settings"] == repr(own)
-    for record in read_lines(dip.RECORDS):
+    for record in read_records(dip.RECORDS):
         names = {"settings": "fast", "original_settings": "paper"}
         assert all(record[key] == repr(settings.PRESETS[preset]) for key, preset in names.items())
 
@@ -144,7 +145,7 @@ def test_both_presets_are_timed_on_one_crop(pictures: Path, tmp_path: Path, caps
         assert picture.size[0] > 400
     assert "as it is used" in capsys.readouterr().out
     monkeypatch.setattr(dip, "original", None)  # another setting of `fast` takes the goal from the records
-    monkeypatch.setitem(settings.PRESETS, "fast", replace(settings.PRESETS["fast"], members=1))
+    monkeypatch.setitem(settings.PRESETS, "fast", replace(settings.PRESETS["fast"], ensemble_size=1))
     dip.main(**about, records=records, curves=None)
     _, other = [json.loads(line) for line in records.read_text().splitlines()]
     same = ("best", "best_iteration", "curve")

@@ -1,6 +1,7 @@
 """The paper's tables beside ours, from records that are made up here and from those that are committed."""
 
 import re
+from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
@@ -145,6 +146,16 @@ def test_the_tradeoff_has_a_panel_a_row_and_a_mark_at_each_mean() -> None:
     assert len([axes for axes in tradeoff(records, ["dcgan"]).axes if axes.get_title()]) == 1
     with pytest.raises(ValueError, match="no records of 'sagan': there are those of dcgan, cgan"):
         tradeoff(records, ["sagan"])
+
+
+def test_old_names_of_presets_in_records_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(
+        '{"members": 2, "settings": "Preset(fall=5.0, members=2, swift=True)", "image": "fall=1"}\n'
+    )
+    (record,) = read_records(path)
+    assert record["ensemble_size"] == 2 and "members" not in record and record["image"] == "fall=1"
+    assert record["settings"] == "Preset(max_psnr_drop=5.0, ensemble_size=2, mixed_precision=True)"
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -272,10 +272,10 @@ def test_the_estimate_counts_tiles_workers_and_memory(monkeypatch: pytest.Monkey
     assert one.seconds == pytest.approx(4 * four.seconds)
     assert four.seconds == eight.seconds  # there are four processors
     assert 1e9 < one.memory_bytes < four.memory_bytes < eight.memory_bytes < 1e10
-    pairs, fours = (estimate(replace(task, members=n), picture, threads=4).memory_bytes for n in (2, 4))
+    pairs, fours = (estimate(replace(task, ensemble_size=n), picture, threads=4).memory_bytes for n in (2, 4))
     # members side by side hold their activations together
     assert fours - one.memory_bytes == 3 * (pairs - one.memory_bytes) > 0
-    assert estimate(replace(task, members=4), picture).memory_bytes == one.memory_bytes
+    assert estimate(replace(task, ensemble_size=4), picture).memory_bytes == one.memory_bytes
 
 
 @pytest.mark.parametrize(

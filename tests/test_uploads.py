@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from sparsegen.service import limits, uploads
-from sparsegen.service.limits import IN_MEMORY, LEAST, PACE_BYTES, BodyLimit
+from sparsegen.service import uploads
+from sparsegen.service.http import limits
+from sparsegen.service.http.limits import IN_MEMORY, LEAST, PACE_BYTES, BodyLimit
 from sparsegen.service.uploads import COPIES, SPARE, UPLOAD, Room, used
 
 MIB = 1 << 20

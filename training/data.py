@@ -146,7 +146,7 @@ def _draws(seed: int, count: int, stream: int) -> np.random.Generator:
 def _too_few(images: Images, batch_size: int, world_size: int) -> str:
     processes = "" if world_size == 1 else f" on each of {world_size} processes"
     largest = len(images) // world_size
-    smaller = f"use --batch-size {largest}{' or smaller' if largest > 2 else ''}, or more images"
+    smaller = f"use a batch size of {largest}{' or smaller' if largest > 2 else ''}, or more images"
     remedy = smaller if largest >= 2 else "use more images"
     return (
         f"{images.name} has {len(images)} images, fewer than one batch of {batch_size}{processes}: {remedy}"

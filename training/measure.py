@@ -47,7 +47,7 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         least = 2 if self.quick else LEAST
-        check_integer("--count", self.count, least, MAX_COUNT, "the number of images to measure")
+        check_integer("count", self.count, least, MAX_COUNT, "the number of images to measure")
         check_seed(self.seed)
 
 
@@ -165,5 +165,5 @@ def _open_test(config: MeasureConfig, images: Images, bar: ProgressBar, needed: 
     except NoSplitError as error:
         why = f"there are none: {error}"
     if needed:
-        raise ValueError(f"{REAL} measures test images, and {why}; give some by --test")
+        raise ValueError(f"{REAL} measures test images, and {why}; give test images")
     return None

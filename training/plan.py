@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from sparsegen.common.files import check_writable
+from sparsegen.common.files import check_utf8, check_writable
 from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.zoo.bundled import AUXILIARY
 from sparsegen.zoo.checkpoint import find_checkpoint, read_config
@@ -142,7 +142,7 @@ def _check_folder(folder: Path) -> None:
 
 def _is_plan(path: Path) -> bool:
     try:
-        plan = json.loads(path.read_text())
+        plan = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(plan, dict) and {"model", "fingerprint"} <= plan.keys()
@@ -183,6 +183,7 @@ def check_start(
         not exist, or the run cannot start from the model.
     """
     folder = Path(folder)
+    check_utf8(folder)
     _check_folder(folder)
     goes_on = bool(checkpoints(folder))
     found = find_device(device)
@@ -194,7 +195,7 @@ def check_start(
 
 def read_plan(path: Path) -> dict:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): restore it, or choose another folder") from None
 

@@ -65,7 +65,7 @@ def measure_quality(
     if real.test is None:
         remarks.append(
             f"memorization and the class accuracy of real images are not measured: {real.train.name} has no test "
-            f"images that are not training images (--test gives some)"
+            f"images that are not training images (give test images)"
         )
     else:
         accuracy_real, missing_real = class_accuracy(real_samples([real]), real)

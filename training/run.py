@@ -117,20 +117,20 @@ class Run:
         if 0 < self.warm_up >= schedule.steps:
             raise ValueError(
                 f"the new discriminator warms up for {self.warm_up} steps and the run ends after "
-                f"{schedule.steps}, before the generator is trained: give more --steps or a smaller --warm-up, or "
-                f"start from a checkpoint with a discriminator, e.g. of a run or exported with --discriminator"
+                f"{schedule.steps}, before the generator is trained: train for more steps or shorten the warm-up, or "
+                f"start from a checkpoint with a discriminator: one of a run, or a model exported with it"
             )
         if self.warm_up and origin:
             logger.warning(
                 "%s has no discriminator: a new one is trained for %d steps before the generator is "
-                "(checkpoints of a run have one, and models exported with --discriminator)",
+                "(checkpoints of a run have one, and models exported with it)",
                 plan.start_from,
                 self.warm_up,
             )
         if plan.precision == "bf16" and not has_bfloat16(device.type):
             logger.warning(
                 "this %s has no instructions for bfloat16, which is then much slower than float32: "
-                "omit --precision bf16",
+                "use the precision no (float32)",
                 device.type,
             )
         self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
@@ -246,9 +246,7 @@ class Run:
                 f"{self.folder} holds another run ({'; '.join(differing)}): choose another folder"
             )
         if not resume:
-            raise ValueError(
-                f"{self.folder} holds this run already: continue it with --resume, or choose another folder"
-            )
+            raise ValueError(f"{self.folder} holds this run already: resume it, or choose another folder")
 
     def _claim(self, new: bool) -> None:
         """Writes run.json and removes measurements of steps that will be repeated."""
@@ -266,7 +264,7 @@ class Run:
     def _load(self) -> None:
         for folder in reversed(checkpoints(self.folder)):
             try:
-                record = json.loads((folder / "run.json").read_text())
+                record = json.loads((folder / "run.json").read_text("utf-8"))
                 step, best = record["step"], record["best"]
                 if type(step) is not int or not (best is None or {"step", "distance"} <= best.keys()):
                     raise ValueError(f"run.json holds {record!r}")
@@ -330,9 +328,9 @@ class Run:
     def _remedy(self) -> str:
         """Returns advice for a run that has diverged."""
         last = checkpoints(self.folder)
-        again = f"start again from {last[-1]} (--from) in another folder" if last else "start again"
-        lower = f"a lower --rate than {self.plan.rate:g} or another --seed"
-        return f"{again}, with {lower}{' or --precision no' * (self.plan.precision != 'no')}"
+        again = f"start again from {last[-1]} in another folder" if last else "start again"
+        lower = f"a lower rate than {self.plan.rate:g} or another seed"
+        return f"{again}, with {lower}{' or the precision no' * (self.plan.precision != 'no')}"
 
     def _draw_samples(self) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"

@@ -93,9 +93,9 @@ def start(
     check_seed(config.seed)
     place = check_start(config.out, spec, config.start_from, config.resume, config.device)
     if config.resume and not place.goes_on:
-        raise ValueError(f"{config.out} holds no run to resume: omit --resume, or give the folder of a run")
+        raise ValueError(f"{config.out} holds no run to resume: give the folder of a run, or do not resume")
     if config.eval_count:
-        check_integer("--eval-count", config.eval_count, 2, MAX_COUNT, "0, or the number of images drawn")
+        check_integer("eval_count", config.eval_count, 2, MAX_COUNT, "0, or the number of images drawn")
     images = open_with_bar(config.data, bar, size=spec.image_size, limit=config.limit)
     spec = spec.with_classes(_classes(spec, config.classes, place, images))
     part = images.part(config.share)

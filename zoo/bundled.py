@@ -1,7 +1,10 @@
 """The bundled models: folders under zoo/models. Imports no torch, because the ONNX runtime uses it too."""
 
 import fnmatch
+import logging
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 MODELS = Path(__file__).resolve().parent / "models"
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
@@ -24,3 +27,9 @@ def list_models(pattern: str = "*") -> list[str]:
     """Names of the bundled models that match a shell pattern, e.g. `dcgan*.ml`."""
     names = sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}"))
     return fnmatch.filter(names, pattern)
+
+
+def warn_of_folder(path: Path) -> None:
+    """Warns if there is a folder of the same name as the bundled model that is opened instead of it."""
+    if path.is_dir():
+        logger.warning("%s is the bundled model; to open the folder of this name, give ./%s", path, path)

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
 from sparsegen.zoo import hub
-from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, PICKLES, WEIGHTS, list_models
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, PICKLES, WEIGHTS, list_models, warn_of_folder
 from sparsegen.zoo.card import model_card
 from sparsegen.zoo.config import read_entries
 from sparsegen.zoo.generator import Generator
@@ -44,7 +45,10 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
     given = str(name_or_folder_or_hub_id)
     if not given.strip():
         raise ValueError(f"{EXPECTED}; got {given!r}")
-    path = MODELS / given if given in list_models() else Path(name_or_folder_or_hub_id).expanduser()
+    path = Path(name_or_folder_or_hub_id).expanduser()
+    if given in list_models():
+        warn_of_folder(path)
+        path = MODELS / given
     if path.suffix in PICKLES:
         raise ValueError(
             f"{path} is a pickle, which runs code when it is opened: sparsegen reads safetensors only. "
@@ -56,6 +60,7 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
                 f"a revision applies to owner/name on the Hub, and {path} is a local folder: "
                 f"omit the revision; got {revision!r}"
             )
+        check_utf8(path)
         return path
     if path.is_file():
         raise ValueError(f"{path} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")

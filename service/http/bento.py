@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from sparsegen.service.orphans import PARENT
+from sparsegen.service.http.orphans import PARENT
 
 PATIENCE = 6.0  # seconds; a worker that is left then ends by itself, see `orphans`
 

@@ -1,7 +1,12 @@
 """Where jobs are kept: a file, or the URL of a Redis, which may hold a password and must not be shown with it."""
 
+import os
 import re
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from sparsegen.service.jobs.errors import StoreError
+from sparsegen.service.models import ENVIRONMENT
 
 REDIS = re.compile(r"(redis|rediss|unix)://")
 
@@ -36,3 +41,18 @@ def check_redis_url(url: str) -> None:
             f"the URL of Redis ({public(url)}) cannot be read: in user and password write %25 for %, %2F for /, %3A "
             "for :, %3F for ?, %23 for # and %40 for @"
         )
+
+
+def default_place() -> str:
+    """What the environment variable SPARSEGEN_JOBS says, else a file in the user's folder for states.
+
+    Raises: StoreError where none of the variables is set and the user has no home folder.
+    """
+    if own := os.environ.get(ENVIRONMENT):
+        return own
+    shared = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        folder = Path(shared) if os.path.isabs(shared) else Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise StoreError(f"no home folder to keep jobs in: set {ENVIRONMENT} to a file") from error
+    return str(folder / "sparsegen" / "jobs.sqlite")

@@ -1,4 +1,4 @@
-"""A process that decodes uploaded pictures within limits of its own: python -m sparsegen.service.decoder MB SECONDS.
+"""A process that decodes uploaded pictures within limits: python -m sparsegen.service.jobs.decoder MB SECONDS.
 
 It reads requests from standard input and writes answers to standard output, one after the other, and ends when
 standard input does. Both are a line of JSON followed by bytes, never pickle: a picture may find a fault in a

@@ -20,13 +20,13 @@ from typing import IO
 import numpy as np
 
 from sparsegen.pictures.picture import MIN_SIDE, Picture
-from sparsegen.service.decoder import ERRORS
-from sparsegen.service.jobs import Busy
+from sparsegen.service.jobs.decoder import ERRORS
+from sparsegen.service.jobs.errors import Busy
 from sparsegen.service.options import Options
 
 logger = logging.getLogger(__name__)
 
-DECODER = "sparsegen.service.decoder"
+DECODER = "sparsegen.service.jobs.decoder"
 MAX_WAITING = 8  # pictures for which no decoder is free
 PER_CLIENT = 2  # pictures that are decoded or wait
 MAX_HEAD = 1 << 20  # bytes of the line before a picture; its notes are the most of it

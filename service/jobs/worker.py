@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sparsegen.pictures.picture import Picture
-from sparsegen.restoration.settings import Task, fair_threads
-from sparsegen.service.decoding import decoders
-from sparsegen.service.jobs import BEAT_EVERY, STORED_PIXELS, Claim, Store, StoreError, open_store
+from sparsegen.restoration.settings import Task, fair_threads, rename_settings
+from sparsegen.service.jobs.decoding import decoders
+from sparsegen.service.jobs.errors import StoreError
+from sparsegen.service.jobs.store import HEARTBEAT_EVERY, STORED_PIXELS, Claim, Store, open_store
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.options import Options
 
@@ -159,9 +160,10 @@ def do(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: float 
             name: decoders().read(content, name, STORED_PIXELS, min_side=1)
             for name, content in claim.files.items()
         }
-        outcome = run(
-            Task.of(**claim.record["task"]), files["image"], files.get("mask"), files.get("kernel"), report
-        )
+        settings, _ = rename_settings(
+            claim.record["task"]
+        )  # a server of the version before may have queued it
+        outcome = run(Task.of(**settings), files["image"], files.get("mask"), files.get("kernel"), report)
         if report.lost:
             with suppress(StoreError):  # then `sweep` removes it with the end of the job
                 store.withdraw(claim)
@@ -196,13 +198,13 @@ def beating(store: Store, name: str) -> Iterator[None]:
     done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(BEAT_EVERY):
+        while not done.wait(HEARTBEAT_EVERY):
             try:
-                store.beat(name)
+                store.heartbeat(name)
             except StoreError as error:
                 logger.warning("cannot give a sign of life: %s", error)
 
-    store.beat(name)
+    store.heartbeat(name)
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
@@ -256,7 +258,7 @@ def _restore(
     from sparsegen.restoration.restore import run
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(fair_threads(task.settings.members, int(os.environ.get(WORKERS, 1))))
+        torch.set_num_threads(fair_threads(task.settings.ensemble_size, int(os.environ.get(WORKERS, 1))))
     return run(task, picture, mask, kernel, callback)
 
 

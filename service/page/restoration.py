@@ -22,18 +22,21 @@ from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.damage import FACTORS, MAX_BLUR
 from sparsegen.restoration.settings import (
     LOSSES,
-    MAX_MEMBERS,
+    MAX_ENSEMBLE,
     MAX_SIGMA,
     PRESETS,
     SPARSITIES,
     Task,
 )
-from sparsegen.service import markup, restoration
 from sparsegen.service.clients import client_of
-from sparsegen.service.decoding import decoders
-from sparsegen.service.handlers import BROWSER_INTEGER, detail, told, whole
-from sparsegen.service.jobs import LIVE, UNHEARD, Store, StoreError
-from sparsegen.service.restoration import MAX_PIXELS
+from sparsegen.service.jobs import orders
+from sparsegen.service.jobs.decoding import decoders
+from sparsegen.service.jobs.errors import StoreError
+from sparsegen.service.jobs.orders import MAX_PIXELS
+from sparsegen.service.jobs.store import JOB_NOT_FOUND, LIVE, Store
+from sparsegen.service.page import markup
+from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
+from sparsegen.service.page.static import read_static
 from sparsegen.service.uploads import KEEP_UPLOADS
 
 EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_examples.py
@@ -85,14 +88,14 @@ def dropped(label: str, elem_id: str) -> gr.File:
 
 
 def tab(
-    blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store], turns: Callable[[], restoration.Turns]
+    blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store], turns: Callable[[], orders.Turns]
 ) -> None:
     """Lays the Restore tab out and connects it to the jobs."""
     handlers = Handlers(jobs, turns)
     gr.Markdown(INTRODUCTION)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            examples = gr.HTML(thumbnails(), js_on_load=markup.PICK_JS, elem_id="examples")
+            examples = gr.HTML(thumbnails(), js_on_load=read_static("pick.js"), elem_id="examples")
             image = dropped(f"Your picture, up to {MAX_PIXELS / 1e6:g} megapixel", "image")
             kind = gr.Radio(list(KINDS.items()), value="denoise", label="What to do", elem_id="kind")
             with gr.Column(visible=False) as holes:
@@ -114,8 +117,8 @@ def tab(
                 cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
         with gr.Column(scale=3, min_width=280):
             stage = gr.HTML(
-                html_template=markup.STAGE,
-                js_on_load=markup.STAGE_JS,
+                html_template=read_static("stage.html"),
+                js_on_load=read_static("stage.js"),
                 before=None,
                 after=None,
                 elem_id="stage",
@@ -137,7 +140,7 @@ def tab(
     examples.pick(handlers.pick, None, [image, mask, kind, by, advanced.sigma], **quiet)
     kind.change(handlers.choose, kind, [holes, by, blur], **quiet)
     image.change(handlers.take, [image, job], [job, panel, stage], **quiet).then(
-        None, job, None, js=ADDRESS_JS
+        None, job, None, js=read_static("address.js")
     )
     # No limit, since the turns are one, which no client can fill.
     start.click(
@@ -147,29 +150,15 @@ def tab(
         concurrency_limit=None,
         show_progress="hidden",
         api_name="restore",
-    ).success(**look).then(None, job, None, js=ADDRESS_JS).then(None, None, None, js=SHOW_JS)
+    ).success(**look).then(None, job, None, js=read_static("address.js")).then(
+        None, None, None, js=read_static("show.js")
+    )
     cancel.click(handlers.cancel, job, None, **quiet).then(**look)
     timer.tick(**look)
-    blocks.load(handlers.find, anchor, [tabs, job], js=ADDRESSES_JS, **quiet).then(**look)
+    blocks.load(handlers.find, anchor, [tabs, job], js=read_static("addresses.js"), **quiet).then(**look)
 
 
 # Clicks, not the event of gr.Tab, which comes when the page is opened as well, before its address is read.
-ADDRESSES_JS = """() => {
-  const tabs = document.querySelector('#tabs');
-  tabs.dataset.job = location.hash.split('=')[1] || '';
-  tabs.addEventListener('click', event => {
-    const tab = event.target.closest('[role=tab]')?.innerText.trim().toLowerCase();
-    const job = tab === 'restore' && tabs.dataset.job ? '=' + tabs.dataset.job : '';
-    if (tab) history.replaceState(null, '', '#' + tab + job);
-  });
-  window.addEventListener('hashchange', () => location.reload());
-  return [location.hash];
-}"""
-ADDRESS_JS = """job => {
-  document.querySelector('#tabs').dataset.job = job;
-  history.replaceState(null, '', job ? '#restore=' + job : '#restore');
-}"""
-SHOW_JS = "() => document.querySelector('#stage').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
 class Settings(NamedTuple):
@@ -177,7 +166,7 @@ class Settings(NamedTuple):
 
     preset: gr.Dropdown
     regularizer: gr.Dropdown
-    members: gr.Dropdown
+    ensemble_size: gr.Dropdown
     sigma: gr.Number
     seed: gr.Number
     loss: gr.Dropdown
@@ -192,12 +181,12 @@ def settings() -> Settings:
         regularizer = gr.Dropdown(
             list(SPARSITIES), value=Task.regularizer, label="Regularizer", info="What is asked of the codes."
         )
-        members = gr.Dropdown(
-            [("the preset's", 0), *range(1, MAX_MEMBERS + 1)],
+        ensemble_size = gr.Dropdown(
+            [("the preset's", 0), *range(1, MAX_ENSEMBLE + 1)],
             value=0,
             label="Hourglasses",
             info="Their mean is the result: the more, the less it errs, and the longer it takes.",
-            elem_id="members",
+            elem_id="ensemble_size",
         )
         sigma = gr.Number(
             0,
@@ -211,16 +200,16 @@ def settings() -> Settings:
         loss = gr.Dropdown(
             [(f"{name}: {meaning}", name) for name, meaning in LOSSES.items()], value=Task.loss, label="Loss"
         )
-    return Settings(preset, regularizer, members, sigma, seed, loss)
+    return Settings(preset, regularizer, ensemble_size, sigma, seed, loss)
 
 
 class Handlers:
     """What the tab does when something on it is touched, or time has passed."""
 
-    def __init__(self, jobs: Callable[[], Store], turns: Callable[[], restoration.Turns]) -> None:
+    def __init__(self, jobs: Callable[[], Store], turns: Callable[[], orders.Turns]) -> None:
         self.jobs, self.turns = jobs, turns
 
-    @told
+    @show_errors
     def pick(self, event: gr.EventData):
         """Puts an example in the place of a dropped file, with the settings that suit it."""
         index = check_integer(
@@ -233,7 +222,7 @@ class Handlers:
         """Asks for what a kind of restoration needs."""
         return tuple(gr.update(visible=kind == wanting) for wanting in ("inpaint", "upscale", "deblur"))
 
-    @told
+    @show_errors
     def take(self, image, job, request: gr.Request):
         """Shows a picture that was dropped; one that comes while a job is watched has to wait for its start."""
         if image is None or (job and (self._status(job) or {}).get("status") in LIVE):
@@ -243,7 +232,7 @@ class Handlers:
         return "", "", gr.update(before=shown(picture), after=None)
 
     # Gradio hands the values of the components over one by one: hence the long signature.
-    @told
+    @show_errors
     async def start(
         self,
         image,
@@ -253,7 +242,7 @@ class Handlers:
         blur,
         preset,
         regularizer,
-        members,
+        ensemble_size,
         sigma,
         seed,
         loss,
@@ -271,7 +260,7 @@ class Handlers:
             "seed": whole(seed),
             "loss": loss,
         }
-        asked |= {"members": members} if members else {}
+        asked |= {"ensemble_size": ensemble_size} if ensemble_size else {}
         asked |= {"sigma": sigma} if sigma and kind == "denoise" else {}
         asked |= {"by": by} if kind == "upscale" else {}
         asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
@@ -283,10 +272,10 @@ class Handlers:
 
     def _order(self, given: dict[str, str], paths: dict[str, Path], client: str) -> tuple[str, dict]:
         store = self.jobs()
-        restoration.check_room(store, client)  # before anything is read
+        orders.check_room(store, client)  # before anything is read
         with dropped_files():
             files = {name: path.read_bytes() for name, path in paths.items()}
-        status, picture = restoration.order(store, given, files, client)
+        status, picture = orders.order(store, given, files, client)
         return status["id"], gr.update(before=shown(picture), after=None)
 
     def look(self, job):
@@ -299,13 +288,13 @@ class Handlers:
         except StoreError as error:  # a sentence in place of a message at each tick
             return markup.notice(error.public), gr.skip(), gr.Timer(active=True), gr.skip(), gr.skip()
         if status is None:
-            return markup.notice(UNHEARD.format(job[:40])), gr.skip(), *buttons(live=False)
+            return markup.notice(JOB_NOT_FOUND.format(job[:40])), gr.skip(), *buttons(live=False)
         # The number changes with the picture, so that the browser fetches each once.
         address = f"../restore/{job}/preview?{zlib.crc32(preview):08x}" if preview else None
         stage = gr.update(after=address) if address else gr.skip()
         return markup.progress(status), stage, *buttons(status["status"] in LIVE)
 
-    @told
+    @show_errors
     def cancel(self, job):
         """Cancels the job, which frees its worker."""
         if job:

@@ -18,11 +18,11 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sparsegen.service import markup
 from sparsegen.service.clients import client_of
 from sparsegen.service.errors import SENTENCES, busy
 from sparsegen.service.exposure import Exposure, host_of
-from sparsegen.service.page_events import API, EVENTS, FILE
+from sparsegen.service.page import markup
+from sparsegen.service.page.events import API, EVENTS, FILE
 from sparsegen.service.uploads import UPLOAD
 
 READ, WRITE = frozenset({"GET", "HEAD"}), frozenset({"POST"})

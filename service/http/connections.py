@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sparsegen.service.clients import client_of
-from sparsegen.service.deadline import UNTIMED
+from sparsegen.service.http.deadline import UNTIMED
 
 ANY = ("0.0.0.0/0", "::/0")
 CLIENT_CONNECTIONS = 256  # of one client at once; a process has often no more than 1,024 of all

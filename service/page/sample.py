@@ -1,141 +1,37 @@
-"""The Gradio page. Its Sample tab: draw images, set the sparsity (k), and take an X-ray of one image."""
+"""The Sample tab: draw images, set their sparsity, and inspect the code of one image."""
 
-import asyncio
 import json
 import math
 import secrets
 import shlex
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
-from fastapi import FastAPI
 
 from sparsegen.common.checks import check_integer
 from sparsegen.pictures import images
-from sparsegen.service import markup, restore_page, xray
-from sparsegen.service.clients import client_of
-from sparsegen.service.handlers import BROWSER_INTEGER, Page, detail, told, whole
-from sparsegen.service.jobs import Store
 from sparsegen.service.models import Model
-from sparsegen.service.page_events import MAX_EVENTS
-from sparsegen.service.restoration import MAX_UPLOAD, Turns
+from sparsegen.service.page import inspector, markup
+from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
+from sparsegen.service.page.static import read_static
 from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import noise
 from sparsegen.zoo.k_range import KRange, resolve
 
-LOOK = {
-    "theme": gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-    "css": markup.CSS,
-    "footer_links": [],
-    "run_history": False,
-    "max_file_size": MAX_UPLOAD,
-    "allowed_paths": [str(restore_page.EXAMPLES)],
-    "ssr_mode": False,
-}
-MAX_SESSIONS = 256  # visitors for whom the page keeps answers, settings and how far an upload has come
-INTRODUCTION = """Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a
-stack of small maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the
-code into pixels. The entries of the code at one place, one for each atom, are a **needle**."""
+INTRODUCTION = """Each image is generated in two steps: a network maps random noise to a **sparse code**, a stack
+of small maps in which most entries are zero; then a **dictionary** of small patterns, its *atoms*, turns the code into
+pixels. The entries of the code at one position, one per atom, are a **needle**."""
 SAMPLE = """## Sample
-Pick a model and a seed; one seed is one set of images. Lower the sparsity k to keep fewer non-zeros, and see what is
-lost."""
+Choose a model and a seed; a seed determines the images. Lower k to keep fewer non-zeros, and compare."""
 ANY = -1  # the class of each image is drawn from the seed
-XRAY = """## X-ray
-Click an image above to see where its code is dense and which atoms it is made of; then switch some of them
-off."""
+INSPECTOR = """## Code inspector
+Click an image above to see where its code is dense and which atoms it consists of. Then switch atoms off and
+compare."""
 
 
-class Latest(dict):
-    """The latest MAX_SESSIONS items, and those in use; those that are missing are made, if it was said how.
-
-    Args:
-        in_use: Returns the keys that are not removed, of which there are few.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[], object] | None = None,
-        in_use: Callable[[], Collection[object]] = tuple,
-    ) -> None:
-        super().__init__()
-        self._make, self._in_use = make, in_use
-
-    def __missing__(self, key: object) -> object:
-        if self._make is None:
-            raise KeyError(key)
-        self[key] = self._make()
-        return self[key]
-
-    def __setitem__(self, key: object, value: object) -> None:
-        super().__setitem__(key, value)
-        if (extra := len(self) - MAX_SESSIONS) > 0:
-            kept = {key, *self._in_use()}
-            for old in list(islice((one for one in self if one not in kept), extra)):
-                del self[old]
-
-
-def mount(
-    app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False
-) -> tuple[Callable[[], Counter[str]], frozenset[int], Collection[str]]:
-    """Puts the page into an application, at /ui.
-
-    Args:
-        asks_token: Whether the server asks for a token, which the calls that the page shows then send.
-
-    Returns: What says how many events of each client, as `client_of` calls it, wait or run; the numbers of the
-        functions that events may name; and the sessions to which Gradio has something to say.
-    """
-    blocks = page(models, jobs, lambda: app.state.turns, asks_token)
-    # Twice the guard's bound, which requests that arrive together may pass. Nothing goes around the queue.
-    blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
-    gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
-    # `launch` would set it; without it Gradio does not check the paths that requests name.
-    blocks.has_launched = True
-
-    def busy() -> set[str]:
-        return {event.session_hash for event in blocks._queue.event_ids_to_events.values()}
-
-    # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte. It removes
-    # sessions whose events wait, too, and the queue then stops for all visitors.
-    blocks._queue.pending_messages_per_session = Latest(asyncio.Queue, busy)
-    blocks._queue.pending_event_ids_session = Latest(set, busy)
-    # The settings of a visitor take 120 kB, and Gradio keeps them for 10,000; of uploads, it forgets none.
-    blocks.state_holder.capacity = MAX_SESSIONS
-    uploads = gr.routes.file_upload_statuses
-    uploads._statuses, uploads._signals = Latest(), Latest(asyncio.Event)
-
-    def queued() -> Counter[str]:
-        return Counter(client_of(event.request) for event in blocks._queue.event_ids_to_events.values())
-
-    numbers = frozenset(number for number, function in blocks.fns.items() if function.fn is not None)
-    return queued, numbers, blocks._queue.pending_messages_per_session
-
-
-def page(
-    models: Mapping[str, Model],
-    jobs: Callable[[], Store],
-    turns: Callable[[], Turns],
-    asks_token: bool = False,
-) -> gr.Blocks:
-    """Lays the page out and connects it to the samplers and to the restoration jobs.
-
-    Each tab has an address of its own, #sample and #restore, and so has each job, #restore=ID.
-    """
-    with Page(title="sparsegen", analytics_enabled=False, delete_cache=restore_page.SWEEP_UPLOADS) as blocks:
-        gr.Markdown("# sparsegen")
-        with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Sample", id="sample"):
-                sample_tab(blocks, models, asks_token)
-            with gr.Tab("Restore", id="restore"):
-                restore_page.tab(blocks, tabs, jobs, turns)
-    return blocks
-
-
-def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> None:
+def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> None:
     """Lays the Sample tab out and connects it to the samplers."""
     handlers = Handlers(models, asks_token)
     first = min(models.values(), key=merit)
@@ -164,12 +60,12 @@ def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool)
             k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
             note = gr.Markdown(about(first), elem_id="note")
         with gr.Column(scale=3, min_width=280):
-            gallery = gr.HTML(js_on_load=markup.PICK_JS, elem_id="gallery")
+            gallery = gr.HTML(js_on_load=read_static("pick.js"), elem_id="gallery")
             facts = gr.HTML(elem_id="facts")
     with gr.Accordion("The same pixels from Python and over HTTP", open=False, elem_id="calls"):
         python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
         curl = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
-    gr.Markdown(XRAY)
+    gr.Markdown(INSPECTOR)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             index = gr.Number(
@@ -182,7 +78,7 @@ def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool)
             )
             inside = gr.HTML(elem_id="inside")
         with gr.Column(scale=3, min_width=280):
-            atoms = gr.HTML(js_on_load=markup.TOGGLE_JS, elem_id="atoms")
+            atoms = gr.HTML(js_on_load=read_static("toggle.js"), elem_id="atoms")
             loss = gr.HTML(elem_id="loss")
 
     chosen = [name, label, seed, count, k_1, apart, k_2, index]
@@ -194,7 +90,7 @@ def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool)
         event.then(**draw, **quiet).then(**look, **quiet)
 
     for choice in (name, label):
-        choice.focus(None, js=markup.SELECT_JS, **quiet)
+        choice.focus(None, js=read_static("select.js"), **quiet)
     blocks.load(**draw, show_progress="hidden", api_name="draw").then(
         **look, show_progress="hidden", api_name="look"
     )
@@ -212,7 +108,7 @@ def sample_tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool)
 
 @dataclass(frozen=True)
 class Choice:
-    """What the page shows: `count` images of a seed, of which the one at `index` is X-rayed.
+    """What the page shows: `count` images of a seed, of which the one at `index` is inspected.
 
     `label` is the class of all of them; None: of each its own, drawn from the seed, or the model has none.
     """
@@ -246,7 +142,7 @@ class Handlers:
         self.models, self.asks_token = models, asks_token
 
     # Gradio hands the values of the components over one by one: hence the long signatures.
-    @told
+    @show_errors
     def draw(self, model, label, seed, count, k_1, apart, k_2, index, request: gr.Request):
         """Draws the images of a seed, says how sparse they are, and how to get the same pixels elsewhere."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
@@ -258,9 +154,9 @@ class Handlers:
             curl_call(shown, address(request), self.asks_token),
         )
 
-    @told
+    @show_errors
     def look(self, model, label, seed, count, k_1, apart, k_2, index):
-        """Takes the X-ray of one image of a seed: where its needles are dense, and its most used atoms."""
+        """Inspects one image of a seed: where its needles are dense, and its most used atoms."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         image, codes = shown.run(shown.index, 1)
         pixels, codes, sampler = images.to_uint8(image)[0], [code[0] for code in codes], shown.model.sampler
@@ -268,7 +164,7 @@ class Handlers:
         figures = markup.inside(pixels, codes, sampler.k_ranges, shown.k, called)
         return figures, markup.atoms(codes[0], sampler.dictionary()), markup.HINT
 
-    @told
+    @show_errors
     def switch(self, model, label, seed, count, k_1, apart, k_2, index, event: gr.EventData):
         """Draws one image without the atoms that are switched off."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
@@ -281,13 +177,13 @@ class Handlers:
         if not off:
             return markup.HINT
         image, codes = shown.run(shown.index, 1)
-        after = sampler.synthesize(xray.without(codes[0][0], off)[None])
+        after = sampler.synthesize(inspector.without(codes[0][0], off)[None])
         return markup.loss(images.to_uint8(image)[0], images.to_uint8(after)[0], off)
 
     def roll(self):
         return secrets.randbelow(2**32)
 
-    @told
+    @show_errors
     def choose(self, model, label):
         """Sets the range of k to that of another model, and keeps the class where it has one of that number."""
         model = self._model(model)
@@ -301,18 +197,18 @@ class Handlers:
             about(model),
         )
 
-    @told
+    @show_errors
     def part(self, model, apart, k_1):
         """Shows the k of Γ2, set to that of Γ1, or hides it."""
         both = self._model(model).sampler.k_ranges
         return gr.update(info=meaning(both[:1] if apart else both)), gr.update(visible=apart, value=k_1)
 
-    @told
+    @show_errors
     def fit(self, count, index):
         """Keeps the index within the images that are drawn."""
         return min(whole(index), whole(count) - 1)
 
-    @told
+    @show_errors
     def pick(self, event: gr.EventData):
         """Chooses the image that was clicked."""
         return check_integer(

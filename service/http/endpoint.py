@@ -27,18 +27,21 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 import sparsegen
 from sparsegen.common.hardware import processors
 from sparsegen.pictures import images
-from sparsegen.service import arbiter, connections, metrics, restoration, xray
-from sparsegen.service.batching import Batcher, Overloaded
-from sparsegen.service.deadline import Deadline, OwnTime
+from sparsegen.service import metrics
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
 from sparsegen.service.exposure import Exposure
-from sparsegen.service.guards import guards
-from sparsegen.service.limits import MAX_BODY, BodyLimit
+from sparsegen.service.http import arbiter, connections, restoration
+from sparsegen.service.http.batching import Batcher, Overloaded
+from sparsegen.service.http.deadline import Deadline, OwnTime
+from sparsegen.service.http.guards import guards
+from sparsegen.service.http.limits import MAX_BODY, BodyLimit
+from sparsegen.service.http.orphans import end_with_parent
+from sparsegen.service.http.readiness import Readiness
+from sparsegen.service.jobs import orders
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import Model, models_folder, open_models
-from sparsegen.service.orphans import end_with_parent
-from sparsegen.service.page_events import EVENTS, MAX_EVENT, PageRequests
-from sparsegen.service.readiness import Readiness
+from sparsegen.service.page import inspector
+from sparsegen.service.page.events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.uploads import UPLOAD
 
@@ -73,14 +76,14 @@ DRAWN = {
     },
 }
 LIMITS = {  # bytes of a body, where it is not BodyLimit's own
-    ("POST", "/restore"): restoration.MAX_UPLOAD,
-    ("POST", UPLOAD): restoration.MAX_UPLOAD + MAX_BODY,  # a file, and what is around it
+    ("POST", "/restore"): orders.MAX_UPLOAD,
+    ("POST", UPLOAD): orders.MAX_UPLOAD + MAX_BODY,  # a file, and what is around it
     **{("POST", path): MAX_EVENT for path in EVENTS},
 }
 GRADIO_FOLDER = (
     "GRADIO_TEMP_DIR"  # the environment variable that says where Gradio keeps what is dropped on the page
 )
-ICON = xray.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
+ICON = inspector.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
 
 def create_app() -> FastAPI:
@@ -226,7 +229,7 @@ class SparseGen:
     """Images from generators whose inner representation is a sparse code."""
 
     def __init__(self) -> None:
-        from sparsegen.service import demo
+        from sparsegen.service.page.app import mount
 
         set_up_logs()
         end_with_parent()
@@ -240,7 +243,7 @@ class SparseGen:
         for warning in (*refused, *exposure.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
-        app.state.queued, app.state.handlers, app.state.sessions = demo.mount(
+        app.state.queued, app.state.handlers, app.state.sessions = mount(
             app, models, lambda: app.state.jobs(), asks_token=exposure.token is not None
         )
 
@@ -264,7 +267,7 @@ for guard, options in guards(exposure, own_routes):
 SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
 SparseGen.add_asgi_middleware(JsonErrors)
 SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
-SparseGen.add_asgi_middleware(Deadline, exceptions={("POST", "/restore"): restoration.longest_submission()})
+SparseGen.add_asgi_middleware(Deadline, exceptions={("POST", "/restore"): orders.longest_submission()})
 SparseGen.add_asgi_middleware(
     PageRequests,
     queued=lambda: app.state.queued(),

@@ -1,76 +1,52 @@
 """The HTTP routes of the restoration jobs: POST /restore, and the state, preview and result of each. No torch.
 
 A restoration takes minutes, so it is asked for, looked after and fetched in requests of their own; the workers
-that do it are other processes (`sparsegen.service.worker`), on any machine that reaches the same store.
+that do it are other processes (`sparsegen.service.jobs.worker`), on any machine that reaches the same store.
 """
 
 import asyncio
 import logging
 import os
-import re
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
-from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from sparsegen.pictures import picture as pictures
-from sparsegen.pictures.picture import MIN_SIDE, Picture, TooLarge
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.damage import FACTORS
-from sparsegen.restoration.kinds import KINDS, check_damage
+from sparsegen.restoration.kinds import KINDS
 from sparsegen.restoration.settings import (
     LOSSES,
+    MAX_ENSEMBLE,
     MAX_ITERATIONS,
-    MAX_MEMBERS,
     MAX_SIGMA,
     PRESETS,
     SPARSITIES,
     Task,
 )
 from sparsegen.service import metrics
-from sparsegen.service.budget import check_budget
 from sparsegen.service.clients import client_of
-from sparsegen.service.decoding import DecodersBusy, decoders, patience
 from sparsegen.service.errors import Refused
-from sparsegen.service.jobs import (
-    FILES,
-    MAX_WAITING,
-    STORED_PIXELS,
-    UNHEARD,
-    Busy,
-    NoWorker,
-    Store,
-    StoreError,
-    StoreFull,
-    default_place,
-    open_store,
-)
+from sparsegen.service.http.readiness import Health
+from sparsegen.service.jobs.decoding import DecodersBusy
+from sparsegen.service.jobs.errors import Busy, NoWorker, StoreError, StoreFull
+from sparsegen.service.jobs.orders import MAX_PIXELS, SCALARS, TEXTS, Turns, check_room, order
+from sparsegen.service.jobs.places import default_place, is_redis
+from sparsegen.service.jobs.store import FILES, JOB_NOT_FOUND, STORED_PIXELS, Store, open_store
+from sparsegen.service.jobs.worker import WORKERS
 from sparsegen.service.options import Options
-from sparsegen.service.places import is_redis
-from sparsegen.service.readiness import Health
-from sparsegen.service.worker import WORKERS
 from sparsegen.zoo.noise import MAX_SEED
 
 logger = logging.getLogger(__name__)
 
-MAX_UPLOAD = 32 << 20
-MAX_PIXELS = STORED_PIXELS  # of the picture that is computed
-TILED = f"{pictures.MAX_PIXELS / 1e6:g} million"  # pixels, of the command line
-SCALARS = [field.name for field in fields(Task)]
-NUMBERS = {"density": float, "sigma": float, "seed": int, "iterations": int, "members": int, "by": int}
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "tiff": "image/tiff", "webp": "image/webp"}
 REFRESH_EVERY, SWEEP_EVERY = 5, 60
-TURN_SECONDS = 20.0  # that an upload waits at most to be read
-STORE_SECONDS = 20.0  # more than the store of the jobs takes, or Redis to be found away
 
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 NULLABLE = {name: {"type": [kind, "null"]} for name, kind in (
@@ -112,7 +88,7 @@ FORM = {
         "loss": {"type": "string", "enum": list(LOSSES), "default": Task.loss},
         "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": Task.seed},
         "iterations": {"type": "integer", "minimum": 1, "maximum": MAX_ITERATIONS},
-        "members": {"type": "integer", "minimum": 1, "maximum": MAX_MEMBERS},
+        "ensemble_size": {"type": "integer", "minimum": 1, "maximum": MAX_ENSEMBLE},
         "by": {"type": "integer", "enum": list(FACTORS)},
     },
 }
@@ -275,157 +251,12 @@ class Jobs:
                 self._store.close()
 
 
-class Turns:
-    """Whose upload is held in memory and read: one of each client, a few at once; the others lie on the disk.
-
-    One client's pictures, which may take long to decode, so keep no decoder from all others.
-    """
-
-    def __init__(self, options: Options) -> None:
-        self._all, self._quota = CapacityLimiter(options.decoders), options.jobs_per_client
-        self._clients: Counter[str] = Counter()
-        self._own: dict[str, asyncio.Lock] = {}
-
-    @asynccontextmanager
-    async def of(self, client: str) -> AsyncIterator[None]:
-        """Waits for a turn.  Raises: DecodersBusy if too many wait, of all or of this client, or it takes too long."""
-        if self._all.statistics().tasks_waiting >= MAX_WAITING:
-            raise DecodersBusy.at(MAX_WAITING)
-        if self._clients[client] >= self._quota:
-            raise DecodersBusy.at(self._quota, " of yours")
-        self._clients[client] += 1
-        try:
-            async with self._waited_for(client):
-                yield
-        finally:
-            self._clients[client] -= 1
-            if not self._clients[client]:
-                del self._clients[client], self._own[client]
-
-    @asynccontextmanager
-    async def _waited_for(self, client: str) -> AsyncIterator[None]:
-        async with AsyncExitStack() as held:
-            try:
-                async with asyncio.timeout(TURN_SECONDS):
-                    await held.enter_async_context(self._own.setdefault(client, asyncio.Lock()))
-                    await held.enter_async_context(self._all)
-            except TimeoutError:
-                raise DecodersBusy(f"no picture was read within {TURN_SECONDS:g} seconds") from None
-            yield
-
-
-@dataclass(frozen=True)
-class Order:
-    """A request that was checked: its task, the picture, notes on it, and the height and width of the result."""
-
-    task: Task
-    image: Picture
-    notes: list[str]
-    size: tuple[int, int]
-
-
-def longest_submission() -> float:
-    """Seconds in which POST /restore answers whatever it is given: the sum of all that limits itself."""
-    return TURN_SECONDS + len(FILES) * patience(Options.from_environment()) + STORE_SECONDS
-
-
-def check_room(store: Store, client: str) -> None:
-    """Raises: Busy, NoWorker, StoreError if `order` would refuse whatever this client asks."""
-    store.check_room(client=client, quota=Options.from_environment().jobs_per_client)
-
-
-def order(
-    store: Store, given: Mapping[str, str], files: Mapping[str, bytes], client: str
-) -> tuple[dict, Picture]:
-    """Checks a request and submits it as a job; returns the status of the job, and the picture that was given.
-
-    Raises: Refused as `check`, and with 422 above the budget; Busy, StoreError.
-    """
-    options, checked = Options.from_environment(), check(given, files)
-    try:
-        check_budget(checked.task, *checked.size, store.pace(), options)
-    except ValueError as error:
-        raise Refused(422, str(error)) from None
-    effort = checked.task.effort(*checked.size)
-    status = store.submit(
-        asdict(checked.task),
-        files,
-        checked.notes,
-        effort=effort,
-        client=client,
-        quota=options.jobs_per_client,
-    )
-    return status, checked.image
-
-
-def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
-    """Checks all of a request.
-
-    Raises: Refused with 400 for a picture that cannot be read, else with 422; DecodersBusy.
-    """
-    values = {name: _number(name, text) if name in NUMBERS else text for name, text in given.items()}
-    if "kernel" in files:
-        values["kernel"] = "file"
-    try:
-        task = Task.of(**values)
-    except (TypeError, ValueError) as error:
-        raise Refused(422, str(error)[:300]) from None
-    _check_files(task, files)
-    opened = {name: _read(name, content) for name, content in files.items()}
-    image, scale = opened["image"], task.by or 1
-    height, width = (side * scale for side in image.pixels.shape[:2])
-    if height * width > MAX_PIXELS:
-        raise Refused(
-            422,
-            f"enlarged by {scale} the image has {width} x {height} pixels, and the limit over HTTP is {MAX_PIXELS:,}: "
-            f"cut a part out, or use the command line, which takes up to {TILED} in tiles",
-        )
-    try:
-        check_damage(task, opened.get("mask"), opened.get("kernel"), image.pixels.shape[:2])
-    except ValueError as error:
-        raise Refused(422, str(error)) from None
-    notes = [note for picture in opened.values() for note in picture.notes]
-    notes += [task.idle_sigma] if task.idle_sigma else []
-    return Order(task, image, notes, (height, width))
-
-
-def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
-    wanted = {"image": True, "mask": task.kind == "inpaint", "kernel": task.kernel == "file"}
-    for name, needed in wanted.items():
-        if needed and name not in files:
-            raise Refused(422, f"{name} is missing: {task.kind} takes it as a file of the form")
-        if name in files and not needed:
-            raise Refused(422, f"{task.kind} takes no {name}: leave it out, or say another kind")
-
-
-def _read(name: str, content: bytes) -> Picture:
-    try:
-        return decoders().read(
-            content, f"the {name}", MAX_PIXELS, min_side=1 if name == "kernel" else MIN_SIDE
-        )
-    except ImportError as error:
-        raise Refused(415, str(error)) from None
-    except TooLarge as error:
-        raise Refused(400, f"{error}; the command line takes up to {TILED}, in tiles") from None
-    except ValueError as error:
-        raise Refused(400, str(error)) from None
-
-
-def _number(name: str, text: str) -> int | float:
-    kind = NUMBERS[name]
-    pattern = r"-?\d{1,30}" if kind is int else r"-?\d{1,30}(\.\d{0,30})?([eE][+-]?\d{1,3})?"
-    if not re.fullmatch(pattern, text, re.ASCII):
-        what = "an integer" if kind is int else "a number"
-        raise Refused(422, f"{name} is {what}, left out for the default; got {text[:60]!r}")
-    return kind(text)
-
-
 @asynccontextmanager
 async def _form(request: Request) -> AsyncIterator[FormData]:
     media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media != "multipart/form-data":
         raise Refused(415, f"send the picture as multipart/form-data, as curl -F does; got {media[:60]!r}")
-    async with request.form(max_files=len(FILES), max_fields=len(SCALARS), max_part_size=4096) as form:
+    async with request.form(max_files=len(FILES), max_fields=len(TEXTS), max_part_size=4096) as form:
         yield form
 
 
@@ -446,7 +277,7 @@ def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
     """
     texts, files = {}, {}
     for name, value in form.multi_items():
-        if name not in SCALARS and name not in FILES:
+        if name not in TEXTS and name not in FILES:
             names = ", ".join(dict.fromkeys((*FILES, *SCALARS)))
             raise Refused(422, f"unknown field {name[:60]!r}: a restoration has {names}")
         if name in texts or name in files:
@@ -456,7 +287,7 @@ def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
                 raise Refused(422, f"{name} is text, not a file: leave its file name out")
             files[name] = value
         else:
-            if name not in SCALARS:  # it would be an address, and nothing is ever fetched
+            if name not in TEXTS:  # it would be an address, and nothing is ever fetched
                 raise Refused(
                     422, f"{name} is to be a file of the form, as curl -F {name}=@picture.png sends it"
                 )
@@ -468,7 +299,7 @@ async def _status(request: Request, job_id: str, ask: Callable[[Store], dict | N
     """Raises: HTTPException 404 if there is no such job."""
     status = await _with(request, ask or (lambda store: store.status(job_id)))
     if status is None:
-        raise HTTPException(404, UNHEARD.format(job_id[:40]))
+        raise HTTPException(404, JOB_NOT_FOUND.format(job_id[:40]))
     return status
 
 

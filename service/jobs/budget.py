@@ -24,12 +24,12 @@ def check_budget(task: Task, height: int, width: int, pace: float | None, option
     if hours > options.job_hours:
         raise ValueError(
             f"the restoration would take about {hours:.3g} hours, and the limit is {options.job_hours:g}: use fewer "
-            f"iterations or members, a smaller picture or the preset fast; the operator can raise "
+            f"iterations, a smaller picture or ensemble, or the preset fast; the operator can raise "
             f"{variable('job_hours')}"
         )
     if gigabytes > options.job_memory_gb:
         raise ValueError(
             f"the restoration would take about {gigabytes:.3g} GB of memory, and the limit is "
-            f"{options.job_memory_gb:g} GB: use a smaller picture, fewer members or the preset fast; the operator can "
+            f"{options.job_memory_gb:g} GB: use a smaller picture or ensemble, or the preset fast; the operator can "
             f"raise {variable('job_memory_gb')}"
         )

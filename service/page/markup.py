@@ -8,159 +8,16 @@ from typing import Any
 import numpy as np
 
 from sparsegen.pictures import images
-from sparsegen.service import xray
-from sparsegen.service.jobs import LIVE
+from sparsegen.service.jobs.store import LIVE
+from sparsegen.service.page import inspector
 from sparsegen.zoo.k_range import KRange
 
 SHOWN_ATOMS = 16
 HINT = '<p class="hint">Click an atom to switch it off: the image without it appears here.</p>'
 
-CSS = """
-.gradio-container {max-width: 1200px !important; margin: auto !important}
-.gradio-container img {image-rendering: pixelated}
-.tiles {display: grid; grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 4px}
-.tiles.few {grid-template-columns: repeat(4, minmax(72px, 1fr))}
-.tile, .atom {all: unset; box-sizing: border-box; cursor: pointer; border-radius: 8px; overflow: hidden;
-  border: 3px solid transparent; line-height: 0; transition: border-color .1s}
-.tile img {width: 100%; border-radius: 4px}
-.tile:hover, .atom:hover {border-color: var(--neutral-400)}
-.tile:focus-visible, .atom:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
-.tile[aria-pressed=true], .atom[aria-pressed=true] {border-color: var(--color-accent)}
-.facts {display: flex; flex-wrap: wrap; gap: 10px}
-.fact {flex: 1 1 220px; padding: 8px 12px; border-radius: 8px; background: var(--background-fill-secondary);
-  border: 1px solid var(--border-color-primary); font-size: .9rem; line-height: 1.5}
-.fact b {font-size: 1.15rem}
-.figures {display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px 16px}
-.figures.three {grid-template-columns: repeat(3, minmax(0, 1fr))}
-.figure {margin: 0}
-.figure img {width: 100%; aspect-ratio: 1; border-radius: 6px; display: block}
-.figure figcaption {font-size: .85rem; line-height: 1.4; margin-top: 6px; opacity: .8}
-.scale {height: 10px; border-radius: 5px; margin-top: 8px}
-.ends {display: flex; justify-content: space-between; font-size: .75rem; line-height: 1.3; opacity: .8}
-.atoms {display: grid; grid-template-columns: repeat(auto-fill, minmax(70px, 1fr)); gap: 4px}
-.atom {padding: 5px; background: var(--background-fill-secondary); font-size: .75rem}
-.atom img {width: 100%; aspect-ratio: 1; border-radius: 4px}
-.atom .label {display: flex; flex-direction: column; line-height: 1.35; margin-top: 4px}
-.atom .bar {display: block; height: 4px; border-radius: 2px; background: var(--color-accent); margin-top: 3px}
-.atom[aria-pressed=true] img {opacity: .25}
-.atom[aria-pressed=true] .label {text-decoration: line-through}
-.hint {opacity: .8; font-size: .9rem; line-height: 1.5; margin: 0 0 8px}
-#dice {align-self: end; height: 44px}
-#atoms, #loss {padding-top: 0}
-#tabs > .tab-wrapper {margin-bottom: 8px}
-#stage img, #examples img {image-rendering: auto}
-.examples {display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 4px}
-.examples .tile {display: flex; flex-direction: column}
-.examples img {aspect-ratio: 1; object-fit: cover}
-.examples span {font-size: .72rem; line-height: 1.3; padding: 4px 2px 2px}
-.stage {display: grid; place-items: center; min-height: 200px; border-radius: 8px;
-  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); padding: 10px}
-.stage .empty {opacity: .7; font-size: .9rem; margin: 0; text-align: center}
-.compare {--split: 50%; position: relative; width: min(100%, calc(62vh * var(--ratio, 1)));
-  aspect-ratio: var(--ratio, 1); border-radius: 6px; overflow: hidden; user-select: none}
-.compare img {position: absolute; inset: 0; width: 100%; height: 100%; max-width: none}
-.compare.both .before {clip-path: inset(0 calc(100% - var(--split)) 0 0)}
-.compare input {position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize;
-  touch-action: pan-y}
-.compare .bar {position: absolute; top: 0; bottom: 0; left: var(--split); width: 2px; margin-left: -1px;
-  background: #fff; box-shadow: 0 0 4px #0009; pointer-events: none}
-.compare .bar::after {content: "↔"; position: absolute; top: 50%; left: 50%; width: 32px; height: 32px;
-  transform: translate(-50%, -50%); border-radius: 50%; background: #fff; color: #222; font: 16px/32px sans-serif;
-  text-align: center; box-shadow: 0 0 4px #0009}
-.compare input:focus-visible ~ .bar::after {outline: 3px solid var(--color-accent)}
-.compare .tag {position: absolute; bottom: 8px; padding: 1px 8px; border-radius: 9px; background: #000a; color: #fff;
-  font-size: .75rem; line-height: 1.5; pointer-events: none}
-.compare .tag.before-tag {left: 8px}
-.compare .tag.after-tag {right: 8px}
-.compare:not(.both) input, .compare:not(.both) .bar, .compare:not(.both) .tag {display: none}
-.state {display: flex; justify-content: space-between; gap: 12px; font-size: .95rem; line-height: 1.4}
-.state span {opacity: .8; white-space: nowrap}
-.meter {height: 8px; border-radius: 4px; overflow: hidden; background: var(--border-color-primary); margin: 6px 0 12px}
-.meter i {display: block; height: 100%; background: var(--color-accent); transition: width .8s}
-.meter.failed i, .meter.canceled i {background: var(--neutral-400)}
-.get {display: inline-block; padding: 8px 14px; border-radius: 8px; font-size: .9rem; margin-bottom: 12px;
-  background: var(--button-primary-background-fill); color: var(--button-primary-text-color) !important;
-  text-decoration: none !important}
-.numbers {display: flex; flex-wrap: wrap; gap: 6px 26px; margin: 0 0 12px; font-size: .9rem; line-height: 1.4}
-.numbers dt {opacity: .7; font-size: .75rem}
-.numbers dd {margin: 0}
-.curve {position: relative; height: 110px; border-left: 1px solid var(--neutral-400);
-  border-bottom: 1px solid var(--neutral-400)}
-.curve svg {width: 100%; height: 100%; display: block}
-.curve polyline {stroke: var(--color-accent); stroke-width: 2px; stroke-linejoin: round}
-.curve .best {position: absolute; width: 10px; height: 10px; margin: -5px; border-radius: 50%;
-  background: var(--color-accent); border: 2px solid var(--background-fill-primary)}
-.curve .plumb {position: absolute; top: 0; bottom: 0; border-left: 1px dashed var(--neutral-400)}
-.curve .plumb span {position: absolute; top: 0; left: 6px; font-size: .75rem; font-style: normal; white-space: nowrap}
-.curve .plumb.end span {left: auto; right: 6px}
-.notice {border-color: var(--color-accent)}
-#panel .hint {margin: 8px 0 0}
-#panel .hint a {margin: 0; padding: 0}
-@media (max-width: 480px) {
-  .tiles, .tiles.few, .atoms {grid-template-columns: repeat(4, minmax(0, 1fr))}
-  .atom {padding: 3px}
-  .figures.three {gap: 10px}
-}
-"""
-PICK_JS = """element.addEventListener('click', event => {
-  const tile = event.target.closest('button[data-index]');
-  if (!tile) return;
-  element.querySelectorAll('button').forEach(other => other.setAttribute('aria-pressed', other === tile));
-  trigger('pick', {index: Number(tile.dataset.index)});
-});"""
-TOGGLE_JS = """element.addEventListener('click', event => {
-  const atom = event.target.closest('button[data-atom]');
-  if (!atom) return;
-  atom.setAttribute('aria-pressed', atom.getAttribute('aria-pressed') !== 'true');
-  const pressed = [...element.querySelectorAll('button[aria-pressed=true]')];
-  trigger('toggle', {off: pressed.map(other => Number(other.dataset.atom))});
-});"""
 # What is typed into a list takes the place of what is chosen, and searches it.
-SELECT_JS = "() => { document.activeElement.select?.(); }"
 
-STAGE = """<div class="stage"><p class="empty">The picture appears here.</p><div class="compare" hidden>
-  <img class="after" alt="Restored"><img class="before" alt="As given">
-  <input type="range" min="0" max="100" value="50" step="0.5" aria-label="How much of the given picture to show">
-  <div class="bar"></div><span class="tag before-tag">before</span><span class="tag after-tag">after</span>
-</div></div>"""
 # A picture takes the place of the one before once it is there, so that nothing flickers.
-STAGE_JS = """let asked = 0, kept = '';
-const place = name => element.querySelector(name);
-// The server forgets what was given once its job has ended; this tab does not, so that a reload has both pictures.
-const keep = (job, before) => {
-  if (before && kept !== job) {
-    kept = job;
-    try { sessionStorage.setItem('before', JSON.stringify({job, before})); }
-    catch (error) { sessionStorage.removeItem('before'); }  // larger than a browser keeps: a reload shows one picture
-  }
-  const stored = before ? null : JSON.parse(sessionStorage.getItem('before') || '{}');
-  return before || (stored.job === job ? stored.before : null);
-};
-const show = async () => {
-  const turn = ++asked, {after} = props;
-  const before = after ? keep(after.split('/')[2], props.before) : props.before;  // ../restore/ID/preview
-  const loaded = new Image();
-  if (after) {
-    loaded.src = after;
-    try { await loaded.decode(); } catch (error) { return; }  // the job ended, and the next look tells its result
-  }
-  if (turn !== asked) return;
-  const compare = place('.compare');
-  if (before) place('.before').src = before.url;
-  if (after) place('.after').src = after;
-  place('.before').hidden = !before;
-  place('.after').hidden = !after;
-  place('.empty').hidden = Boolean(before || after);
-  compare.hidden = !(before || after);
-  compare.classList.toggle('both', Boolean(before && after));
-  const [width, height] = before ? [before.width, before.height] : [loaded.naturalWidth, loaded.naturalHeight];
-  if (width && height) compare.style.setProperty('--ratio', width / height);
-};
-element.addEventListener('input', event => {
-  if (event.target.type === 'range') place('.compare').style.setProperty('--split', event.target.value + '%');
-});
-watch(['before', 'after'], show);
-show();"""
 
 
 def login(note: str) -> str:
@@ -230,7 +87,7 @@ def inside(
     )
     figures = [_figure(picture(pixels, "The image"), caption)]
     for level, code in enumerate(codes, 1):
-        needles = xray.counts(code)
+        needles = inspector.counts(code)
         top = tops.get(level) or max(1, int(needles.max()))
         same = needles.min() == needles.max()
         spread = (
@@ -240,15 +97,15 @@ def inside(
         )
         figures.append(
             _figure(
-                picture(xray.heat(needles, top), f"Non-zeros in each needle of Γ{level}")
+                picture(inspector.heat(needles, top), f"Non-zeros in each needle of Γ{level}")
                 + _scale("0", str(top)),
                 f"<b>Density of Γ{level}</b>: the non-zeros in each of its {needles.size} needles, {spread}",
             )
         )
-    strength = xray.strengths(codes[0])
+    strength = inspector.strengths(codes[0])
     figures.append(
         _figure(
-            picture(xray.heat(strength, strength.max() or 1), "Strength of each needle of Γ1")
+            picture(inspector.heat(strength, strength.max() or 1), "Strength of each needle of Γ1")
             + _scale("0", "strongest"),
             "<b>Strength of Γ1</b>: the length of each needle, where the code says most",
         )
@@ -258,7 +115,7 @@ def inside(
 
 def atoms(code: np.ndarray, dictionary: np.ndarray) -> str:
     """Buttons that switch off the most used atoms of D1.  Shape: Γ1 (C, H, W), dictionary (C, 3, h, w)."""
-    shares, pictures = xray.shares(code, dictionary), images.atom_pictures(dictionary)
+    shares, pictures = inspector.shares(code, dictionary), images.atom_pictures(dictionary)
     order = [int(atom) for atom in np.argsort(-shares, kind="stable")[:SHOWN_ATOMS] if shares[atom] > 0]
     used, height, width = int((shares > 0).sum()), *dictionary.shape[2:]
     buttons = [
@@ -278,7 +135,7 @@ def atoms(code: np.ndarray, dictionary: np.ndarray) -> str:
 
 def loss(before: np.ndarray, after: np.ndarray, off: Sequence[int]) -> str:
     """An image with and without some atoms, and the difference.  Shape: uint8 (H, W, 3) twice."""
-    lost, factor = xray.difference(before, after)
+    lost, factor = inspector.difference(before, after)
     change = np.abs(before.astype(int) - after)
     names = ", ".join(f"#{atom}" for atom in off)
     figures = [
@@ -298,7 +155,7 @@ def _figure(content: str, caption: str) -> str:
 
 
 def _scale(low: str, high: str) -> str:
-    colors = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in xray.INFERNO)
+    colors = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in inspector.INFERNO)
     return (
         f'<div class="scale" style="background: linear-gradient(to right, {colors})"></div>'
         f'<div class="ends"><span>{low}</span><span>{high}</span></div>'

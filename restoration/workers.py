@@ -17,7 +17,7 @@ import torch
 
 
 @contextmanager
-def crew(count: int, threads: int) -> Iterator[tuple[Executor, Event, Queue]]:
+def start_workers(count: int, threads: int) -> Iterator[tuple[Executor, Event, Queue]]:
     """Yields who does the work, what tells them to stop, and what they report by; in the end stops them all.
 
     Reports go by a manager: a worker that is killed while it writes to a plain queue would block it for ever.
@@ -25,7 +25,7 @@ def crew(count: int, threads: int) -> Iterator[tuple[Executor, Event, Queue]]:
     """
     with ExitStack() as stack:
         if count == 1:
-            executor = stack.enter_context(thread(threads))
+            executor = stack.enter_context(single_worker(threads))
             stop, reports = threading.Event(), queue.Queue(2)
         else:
             context = get_context("spawn")
@@ -40,7 +40,7 @@ def crew(count: int, threads: int) -> Iterator[tuple[Executor, Event, Queue]]:
 
 
 @contextmanager
-def thread(threads: int) -> Iterator[Executor]:
+def single_worker(threads: int) -> Iterator[Executor]:
     """A worker in this process, whose torch has so many threads."""
     before = torch.get_num_threads()
     try:

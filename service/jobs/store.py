@@ -13,29 +13,21 @@ write to a Redis could run code in the workers. The unfinished jobs, in order, a
 import json
 import logging
 import math
-import os
 import re
-import sqlite3
-import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from huey.exceptions import ConfigurationError
-from huey.storage import BaseStorage, RedisStorage, SqliteStorage
-
+from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError
+from sparsegen.service.jobs.places import default_place
+from sparsegen.service.jobs.storage import SHELVES, KeyValueStore, open_storage
 from sparsegen.service.options import Options
-from sparsegen.service.places import check_redis_url, is_redis, public
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT = "SPARSEGEN_JOBS"
-LEASE = 15.0  # seconds without a sign of life after which a worker is taken for dead
-BEAT_EVERY = 3.0
+HEARTBEAT_EVERY = 3.0
 KEEP = 24 * 3600.0  # seconds from the end of a job to its removal
 MAX_WAITING = 16
 MAX_LOST = 3  # attempts that ended with their worker, after which a job is failed
@@ -45,12 +37,11 @@ FILES = ("image", "mask", "kernel")
 REMOVED = "removed"  # of an end: somebody deleted the job
 LIVE = ("waiting", "running")  # of the words for where a job is; the others are of ends
 ID = re.compile("[0-9a-f]{32}")
-UNHEARD = (
+JOB_NOT_FOUND = (
     "There is no job {!r}: it never was, was deleted, or ended a day ago, or earlier if the store was full."
 )
 END_SIZE = 64 << 10  # bytes that an end counts beside its picture, since `sweep` reads all of them
 STORED_PIXELS = 1_000_000  # of a picture that lies here, whether it was uploaded or restored
-SHELVES = ("jobs", "attempts", "ends", "workers", "blobs")
 UNKNOWN = {  # what a status says of an attempt before there is one
     "iteration": None,
     "fraction": None,
@@ -58,93 +49,6 @@ UNKNOWN = {  # what a status says of an attempt before there is one
     "best_iteration": None,
     "history": [],
 }
-
-
-class StoreError(RuntimeError):
-    """The store of the jobs cannot be used; one sentence says why, and is for whoever runs the server.
-
-    `public` is for clients: it names no path and no URL.
-    """
-
-    public = "the store of the jobs cannot be used: the log of the server says why"
-
-
-class NoStore(StoreError, ValueError):
-    """What was given as the place of the store is none."""
-
-
-class FileError(StoreError):
-    public = "the file of the jobs cannot be read or written: the log of the server says why"
-
-
-class RedisDown(StoreError):
-    public = "Redis, which keeps the jobs, cannot be used: the log of the server says why"
-
-
-class StoreFull(StoreError):
-    """There is no room in the store."""
-
-    public = "the server has no room for another job: try again later"
-
-
-class Busy(RuntimeError):
-    """No further job is taken now; `retry_after` says in how many seconds to ask again, `status` is HTTP's."""
-
-    status = 429
-
-    def __init__(self, sentence: str, retry_after: float) -> None:
-        super().__init__(sentence)
-        self.retry_after = min(max(math.ceil(retry_after), 1), 3600)
-
-
-class NoWorker(Busy):
-    """Nobody would do a job."""
-
-    status = 503
-
-    def __init__(self) -> None:
-        super().__init__(
-            f"no worker gave a sign of life within {LEASE:.0f} seconds, so nobody would do the job: "
-            f"start one with `sparsegen worker`",
-            LEASE,
-        )
-
-
-class Shelf:
-    """Bytes by name that outlive a process: one storage of huey, its errors told in a sentence."""
-
-    def __init__(self, storage: BaseStorage, guard: Callable) -> None:
-        self.storage, self._guard = storage, guard
-
-    def get(self, key: str) -> bytes | None:
-        with self._guard():
-            return self.storage.peek_many([key]).get(key)
-
-    def present(self, *keys: str) -> set[str]:
-        with self._guard():
-            return set(self.storage.peek_many(list(keys)))
-
-    def all(self) -> dict[str, bytes]:
-        with self._guard():
-            return self.storage.result_items()
-
-    def put(self, key: str, value: bytes) -> None:
-        with self._guard():
-            self.storage.put_data(key, value)
-
-    def create(self, key: str, value: bytes) -> bool:
-        """Writes what is not there yet; of several processes, one is told True."""
-        with self._guard():
-            return bool(self.storage.put_if_empty(key, value))
-
-    def delete(self, *keys: str) -> None:
-        with self._guard():
-            for key in keys:
-                self.storage.delete_data(key)
-
-    def next_number(self) -> int:
-        with self._guard():
-            return self.storage.incr("number")
 
 
 @dataclass(frozen=True)
@@ -186,7 +90,7 @@ class Store:
 
     def __init__(
         self,
-        shelves: Mapping[str, Shelf],
+        shelves: Mapping[str, KeyValueStore],
         clock: Callable[[], float],
         close: Callable[[], None],
         scrub: Callable[[], None] = lambda: None,
@@ -343,7 +247,7 @@ class Store:
 
     # What a worker does.
 
-    def beat(self, worker: str) -> None:
+    def heartbeat(self, worker: str) -> None:
         """Gives a sign of life, without which others take over what the worker holds."""
         self.workers.put(worker, _pack({"at": self.clock()}))
 
@@ -527,13 +431,15 @@ class Store:
         if job.running:
             last = {name: job.attempts[-1].get(name, nothing) for name, nothing in UNKNOWN.items()}
             left = job.attempts[-1].get("seconds_left")
-            return _told(job.id, "running", **last, seconds_left=left, notes=job.record["notes"])
+            return _status_fields(job.id, "running", **last, seconds_left=left, notes=job.record["notes"])
         ahead = [other for other in live[: live.index(job)] if other.waiting and not other.record["draft"]]
         before = [self._left(other) for other in live if other.running or other in ahead]
         left = own = self._left(job)
         if own is not None:
             left = round(sum(other or 0 for other in before) / max(len(self._alive()), 1) + own, 1)
-        return _told(job.id, "waiting", position=1 + len(ahead), seconds_left=left, notes=job.record["notes"])
+        return _status_fields(
+            job.id, "waiting", position=1 + len(ahead), seconds_left=left, notes=job.record["notes"]
+        )
 
 
 def too_many(ends: Mapping[str, dict], room: float) -> set[str]:
@@ -561,179 +467,14 @@ def too_many(ends: Mapping[str, dict], room: float) -> set[str]:
 def open_store(where: str | None = None) -> Store:
     """Opens the store at a Redis URL or in a SQLite file; by default `default_place`.
 
-    Raises: StoreError; NoStore for a URL of another kind, or where the client of Redis is missing.
+    Raises: StoreError; NoStore for a URL of another kind, or if the client of Redis is missing.
     """
-    where = where or default_place()
-    if is_redis(where):
-        return _open_redis(where)
-    if "://" in where:
-        raise NoStore(f"jobs are kept in a file or at redis://…; got {public(where)!r}")
-    return _open_sqlite(Path(where).expanduser().absolute())
+    storage = open_storage(where or default_place())
+    room = Options.from_environment().results_mb << 20
+    return Store(storage.shelves, storage.clock, storage.close, storage.scrub, room)
 
 
-def default_place() -> str:
-    """What the environment variable SPARSEGEN_JOBS says, else a file in the user's folder for states.
-
-    Raises: StoreError where none of the variables is set and the user has no home folder.
-    """
-    if own := os.environ.get(ENVIRONMENT):
-        return own
-    shared = os.environ.get("XDG_STATE_HOME", "")
-    try:
-        folder = Path(shared) if os.path.isabs(shared) else Path.home() / ".local" / "state"
-    except RuntimeError as error:
-        raise StoreError(f"no home folder to keep jobs in: set {ENVIRONMENT} to a file") from error
-    return str(folder / "sparsegen" / "jobs.sqlite")
-
-
-def _open_sqlite(path: Path) -> Store:
-    def told(error: sqlite3.Error) -> StoreError:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            return StoreFull(f"no room for jobs in {path}: the disk is full, free some space")
-        return FileError(f"jobs cannot be kept in {path} ({error}): set {ENVIRONMENT} to another file")
-
-    guard = _guard(sqlite3.Error, told)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds people's pictures
-    except OSError as error:
-        raise FileError(
-            f"jobs cannot be kept in {path} ({os.strerror(error.errno)}): set {ENVIRONMENT} to another file"
-        ) from error
-    with guard():
-        storages = {name: _Sqlite(name, filename=str(path), cache_mb=1) for name in SHELVES}
-
-    def close() -> None:
-        for storage in storages.values():
-            storage.close()
-
-    def scrub() -> None:
-        """Empties the write-ahead log, which holds deleted pictures; where others read it, their next write does."""
-        with guard():
-            storages["blobs"].conn.execute("pragma wal_checkpoint(truncate)")
-
-    shelves = {name: Shelf(storage, guard) for name, storage in storages.items()}
-    return Store(shelves, time.time, close, scrub, _room())
-
-
-def _open_redis(url: str) -> Store:
-    try:
-        from redis import ConnectionPool, RedisError
-        from redis.exceptions import AuthenticationError, OutOfMemoryError
-        from redis.exceptions import ConnectionError as NoConnection
-        from redis.exceptions import TimeoutError as NoAnswer
-    except ImportError:
-        raise NoStore("jobs in Redis need its client: pip install 'sparsegen[redis]'") from None
-    try:
-        check_redis_url(url)
-    except ValueError as error:
-        raise NoStore(str(error)) from None
-
-    def told(error: Exception) -> StoreError:
-        if isinstance(error, OutOfMemoryError):
-            return StoreFull(f"no room for jobs in {public(url)}: raise its maxmemory")
-        away = isinstance(error, NoConnection | NoAnswer) and not isinstance(error, AuthenticationError)
-        remedy = "is Redis running there?" if away else "check user, password and database of the URL"
-        return RedisDown(f"jobs cannot be kept in {public(url)} ({error}): {remedy}")
-
-    guard = _guard((RedisError, ConfigurationError), told)
-    with guard():
-        try:
-            pool = ConnectionPool.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-            pool.make_connection()  # takes the options; nothing is connected yet
-        except (TypeError, ValueError):  # their sentences may quote a part of a password
-            raise NoStore(
-                f"the URL of Redis ({public(url)}) has an option that its client does not know, or a value it cannot "
-                "use: give what follows the ? as username=, password= or db="
-            ) from None
-        storages = {name: RedisStorage(f"sparsegen_{name}", connection_pool=pool) for name in SHELVES}
-        storages["blobs"] = _RedisKeys("sparsegen_blobs", connection_pool=pool)
-
-    def clock() -> float:
-        """The time of Redis, since the clocks of machines differ."""
-        with guard():
-            seconds, microseconds = storages["jobs"].conn.time()
-        return seconds + microseconds / 1e6
-
-    shelves = {name: Shelf(storage, guard) for name, storage in storages.items()}
-    store = Store(shelves, clock, pool.disconnect, room=_room())
-    store.clock()  # whether somebody is there
-    with guard():
-        _check_policy(storages["jobs"].conn, public(url))
-    return store
-
-
-def _room() -> int:
-    return Options.from_environment().results_mb << 20
-
-
-class _Sqlite(SqliteStorage):
-    """A storage that overwrites what is deleted with zeros."""
-
-    def _create_connection(self) -> sqlite3.Connection:
-        connection = super()._create_connection()
-        connection.execute("pragma secure_delete=on")
-        return connection
-
-
-class _RedisKeys(RedisStorage):
-    """A storage with a key of Redis per value, where huey's has one hash of all.
-
-    A Redis that evicts keys then drops single pictures, not all of them at once.
-    """
-
-    def _full(self, key: str) -> str:
-        return f"{self.name}:{key}"
-
-    def put_data(self, key: str, value: bytes, is_result: bool = False) -> None:
-        self.conn.set(self._full(key), value)
-
-    def peek_many(self, keys: Iterable[str]) -> dict[str, bytes]:
-        keys = list(keys)
-        values = self.conn.mget([self._full(key) for key in keys]) if keys else []
-        return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
-
-    def put_if_empty(self, key: str, value: bytes, ttl: int | None = None) -> bool:
-        return bool(self.conn.set(self._full(key), value, nx=True, ex=ttl))
-
-    def delete_data(self, key: str) -> bool:
-        return self.conn.delete(self._full(key)) != 0
-
-    def result_items(self) -> dict[str, bytes]:
-        start = len(self._full(""))
-        return self.peek_many(key.decode()[start:] for key in self.conn.scan_iter(match=self._full("*")))
-
-
-def _check_policy(connection: Any, place: str) -> None:
-    """Warns where Redis may drop jobs to make room for others."""
-    from redis.exceptions import ResponseError
-
-    try:
-        policy = connection.config_get("maxmemory-policy").get("maxmemory-policy", "")
-    except ResponseError:
-        logger.info("the maxmemory-policy of %s cannot be read: it should be noeviction", place)
-        return
-    if policy.startswith("allkeys"):
-        logger.warning(
-            "Redis at %s drops keys when its memory is full (maxmemory-policy %s), and with them jobs and pictures: "
-            "set maxmemory-policy to noeviction",
-            place,
-            policy,
-        )
-
-
-def _guard(errors: type | tuple[type, ...], told: Callable[[Exception], StoreError]) -> Callable:
-    @contextmanager
-    def guard() -> Iterator[None]:
-        try:
-            yield
-        except errors as error:
-            raise told(error) from error
-
-    return guard
-
-
-def _told(job_id: str, status: str, **known: object) -> dict:
+def _status_fields(job_id: str, status: str, **known: object) -> dict:
     """A status, which has all keys whatever is known."""
     nothing = {
         "position": None,
@@ -749,7 +490,7 @@ def _told(job_id: str, status: str, **known: object) -> dict:
 def _ended(job_id: str, end: bytes) -> dict | None:
     """The status of a job that has ended; None if it was removed."""
     facts = _load(end)
-    return None if facts["status"] == REMOVED else _told(job_id, **facts)
+    return None if facts["status"] == REMOVED else _status_fields(job_id, **facts)
 
 
 def _own(job_id: str, attempts: Mapping[str, bytes]) -> list[dict]:

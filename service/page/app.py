@@ -1,0 +1,115 @@
+"""The Gradio page: its tabs, and how it is put into the application."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from itertools import islice
+
+import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
+from fastapi import FastAPI
+
+from sparsegen.service.clients import client_of
+from sparsegen.service.jobs.orders import MAX_UPLOAD, Turns
+from sparsegen.service.jobs.store import Store
+from sparsegen.service.models import Model
+from sparsegen.service.page import restoration, sample
+from sparsegen.service.page.events import MAX_EVENTS
+from sparsegen.service.page.handlers import Page
+from sparsegen.service.page.static import read_static
+
+LOOK = {
+    "theme": gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    "css": read_static("page.css"),
+    "footer_links": [],
+    "run_history": False,
+    "max_file_size": MAX_UPLOAD,
+    "allowed_paths": [str(restoration.EXAMPLES)],
+    "ssr_mode": False,
+}
+MAX_SESSIONS = 256  # visitors for whom the page keeps answers, settings and how far an upload has come
+
+
+class Latest(dict):
+    """The latest MAX_SESSIONS items, and those in use; those that are missing are made, if it was said how.
+
+    Args:
+        in_use: Returns the keys that are not removed, of which there are few.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], object] | None = None,
+        in_use: Callable[[], Collection[object]] = tuple,
+    ) -> None:
+        super().__init__()
+        self._make, self._in_use = make, in_use
+
+    def __missing__(self, key: object) -> object:
+        if self._make is None:
+            raise KeyError(key)
+        self[key] = self._make()
+        return self[key]
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(key, value)
+        if (extra := len(self) - MAX_SESSIONS) > 0:
+            kept = {key, *self._in_use()}
+            for old in list(islice((one for one in self if one not in kept), extra)):
+                del self[old]
+
+
+def mount(
+    app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False
+) -> tuple[Callable[[], Counter[str]], frozenset[int], Collection[str]]:
+    """Puts the page into an application, at /ui.
+
+    Args:
+        asks_token: Whether the server asks for a token, which the calls that the page shows then send.
+
+    Returns: What says how many events of each client, as `client_of` calls it, wait or run; the numbers of the
+        functions that events may name; and the sessions to which Gradio has something to say.
+    """
+    blocks = page(models, jobs, lambda: app.state.turns, asks_token)
+    # Twice the guard's bound, which requests that arrive together may pass. Nothing goes around the queue.
+    blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
+    gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
+    # `launch` would set it; without it Gradio does not check the paths that requests name.
+    blocks.has_launched = True
+
+    def busy() -> set[str]:
+        return {event.session_hash for event in blocks._queue.event_ids_to_events.values()}
+
+    # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte. It removes
+    # sessions whose events wait, too, and the queue then stops for all visitors.
+    blocks._queue.pending_messages_per_session = Latest(asyncio.Queue, busy)
+    blocks._queue.pending_event_ids_session = Latest(set, busy)
+    # The settings of a visitor take 120 kB, and Gradio keeps them for 10,000; of uploads, it forgets none.
+    blocks.state_holder.capacity = MAX_SESSIONS
+    uploads = gr.routes.file_upload_statuses
+    uploads._statuses, uploads._signals = Latest(), Latest(asyncio.Event)
+
+    def queued() -> Counter[str]:
+        return Counter(client_of(event.request) for event in blocks._queue.event_ids_to_events.values())
+
+    numbers = frozenset(number for number, function in blocks.fns.items() if function.fn is not None)
+    return queued, numbers, blocks._queue.pending_messages_per_session
+
+
+def page(
+    models: Mapping[str, Model],
+    jobs: Callable[[], Store],
+    turns: Callable[[], Turns],
+    asks_token: bool = False,
+) -> gr.Blocks:
+    """Lays the page out and connects it to the samplers and to the restoration jobs.
+
+    Each tab has an address of its own, #sample and #restore, and so has each job, #restore=ID.
+    """
+    with Page(title="sparsegen", analytics_enabled=False, delete_cache=restoration.SWEEP_UPLOADS) as blocks:
+        gr.Markdown("# sparsegen")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Sample", id="sample"):
+                sample.tab(blocks, models, asks_token)
+            with gr.Tab("Restore", id="restore"):
+                restoration.tab(blocks, tabs, jobs, turns)
+    return blocks

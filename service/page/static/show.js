@@ -1,0 +1,1 @@
+() => document.querySelector('#stage').scrollIntoView({behavior: 'smooth', block: 'nearest'})

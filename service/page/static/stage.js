@@ -1,0 +1,37 @@
+let asked = 0, kept = '';
+const place = name => element.querySelector(name);
+// The server forgets what was given once its job has ended; this tab does not, so that a reload has both pictures.
+const keep = (job, before) => {
+  if (before && kept !== job) {
+    kept = job;
+    try { sessionStorage.setItem('before', JSON.stringify({job, before})); }
+    catch (error) { sessionStorage.removeItem('before'); }  // larger than a browser keeps: a reload shows one picture
+  }
+  const stored = before ? null : JSON.parse(sessionStorage.getItem('before') || '{}');
+  return before || (stored.job === job ? stored.before : null);
+};
+const show = async () => {
+  const turn = ++asked, {after} = props;
+  const before = after ? keep(after.split('/')[2], props.before) : props.before;  // ../restore/ID/preview
+  const loaded = new Image();
+  if (after) {
+    loaded.src = after;
+    try { await loaded.decode(); } catch (error) { return; }  // the job ended, and the next look tells its result
+  }
+  if (turn !== asked) return;
+  const compare = place('.compare');
+  if (before) place('.before').src = before.url;
+  if (after) place('.after').src = after;
+  place('.before').hidden = !before;
+  place('.after').hidden = !after;
+  place('.empty').hidden = Boolean(before || after);
+  compare.hidden = !(before || after);
+  compare.classList.toggle('both', Boolean(before && after));
+  const [width, height] = before ? [before.width, before.height] : [loaded.naturalWidth, loaded.naturalHeight];
+  if (width && height) compare.style.setProperty('--ratio', width / height);
+};
+element.addEventListener('input', event => {
+  if (event.target.type === 'range') place('.compare').style.setProperty('--split', event.target.value + '%');
+});
+watch(['before', 'after'], show);
+show();

@@ -329,7 +329,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         (("dcgan-8.ml", "--share", 0), "above 0 and at most 1; got 0"),
         (("dcgan-8.ml", "--share", 1.5), "--share"),
         (("dcgan-8.ml", "--share", "nan"), "--share"),
-        (("dcgan-8.ml", "--rate", 0), "a rate must be a factor of the recipe's learning rates, above 0"),
+        (("dcgan-8.ml", "--rate", 0), "a rate must be a factor of the recipe's learning rates above 0"),
         (("dcgan-8.ml", "--rate", "nan"), "above 0, e.g. 0.1 or 4; got nan"),
         (("dcgan-8.ml", "--resume"), "holds no run to resume"),
         (("dcgan-8.ml", "--out", "/proc/x/run"), "/proc"),

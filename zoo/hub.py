@@ -104,7 +104,7 @@ def _why(error: BaseException) -> str:
         errors.GatedRepoError: "it is gated: request access on its page and log in (hf auth login)",
         errors.RepositoryNotFoundError: "the model does not exist, or it is private and needs a login (hf auth login)",
         errors.RevisionNotFoundError: "it has no such branch, tag or commit",
-        TransportError: f"the connection failed ({error}): try again when online",
+        TransportError: f"the connection failed ({error}): try again",
     }
     for kind, reason in reasons.items():
         if isinstance(error, kind):

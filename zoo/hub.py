@@ -93,7 +93,7 @@ def _one_sentence(what: str) -> Iterator[None]:
         raise ConnectionError(f"{what}: {_why(error)}") from error
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     from httpx2 import TransportError
     from huggingface_hub import errors
 

@@ -96,5 +96,5 @@ def open_model(folder: Path) -> Model:
     """
     config = read_entries(folder)
     sampler = OnnxSampler(folder / GRAPH)
-    sampler.dictionary()  # opens the synthesis graph, which the X-ray needs
+    sampler.dictionary()  # opens the synthesis graph, which the code inspector needs
     return Model(folder.name, sampler, config)

@@ -18,7 +18,7 @@ from sparsegen.restoration.settings import Task
 from sparsegen.service.jobs import store as jobs
 from sparsegen.service.jobs import worker
 
-LEASE, BEAT_EVERY = 4.0, 0.4  # seconds; those of the product would make the tests slow
+LEASE, HEARTBEAT_EVERY = 4.0, 0.4  # seconds; those of the product would make the tests slow
 ITERATION = 0.02
 REFUSED, BROKEN = 13, 14  # seeds
 
@@ -103,7 +103,7 @@ def lines(trace: Path) -> list[tuple[int, int, int]]:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     assert "torch" not in sys.modules
-    jobs.LEASE, worker.BEAT_EVERY = LEASE, BEAT_EVERY
+    jobs.LEASE, worker.HEARTBEAT_EVERY = LEASE, HEARTBEAT_EVERY
     with open(sys.argv[2], "a", buffering=1) as file:
         sys.exit(
             worker.work(

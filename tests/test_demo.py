@@ -136,7 +136,7 @@ def test_the_page_calls_a_bundled_model_by_its_name():
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
 def test_what_goes_wrong_with_a_value_or_a_file_is_told_on_the_page(kind):
-    @handlers.told
+    @handlers.show_errors
     def handler():
         raise kind("synthesis.onnx is missing")
 

@@ -27,7 +27,7 @@ from server import free_port, until
 from pictures import encoded
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.settings import Task, fair_threads
-from sparsegen.service.http.serve import Crew
+from sparsegen.service.http.serve import WorkerPool
 from sparsegen.service.jobs import store as jobs
 from sparsegen.service.jobs import worker
 from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError, StoreFull
@@ -91,7 +91,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def store(where: str) -> Iterator[Store]:
     """An empty store with one worker, A, that lives."""
     store = open_store(where)
-    store.beat("A")
+    store.heartbeat("A")
     yield store
     store.close()
 
@@ -152,7 +152,7 @@ def test_how_long_a_job_waits_goes_by_the_efforts_of_all_and_by_the_workers(stor
     )  # its worker said nothing yet
     store.report(claim, {"seconds_left": 3.0})
     assert store.status(waits)["seconds_left"] == 3 + 5 * (20 + 1)
-    store.beat("B")
+    store.heartbeat("B")
     assert store.status(waits)["seconds_left"] == (3 + 5 * 20) / 2 + 5
     store.jobs.put("1" * 32, b'{"draft": true, "number": 1, "at": %d}' % store.clock())
     assert store.status(waits)["seconds_left"] == (3 + 5 * 20) / 2 + 5  # nobody has to wait for a draft
@@ -226,7 +226,7 @@ def test_a_job_is_refused_where_no_worker_lives(store):
     with pytest.raises(NoWorker, match="start one with `sparsegen worker`"):
         submit(store)
     assert not store.jobs.all() and not store.blobs.all()
-    store.beat("A")
+    store.heartbeat("A")
     submit(store)
 
 
@@ -234,14 +234,14 @@ def test_a_job_whose_worker_is_dead_is_claimed_again_and_the_dead_one_has_no_say
     job_id = submit(store)
     dead = store.claim("A")
     store.report(dead, {"iteration": 9})
-    store.beat("B")
+    store.heartbeat("B")
     assert store.claim("B") is None and store.holds(dead)
     later(store, LEASE + 1)
-    store.beat("B")
+    store.heartbeat("B")
     assert status_of(store, job_id) == "waiting"
     claim = store.claim("B")
     assert (claim.id, claim.attempt) == (job_id, 2)
-    store.beat("A")  # it was but asleep
+    store.heartbeat("A")  # it was but asleep
     assert not store.holds(dead) and store.holds(claim)
     store.report(dead, {"iteration": 10})
     store.show(dead, b"old")
@@ -257,21 +257,21 @@ def test_a_clock_that_is_put_back_does_not_keep_the_dead_alive(store):
     submit(store)
     store.claim("A")
     later(store, -3600)
-    store.beat("B")
+    store.heartbeat("B")
     assert store.claim("B").attempt == 2
 
 
 def test_a_job_that_killed_its_workers_is_failed_and_one_that_was_given_back_is_not(store):
     job_id, other = submit(store), submit(store)
     for number in range(1, MAX_LOST + 3):
-        store.beat(f"W{number}")
+        store.heartbeat(f"W{number}")
         claim = store.claim(f"W{number}")
         assert claim.id == job_id
         if number in (1, 3):
             store.give_back(claim)
         else:
             later(store, LEASE + 1)
-    store.beat("A")
+    store.heartbeat("A")
     claim = store.claim("A")
     assert claim.id == other
     status = store.status(job_id)
@@ -319,7 +319,7 @@ def test_a_job_that_has_ended_is_deleted_at_once_with_its_pictures_and_does_not_
 
 def test_what_is_deleted_is_not_left_in_the_files_of_the_database(tmp_path):
     store = open_store(str(tmp_path / "jobs.sqlite"))
-    store.beat("A")
+    store.heartbeat("A")
     secret, result = (np.random.default_rng(seed).bytes(20_000) for seed in range(2))
     job_id = submit(store, content=secret)
     store.finish(store.claim("A"), result, FACTS)
@@ -432,7 +432,7 @@ def test_many_workers_claim_each_job_once(store, where):
         gate.wait()
 
         def one() -> jobs.Claim | None:
-            stores[number].beat(name := next(names))
+            stores[number].heartbeat(name := next(names))
             return stores[number].claim(name)
 
         return [claim.id for claim in iter(one, None)]
@@ -453,7 +453,7 @@ def test_sweeping_removes_what_is_old_and_what_a_kill_left(store):
     store.sweep()
     assert status_of(store, old) == "done" and "1" * 32 in store.jobs.all() and not store.attempts.all()
     later(store, KEEP - 60)
-    store.beat("A")
+    store.heartbeat("A")
     young = submit(store)
     store.finish(store.claim("A"), b"young", FACTS)
     store.sweep()
@@ -531,7 +531,7 @@ def test_who_has_most_gives_way_first(given_ends, room):
 
 def test_a_full_disk_is_said_in_a_sentence_and_leaves_nothing_behind(tmp_path):
     store = open_store(str(tmp_path / "jobs.sqlite"))
-    store.beat("A")
+    store.heartbeat("A")
     kept = submit(store)
     for name in SHELVES:  # every connection has its own limit
         connection = getattr(store, name).storage.conn
@@ -614,10 +614,10 @@ class Memory:
 def test_a_worker_killed_at_any_write_loses_no_job_and_leaves_nothing_behind(kill_after):
     memory = Memory()
     calm, doomed = memory.store(), memory.store(kill_after)
-    calm.beat("B")
+    calm.heartbeat("B")
     job_id = submit(calm)
     try:
-        doomed.beat("A")
+        doomed.heartbeat("A")
         claim = doomed.claim("A")
         doomed.report(claim, {"iteration": 1})
         doomed.show(claim, b"preview")
@@ -626,7 +626,7 @@ def test_a_worker_killed_at_any_write_loses_no_job_and_leaves_nothing_behind(kil
     except Killed:
         pass
     memory.time += LEASE + 1
-    calm.beat("B")
+    calm.heartbeat("B")
     while (claim := calm.claim("B")) is not None:
         calm.finish(claim, b"by B", FACTS)
     assert calm.status(job_id)["status"] == "done"
@@ -643,7 +643,7 @@ def test_a_worker_killed_at_any_write_loses_no_job_and_leaves_nothing_behind(kil
 def test_a_worker_that_lost_its_connection_tells_the_result_again(kill_after):
     memory = Memory()
     calm, cut = memory.store(), memory.store(kill_after)
-    calm.beat("A")
+    calm.heartbeat("A")
     job_id = submit(calm)
     claim = calm.claim("A")
     with suppress(Killed):
@@ -656,7 +656,7 @@ def test_a_worker_that_lost_its_connection_tells_the_result_again(kill_after):
 def test_a_claim_that_its_worker_never_heard_of_is_no_claim():
     memory = Memory()
     store = memory.store()
-    store.beat("A")
+    store.heartbeat("A")
     job_id = submit(store)
     for attempt in range(1, MAX_LOST + 2):  # it is nobody's death either
         claim = store.claim("A")
@@ -669,7 +669,7 @@ def test_a_claim_that_its_worker_never_heard_of_is_no_claim():
 def test_a_server_killed_at_any_write_leaves_a_whole_job_or_none(what, kill_after):
     memory = Memory()
     calm, doomed = memory.store(), memory.store(kill_after)
-    calm.beat("B")
+    calm.heartbeat("B")
     job_id = submit(calm) if what == "cancel" else None
     claim = calm.claim("B")
     try:
@@ -682,7 +682,7 @@ def test_a_server_killed_at_any_write_leaves_a_whole_job_or_none(what, kill_afte
     except Killed:
         pass
     memory.time += jobs.DRAFT
-    calm.beat("B")
+    calm.heartbeat("B")
     calm.sweep()
     whole = [key for key in memory.holds("jobs")]
     if what == "submit":
@@ -716,12 +716,12 @@ class Life(RuleBasedStateMachine):
             assert sum(job.waiting for job in live) >= 3 or not self.store._alive()
 
     @rule(name=names)
-    def beat(self, name: str) -> None:
-        self.store.beat(name)
+    def heartbeat(self, name: str) -> None:
+        self.store.heartbeat(name)
 
     @rule(name=names, target=claims)
     def claim(self, name: str):
-        self.store.beat(name)
+        self.store.heartbeat(name)
         claim = self.store.claim(name)
         if claim is not None:
             assert claim.id not in self.ended
@@ -792,7 +792,7 @@ class Life(RuleBasedStateMachine):
         """Whatever happened, a worker that lives ends every job."""
         for _ in range(20 * len(self.ids)):
             self.memory.time += LEASE + 1
-            self.store.beat("D")
+            self.store.heartbeat("D")
             if (claim := self.store.claim("D")) is not None:
                 assert self.store.finish(claim, b"result", FACTS)
         assert {status_of(self.store, each) for each in self.ids} <= {"done", "failed", "canceled", None}
@@ -838,7 +838,7 @@ SQLITE = pytest.mark.parametrize("where", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def crew(where: str, tmp_path: Path, short_lease: None) -> Iterator[Callable[..., subprocess.Popen]]:
+def workers(where: str, tmp_path: Path, short_lease: None) -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts workers, and ends them all."""
     started = []
 
@@ -858,13 +858,13 @@ def trace(tmp_path: Path) -> Callable[[], list[tuple[int, int, int]]]:
     return lambda: restorer.lines(tmp_path / "trace")
 
 
-def test_a_job_of_a_worker_that_was_killed_is_run_again_by_another(store, crew, trace):
-    killed = crew()
+def test_a_job_of_a_worker_that_was_killed_is_run_again_by_another(store, workers, trace):
+    killed = workers()
     job_id = submit(store, iterations=100)
     assert until(lambda: len(trace()) > 20, True)
     killed.kill()
     before = len(trace())
-    successor = crew()
+    successor = workers()
     assert until(lambda: status_of(store, job_id), "done", 30) == "done"
     assert {process for process, _, _ in trace()} == {killed.pid, successor.pid}
     assert [iteration for _, _, iteration in trace()[before:]] == list(range(1, 101))
@@ -875,8 +875,8 @@ def test_a_job_of_a_worker_that_was_killed_is_run_again_by_another(store, crew, 
 
 
 @SQLITE
-def test_a_worker_stops_within_an_iteration_of_canceling_and_goes_on_with_the_next(store, crew, trace):
-    crew()
+def test_a_worker_stops_within_an_iteration_of_canceling_and_goes_on_with_the_next(store, workers, trace):
+    workers()
     job_id, after = submit(store, iterations=100_000, seed=1), submit(store, seed=2)
     assert until(lambda: store.preview(job_id) is not None, True)
     assert status_of(store, job_id) == "running"
@@ -891,8 +891,8 @@ def test_a_worker_stops_within_an_iteration_of_canceling_and_goes_on_with_the_ne
 
 @SQLITE
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "stdin"])
-def test_a_worker_that_is_asked_to_end_puts_its_job_back(store, crew, trace, end):
-    process = crew("--leash")
+def test_a_worker_that_is_asked_to_end_puts_its_job_back(store, workers, trace, end):
+    process = workers("--leash")
     job_id = submit(store, iterations=100_000)
     assert until(lambda: status_of(store, job_id), "running") == "running"
     process.stdin.close() if end == "stdin" else process.send_signal(getattr(signal, end))
@@ -902,8 +902,8 @@ def test_a_worker_that_is_asked_to_end_puts_its_job_back(store, crew, trace, end
 
 
 @SQLITE
-def test_two_workers_share_the_jobs_and_run_none_twice(store, crew, trace):
-    crew(), crew()
+def test_two_workers_share_the_jobs_and_run_none_twice(store, workers, trace):
+    workers(), workers()
     wanted = [submit(store, iterations=20, seed=seed) for seed in range(6)]
     assert until(lambda: {status_of(store, each) for each in wanted}, {"done"}, 30) == {"done"}
     runs = [(seed, iteration) for _, seed, iteration in trace()]
@@ -911,8 +911,8 @@ def test_two_workers_share_the_jobs_and_run_none_twice(store, crew, trace):
 
 
 @SQLITE
-def test_what_goes_wrong_in_a_job_is_told_without_secrets_and_the_worker_lives_on(store, crew):
-    crew()
+def test_what_goes_wrong_in_a_job_is_told_without_secrets_and_the_worker_lives_on(store, workers):
+    workers()
     refused, broken, fine = (submit(store, seed=seed) for seed in (restorer.REFUSED, restorer.BROKEN, 1))
     assert until(lambda: status_of(store, fine), "done") == "done"
     assert store.status(refused)["error"] == "a picture of this seed is refused"
@@ -923,11 +923,11 @@ def test_what_goes_wrong_in_a_job_is_told_without_secrets_and_the_worker_lives_o
 
 
 @SQLITE
-def test_a_worker_that_was_put_to_sleep_finds_its_job_taken_over(store, crew, trace):
-    sleeper = crew("--sleepy")
+def test_a_worker_that_was_put_to_sleep_finds_its_job_taken_over(store, workers, trace):
+    sleeper = workers("--sleepy")
     job_id = submit(store, iterations=100)
     assert until(lambda: len(trace()), 5) == 5
-    crew()
+    workers()
     assert until(lambda: len({process for process, _, _ in trace()}), 2) == 2
     sleeper.send_signal(signal.SIGCONT)
     assert until(lambda: status_of(store, job_id), "done") == "done"
@@ -939,7 +939,7 @@ def test_once_is_one_job_and_then_the_end(tmp_path, short_lease):
     where = str(tmp_path / "jobs.sqlite")
     assert work(where, restorer.run, once=True) == 0  # nothing to do
     store = open_store(where)
-    store.beat("somebody")
+    store.heartbeat("somebody")
     first, second = submit(store), submit(store)
     work(where, restorer.run, once=True)
     assert (status_of(store, first), status_of(store, second)) == ("done", "waiting")
@@ -950,7 +950,7 @@ def test_once_is_one_job_and_then_the_end(tmp_path, short_lease):
 def test_a_worker_restores_with_the_true_thing_by_default(tmp_path):
     where = str(tmp_path / "jobs.sqlite")
     store = open_store(where)
-    store.beat("somebody")
+    store.heartbeat("somebody")
     job_id = submit(store, iterations=2, content=png(side=32))
     work(where, once=True)
     status = store.status(job_id)
@@ -974,10 +974,10 @@ def test_a_worker_without_a_store_ends_with_one_line(tmp_path):
 
 CREW = """
 import sys, time
-from sparsegen.service.http.serve import Crew, environment
-crew = Crew(2, environment("/nowhere", sys.argv[1]))
+from sparsegen.service.http.serve import WorkerPool, environment
+pool = WorkerPool(2, environment("/nowhere", sys.argv[1]))
 while True:
-    crew.tend()
+    pool.restart_dead()
     time.sleep(0.1)
 """
 
@@ -1079,6 +1079,6 @@ def test_a_worker_gives_each_hourglass_its_threads(
 def test_a_crew_tells_its_workers_how_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     monkeypatch.setattr("subprocess.Popen", lambda command, **about: started.append(about["env"]))
-    crew = Crew(3, {"A": "b"})
-    crew.tend()
+    pool = WorkerPool(3, {"A": "b"})
+    pool.restart_dead()
     assert [env[worker.WORKERS] for env in started] == ["3"] * 3 and started[0]["A"] == "b"

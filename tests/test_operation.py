@@ -300,7 +300,7 @@ def problem(queue: restoration.Jobs) -> str | None:
 
 
 def test_a_server_is_ready_while_a_worker_lives_and_the_file_can_be_written(queue):
-    queue().beat("A")
+    queue().heartbeat("A")
     assert problem(queue) is None
 
 
@@ -311,7 +311,7 @@ def test_a_server_without_a_living_worker_is_not_ready_unless_it_was_started_wit
 
 
 def test_a_server_whose_file_of_jobs_cannot_be_written_is_not_ready_and_names_no_path(queue, monkeypatch):
-    queue().beat("A")
+    queue().heartbeat("A")
     readonly = sqlite3.OperationalError("attempt to write a readonly database")
     monkeypatch.setattr(queue().jobs.storage, "incr", Mock(side_effect=readonly))
     assert problem(queue) == FileError.public
@@ -386,13 +386,13 @@ def test_a_full_temporary_folder_kills_no_process(models, tmp_path):
 def test_the_workers_are_asked_to_stop_before_the_server_has_ended(models, tmp_path, monkeypatch):
     """One after the other may take longer than the ten seconds after which a container is killed."""
     calls = Mock()
-    monkeypatch.setattr(serve, "Crew", calls.crew)
+    monkeypatch.setattr(serve, "WorkerPool", calls.pool)
     monkeypatch.setattr(serve, "HttpServer", calls.server)
     monkeypatch.setattr(serve, "stop_signals", lambda: contextlib.nullcontext([15]))
     monkeypatch.setenv("SPARSEGEN_MODELS", str(models))
     assert serve.serve(port=free_port(), jobs=str(tmp_path / "jobs.sqlite")) == 0
     ended = [name for name, *_ in calls.mock_calls if "stop" in name]
-    assert ended == ["crew().ask_to_stop", "server().stop", "crew().stop"]
+    assert ended == ["pool().ask_to_stop", "server().stop", "pool().stop"]
 
 
 SECRETS = [

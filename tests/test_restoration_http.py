@@ -470,7 +470,7 @@ def move(inside: TestClient, monkeypatch: pytest.MonkeyPatch, place: str) -> Non
 
 def test_a_client_has_a_few_unfinished_jobs_and_others_have_theirs(inside, monkeypatch):
     monkeypatch.setenv("SPARSEGEN_JOBS_PER_CLIENT", "2")
-    inside.app.state.jobs().beat("A")
+    inside.app.state.jobs().heartbeat("A")
 
     def post(host: str) -> httpx.Response:
         return TestClient(inside.app, client=(host, 1)).post("/restore", files={"image": picture()})
@@ -513,7 +513,7 @@ def test_the_pictures_of_one_client_are_read_one_after_the_other():
 
 def test_a_result_that_the_store_has_dropped_is_said_to_be_gone(inside):
     store = inside.app.state.jobs()
-    store.beat("A")
+    store.heartbeat("A")
     job_id = inside.post("/restore", files={"image": picture()}).json()["id"]
     claim = store.claim("A")
     store.finish(claim, b"result", {"seconds": 1.0})
@@ -525,7 +525,7 @@ def test_a_result_that_the_store_has_dropped_is_said_to_be_gone(inside):
 
 def test_a_full_disk_is_told_with_507(inside, monkeypatch):
     store = inside.app.state.jobs()
-    store.beat("A")
+    store.heartbeat("A")
     store.blobs.put("ballast", b"")
     for shelf in (store.jobs, store.blobs):
         pages = shelf.storage.conn.execute("pragma page_count").fetchone()[0]

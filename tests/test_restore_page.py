@@ -101,7 +101,7 @@ def tab_with_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(worker, "REPORT_EVERY", 0.02)
     monkeypatch.setattr(worker, "SHOW_EVERY", 0.02)
     store = open_store(str(tmp_path / "jobs.sqlite"))
-    store.beat("w")
+    store.heartbeat("w")
     yield Tab(store, tmp_path)
     store.close()
 
@@ -196,7 +196,7 @@ def test_without_a_picture_a_worker_or_room_the_page_says_what_to_do(tab):
     tab.store.leave("w")
     with pytest.raises(Error, match="start one with `sparsegen worker`"):
         tab.start()
-    tab.store.beat("w")
+    tab.store.heartbeat("w")
     for number in range(MAX_WAITING):
         tab.start(host=f"192.0.2.{number}")
     with pytest.raises(Error, match="ask again later"):

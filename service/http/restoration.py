@@ -38,7 +38,7 @@ from sparsegen.service.jobs.decoding import DecodersBusy
 from sparsegen.service.jobs.errors import Busy, NoWorker, StoreError, StoreFull
 from sparsegen.service.jobs.orders import MAX_PIXELS, SCALARS, TEXTS, Turns, check_room, order
 from sparsegen.service.jobs.places import default_place, is_redis
-from sparsegen.service.jobs.store import FILES, STORED_PIXELS, UNHEARD, Store, open_store
+from sparsegen.service.jobs.store import FILES, JOB_NOT_FOUND, STORED_PIXELS, Store, open_store
 from sparsegen.service.jobs.worker import WORKERS
 from sparsegen.service.options import Options
 from sparsegen.zoo.noise import MAX_SEED
@@ -299,7 +299,7 @@ async def _status(request: Request, job_id: str, ask: Callable[[Store], dict | N
     """Raises: HTTPException 404 if there is no such job."""
     status = await _with(request, ask or (lambda store: store.status(job_id)))
     if status is None:
-        raise HTTPException(404, UNHEARD.format(job_id[:40]))
+        raise HTTPException(404, JOB_NOT_FOUND.format(job_id[:40]))
     return status
 
 

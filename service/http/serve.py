@@ -19,8 +19,8 @@ from typing import IO
 import psutil
 
 from sparsegen.service.exposure import Exposure
+from sparsegen.service.jobs.places import ENVIRONMENT as JOBS
 from sparsegen.service.jobs.worker import WORKERS, stop_signals
-from sparsegen.service.models import ENVIRONMENT as JOBS
 from sparsegen.service.models import models_folder, open_models
 from sparsegen.service.options import Options
 
@@ -58,16 +58,16 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
     check_port(host, port)
     with private_folder() as home, stop_signals() as stopped:
         variables = environment(home, jobs) | exposure.environment() | {WORKERS: str(workers)}
-        crew, server = Crew(workers, variables), HttpServer(host, port, variables | {"TMPDIR": home})
+        pool, server = WorkerPool(workers, variables), HttpServer(host, port, variables | {"TMPDIR": home})
         try:
             while not stopped:
-                crew.tend()
-                server.tend()
+                pool.restart_dead()
+                server.restart_dead()
                 time.sleep(0.2)
         finally:
-            crew.ask_to_stop()  # before the server has ended: a container is killed after ten seconds
+            pool.ask_to_stop()  # before the server has ended: a container is killed after ten seconds
             server.stop()
-            crew.stop()
+            pool.stop()
     return 0
 
 
@@ -88,7 +88,7 @@ class HttpServer:
         self._answers = self._announced = False
         self._started = -math.inf
 
-    def tend(self) -> None:
+    def restart_dead(self) -> None:
         """Starts the server, announces the page once it answers, and starts it again where a part of it has ended.
 
         Raises: RuntimeError if a part of it ends before it has answered for the first time.
@@ -155,7 +155,7 @@ class HttpServer:
             connection.close()
 
 
-class Crew:
+class WorkerPool:
     """The worker processes beside a server. Each reads a pipe that closes when this process ends, however it does."""
 
     def __init__(self, count: int, variables: dict[str, str]) -> None:
@@ -163,7 +163,7 @@ class Crew:
         self._workers: list[subprocess.Popen | None] = [None] * count
         self._started, self._pause = [-math.inf] * count, [RESTART_AFTER] * count
 
-    def tend(self) -> None:
+    def restart_dead(self) -> None:
         """Starts the workers, and again those that ended, less and less often where they end at once."""
         now = time.monotonic()
         for index, worker in enumerate(self._workers):

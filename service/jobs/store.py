@@ -27,7 +27,7 @@ from sparsegen.service.options import Options
 
 logger = logging.getLogger(__name__)
 
-BEAT_EVERY = 3.0
+HEARTBEAT_EVERY = 3.0
 KEEP = 24 * 3600.0  # seconds from the end of a job to its removal
 MAX_WAITING = 16
 MAX_LOST = 3  # attempts that ended with their worker, after which a job is failed
@@ -37,7 +37,7 @@ FILES = ("image", "mask", "kernel")
 REMOVED = "removed"  # of an end: somebody deleted the job
 LIVE = ("waiting", "running")  # of the words for where a job is; the others are of ends
 ID = re.compile("[0-9a-f]{32}")
-UNHEARD = (
+JOB_NOT_FOUND = (
     "There is no job {!r}: it never was, was deleted, or ended a day ago, or earlier if the store was full."
 )
 END_SIZE = 64 << 10  # bytes that an end counts beside its picture, since `sweep` reads all of them
@@ -247,7 +247,7 @@ class Store:
 
     # What a worker does.
 
-    def beat(self, worker: str) -> None:
+    def heartbeat(self, worker: str) -> None:
         """Gives a sign of life, without which others take over what the worker holds."""
         self.workers.put(worker, _pack({"at": self.clock()}))
 
@@ -431,13 +431,15 @@ class Store:
         if job.running:
             last = {name: job.attempts[-1].get(name, nothing) for name, nothing in UNKNOWN.items()}
             left = job.attempts[-1].get("seconds_left")
-            return _told(job.id, "running", **last, seconds_left=left, notes=job.record["notes"])
+            return _status_fields(job.id, "running", **last, seconds_left=left, notes=job.record["notes"])
         ahead = [other for other in live[: live.index(job)] if other.waiting and not other.record["draft"]]
         before = [self._left(other) for other in live if other.running or other in ahead]
         left = own = self._left(job)
         if own is not None:
             left = round(sum(other or 0 for other in before) / max(len(self._alive()), 1) + own, 1)
-        return _told(job.id, "waiting", position=1 + len(ahead), seconds_left=left, notes=job.record["notes"])
+        return _status_fields(
+            job.id, "waiting", position=1 + len(ahead), seconds_left=left, notes=job.record["notes"]
+        )
 
 
 def too_many(ends: Mapping[str, dict], room: float) -> set[str]:
@@ -472,7 +474,7 @@ def open_store(where: str | None = None) -> Store:
     return Store(storage.shelves, storage.clock, storage.close, storage.scrub, room)
 
 
-def _told(job_id: str, status: str, **known: object) -> dict:
+def _status_fields(job_id: str, status: str, **known: object) -> dict:
     """A status, which has all keys whatever is known."""
     nothing = {
         "position": None,
@@ -488,7 +490,7 @@ def _told(job_id: str, status: str, **known: object) -> dict:
 def _ended(job_id: str, end: bytes) -> dict | None:
     """The status of a job that has ended; None if it was removed."""
     facts = _load(end)
-    return None if facts["status"] == REMOVED else _told(job_id, **facts)
+    return None if facts["status"] == REMOVED else _status_fields(job_id, **facts)
 
 
 def _own(job_id: str, attempts: Mapping[str, bytes]) -> list[dict]:

@@ -17,7 +17,7 @@ from sparsegen.pictures.picture import Picture
 from sparsegen.restoration.settings import Task, fair_threads, rename_settings
 from sparsegen.service.jobs.decoding import decoders
 from sparsegen.service.jobs.errors import StoreError
-from sparsegen.service.jobs.store import BEAT_EVERY, STORED_PIXELS, Claim, Store, open_store
+from sparsegen.service.jobs.store import HEARTBEAT_EVERY, STORED_PIXELS, Claim, Store, open_store
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.options import Options
 
@@ -198,13 +198,13 @@ def beating(store: Store, name: str) -> Iterator[None]:
     done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(BEAT_EVERY):
+        while not done.wait(HEARTBEAT_EVERY):
             try:
-                store.beat(name)
+                store.heartbeat(name)
             except StoreError as error:
                 logger.warning("cannot give a sign of life: %s", error)
 
-    store.beat(name)
+    store.heartbeat(name)
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:

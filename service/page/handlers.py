@@ -45,7 +45,7 @@ def detail(event: gr.EventData, name: str) -> object:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _errors_shown() -> Iterator[None]:
     try:
         yield
     except StoreError as error:
@@ -55,17 +55,17 @@ def _told() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
-def told(handler: Callable) -> Callable:
+def show_errors(handler: Callable) -> Callable:
     """Shows what is wrong with a value, a file or the server on the page, in place of "Error"."""
 
     @wraps(handler)
     def wrapped(*arguments: object) -> object:
-        with _told():
+        with _errors_shown():
             return handler(*arguments)
 
     @wraps(handler)
     async def awaited(*arguments: object) -> object:
-        with _told():
+        with _errors_shown():
             return await handler(*arguments)
 
     return awaited if iscoroutinefunction(handler) else wrapped

@@ -33,9 +33,9 @@ from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.decoding import decoders
 from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.orders import MAX_PIXELS
-from sparsegen.service.jobs.store import LIVE, UNHEARD, Store
+from sparsegen.service.jobs.store import JOB_NOT_FOUND, LIVE, Store
 from sparsegen.service.page import markup
-from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, told, whole
+from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
 from sparsegen.service.page.static import read_static
 from sparsegen.service.uploads import KEEP_UPLOADS
 
@@ -209,7 +209,7 @@ class Handlers:
     def __init__(self, jobs: Callable[[], Store], turns: Callable[[], orders.Turns]) -> None:
         self.jobs, self.turns = jobs, turns
 
-    @told
+    @show_errors
     def pick(self, event: gr.EventData):
         """Puts an example in the place of a dropped file, with the settings that suit it."""
         index = check_integer(
@@ -222,7 +222,7 @@ class Handlers:
         """Asks for what a kind of restoration needs."""
         return tuple(gr.update(visible=kind == wanting) for wanting in ("inpaint", "upscale", "deblur"))
 
-    @told
+    @show_errors
     def take(self, image, job, request: gr.Request):
         """Shows a picture that was dropped; one that comes while a job is watched has to wait for its start."""
         if image is None or (job and (self._status(job) or {}).get("status") in LIVE):
@@ -232,7 +232,7 @@ class Handlers:
         return "", "", gr.update(before=shown(picture), after=None)
 
     # Gradio hands the values of the components over one by one: hence the long signature.
-    @told
+    @show_errors
     async def start(
         self,
         image,
@@ -288,13 +288,13 @@ class Handlers:
         except StoreError as error:  # a sentence in place of a message at each tick
             return markup.notice(error.public), gr.skip(), gr.Timer(active=True), gr.skip(), gr.skip()
         if status is None:
-            return markup.notice(UNHEARD.format(job[:40])), gr.skip(), *buttons(live=False)
+            return markup.notice(JOB_NOT_FOUND.format(job[:40])), gr.skip(), *buttons(live=False)
         # The number changes with the picture, so that the browser fetches each once.
         address = f"../restore/{job}/preview?{zlib.crc32(preview):08x}" if preview else None
         stage = gr.update(after=address) if address else gr.skip()
         return markup.progress(status), stage, *buttons(status["status"] in LIVE)
 
-    @told
+    @show_errors
     def cancel(self, job):
         """Cancels the job, which frees its worker."""
         if job:

@@ -14,22 +14,21 @@ from sparsegen.common.checks import check_integer
 from sparsegen.pictures import images
 from sparsegen.service.models import Model
 from sparsegen.service.page import inspector, markup
-from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, told, whole
+from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
 from sparsegen.service.page.static import read_static
 from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import noise
 from sparsegen.zoo.k_range import KRange, resolve
 
-INTRODUCTION = """Every image here is drawn in two steps: a network turns random noise into a **sparse code**, a
-stack of small maps in which most entries are zero, and a **dictionary** of small patterns, its *atoms*, turns the
-code into pixels. The entries of the code at one place, one for each atom, are a **needle**."""
+INTRODUCTION = """Each image is generated in two steps: a network maps random noise to a **sparse code**, a stack
+of small maps in which most entries are zero; then a **dictionary** of small patterns, its *atoms*, turns the code into
+pixels. The entries of the code at one position, one per atom, are a **needle**."""
 SAMPLE = """## Sample
-Pick a model and a seed; one seed is one set of images. Lower the sparsity k to keep fewer non-zeros, and see what is
-lost."""
+Choose a model and a seed; a seed determines the images. Lower k to keep fewer non-zeros, and compare."""
 ANY = -1  # the class of each image is drawn from the seed
-INSPECTOR = """## X-ray
-Click an image above to see where its code is dense and which atoms it is made of; then switch some of them
-off."""
+INSPECTOR = """## Code inspector
+Click an image above to see where its code is dense and which atoms it consists of. Then switch atoms off and
+compare."""
 
 
 def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> None:
@@ -109,7 +108,7 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
 
 @dataclass(frozen=True)
 class Choice:
-    """What the page shows: `count` images of a seed, of which the one at `index` is X-rayed.
+    """What the page shows: `count` images of a seed, of which the one at `index` is inspected.
 
     `label` is the class of all of them; None: of each its own, drawn from the seed, or the model has none.
     """
@@ -143,7 +142,7 @@ class Handlers:
         self.models, self.asks_token = models, asks_token
 
     # Gradio hands the values of the components over one by one: hence the long signatures.
-    @told
+    @show_errors
     def draw(self, model, label, seed, count, k_1, apart, k_2, index, request: gr.Request):
         """Draws the images of a seed, says how sparse they are, and how to get the same pixels elsewhere."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
@@ -155,9 +154,9 @@ class Handlers:
             curl_call(shown, address(request), self.asks_token),
         )
 
-    @told
+    @show_errors
     def look(self, model, label, seed, count, k_1, apart, k_2, index):
-        """Takes the X-ray of one image of a seed: where its needles are dense, and its most used atoms."""
+        """Inspects one image of a seed: where its needles are dense, and its most used atoms."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         image, codes = shown.run(shown.index, 1)
         pixels, codes, sampler = images.to_uint8(image)[0], [code[0] for code in codes], shown.model.sampler
@@ -165,7 +164,7 @@ class Handlers:
         figures = markup.inside(pixels, codes, sampler.k_ranges, shown.k, called)
         return figures, markup.atoms(codes[0], sampler.dictionary()), markup.HINT
 
-    @told
+    @show_errors
     def switch(self, model, label, seed, count, k_1, apart, k_2, index, event: gr.EventData):
         """Draws one image without the atoms that are switched off."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
@@ -184,7 +183,7 @@ class Handlers:
     def roll(self):
         return secrets.randbelow(2**32)
 
-    @told
+    @show_errors
     def choose(self, model, label):
         """Sets the range of k to that of another model, and keeps the class where it has one of that number."""
         model = self._model(model)
@@ -198,18 +197,18 @@ class Handlers:
             about(model),
         )
 
-    @told
+    @show_errors
     def part(self, model, apart, k_1):
         """Shows the k of Γ2, set to that of Γ1, or hides it."""
         both = self._model(model).sampler.k_ranges
         return gr.update(info=meaning(both[:1] if apart else both)), gr.update(visible=apart, value=k_1)
 
-    @told
+    @show_errors
     def fit(self, count, index):
         """Keeps the index within the images that are drawn."""
         return min(whole(index), whole(count) - 1)
 
-    @told
+    @show_errors
     def pick(self, event: gr.EventData):
         """Chooses the image that was clicked."""
         return check_integer(

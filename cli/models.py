@@ -49,7 +49,7 @@ def list_models(
 
 
 # What is told once, below the table, where all models have it in common, and a remark to it.
-COMMON = {"trained on": "", "distance by": ", lower is better", "license": ""}
+COMMON = {"size": " pixels", "trained on": "", "distance by": ", lower is better", "license": ""}
 
 
 def _summary(config: dict) -> dict[str, str]:

@@ -176,9 +176,11 @@ def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     monkeypatch.setenv("COLUMNS", "200")
     assert sparsegen("list", "--plain").stdout == "".join(names)
-    header, *rows, data, metric, terms = re.sub(r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout).splitlines()
+    header, *rows, size, data, metric, terms = re.sub(
+        r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout
+    ).splitlines()
     assert header.split() == "model classes atoms k steps seed distance density".split()
-    assert data == "trained on: cifar10"
+    assert size == "size: 32 pixels" and data == "trained on: cifar10"
     assert metric == "distance by: fd-efficientnet-lite0, lower is better"
     assert terms == "license: apache-2.0"
     assert len(rows) == len(names)
@@ -251,7 +253,7 @@ def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
     trained = from_pretrained(tmp_path / "run" / "checkpoints" / "00000003")
     assert [k_range.k for k_range in trained.k_ranges] == [1, 2]
     assert trained.config["training"]["steps"] == 3
-    assert_refused(sparsegen(*arguments, "--steps", 5, "--k", "1,2"), "--resume")
+    assert_refused(sparsegen(*arguments, "--steps", 5, "--k", "1,2"), "resume it")
     done = sparsegen(*arguments, "--steps", 5, "--k", "1,2", "--eval-count", 0, "--resume")
     assert done.returncode == 0, done.stderr
     assert "trained for 5 steps" in done.stdout
@@ -325,11 +327,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         (("dcgan-8.ml", "--precision", "fp4"), "precision"),
         (("dcgan-8.ml", "--device", "tpu"), "got 'tpu'"),
         (("dcgan-8.ml", "--device", "cuda:4096"), "no device cuda:4096"),
-        (("dcgan-8.ml", "--eval-count", 1), "--eval-count is 0, or the number of images drawn, from 2 to"),
+        (("dcgan-8.ml", "--eval-count", 1), "eval_count is 0, or the number of images drawn, from 2 to"),
         (("dcgan-8.ml", "--share", 0), "above 0 and at most 1; got 0"),
         (("dcgan-8.ml", "--share", 1.5), "--share"),
         (("dcgan-8.ml", "--share", "nan"), "--share"),
-        (("dcgan-8.ml", "--rate", 0), "a rate must be a factor of the recipe's learning rates, above 0"),
+        (("dcgan-8.ml", "--rate", 0), "a rate must be a factor of the recipe's learning rates above 0"),
         (("dcgan-8.ml", "--rate", "nan"), "above 0, e.g. 0.1 or 4; got nan"),
         (("dcgan-8.ml", "--resume"), "holds no run to resume"),
         (("dcgan-8.ml", "--out", "/proc/x/run"), "/proc"),
@@ -508,7 +510,9 @@ def test_real_images_without_a_split_of_their_own_are_refused(
     sparsegen: CLI, data: Path, pictures: Path, tmp_path: Path, stand_ins: None
 ) -> None:
     real = ("evaluate", "real", "--features", "efficientnet-lite0", "--data")
-    assert_refused(sparsegen(*real, data / "train"), "measures test images", "no split 'test'", "--test")
+    assert_refused(
+        sparsegen(*real, data / "train"), "measures test images", "no split 'test'", "give test images"
+    )
     assert_refused(sparsegen(*real, data / "test", "--test", data / "test"), "are its training images")
     assert_refused(sparsegen(*real, data, "--record"), "leave --record and --k out", "./real")
     assert_refused(sparsegen(*real, data, "--neighbors", tmp_path / "near.jpg"), "--neighbors takes .png")
@@ -645,7 +649,7 @@ def test_a_run_whose_names_look_like_markup_is_trained(
         1,
         "--batch-size",
         4,
-        "--judge-count",
+        "--eval-count",
         0,
     )
     assert done.returncode == 0 and f"trained for 1 steps in {run}\n" in done.stdout
@@ -674,7 +678,7 @@ def test_names_of_files_need_not_be_utf_8(sparsegen: CLI, pictures: Path, tmp_pa
     (pictures / "broken.png").unlink()
     data, run, shown = pictures.rename(tmp_path / odd), tmp_path / "run", "b\\udce9"
     (data / "000.png").rename(data / f"{odd}.png")
-    command = ("train", "dcgan-8.ml", "--data", data, "--batch-size", 4, "--judge-count", 0, "--steps")
+    command = ("train", "dcgan-8.ml", "--data", data, "--batch-size", 4, "--eval-count", 0, "--steps")
     assert sparsegen(*command, 1, "--out", run).returncode == 0
     assert sparsegen(*command, 2, "--out", run, "--resume").returncode == 0
     trained = run / "checkpoints" / "00000002"

@@ -239,7 +239,7 @@ BAD = [
     (("deblur", "noisy.png", "--kernel", "gauss"), "--kernel gauss: there is no such file"),
     (("deblur", "noisy.png", "--kernel", "1.6"), "a Gaussian is gaussian:1.6"),
     (("deblur", "noisy.png", "--kernel", "negative.npy"), "negative.npy: a blur kernel holds"),
-    (("deblur", "noisy.png", "--kernel", "terabytes.npy"), "terabytes.npy is no .npy array"),
+    (("deblur", "noisy.png", "--kernel", "terabytes.npy"), "terabytes.npy is not a .npy array"),
     (("deblur", "noisy.png", "--kernel", "gaussian:0"), "got 'gaussian:0'"),
     (("deblur", "noisy.png", "--kernel", "words.npy"), "words.npy"),
     (("deblur", "noisy.png", "--kernel", "mask.png"), "odd sides"),
@@ -614,7 +614,7 @@ def test_a_full_disk_is_found_before_the_work(
     monkeypatch.setattr(batch.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(batch, "restore_one", lambda *_: None)
     command = ("upscale", folder / "noisy.png", "--out", folder / "o.png", "--by", 2)
-    assert_refused(sparsegen(*command), "the disk has 0.0492 MB left, the picture may take 0.0492 MB")
+    assert_refused(sparsegen(*command), "the disk has 0.0492 MB left, and the picture may take 0.0492 MB")
     usage.free += 1
     assert sparsegen(*command).returncode == 0
 

@@ -196,7 +196,7 @@ def test_a_kernel_that_is_larger_than_the_picture_is_refused_before_any_work(
 
 @pytest.mark.parametrize(
     ("where", "message"),
-    [(np.s_[10:150, 10:150], r"only \d+ of \d+ pixels are known.*take larger tiles, of \d+,"),
+    [(np.s_[10:150, 10:150], r"only \d+ of \d+ pixels are known.*use larger tiles, e.g. of \d+,"),
      (np.s_[:0], "every pixel is known")],
 )  # fmt: skip
 def test_a_mask_that_leaves_a_tile_nothing_to_go_by_is_refused_before_any_work(
@@ -330,7 +330,7 @@ def test_a_stopped_run_is_made_of_what_there_is() -> None:
     outcome = run_tiled(
         Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=lambda now: now.iteration > 0
     )
-    assert outcome.stopped_because.startswith("it was asked to: of 6 tiles 0 are done, ")
+    assert outcome.stopped_because.startswith("the callback stopped it: of 6 tiles, 0 are done, ")
     assert outcome.iterations < 600  # of thousands
     np.testing.assert_allclose(outcome.image.pixels[:, 160:], picture.pixels[:, 160:], atol=1e-6)
     assert np.abs(outcome.image.pixels[:, :40] - picture.pixels[:, :40]).mean() > 0.01
@@ -396,7 +396,7 @@ def test_who_wants_no_more_is_heard_before_any_tile_has_begun() -> None:
     picture = smooth(64, 160)
     outcome = run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=ask)
     assert heard == [(0, 0, 0.0, float("inf"))]
-    assert outcome.iterations == 0 and outcome.stopped_because.startswith("it was asked to")
+    assert outcome.iterations == 0 and outcome.stopped_because.startswith("the callback stopped it")
     assert np.allclose(outcome.image.pixels, picture.pixels, atol=1e-6)
 
 

@@ -237,7 +237,7 @@ BAD = [
     (("upscale", "noisy.png", "--by", 2, "--clean", "clean.png"), "128 x 128 pixels"),
     (("deblur", "noisy.png"), "--kernel"),
     (("deblur", "noisy.png", "--kernel", "gauss"), "--kernel gauss: there is no such file"),
-    (("deblur", "noisy.png", "--kernel", "1.6"), "a Gaussian is gaussian:1.6"),
+    (("deblur", "noisy.png", "--kernel", "1.6"), "a Gaussian is e.g. gaussian:1.6"),
     (("deblur", "noisy.png", "--kernel", "negative.npy"), "negative.npy: a blur kernel holds"),
     (("deblur", "noisy.png", "--kernel", "terabytes.npy"), "terabytes.npy is not a .npy array"),
     (("deblur", "noisy.png", "--kernel", "gaussian:0"), "got 'gaussian:0'"),

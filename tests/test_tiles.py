@@ -241,7 +241,7 @@ def test_the_sum_does_not_depend_on_which_tile_ends_first() -> None:
     for order in (reports, reports[::-1]):
         tally = tiles._Tally(task, picture, jobs, 2)
         for report in order:
-            tally.hear(report)
+            tally.add_report(report)
         assert tally.added == len(jobs)
         sums.append(tally.pixels())
     np.testing.assert_array_equal(*sums)
@@ -253,9 +253,9 @@ def test_time_left_goes_by_what_finished_tiles_took(workers: int) -> None:
     jobs = tiles._jobs(task, picture, None, 64, 16)
     tally = tiles._Tally(task, picture, jobs, workers)
     under_way = tiles._Report(1, jobs[1].observed(), 50, 60, 5.0, 0.3)
-    tally.hear(under_way)
+    tally.add_report(under_way)
     assert tally.progress().seconds_left == pytest.approx(0.1 * (60 + 3 * 110) / workers)
-    tally.hear(tiles._Report(0, jobs[0].observed(), 200, 0, 20.0, 0.1, HISTORY, 180, True))
+    tally.add_report(tiles._Report(0, jobs[0].observed(), 200, 0, 20.0, 0.1, HISTORY, 180, True))
     progress = tally.progress()
     assert progress.seconds_left == pytest.approx(0.1 * (150 + 2 * 200) / workers)
     assert (progress.iteration, progress.finished, progress.tiles) == (250, 1, 4)

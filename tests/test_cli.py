@@ -111,10 +111,10 @@ def test_sample_writes_the_pixels_that_python_draws(sparsegen: CLI, model: Path,
         (("--k", 0), "from 1 to 8; got 0"),
         (("--k", "9"), "from 1 to 8; got 9"),
         (("--k", "1,2,3"), "one for each of Γ1, Γ2"),
-        (("--k", "few"), "--k is one number"),
+        (("--k", "few"), "--k must be one integer"),
         (("--truncation", 0), "at least 0.05"),
         (("--out", "/proc/nowhere/grid.png"), "/proc"),
-        (("--out", "grid.jpg"), ".png or .npy, or a folder"),
+        (("--out", "grid.jpg"), ".png or .npy, or be a folder"),
         (("--scale", 99), "--scale"),
         (("--speed", 2), "--speed"),
     ],
@@ -515,7 +515,9 @@ def test_real_images_without_a_split_of_their_own_are_refused(
     )
     assert_refused(sparsegen(*real, data / "test", "--test", data / "test"), "are its training images")
     assert_refused(sparsegen(*real, data, "--record"), "leave --record and --k out", "./real")
-    assert_refused(sparsegen(*real, data, "--neighbors", tmp_path / "near.jpg"), "--neighbors takes .png")
+    assert_refused(
+        sparsegen(*real, data, "--neighbors", tmp_path / "near.jpg"), "--neighbors must end in .png"
+    )
     assert_refused(sparsegen("evaluate", "real", "--data", data, "--features", "vgg"), "got 'vgg'")
 
 
@@ -538,7 +540,9 @@ def test_plots_are_pictures(sparsegen: CLI, model: Path, tmp_path: Path, what: s
     assert min(picture.shape[:2]) > 80
     assert picture.std() > 10
     for name in ("x.pdf", "x"):
-        assert_refused(sparsegen("plot", what, model, "--out", tmp_path / name), "--out takes .png; got")
+        assert_refused(
+            sparsegen("plot", what, model, "--out", tmp_path / name), "--out must end in .png; got"
+        )
 
 
 def test_export_reports_its_proof(sparsegen: CLI, model: Path, tmp_path: Path) -> None:
@@ -579,7 +583,7 @@ def test_export_takes_no_other_place_than_that_of_an_older_bundle(
         ("link", "the model itself"),
         ("mine", "other files"),
         ("other", "other files"),
-        ("m.txt", ".onnx, or a folder"),
+        ("m.txt", ".onnx, or be a folder"),
     ]:
         assert_refused(sparsegen("export", model, "--out", tmp_path / place), says)
     assert contents() == before

@@ -17,10 +17,10 @@ app = typer.Typer()
 
 @app.command(name="list", epilog="Example: sparsegen list 'dcgan*'")
 def list_models(
-    pattern: Annotated[str, typer.Argument(help="Shell pattern.")] = "*",
-    plain: Annotated[bool, typer.Option("--plain", help="Bare names, which a pipe gets anyway.")] = False,
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, e.g. dcgan* (default: all).")] = "*",
+    plain: Annotated[bool, typer.Option("--plain", help="Names only, as in a pipe.")] = False,
 ) -> None:
-    """Lists the bundled models: as a table on a terminal, as bare names in a pipe."""
+    """Lists the bundled models: a table on a terminal, names only in a pipe."""
     names = sparsegen.list_models(pattern)
     if not names:
         raise ValueError(
@@ -39,7 +39,7 @@ def list_models(
     table = Table(Column("model", no_wrap=True), box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         if column not in same:
-            # A narrow terminal gets it in several lines, and all of it.
+            # On a narrow terminal a cell has several lines; nothing is cut off.
             table.add_column(column, overflow="fold")
     for name, about in facts.items():
         table.add_row(name, *(about[column] for column in columns if column not in same))
@@ -48,8 +48,8 @@ def list_models(
         out.print(f"{column}: {value}{COMMON[column]}", style="dim")
 
 
-# What is told once, below the table, where all models have it in common, and a remark to it.
-COMMON = {"trained on": "", "distance by": ", lower is better", "license": ""}
+# Columns that are printed once, below the table, where all models have the same value, each with a remark.
+COMMON = {"size": " pixels", "trained on": "", "distance by": ", lower is better", "license": ""}
 
 
 def _summary(config: dict) -> dict[str, str]:
@@ -113,24 +113,33 @@ def info(model: Model) -> None:
 def sample(
     model: Model,
     count: Annotated[
-        int | None, typer.Option(help="Number of images; by default 16, or as many as --labels lists.")
+        int | None, typer.Option(help="Number of images (default: 16, or the number of --labels).")
     ] = None,
     seed: Seed = 0,
     k: K = None,
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Of a conditional model the class of all images, or of each: its number or name (what is both is the "
-            "name), as cat or 3,5,dog; drawn by default. `sparsegen info` lists them."
+            help="Classes of a conditional model, one for all images or one per image, by number or name, e.g. cat or "
+            "3,5,dog (default: random). `sparsegen info` lists them."
         ),
     ] = None,
     truncation: Annotated[
-        float | None, typer.Option(help="Bound of the truncated normal of z; none by default.")
+        float | None,
+        typer.Option(
+            help="Bound of the truncated normal distribution of z, above 0 (default: no truncation)."
+        ),
     ] = None,
     out_path: Annotated[
-        Path, typer.Option("--out", help="A .png grid, a .npy array, or a folder for single PNGs.")
+        Path,
+        typer.Option(
+            "--out",
+            help="A .png file for a grid, a .npy file for an array, or a folder for one PNG per image.",
+        ),
     ] = Path("samples.png"),
-    scale: Annotated[int, typer.Option(min=1, max=16, help="Enlarges each pixel of a grid.")] = 2,
+    scale: Annotated[
+        int, typer.Option(min=1, max=16, help="Side in pixels that each pixel of a grid is enlarged to.")
+    ] = 2,
 ) -> None:
     """Draws images from a model."""
     import numpy as np
@@ -166,16 +175,16 @@ def sample(
 def export(
     model: Model,
     out_path: Annotated[
-        Path, typer.Option("--out", help="An .onnx file; or a folder, for a model that `serve` can serve.")
+        Path, typer.Option("--out", help="An .onnx file, or a folder for a model that `serve` can load.")
     ],
-    synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to its image.")] = False,
+    synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to the image.")] = False,
     discriminator: Annotated[
-        bool, typer.Option(help="Also put the discriminator (and encoder) into the folder, for fine-tuning.")
+        bool, typer.Option(help="Also write the discriminator (and encoder) to the folder, for fine-tuning.")
     ] = False,
 ) -> None:
     """Writes a model as ONNX with k as an input, and verifies that it agrees with torch.
 
-    A folder gets the weights in half precision and two small graphs that read them.
+    A folder holds the weights in half precision and two small graphs that read them.
     """
     from sparsegen.export.folder import export_folder
     from sparsegen.export.onnx_file import STEPS, export_onnx
@@ -183,9 +192,7 @@ def export(
 
     suffix, source = check_target(out_path, ".onnx", folder=True), find_checkpoint(model)
     if suffix and discriminator:
-        raise ValueError(
-            f"--discriminator puts it into a folder, and {out_path} is a file: give a folder as --out"
-        )
+        raise ValueError(f"--discriminator needs a folder, and {out_path} is a file: give a folder as --out")
     with progress(model, STEPS) as show:
 
         def report(done: int, what: str) -> None:
@@ -202,11 +209,11 @@ def export(
 @app.command(epilog="Example: sparsegen push runs/ml/best me/my-dcgan --private")
 def push(
     model: Model,
-    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
-    private: Annotated[bool, typer.Option(help="Create it private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub: owner/name.")],
+    private: Annotated[bool, typer.Option(help="Create a private repository.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to (default: main).")] = None,
 ) -> None:
-    """Pushes a model to the Hugging Face Hub, with its card."""
+    """Pushes a model and its model card to the Hugging Face Hub."""
     from sparsegen.zoo.checkpoint import find_checkpoint, upload
 
     with err.status(Text(f"pushing {model} to {repo_id}")):

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands take, and what checks them."""
+"""Arguments and options shared by several commands, and their checks."""
 
 import os
 from pathlib import Path
@@ -6,23 +6,26 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[
-    str, typer.Argument(help="A bundled model, a checkpoint's folder, or owner/name on the Hub.")
-]
-Seed = Annotated[int, typer.Option(help="Fixes the noise: 0 to 2^64 - 1.")]
+Model = Annotated[str, typer.Argument(help="A bundled model, a checkpoint folder, or owner/name on the Hub.")]
+Seed = Annotated[int, typer.Option(help="Random seed, 0 to 2^64 - 1.")]
 K = Annotated[
     str | None,
-    typer.Option(help="Sparsity (k): non-zeros kept; one number, or one a level, Γ1 first, as 16,32."),
+    typer.Option(
+        help="Sparsity (k), the non-zeros kept: one number, or one per level, Γ1 first, e.g. 16,32."
+    ),
 ]
 
 
 def _place(jobs: str | None) -> str | None:
-    """Refuses a password as an argument."""
+    """Rejects a URL that contains a password.
+
+    Raises: typer.BadParameter, since all users of a machine can read the arguments of its processes.
+    """
     from sparsegen.service.jobs.places import has_password, public
 
     if jobs and has_password(jobs) and jobs != os.environ.get("SPARSEGEN_JOBS"):
         raise typer.BadParameter(
-            f"{public(jobs)} may hold a password, and every user of this machine can read arguments: set the "
+            f"{public(jobs)} may contain a password, and all users of this machine can read arguments: set the "
             "environment variable SPARSEGEN_JOBS to the URL instead"
         )
     return jobs
@@ -33,14 +36,17 @@ Jobs = Annotated[
     typer.Option(
         envvar="SPARSEGEN_JOBS",
         callback=_place,
-        help="Where restorations are kept: a file, or redis://… for several machines. A file of yours by default.",
+        help="Storage of restoration jobs: a SQLite file, or redis://… for several machines (default: a file in "
+        "the home folder).",
     ),
 ]
-Data = Annotated[str, typer.Option(help="Images: a Hub dataset id, a parquet file, or a folder of images.")]
+Data = Annotated[
+    str, typer.Option(help="Images: a dataset on the Hub, a parquet file, or a folder of images.")
+]
 
 
 def parse_labels(labels: str | None) -> str | list[str] | None:
-    """One class or a list of them, each by its number or its name."""
+    """Splits classes at commas; each is a number or a name. One class is returned as a string."""
     parts = [part.strip() for part in labels.split(",")] if labels is not None else []
     return parts if len(parts) > 1 else labels
 
@@ -51,14 +57,16 @@ def parse_k(k: str | None) -> int | list[int] | None:
     try:
         values = [int(part) for part in k.split(",")]
     except ValueError:
-        raise ValueError(f"--k is one number, or one a level as 16,32; got {k!r}") from None
+        raise ValueError(f"--k must be one integer, or one per level, e.g. 16,32; got {k!r}") from None
     return values[0] if len(values) == 1 else values
 
 
 def check_target(path: Path, *suffixes: str, folder: bool = False, option: str = "--out") -> str:
-    """Checks before any work that `path` can be written; returns its suffix, in lower case, "" for a folder.
+    """Checks before any work that `path` can be written; returns its suffix in lower case, "" for a folder.
 
-    A new folder may be called as a model, so that `serve` finds a dcgan.ml; another suffix is a mistake.
+    The name of a new folder may end like that of a model, e.g. dcgan.ml, so that `serve` finds it.
+
+    Raises: OSError if the path cannot be written, ValueError for other suffixes.
     """
     from sparsegen.common.files import check_writable
     from sparsegen.zoo.regularizers import REGULARIZERS
@@ -70,5 +78,5 @@ def check_target(path: Path, *suffixes: str, folder: bool = False, option: str =
     named_as_one = suffix.removeprefix(".") in ("", *REGULARIZERS) and not path.is_file()
     if folder and (path.is_dir() or named_as_one):
         return ""
-    or_folder = ", or a folder, its name without a dot or a model's" if folder else ""
-    raise ValueError(f"{option} takes {' or '.join(suffixes)}{or_folder}; got {path}")
+    or_folder = ", or be a folder whose name has no dot or is that of a model" if folder else ""
+    raise ValueError(f"{option} must end in {' or '.join(suffixes)}{or_folder}; got {path}")

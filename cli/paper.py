@@ -1,4 +1,4 @@
-"""The commands that show the paper's tables and figures beside what was measured here."""
+"""The commands that show the tables and figures of the paper beside our measurements."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -21,8 +21,8 @@ class TableName(StrEnum):
 
 
 @app.command(epilog="Example: sparsegen reproduce table1")
-def reproduce(table: Annotated[TableName, typer.Argument(help="Of the paper.")]) -> None:
-    """Prints a table of the paper beside what was measured here, at a smaller scale, which it states."""
+def reproduce(table: Annotated[TableName, typer.Argument(help="Table of the paper.")]) -> None:
+    """Prints a table of the paper beside our measurements, which are at a smaller, stated scale."""
     from sparsegen.reproduce.tables import TABLES, read_records
 
     records, show = TABLES[table]
@@ -41,20 +41,18 @@ def plot(
     what: Annotated[
         Picture,
         typer.Argument(
-            help="atoms of D1 and D1 D2 (fig. 5), density of Γ1's needles (3b), samples; tradeoff: density against "
-            "distance of the runs of table 1 (3a, 6)."
+            help="atoms: atoms of D1 and D1 D2 (fig. 5); density: density of Γ1's needles (fig. 3b); samples: images; "
+            "tradeoff: density against distance of the runs of table 1 (figs. 3a and 6)."
         ),
     ],
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Models, one or several; of tradeoff architectures, all by default."),
+        typer.Argument(help="One or more models; for tradeoff, architectures (default: all)."),
     ] = None,
-    out_path: Annotated[
-        Path | None, typer.Option("--out", help="The .png file; WHAT.png by default.")
-    ] = None,
+    out_path: Annotated[Path | None, typer.Option("--out", help="The .png file (default: WHAT.png).")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Draws a picture of what a model has learned."""
+    """Plots what a model has learned."""
     from sparsegen.common.files import atomic_write
     from sparsegen.reproduce.plots import draw
 

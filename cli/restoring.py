@@ -18,37 +18,38 @@ from sparsegen.restoration.settings import Task, fair_threads
 
 app = typer.Typer()
 
-Inputs = Annotated[list[Path], typer.Argument(metavar="IN", help="Pictures; of several, each on its own.")]
+Inputs = Annotated[list[Path], typer.Argument(metavar="IN", help="Pictures; each is restored separately.")]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What all of the commands take."""
+    """Options that all of the commands take."""
 
     out_path: Annotated[
         Path,
         typer.Option(
-            "--out", help="A .png, .tif, .jpg or .webp file; or a folder, which several pictures need."
+            "--out", help="A .png, .tif, .jpg or .webp file, or a folder (required for several pictures)."
         ),
     ]
     preset: Annotated[
         str,
         typer.Option(
-            metavar="fast|paper", help="paper: the original's settings, which do not stop by themselves."
+            metavar="fast|paper", help="fast, or paper: the settings of the original, without early stopping."
         ),
     ] = "fast"
     regularizer: Annotated[
-        str, typer.Option(metavar="l0_inf|l0|l1|baseline", help="What is asked of the codes.")
+        str, typer.Option(metavar="l0_inf|l0|l1|baseline", help="Sparsity constraint on the codes.")
     ] = "l0_inf"
     density: Annotated[
-        float | None, typer.Option(help="Share of non-zeros in a code, in place of the regularizer's own.")
+        float | None,
+        typer.Option(help="Share of non-zeros in a code, above 0 to 1 (default: the regularizer's, 0.25)."),
     ] = None
     loss: Annotated[
-        str, typer.Option(metavar="mse|l1", help="l1 is for outliers, such as salt and pepper.")
+        str, typer.Option(metavar="mse|l1", help="mse, or l1 for outliers such as salt-and-pepper noise.")
     ] = "mse"
-    seed: Annotated[int, typer.Option(help="Fixes all that is random: 0 to 2^64 - 1.")] = 0
+    seed: Annotated[int, typer.Option(help="Random seed, 0 to 2^64 - 1.")] = 0
     iterations: Annotated[
-        int | None, typer.Option(help="The end, unless it stops before; the preset's by default.")
+        int | None, typer.Option(help="Maximum number of iterations, 1 to 100000 (default: 3000).")
     ] = None
     ensemble_size: Annotated[
         int | None,
@@ -61,38 +62,42 @@ class Options:
     threads: Annotated[
         int | None,
         typer.Option(
-            help="CPU threads of torch: half of the cores by default, or one an hourglass; of a worker, one."
+            help="CPU threads; with tiles, of each worker (default: half of the cores, at least one per network; with "
+            "tiles, 1)."
         ),
     ] = None
     tile: Annotated[
         int | None,
         typer.Option(
-            help="Side of a tile, 64 to 4096 pixels; by default results above 512 x 512 are cut into tiles of 256."
+            help="Side of a tile in pixels, 64 to 4096 (default: 256 for results above 512 x 512, else no tiles)."
         ),
     ] = None
     workers: Annotated[
         int | None,
-        typer.Option(
-            help="Processes that restore tiles, by default up to 4; of one thread unless --threads is given."
-        ),
+        typer.Option(help="Processes that restore tiles, 1 to 61 (default: one per core, at most 4)."),
     ] = None
     clean: Annotated[
         Path | None,
-        typer.Option(metavar="REF", help="The true picture: reports PSNR and SSIM; changes nothing."),
+        typer.Option(
+            metavar="REF", help="The clean picture; PSNR and SSIM are reported, the result is the same."
+        ),
     ] = None
     preview: Annotated[
         bool,
-        typer.Option("--preview", help="Show the present picture in NAME.preview.png every few seconds."),
+        typer.Option("--preview", help="Write the current picture to NAME.preview.png every few seconds."),
     ] = False
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Write NAME.compare.png: before, after and, if given, --clean."),
+        typer.Option(
+            "--compare", help="Write NAME.compare.png: before, after and, if given, the clean picture."
+        ),
     ] = False
     history: Annotated[
-        Path | None, typer.Option(help="Write what was watched: as .csv, or drawn as .png.")
+        Path | None,
+        typer.Option(help="Write loss, stopping statistic and density: a .csv file, or a .png plot."),
     ] = None
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is there already; never a picture that is read.")
+        bool, typer.Option("--overwrite", help="Overwrite existing files, except pictures that are read.")
     ] = False
 
     def task(self) -> dict[str, object]:
@@ -107,12 +112,12 @@ class Options:
         return {name: getattr(self, name) for name in names} | {"ensemble_size": size}
 
     def batch(self) -> batch.Options:
-        """Those of a batch."""
+        """The options of a batch."""
         return batch.Options(**{each.name: getattr(self, each.name) for each in fields(batch.Options)})
 
 
 def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a command of a function that takes `options`: their fields become options of the command line."""
+    """Registers a function that takes `options` as a command; the fields of `Options` become its options."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own, shared = inspect.signature(function).parameters, inspect.signature(Options).parameters
@@ -136,12 +141,15 @@ def denoise(
     inputs: Inputs,
     options: Options,
     sigma: Annotated[
-        float | None, typer.Option(help="Strength of the noise in gray levels of 255; estimated by default.")
+        float | None,
+        typer.Option(
+            help="Upper bound of the noise's standard deviation in gray levels, 0 to 255 (default: estimated)."
+        ),
     ] = None,
 ) -> None:
     """Removes noise from pictures.
 
-    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    A network is fitted to each picture, which takes minutes. Ctrl-C stops the fit and writes the best result so far.
     """
     task = Task.of(kind="denoise", sigma=sigma, **options.task())
     if task.sigma_warning:
@@ -154,12 +162,12 @@ def inpaint(
     inputs: Inputs,
     options: Options,
     mask: Annotated[
-        Path, typer.Option(help="A picture of the same size, black outside the holes to be filled.")
+        Path, typer.Option(help="A picture of the same size: white in the holes, black elsewhere.")
     ],
 ) -> None:
-    """Fills holes in pictures, which a mask shows.
+    """Fills the holes of pictures that a mask marks.
 
-    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    A network is fitted to each picture, which takes minutes. Ctrl-C stops the fit and writes the best result so far.
     """
     restore(inputs, Task.of(kind="inpaint", **options.task()), options, mask=mask)
 
@@ -168,11 +176,11 @@ def inpaint(
 def upscale(
     inputs: Inputs,
     options: Options,
-    by: Annotated[int, typer.Option(metavar="2|4", help="How many times as wide and as high.")],
+    by: Annotated[int, typer.Option(metavar="2|4", help="Factor by which width and height grow: 2 or 4.")],
 ) -> None:
-    """Enlarges pictures by 2 or 4.
+    """Enlarges pictures 2 or 4 times (super-resolution).
 
-    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    A network is fitted to each picture, which takes minutes. Ctrl-C stops the fit and writes the best result so far.
     """
     restore(inputs, Task.of(kind="upscale", by=by, **options.task()), options)
 
@@ -185,20 +193,21 @@ def deblur(
         str,
         typer.Option(
             metavar="gaussian:SIGMA|FILE",
-            help="The blur: a Gaussian of SIGMA pixels; or a picture or .npy of it, with odd sides.",
+            help="Blur kernel: a Gaussian of standard deviation SIGMA, above 0 to 10 pixels, or a picture or .npy "
+            "file with odd sides.",
         ),
     ],
 ) -> None:
-    """Undoes a known blur of pictures.
+    """Removes a known blur from pictures.
 
-    A network is fitted to each picture alone, which takes minutes; Ctrl-C ends it and writes the best so far.
+    A network is fitted to each picture, which takes minutes. Ctrl-C stops the fit and writes the best result so far.
     """
     if kernel.startswith("gaussian:"):
         task = Task.of(kind="deblur", kernel=kernel, **options.task())
         return restore(inputs, task, options)
     task, path = Task.of(kind="deblur", kernel="file", **options.task()), Path(kernel)
     if not path.exists():
-        raise FileNotFoundError(f"--kernel {kernel}: there is no such file, and a Gaussian is gaussian:1.6")
+        raise FileNotFoundError(f"--kernel {kernel}: there is no such file; a Gaussian is e.g. gaussian:1.6")
     restore(inputs, task, options, kernel=path)
 
 
@@ -225,13 +234,13 @@ def restore(
     prepared = batch.prepare(inputs, task, options.batch(), report, mask, kernel)
     if prepared.ready:
         _load_torch(options.threads, task.settings.ensemble_size)
-    with stop_on_interrupt(lambda: say(err, "stopping; Ctrl-C again stops at once")) as interrupted:
+    with stop_on_interrupt(lambda: say(err, "stopping; press Ctrl-C again to stop at once")) as interrupted:
         if not batch.restore_all(prepared, interrupted, report):
             sys.exit(130)
 
 
 def _load_torch(threads: int | None, ensemble_size: int) -> None:
-    """Takes seconds, so it is done before signals are caught: until then Ctrl-C ends all at once."""
+    """Imports torch, which takes seconds, before signals are caught: until then Ctrl-C exits at once."""
     import torch
 
     if threads or "OMP_NUM_THREADS" not in os.environ:

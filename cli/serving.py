@@ -15,47 +15,46 @@ app = typer.Typer()
 
 @app.command(epilog="Example: sparsegen serve --port 3000")
 def serve(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port to listen on.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     models: Annotated[
-        Path | None, typer.Option(help="Folder of models, each as `export --out FOLDER` writes it.")
+        Path | None,
+        typer.Option(help="Folder of models written by `export --out FOLDER` (default: the bundled models)."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, max=61, help="Processes beside the server that restore pictures.")
+        int, typer.Option(min=0, max=61, help="Number of processes that restore pictures; 0: none.")
     ] = 1,
     jobs: Jobs = None,
     token: Annotated[
         str | None,
         typer.Option(
-            help="Token that clients have to present, 16 characters or more. Other users of this machine see "
-            "arguments: SPARSEGEN_TOKEN or --token-file hide it.",
+            help="Token that clients must present, at least 16 characters (default: none). Other users of the machine "
+            "can read arguments; SPARSEGEN_TOKEN and --token-file keep it secret.",
             show_default=False,
         ),
     ] = None,
-    token_file: Annotated[Path | None, typer.Option(help="File that holds the token.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File that contains the token.")] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Name that requests may address the server by, beside localhost and --host; * is any."
-        ),
+        typer.Option(help="Host name that requests may use besides localhost and --host; * allows any."),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(help="Origin, such as https://example.org, whose pages may use the API; * is any."),
+        typer.Option(help="Origin, such as https://example.org, whose pages may use the API; * allows any."),
     ] = None,
     allow_frame: Annotated[
-        list[str] | None, typer.Option(help="Origin whose pages may show the page in a frame; * is any.")
+        list[str] | None, typer.Option(help="Origin whose pages may embed the page in a frame; * allows any.")
     ] = None,
     proxy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Address or network of a proxy whose X-Forwarded-For is believed (default: this machine)."
+            help="Address or network of a proxy whose X-Forwarded-For header is trusted (default: this machine)."
         ),
     ] = None,
 ) -> None:
-    """Serves the bundled models, or your own, and restorations, over HTTP, with the page at /ui.
+    """Serves the bundled models or your own, and restorations, over HTTP; the page is at /ui.
 
-    The options from --token on may be given as variables, too: SPARSEGEN_TOKEN, SPARSEGEN_ALLOW_HOST, …
+    The options from --token on can also be set as environment variables: SPARSEGEN_TOKEN, SPARSEGEN_ALLOW_HOST, …
     """
     require(
         "serve", "the server",
@@ -65,7 +64,7 @@ def serve(
     from sparsegen.service.http.serve import serve
 
     if token and token_file:
-        raise ValueError("--token and --token-file both give the token: leave one of them out")
+        raise ValueError("--token and --token-file are both given: give one of them")
     exposure = Exposure.from_environment(
         host=host,
         token=read_token(token_file) if token_file else token,
@@ -81,9 +80,9 @@ def serve(
 
 
 def read_token(path: Path) -> str:
-    """Reads a token from the file that holds it.
+    """Reads the token in a file.
 
-    Raises: ValueError if the file cannot be read, which shows nothing of it.
+    Raises: ValueError if the file cannot be read; the message shows nothing of its content.
     """
     try:
         return path.read_text(encoding="utf-8").strip()
@@ -95,9 +94,11 @@ def read_token(path: Path) -> str:
 @app.command(epilog="Example: sparsegen worker --jobs redis://queue.example:6379")
 def worker(
     jobs: Jobs = None,
-    once: Annotated[bool, typer.Option("--once", help="End after one job, or if there is none.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Exit after one job, or at once if there is none.")
+    ] = False,
 ) -> None:
-    """Does the restorations that servers take on: one at a time, on this or any other machine."""
+    """Runs the restoration jobs of servers, one at a time, on this or another machine."""
     require("serve", "the worker", "huey", "psutil")
     from sparsegen.service.jobs.worker import work
     from sparsegen.service.logs import set_up_logs

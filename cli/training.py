@@ -52,7 +52,7 @@ def train(
     k: Annotated[
         str | None,
         typer.Option(
-            help="Non-zeros kept: one number, or one a level, Γ1 first, as 16,32; by default those of --from, if it "
+            help="Non-zeros kept: one number, or one per level, Γ1 first, e.g. 16,32; by default those of --from if it "
             "has the same regularizer, or of the regularizer's density."
         ),
     ] = None,
@@ -134,13 +134,13 @@ def train(
     def on_evaluation(done: int, count: int) -> None:
         show(run.step, f"{run.plan.model}  evaluation: {done} of {count} images")
 
-    def tell() -> None:
+    def announce_stop() -> None:
         if run.accelerator.is_main_process:
             say(err, "stopping after this step, and saving; Ctrl-C again stops at once")
 
     run = start(config, progress, on_evaluation)
     name, total = run.plan.model, run.schedule.steps
-    with stop_on_interrupt(tell) as interrupted, progress(name, total, run.step) as show:
+    with stop_on_interrupt(announce_stop) as interrupted, progress(name, total, run.step) as show:
         try:
             _follow(run, interrupted, show)
         except KeyboardInterrupt:  # the second one, which does not wait until all is saved
@@ -171,7 +171,7 @@ def _renamed(old: str, old_value: int | None, new: str, value: int) -> int:
 
 
 def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., object]) -> None:
-    """Trains, and shows the losses: in the bar, or where there is no terminal as a line for each measurement."""
+    """Trains and shows the losses: in the progress bar, or without a terminal as a line per measurement."""
     losses = ""
     for step, metrics in run.until(interrupted):
         if metrics:

@@ -1,4 +1,4 @@
-"""Restores picture files. What is wrong with the input is found before torch is loaded, or any work."""
+"""Restores picture files. Input is checked before torch is imported and before any work."""
 
 import os
 import shutil
@@ -33,34 +33,40 @@ if TYPE_CHECKING:
     from sparsegen.restoration.restore import Restoration
     from sparsegen.restoration.results import AnyProgress
 
-OF_A_PICTURE = (OSError, ValueError, RuntimeError, FloatingPointError, ImportError)  # others can go on
+OF_A_PICTURE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    FloatingPointError,
+    ImportError,
+)  # the other pictures are still restored
 
 
 class Report(Protocol):
-    """Whom a batch reports to."""
+    """Receives the messages and the progress of a batch."""
 
     def note(self, text: str) -> None:
-        """Something to know while the work goes on."""
+        """Shows a note during the work."""
 
     def result(self, text: str) -> None:
-        """What became of a picture."""
+        """Shows the outcome of a picture."""
 
     def progress(self, name: str, total: int) -> "AbstractContextManager[Callable[[AnyProgress], None]]":
-        """Shows how far a fit of so many iterations at most is; the name is that of the picture."""
+        """Shows the progress of a fit of at most `total` iterations; `name` is the name of the picture."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where the results of a batch go, what else is written, and how the work is shared out.
+    """Output paths, additional outputs and parallelism of a batch.
 
     Attributes:
-        out_path: A file, or a folder, which several pictures need.
-        threads: CPU threads of torch; of each worker, where a picture is cut into tiles.
+        out_path: A file, or a folder (required for several pictures).
+        threads: CPU threads of torch; for tiled pictures, of each worker.
         tile: Side of a tile in pixels.
         workers: Processes that restore tiles.
-        clean: The true picture, for PSNR and SSIM.
+        clean: The clean picture, for PSNR and SSIM.
         preview, compare: Whether NAME.preview.png and NAME.compare.png are written.
-        history: A .csv, or a .png, of what was watched.
+        history: A .csv file, or a .png plot, of loss, statistic and density.
 
     Raises: TypeError, ValueError if a number is out of range.
     """
@@ -87,11 +93,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Work:
-    """What is done to every picture of a batch.
+    """The task of a batch.
 
     Attributes:
         damage: As `check_damage` returned it.
-        reads: The files that are read beside the pictures.
+        reads: The files that are read besides the pictures.
     """
 
     task: Task
@@ -103,7 +109,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture and where its results go; `picture` is kept where it cannot be read again later."""
+    """One picture and its output paths; `picture` is kept if it cannot be read a second time."""
 
     source: Path
     out: Path
@@ -119,7 +125,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures that were found fit to be restored, of `total` that were given, and those that were not or failed."""
+    """The valid pictures among `total` given ones, and the paths of the invalid and failed ones."""
 
     work: Work
     total: int
@@ -128,7 +134,7 @@ class Batch:
 
     @contextmanager
     def going_on(self, job: Job, report: Report) -> Iterator[None]:
-        """Raises what goes wrong with the only picture; of several it is reported, and the others are done."""
+        """Raises an error of a single picture; with several pictures it is reported and the others are restored."""
         try:
             yield
         except OF_A_PICTURE as error:
@@ -147,13 +153,13 @@ def prepare(
     mask: Path | None = None,
     kernel: Path | None = None,
 ) -> Batch:
-    """Finds out what is wrong before any work.
+    """Checks all input before any work.
 
     Args:
-        mask: Of inpaint.
-        kernel: Of deblur, if the kernel of the task is a file: a picture, or a .npy array.
+        mask: The mask of an inpainting task.
+        kernel: The kernel of a deblurring task, if it is a file: a picture, or a .npy array.
 
-    Raises: OSError, ValueError, ImportError of one line, for what concerns all pictures, or the only one.
+    Raises: OSError, ValueError, ImportError, each of one line, for an error of all pictures or of the only one.
     """
     pictures = read_input("the mask", mask) if mask else None, read_kernel(kernel) if kernel else None
     reads = tuple(path for path in (mask, kernel, options.clean) if path)
@@ -170,9 +176,9 @@ def prepare(
 
 
 def restore_all(batch: Batch, interrupted: Callable[[], bool], report: Report) -> bool:
-    """Restores one picture after the other; returns whether all were begun, False if it was interrupted.
+    """Restores the pictures one after another; returns False if it was interrupted, else True.
 
-    Raises: What is wrong with the only one; RuntimeError at the end that sums up several.
+    Raises: The error of a single picture; for several pictures, RuntimeError at the end that lists the failed ones.
     """
     for done, job in enumerate(batch.ready, 1):
         with batch.going_on(job, report):
@@ -184,7 +190,7 @@ def restore_all(batch: Batch, interrupted: Callable[[], bool], report: Report) -
     if batch.failed:
         names = ", ".join(map(str, batch.failed))
         raise RuntimeError(
-            f"{len(batch.failed)} of {batch.total} pictures were not restored as asked: {names}"
+            f"{len(batch.failed)} of {batch.total} pictures were not restored completely: {names}"
         )
     return True
 
@@ -204,9 +210,9 @@ def check_extras(options: Options) -> None:
 
 
 def plan(inputs: Sequence[Path], work: Work) -> list[Job]:
-    """Decides where the results go, by names alone.
+    """Chooses the output paths, from names alone.
 
-    Raises: ValueError where two results would meet, or one would replace what is read.
+    Raises: ValueError if two results have the same path, or a result would overwrite an input.
     """
     options, several = work.options, len(inputs) > 1
     for name, given in (("clean picture", options.clean), ("history", options.history)):
@@ -255,16 +261,16 @@ def _check_apart(jobs: Sequence[Job], reads: Sequence[Path]) -> None:
 
 
 def _identity(path: Path) -> object:
-    """What is the same for two names of one file."""
+    """A value that is equal for two names of one file."""
     try:
         found = path.stat()
-    except OSError:  # not there yet, or out of reach, which `check` tells
+    except OSError:  # it does not exist yet, or is not accessible, which `check` reports
         return os.path.normcase(os.path.realpath(path))
     return found.st_dev, found.st_ino
 
 
 def check(job: Job, work: Work, keep: bool) -> Job:
-    """Finds out before any work what is wrong with a picture, or with the places of its results.
+    """Checks a picture and the paths of its results before any work.
 
     Raises: OSError, ValueError, ImportError of one line.
     """
@@ -324,11 +330,11 @@ def read_input(name: str, path: Path, min_side: int = MIN_SIDE) -> Picture:
 
 
 def read_kernel(path: Path) -> Picture:
-    """A blur kernel as a picture whose values need not end at 1."""
+    """Reads a blur kernel as a picture; its values may exceed 1."""
     if path.suffix.lower() != ".npy":
         return read_input("the kernel", path, min_side=1)
     try:
-        kernel = np.load(path, "r", allow_pickle=False)  # mapped: the header may tell of terabytes
+        kernel = np.load(path, "r", allow_pickle=False)  # mapped: the header may claim terabytes
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a .npy array of numbers, or it is damaged: {error}") from error
     if not isinstance(kernel, np.ndarray) or kernel.ndim != 2 or kernel.dtype.kind not in "uif":
@@ -343,18 +349,18 @@ def read_kernel(path: Path) -> Picture:
 
 
 def restore_one(job: Job, work: Work, interrupted: Callable[[], bool], report: Report) -> None:
-    """Restores a picture, writes what was asked for, and reports.
+    """Restores a picture, writes the results and reports them.
 
-    Raises: OSError if tiles failed, or something could not be written; then it says where the picture went instead.
+    Raises: OSError if tiles failed or a file could not be written; the message says where the picture is instead.
     """
-    from sparsegen.restoration.tiles import Unfinished  # here, since it loads torch
+    from sparsegen.restoration.tiles import Unfinished  # here, since it imports torch
 
     picture, failures = job.picture or read_picture(job.source), []
     try:
         outcome = fit_one(job, work, picture, interrupted, report)
-    except Unfinished as error:  # what is done is not to be lost
+    except Unfinished as error:  # the finished tiles are kept
         outcome, failures = error.outcome, [str(error)]
-    stopped = interrupted()  # now, since a signal may come while the result is written
+    stopped = interrupted()  # before writing, during which a signal may arrive
     place, problems = save(job.out, outcome.image)
     problems = failures + problems
     pair = (enlarged(picture, outcome.image), outcome.image, *([work.clean] if work.clean else []))
@@ -368,7 +374,7 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool], report: R
                 write(path)
         except OSError as error:
             problems.append(str(error))
-    why = "not all of it" if failures else outcome.stopped_because
+    why = "incomplete" if failures else outcome.stopped_because
     why = "stopped by a signal, the best so far" if stopped else why
     measured = f"; {measures(*pair)}" if work.clean else ""
     report.result(
@@ -384,7 +390,7 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool], report: R
 def fit_one(
     job: Job, work: Work, picture: Picture, interrupted: Callable[[], bool], report: Report
 ) -> "Restoration[Picture]":
-    """Does the work, and shows how far it is."""
+    """Runs the task on a picture and shows the progress."""
     total = work.task.settings.iterations
     preview = Preview(job.preview, report.note) if job.preview else None
     try:
@@ -405,10 +411,10 @@ def fit_one(
 def run(
     work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]", report: Report
 ) -> "Restoration[Picture]":
-    """Does the work on one picture, in tiles where it is large.
+    """Runs the task on one picture, in tiles if it is large.
 
-    Choice: a process per core, but no more than four by default, since each takes a gigabyte. What tiles become
-    depends on the threads of a worker: one each, so that it does not depend on how many cores there are.
+    Choice: one process per core, at most four by default, since each takes about 1 GB. The result of a tile depends on
+    the number of threads of its worker: one by default, so that it does not depend on the number of cores.
     """
     from sparsegen.restoration.tiles import OVERLAP, TILE, estimate, is_tiled, run_tiled
 

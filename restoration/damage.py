@@ -1,4 +1,4 @@
-"""What is known of the damage: the mask of inpaint, the kernel of deblur. Needs no torch, since services check them."""
+"""The mask of inpainting and the kernel of deblurring. Does not import torch, since the service checks them, too."""
 
 import math
 from collections.abc import Sequence
@@ -8,35 +8,35 @@ import numpy as np
 
 from sparsegen.pictures.picture import Picture
 
-LEAST_KNOWN = 20  # pixels, half of which are kept back to know when to stop
+LEAST_KNOWN = 20  # pixels; the stopping rule holds out half of them
 FACTORS = (2, 4)  # of upscale
 MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
-HOLE = 1 / 16  # of white: what is brighter is a hole; below it is what JPEG makes of black
+HOLE = 1 / 16  # of white; brighter pixels are holes, and JPEG leaves black pixels below it
 
 
 def known_pixels(mask: Picture | None) -> np.ndarray:
-    """Where a picture of a mask is black, up to `HOLE`, or transparent: bool (H, W).
+    """The known pixels of a mask, black up to `HOLE` or transparent: bool (H, W).
 
-    Choice: white in the holes, as image editors and OpenCV have it. The gray rim of a soft brush or of letters lies
-    on pixels that are damaged in part; taken for known, they would come through as an outline.
+    Choice: holes are white, the convention of image editors and OpenCV. The gray edge of a soft brush lies on
+    pixels that are partly damaged; treated as known, they would remain visible as an outline.
 
     Raises: ValueError if it is missing, knows less than `LEAST_KNOWN` pixels, or as `check_mask`.
     """
     if mask is None:
-        raise ValueError("inpainting needs a mask, a picture that is white in the holes and black elsewhere")
+        raise ValueError("inpainting needs a mask: a picture that is white in the holes and black elsewhere")
     white = mask.pixels.mean(2)
     known = (white if mask.alpha is None else white * (mask.alpha / mask.alpha.max(initial=1))) <= HOLE
     check_mask(known)
     if (count := int(known.sum())) < LEAST_KNOWN:
         raise ValueError(
-            f"the mask leaves {count} of {known.size} pixels known, and {LEAST_KNOWN} are the least that a picture "
-            f"can be guessed from: take a mask that is black where the picture is whole"
+            f"the mask leaves {count} of {known.size} pixels known, and at least {LEAST_KNOWN} are "
+            f"needed: give a mask that is black where the picture is intact"
         )
     return known
 
 
 def check_mask(known: np.ndarray, hole: str = "white", kept: str = "black") -> None:
-    """Checks a mask, true where the image is known; `hole` and `kept` are what its maker calls false and true.
+    """Checks a mask, true where the image is known; `hole` and `kept` name false and true in the error.
 
     Raises: ValueError unless it is boolean (H, W) and knows some pixels, but not all.
     """
@@ -48,7 +48,7 @@ def check_mask(known: np.ndarray, hole: str = "white", kept: str = "black") -> N
             if known.any()
             else f"{hole} all over, so no pixel is known"
         )
-        raise ValueError(f"the mask is {what}: it is to be {hole} in the holes and {kept} elsewhere")
+        raise ValueError(f"the mask is {what}: it must be {hole} in the holes and {kept} elsewhere")
 
 
 def check_mask_size(mask: Sequence[int], image: Sequence[int]) -> None:

@@ -2,11 +2,10 @@
 
     min over θ of loss(A(G_θ(z)), y),   Γ1…ΓK of G_θ(z) sparse
 
-z is fixed noise, A the operator, y the observation. The prior is the network itself: it takes up the picture
-sooner than the noise, so the art is to stop in between, and to average what it says on the way.
+z is fixed noise, A the operator, y the observation. The prior is the network itself: it fits the image before it fits
+the noise, so the fit stops in between and averages the outputs of its iterations.
 
-Where θ and z start is chance, and so is a part of the error: hourglasses that start elsewhere err elsewhere. So a fit
-averages over several, its members, too.
+Results depend on the random initialization of θ and z, so a fit also averages the networks of an ensemble, its members.
 """
 
 import copy
@@ -30,19 +29,19 @@ from sparsegen.restoration.settings import SMALLEST, Preset, Sparsity
 from sparsegen.restoration.stopping import StoppingRule
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
 
-LOOK_EVERY = 10  # iterations from one look at the stop statistic to the next
+LOOK_EVERY = 10  # iterations between two evaluations of the stopping rule
 Loss = Callable[[Tensor], Tensor]  # of residuals, entry by entry
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a fit is after an iteration.
+    """The state of a fit after an iteration.
 
-    `output` is what the network says, `average` the average of that so far, both (1, C, H, W) in [0, 1].
-    `looked` says whether the rule looked at it in this iteration. `statistic` is the rule's last verdict on
-    the average, smaller is better, `best_iteration` where it was smallest; `image` the result so far; `density`
-    the share of non-zeros in Γ1…ΓK at the last look; `seconds_left` an estimate. Of several members, `loss`,
-    `output`, `average` and `density` are means.
+    `output` is the output of the network, `average` the running average of the outputs, both (1, C, H, W) in [0, 1].
+    `looked` is True if the stopping rule was evaluated in this iteration. `statistic` is its latest value, smaller is
+    better, and `best_iteration` the iteration of its minimum; `image` is the result so far; `density` the share of
+    non-zeros in Γ1…ΓK at the latest evaluation; `seconds_left` an estimate. `loss`, `output`, `average` and `density`
+    are means over the members.
     """
 
     iteration: int
@@ -59,26 +58,26 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """How much is done, from 0 to 1, by the present estimate."""
+        """The estimated share of the work that is done, from 0 to 1."""
         return self.seconds / max(self.seconds + self.seconds_left, 1e-9)
 
 
 class Fit:
-    """Hourglasses, and the observation that each is fitted to; iterating over it does the work.
+    """Fits the networks of an ensemble to one observation; iterating over it runs the fit.
 
-    Everything random is a function of the seed. `image` is the result so far, at any time after the first
-    iteration: the average at which the rule was most content, or the last one where nothing watches. The rule
-    judges the average over iterations and members, so that all of them stop together.
+    All randomness is a function of the seed. `image` is the result so far, from the first iteration on: the average
+    with the smallest statistic, or without a stopping rule the latest average. The rule is evaluated on the average
+    over iterations and members, so all members stop together.
 
     Args:
         observation: (1, C', h, w) in [0, 1].
-        operator: From the image to the observation, differentiable; several members call it in several threads.
-        shape: Of the image, (C, H, W); by default what the operator says, else that of the observation.
-        make_rule: Makes, from a random generator and the number of members, what decides which average is best and,
-            if the preset stops, when to stop. The operator has been found fit by then.
+        operator: From the image to the observation, differentiable; the members call it from several threads.
+        shape: Shape (C, H, W) of the image; None: as the operator defines it, else that of the observation.
+        make_rule: Makes the stopping rule from a random generator and the ensemble size. The rule selects the best
+            average and, if the preset stops, the last iteration. The operator has been checked before.
 
-    Raises: ValueError, before any work, if the operator's output has not the shape of the observation, or no
-        gradient. FloatingPointError from the iteration whose loss is not finite.
+    Raises: ValueError before any work if the operator's output lacks a gradient or the shape of the observation;
+        FloatingPointError in the iteration whose loss is not finite.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class Fit:
     def _step(
         self, iteration: int, looked: bool, member: "Member", target: Tensor
     ) -> tuple[float, Tensor, tuple[float, ...]]:
-        """Has a member take a step; the densities of its codes are counted where somebody looks."""
+        """Runs a step of a member; the densities of its codes are counted if the rule is evaluated."""
         weight = self.rule.weight if self.rule else None
 
         def misfit(output: Tensor) -> Tensor:
@@ -167,7 +166,7 @@ class Fit:
 
 
 class Member:
-    """One hourglass with its own weights, z and jitter, and what fits it.
+    """One network of the ensemble with its own weights, z, jitter and optimizer.
 
     Args:
         shape: Of the image, (C, H, W).
@@ -201,7 +200,7 @@ class Member:
 
     @torch.enable_grad()
     def step(self, iteration: int, misfit: Callable[[Tensor], Tensor]) -> tuple[float, Tensor, list[Tensor]]:
-        """Takes a step down the misfit; returns it, with the image (1, C, H, W) and the codes from before the step.
+        """Takes an optimization step; returns the misfit, the image (1, C, H, W) and the codes before the step.
 
         Raises: FloatingPointError if the misfit is not finite.
         """
@@ -214,8 +213,8 @@ class Member:
         fit = float(loss.detach())
         if not math.isfinite(fit):
             raise FloatingPointError(
-                f"the loss is {fit} in iteration {iteration}: the operator is to give finite values of images "
-                f"in [0, 1]; if it does, try another seed"
+                f"the loss is {fit} in iteration {iteration}: the operator must return finite values for "
+                f"images in [0, 1]; if it does, try another seed"
             )
         if (iteration - 1) % self.preset.snapshot_every == 0:
             self.good.take(fit, self.network, self.optimizer)
@@ -253,10 +252,10 @@ class Member:
 
 
 class Best:
-    """The average at which the rule was most content so far, and how long to wait for a better one.
+    """The average with the smallest statistic so far, and the patience for a better one.
 
-    Choice: at least 60 iterations, else the bumps of the statistic are taken for its end. A longer patience costs
-    time, and no quality, since the best average is kept.
+    Choice: a patience of at least 60 iterations, since the statistic is noisy. A longer patience costs time but no
+    quality, since the best average is kept.
     """
 
     least = 60
@@ -270,13 +269,13 @@ class Best:
 
     @property
     def patience_ends(self) -> int:
-        """The iteration at which waiting is over, if nothing better comes before."""
+        """The iteration at which the fit stops, unless a better average is found before."""
         return self.iteration + max(self.least, math.ceil(self.patience * self.iteration))
 
     def expected_end(self, iteration: int, typical: float) -> float:
-        """The typical end as long as it gets better; the longer it waits, the nearer that of patience.
+        """The expected last iteration: the typical one while the statistic improves, then closer to `patience_ends`.
 
-        Choice: whoever is later than is typical, and still gets better, takes a fifth longer than now.
+        Choice: a fit that still improves after the typical last iteration is expected to take a fifth longer.
         """
         waited = (iteration - self.iteration) / (self.patience_ends - self.iteration)
         later = max(typical, 1.2 * self.iteration) - self.patience_ends
@@ -284,9 +283,9 @@ class Best:
 
 
 class LastGood:
-    """The state to take up again when the fit falls: the parameters and the moments of Adam.
+    """The state that is restored when the fit diverges: the parameters and the moments of Adam.
 
-    The original forgets the moments, and goes on with the gradient of the fallen state.
+    The original restores the parameters only, and continues with the gradient of the diverged state.
     """
 
     def __init__(self, max_psnr_drop: float) -> None:
@@ -308,9 +307,9 @@ class LastGood:
 
 @contextmanager
 def side_by_side(count: int) -> Iterator[Callable[..., Iterator]]:
-    """Yields a `map` that has up to `count` things done at once: torch's threads are shared out among them.
+    """Yields a `map` that runs up to `count` calls in parallel; the threads of torch are divided among them.
 
-    Until it is left, torch gives threads that are started meanwhile as few as each of these has.
+    Inside the context, threads started elsewhere get the same reduced number of torch threads.
 
     Choice: each member has threads of its own before any has several. Measured on two cores at 128 x 128, two threads
     make one hourglass 1.14 times as fast, and two hourglasses with one each 1.75 times.
@@ -328,9 +327,9 @@ def side_by_side(count: int) -> Iterator[Callable[..., Iterator]]:
 
 
 def seeds(seed: int, ensemble_size: int) -> tuple[int, list[tuple[int, int]]]:
-    """Independent seeds: of the rule, and of the weights and the jitter of each member.
+    """Independent seeds: of the stopping rule, and of the weights and the jitter of each member.
 
-    The first members have the same ones, however many there are.
+    The seeds of the first members do not depend on the ensemble size.
     """
     numbers = np.random.SeedSequence(seed).generate_state(1 + 2 * ensemble_size, np.uint64) >> np.uint64(1)
     weights, jitter, rule_seed, *more = map(int, numbers)
@@ -345,7 +344,7 @@ def _density(code: Tensor) -> float:
 def _check_operator(operator: Operator, shape: tuple[int, ...], observation: Tensor) -> None:
     """Tries an operator on an image of this shape.
 
-    Raises: ValueError if it does not give what was observed, or gives no gradient.
+    Raises: ValueError if its output does not have the shape of the observation, or no gradient.
     """
     trial = torch.full((1, *shape), 0.5, device=observation.device, requires_grad=True)
     observed = operator(trial)
@@ -356,4 +355,4 @@ def _check_operator(operator: Operator, shape: tuple[int, ...], observation: Ten
             f"{tuple(observation.shape)}: give the shape of the image (shape=...), or another operator"
         )
     if not observed.requires_grad:
-        raise ValueError("the operator gives no gradient: write it in torch's differentiable operations")
+        raise ValueError("the operator has no gradient: use differentiable operations of torch")

@@ -1,6 +1,6 @@
-"""The kinds of restorations, a row each: what a task of it says, what comes along, and which operator is undone.
+"""The kinds of restorations, one row each: its setting, its additional picture, and the operator that it inverts.
 
-A further kind is an operator in `operators.py` and a row here. Needs no torch, since services check tasks.
+A further kind is an operator in `operators.py` and a row here. Does not import torch, since the service checks tasks.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ Sizes = Callable[
 
 @dataclass(frozen=True)
 class Setting:
-    """An entry of a task that one kind needs and the others do not have.
+    """An entry of a task that one kind requires and the others do not have.
 
     Attributes:
         meaning: What it is, after "NAME is ".
@@ -53,10 +53,10 @@ class Kind:
     Attributes:
         about: What it does.
         operator: The name of its class in `operators`, which needs torch.
-        read: Makes the array that the operator is built from, of the task and of the pictures that come along.
-        check_size: Raises a ValueError unless such an array suits an image.
-        only_noise: There is nothing but noise to remove, so that the fit of the noise says when to stop.
-        keeps_known: Known pixels stay as they are, unless the task says that there is noise.
+        read: Makes the array that the operator is built from, given the task, the mask and the kernel.
+        check_size: Raises ValueError unless the array fits an image of a given size.
+        only_noise: The observation is the image plus noise, so `NoiseFitRule` decides when to stop.
+        keeps_known: Known pixels are returned unchanged, unless the task has a sigma above 0.
     """
 
     about: str
@@ -76,7 +76,7 @@ def _is_kernel(name: object) -> bool:
 KINDS = {
     "denoise": Kind("removes noise", "Identity", only_noise=True),
     "inpaint": Kind(
-        "fills holes, which a mask shows",
+        "fills the holes that a mask marks",
         "Mask",
         read=lambda task, mask, kernel: known_pixels(mask),
         check_size=check_mask_size,
@@ -88,9 +88,9 @@ KINDS = {
         Setting("by", "2 or 4 in upscale", lambda by: by in FACTORS),
     ),
     "deblur": Kind(
-        "undoes a known blur",
+        "removes a known blur",
         "Blur",
-        Setting("kernel", "that of deblur, as gaussian:1.6", _is_kernel),
+        Setting("kernel", "the blur kernel of deblur, e.g. gaussian:1.6", _is_kernel),
         read=lambda task, mask, kernel: blur_kernel(task.kernel, kernel),
         check_size=check_kernel_size,
     ),
@@ -112,7 +112,8 @@ def check_settings(task: "Task") -> None:
             own = name == task.kind
             if (value is not None) != own or (own and not setting.fits(value)):
                 raise ValueError(
-                    f"{setting.name} is {setting.meaning}, and left out elsewhere; got {value!r} in {task.kind}"
+                    f"{setting.name} is {setting.meaning}, and is not allowed for other kinds; "
+                    f"got {value!r} in {task.kind}"
                 )
 
 
@@ -122,9 +123,9 @@ def check_damage(
     kernel: Picture | None = None,
     size: Sequence[int] | None = None,
 ) -> np.ndarray | None:
-    """Checks the picture that comes along with a task, and that it suits an image of this (height, width), if given.
+    """Checks the mask or kernel of a task and, if a (height, width) is given, that it fits an image of this size.
 
-    Returns: What the operator is built from, e.g. the known pixels of inpaint; None for the kinds that need nothing.
+    Returns: What the operator is built from, e.g. the known pixels of inpaint; None for kinds without one.
     Raises: ValueError as the functions of `damage`.
     """
     damage = find_kind(task.kind).read(task, mask, kernel)
@@ -134,7 +135,7 @@ def check_damage(
 
 
 def check_size(task: "Task", damage: np.ndarray | None, size: Sequence[int]) -> None:
-    """Raises: ValueError unless what `check_damage` returned suits an image of this (height, width)."""
+    """Raises: ValueError unless what `check_damage` returned fits an image of this (height, width)."""
     check = find_kind(task.kind).check_size
     if check and damage is not None:
         check(damage.shape, size)

@@ -1,6 +1,6 @@
-"""What a camera or a thief did to an image: differentiable operators from the image to the observation.
+"""Differentiable operators from an image to its observation.
 
-Any callable from (1, C, H, W) to the observation can take their place, a `deepinv` physics among them.
+Any callable from (1, C, H, W) to the observation can replace them, e.g. a `deepinv` physics.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ from sparsegen.restoration.settings import Task
 
 
 class Operator:
-    """From an image (1, C, H, W) to its observation, and what a fit has to know of that.
+    """Maps an image (1, C, H, W) to its observation; the attributes describe it to a fit.
 
     Attributes:
-        known: 1 where a pixel of the observation tells something, (H, W); None: everywhere.
-        only_noise: The observation is the image and noise, so that the fit of the noise says when to stop.
-        reach: How many pixels around it a pixel of the observation depends on: what tiles need as margins.
-        value_range: Which values an observation may have; None: any, and then it need not be a picture.
+        known: 1 where a pixel of the observation is known, (H, W); None: everywhere.
+        only_noise: The observation is the image plus noise, so `NoiseFitRule` decides when to stop.
+        reach: Radius in pixels of the neighborhood that a pixel of the observation depends on: the margin of tiles.
+        value_range: Range of the observation's values; None: any, e.g. of observations that are not pictures.
     """
 
     known: Tensor | None = None
@@ -48,7 +48,7 @@ class Operator:
         return tuple(observation)
 
     def masked(self, observation: Tensor) -> Tensor:
-        """The observation without what it shows where nothing is known."""
+        """The observation with its unknown pixels set to 0."""
         return observation
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Mask(Operator):
     Args:
         mask: bool (H, W), true where the picture is known.
 
-    Raises: ValueError if the mask knows no pixel, or all of them.
+    Raises: ValueError if no pixel or every pixel is known.
     """
 
     def __init__(self, mask: np.ndarray | Tensor) -> None:
@@ -91,7 +91,7 @@ class Mask(Operator):
 
 
 class Downsample(Operator):
-    """Shrinks an image `by` 2 or 4 as most software does, bicubic with anti-aliasing: super-resolution.
+    """Shrinks an image `by` 2 or 4, bicubic with anti-aliasing: super-resolution.
 
     Raises: ValueError for another factor.
     """
@@ -100,7 +100,7 @@ class Downsample(Operator):
 
     def __init__(self, by: int) -> None:
         if by not in FACTORS:
-            raise ValueError(f"an image is enlarged by 2 or 4; got {by!r}")
+            raise ValueError(f"the factor must be 2 or 4; got {by!r}")
         self.by = by
 
     @classmethod
@@ -122,13 +122,13 @@ class Blur(Operator):
     Args:
         kernel: float (h, w), both odd; it is normalized to the sum 1.
 
-    Raises: ValueError if it is no such kernel, or sums to 0.
+    Raises: ValueError as `check_kernel`.
     """
 
     def __init__(self, kernel: np.ndarray) -> None:
         kernel = np.asarray(kernel, np.float64)
         check_kernel(kernel)
-        kernel = kernel / kernel.max()  # first, since the sum of large numbers has no end
+        kernel = kernel / kernel.max()  # first, so that the sum of large numbers does not overflow
         self.kernel = torch.from_numpy((kernel / kernel.sum()).astype(np.float32))
         self.reach = max(kernel.shape) // 2
 
@@ -154,7 +154,7 @@ class Blur(Operator):
 
 
 class Foreign(Operator):
-    """Any callable from an image to its observation, of which nothing else is known, e.g. a physics of deepinv."""
+    """Any other callable from an image to its observation, e.g. a physics of deepinv."""
 
     value_range = None
 
@@ -174,7 +174,7 @@ class Foreign(Operator):
 
 
 def declared(operator: Callable[[Tensor], Tensor] | None) -> Operator:
-    """The operator with what a fit has to know of it; None: nothing but noise."""
+    """Wraps a callable as an `Operator`; None: `Identity`."""
     if operator is None:
         return Identity()
     return operator if isinstance(operator, Operator) else Foreign(operator)

@@ -18,20 +18,20 @@ from sparsegen.restoration.operators import Operator, declared
 from sparsegen.restoration.settings import SPARSITIES, Preset, Task
 from sparsegen.restoration.stopping import HeldOutRule, NoiseFitRule, StoppingRule, estimate_sigma
 
-LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # of what `settings.LOSSES` describes
-LEAST_SIGMA = 1 / 255  # below it there is no noise to speak of, and none can be watched
+LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # described in `settings.LOSSES`
+LEAST_SIGMA = 1 / 255  # the smallest noise that `NoiseFitRule` can measure
 Image = TypeVar("Image", np.ndarray, Tensor, Picture)
 
 
 @dataclass(frozen=True, eq=False)
 class Restoration(Generic[Image]):
-    """What became of an image.
+    """The result of a restoration.
 
     Attributes:
-        image: Of the type, the number of dimensions and the range of what was given; of a task a picture.
-        history: A row for the first, the last and each 10th iteration: iteration, loss, statistic (NaN where nothing
-            watches), density (K,).
-        best_iteration: Whose average `image` is.
+        image: Of the type, the number of dimensions and the range of the input; for a task, a picture.
+        history: A row for the first, the last and each 10th iteration: iteration, loss, statistic (NaN without a
+            stopping rule), density (K,).
+        best_iteration: The iteration whose average is `image`.
     """
 
     image: Image
@@ -44,7 +44,7 @@ class Restoration(Generic[Image]):
 
 @dataclass(frozen=True)
 class TaskProgress(Progress):
-    """The progress of a task, with the present result as a picture."""
+    """The progress of a task, with the result so far as a picture."""
 
     encode: Callable[[Tensor], Picture]
 
@@ -52,7 +52,7 @@ class TaskProgress(Progress):
         return self.encode(self.image)
 
 
-@torch.inference_mode(False)  # whatever the caller's: a fit needs gradients
+@torch.inference_mode(False)  # also inside a caller's inference mode: a fit needs gradients
 def restore(
     image: np.ndarray | Tensor,
     operator: Callable[[Tensor], Tensor] | None = None,
@@ -72,26 +72,25 @@ def restore(
 ) -> Restoration:
     """Restores one image with a sparse Deep Image Prior (section 3; Ulyanov et al., 2018).
 
-    Choice: with a `Mask`, the known pixels are returned as they are, unless there is noise to remove (sigma above 0).
+    Choice: with a `Mask`, the known pixels are returned unchanged unless sigma is above 0.
 
     Args:
-        image: What was observed. An array (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), of integers
+        image: The observation: an array (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), of integers
             or of floats in [0, 1]; or a float tensor (1, C, H, W), with your own operator of any shape.
-        operator: From the image to the observation, differentiable; None: nothing but noise. Several members
-            call it in several threads, and the mean of what they find is returned: where several images explain
-            the observation, take ensemble_size=1.
-        preset: "fast"; or "paper", the original's hyperparameters, which does not stop by itself.
-        regularizer: "l0_inf", "l0", "l1" or "baseline", of the codes Γ1…ΓK.
-        sigma: Standard deviation of the noise in gray levels of 255, which it nowhere exceeds; None: as strong
-            as it looks.
+        operator: From the image to the observation, differentiable; None: the identity (denoising). The networks of the
+            ensemble call it from several threads. Use ensemble_size=1 if several different images explain the
+            observation, since the mean of the networks is returned.
+        preset: "fast", or "paper": the hyperparameters of the original, without early stopping.
+        regularizer: Sparsity constraint on the codes Γ1…ΓK: "l0_inf", "l0", "l1" or "baseline" (none).
+        sigma: Upper bound of the standard deviation of the noise, in gray levels, 0 to 255; None: estimated.
         callback: Called after each iteration; when it returns True, the result so far is returned.
-        density: Non-zeros over entries of a code, in place of the regularizer's own.
+        density: Share of non-zeros in a code, above 0 to 1; None: that of the regularizer.
         loss: "mse", or "l1" for outliers such as salt and pepper.
-        iterations: The end, if it does not stop before.
-        ensemble_size: Hourglasses whose mean is the result, in place of the preset's number: each takes its time.
-        shape: Of the image, (C, H, W), where the operator changes it and has no `image_shape`.
-        device: Where to compute; None: where the tensor is, the CPU for arrays.
-        stops: Whether to stop without the clean image, and take the best; None: as the preset does.
+        iterations: Maximum number of iterations; None: that of the preset.
+        ensemble_size: Number of networks averaged, 1 to 8; run time grows linearly; None: that of the preset.
+        shape: Shape (C, H, W) of the image, if the operator changes it and has no `image_shape`.
+        device: Device of the computation; None: that of the tensor, the CPU for arrays.
+        stops: Whether a stopping rule ends the fit and selects the best average; None: as in the preset.
 
     Raises: TypeError, ValueError before any work; FloatingPointError once the loss is not finite.
     """
@@ -101,7 +100,7 @@ def restore(
         iterations=iterations, ensemble_size=ensemble_size,
     )  # fmt: skip
     if stops not in (None, True, False):
-        raise TypeError(f"stops is True, False, or None for what the preset does; got {stops!r}")
+        raise TypeError(f"stops must be True, False, or None for the default of the preset; got {stops!r}")
     _check_shape(shape)
     picture = None if isinstance(image, Tensor) else from_array(image)
     observation = _check_tensor(image, operator) if picture is None else to_tensor(picture)
@@ -124,11 +123,11 @@ def run(
     kernel: Picture | None = None,
     callback: Callable[[TaskProgress], bool | None] | None = None,
 ) -> Restoration[Picture]:
-    """Does a task; `callback`, and what stays as it is, as in `restore`.
+    """Runs a task; `callback` and known pixels as in `restore`.
 
     Args:
-        mask: Of inpaint: white in the holes, gray at their rims, black elsewhere.
-        kernel: Of deblur with a kernel from a file.
+        mask: The mask of inpainting: white in the holes, gray at their edges, black elsewhere.
+        kernel: The kernel of deblurring, if it comes from a file.
 
     Raises: ValueError before any work; FloatingPointError once the loss is not finite.
     """
@@ -141,17 +140,17 @@ def run_checked(
     damage: np.ndarray | None = None,
     callback: Callable[[TaskProgress], bool | None] | None = None,
 ) -> Restoration[Picture]:
-    """Does a task as `run`, with what `check_damage` returned for it."""
+    """Runs a task as `run` does, with the result of `check_damage` for it."""
     operator, observation = make_operator(task, damage), to_tensor(picture)
 
     def encode(image: Tensor) -> Picture:
         return picture.with_pixels(to_pixels(keep_known(image, observation, operator, task)))
 
-    def told(progress: Progress) -> bool | None:
+    def report(progress: Progress) -> bool | None:
         return callback(TaskProgress(**_shallow(progress), encode=encode))
 
     fit = make_fit(task, observation, operator)
-    history, last = follow(fit, told if callback else None)
+    history, last = follow(fit, report if callback else None)
     return Restoration(encode(fit.image), history, **_ending(fit, last))
 
 
@@ -173,12 +172,12 @@ def make_fit(
     shape: tuple[int, int, int] | None = None,
     preset: Preset | None = None,
 ) -> Fit:
-    """The fit that a task asks for, not yet begun; `preset` in place of the task's settings."""
+    """The fit of a task, not yet started; `preset` replaces the settings of the task."""
     preset, sparsity = preset or task.settings, SPARSITIES[task.regularizer]
     if task.density is not None:
         sparsity = replace(sparsity, density=task.density)
     loss, operator = LOSS_FUNCTIONS[task.loss], declared(operator)
-    observation = operator.masked(observation)  # what the holes show is none of the loss
+    observation = operator.masked(observation)  # holes do not contribute to the loss
     make_rule = partial(make_stopping_rule, observation, operator, task) if preset.stops else None
     return Fit(observation, preset, sparsity, loss, operator, make_rule, task.seed, shape)
 
@@ -186,10 +185,10 @@ def make_fit(
 def make_stopping_rule(
     observation: Tensor, operator: Operator, task: Task, random: torch.Generator, ensemble_size: int
 ) -> StoppingRule:
-    """Chooses who decides when to stop: by fitted noise where there is nothing but noise, else by foretelling."""
+    """Chooses the stopping rule: `NoiseFitRule` for denoising with the loss mse, else `HeldOutRule`."""
     if operator.only_noise and task.loss == "mse":
         sigma = estimate_sigma(observation)
-        if task.sigma is not None:  # an upper bound: clipping takes noise away, and texture looks like noise
+        if task.sigma is not None:  # an upper bound: clipping reduces noise, and texture looks like noise
             sigma = sigma.clamp_max(task.sigma / 255)
         return NoiseFitRule(observation, sigma.clamp_min(LEAST_SIGMA), random, ensemble_size)
     return HeldOutRule(observation, LOSS_FUNCTIONS[task.loss], random, operator.known, ensemble_size)
@@ -203,18 +202,18 @@ def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tupl
             statistic = np.nan if progress.statistic is None else progress.statistic
             rows.append((progress.iteration, progress.loss, statistic, progress.density))
         if callback and callback(progress):
-            fit.stopped_because = "it was asked to"
+            fit.stopped_because = "the callback stopped it"
             break
     return np.array(rows, history_kinds(len(rows[0][3]))), progress
 
 
 def history_kinds(codes: int) -> list[tuple]:
-    """The columns of a history, as numpy has them."""
+    """The columns of a history as a numpy dtype."""
     return [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (codes,))]
 
 
 def keep_known(image: Tensor, observation: Tensor, operator: Operator, task: Task) -> Tensor:
-    """The image with the known pixels as they were, unless there is noise to remove (sigma above 0)."""
+    """The image with its known pixels unchanged, unless sigma is above 0."""
     if task.sigma or operator.known is None:
         return image
     return torch.where(operator.known.to(image.device) > 0, observation, image)
@@ -240,7 +239,7 @@ def _device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         why = str(error).partition("\n")[0]
         raise ValueError(
-            f"device is what torch can compute on, as cpu or cuda; got {name!r}: {why}"
+            f"device must be one that torch can compute on, e.g. cpu or cuda; got {name!r}: {why}"
         ) from error
 
 
@@ -248,7 +247,7 @@ def _check_shape(shape: object) -> None:
     if shape is None:
         return
     if not isinstance(shape, Sequence) or len(shape) != 3:
-        raise ValueError(f"shape is that of the image, (C, H, W); got {shape!r}")
+        raise ValueError(f"shape must be the shape of the image, (C, H, W); got {shape!r}")
     for name, side in zip(("C", "H", "W"), shape, strict=True):
         check_integer(name, side, 1, 2**31 - 1, "of the image's shape (C, H, W)")
 
@@ -257,11 +256,11 @@ def _check_tensor(observation: Tensor, operator: Operator) -> Tensor:
     observation = observation.detach()
     if 0 in observation.shape or observation.is_meta:
         raise ValueError(
-            f"an observation has entries; got {tuple(observation.shape)} on {observation.device}"
+            f"an observation must not be empty; got {tuple(observation.shape)} on {observation.device}"
         )
     if observation.ndim < 2 or observation.shape[0] != 1 or not observation.is_floating_point():
         raise ValueError(
-            f"an observation is a floating tensor of one sample, as (1, C, H, W); got {observation.dtype} "
+            f"an observation must be a float tensor of one sample, e.g. (1, C, H, W); got {observation.dtype} "
             f"{tuple(observation.shape)}"
         )
     if broken := int((~observation.isfinite()).sum()):
@@ -275,7 +274,7 @@ def _check_tensor(observation: Tensor, operator: Operator) -> Tensor:
         lowest, highest = operator.value_range
         if low < lowest or high > highest:
             raise ValueError(
-                f"a picture has values in [0, 1], and noise a little beyond; got {low:g} to {high:g}: divide by 255?"
+                f"a picture has values in [0, 1], with noise slightly beyond; got {low:g} to {high:g}: divide it by 255"
             )
     return observation.float().clone()  # one that came out of inference mode has no gradients
 

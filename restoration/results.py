@@ -1,4 +1,4 @@
-"""What a restoration of a picture file writes: the result, previews, the history, a comparison."""
+"""Files written by a restoration: the result, previews, the history, a comparison."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,13 +28,13 @@ SHEET = 384  # pixels that a side of a compared picture is enlarged to, or nearl
 
 
 class Preview:
-    """The present picture, in a file of its own while the work goes on."""
+    """A file with the result so far, during the work."""
 
     def __init__(self, path: Path, note: Callable[[str], object]) -> None:
         self.path, self.note, self.due, self.written = path, note, -inf, False
 
     def show(self, progress: "AnyProgress") -> None:
-        """Writes it if it is time to; that it cannot be written is no reason to stop the work."""
+        """Writes the preview every `PREVIEW_EVERY` seconds; a failure to write it does not stop the work."""
         started = monotonic()
         if started < self.due:
             return
@@ -42,7 +42,7 @@ class Preview:
         try:
             write_picture(self.path, progress.picture())
         except (OSError, ValueError) as error:
-            self.note(f"there will be no more previews: {error}")
+            self.note(f"no further previews are written: {error}")
             self.due = inf
             return
         self.due = started + max(PREVIEW_EVERY, (monotonic() - started) / PREVIEW_SHARE)
@@ -53,16 +53,16 @@ class Preview:
 
 
 def save(path: Path, picture: Picture) -> tuple[Path, list[str]]:
-    """Writes a result that may have taken an hour: if not where it was asked for, then in a temporary folder.
+    """Writes a result; if this fails, it is kept in a temporary folder, since it may have taken an hour.
 
-    There it is a PNG; or, should the encoder fail, an array (H, W, C) in [0, 1].
+    There it is a PNG file, or, if the encoder fails, an array (H, W, C) in [0, 1].
 
-    Returns: where it is, and what went wrong.  Raises: OSError if it could be written nowhere.
+    Returns: Its path, and a list of errors.  Raises: OSError if it could not be written there, either.
     """
     try:
         write_picture(path, picture)
         return path, []
-    except Exception as error:  # whatever it is, the work is not to be lost
+    except Exception as error:  # of any kind: the result must not be lost
         problem, suffix = str(error), ".png" if isinstance(error, OSError) else ".npy"
     try:
         place = Path(tempfile.mkdtemp(prefix="sparsegen-")) / f"{path.stem}{suffix}"
@@ -93,11 +93,11 @@ def write_history(path: Path, outcome: "Restoration[Picture]") -> None:
 
 
 def stop_curve(history: np.ndarray, best_iteration: int) -> "Figure":
-    """Draws what decided when to stop: the stop statistic, or where nothing watched the loss.
+    """Plots the statistic of the stopping rule, or without a rule the loss.
 
     Args:
-        history: A row each look, with `iteration`, `loss` and `statistic`, NaN where nothing watched.
-        best_iteration: Whose image was taken.
+        history: One row per evaluation, with `iteration`, `loss` and `statistic`, NaN without a stopping rule.
+        best_iteration: The iteration of the result.
     """
     watched = np.isfinite(history["statistic"]).any()
     values = history["statistic" if watched else "loss"]
@@ -114,7 +114,7 @@ def stop_curve(history: np.ndarray, best_iteration: int) -> "Figure":
 
 
 def enlarged(picture: Picture, like: Picture) -> Picture:
-    """A picture in the size of another, bicubically: what there was before, where the picture was enlarged."""
+    """Enlarges a picture bicubically to the size of another."""
     height, width, channels = like.pixels.shape
     if picture.pixels.shape == like.pixels.shape:
         return picture

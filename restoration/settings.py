@@ -1,4 +1,4 @@
-"""What can be asked of a restoration, as data: presets, sparsities, tasks. Needs no torch, since services check it."""
+"""The settings of restorations as data: presets, sparsities, tasks. Without torch, since the service checks tasks."""
 
 import math
 from collections.abc import Mapping
@@ -50,9 +50,9 @@ class Averaging(Protocol):
 
 @dataclass(frozen=True)
 class Exponential:
-    """The same share always, whence the outputs of the last 1 / (1 - decay) iterations count most.
+    """A constant share: the outputs of the last 1 / (1 - decay) iterations have the largest weight.
 
-    The average starts as the first output, as the original has it, and is rid of that only by and by.
+    The average starts as the first output, as in the original, whose weight decays slowly.
     """
 
     decay: float
@@ -65,8 +65,8 @@ class Exponential:
 class Polynomial:
     """A share of (1 + power) / (t + power): the last 1 / (1 + power) of all outputs so far count most.
 
-    The polynomial-decay averaging of Shamir & Zhang (2013). The window grows with the number of iterations that a
-    picture takes, which an exponential average would have to be told.
+    The polynomial-decay averaging of Shamir & Zhang (2013). The window grows with the number of iterations; the
+    window of an exponential average would have to be set for it.
     """
 
     power: float
@@ -83,14 +83,14 @@ class Preset:
         inputs: Channels of z, which is uniform in [0, 0.1].
         jitter: Standard deviation of the noise that is added to z anew in each iteration.
         averaging: How the outputs of all iterations become an image.
-        iterations: The end, unless it is stopped before.
-        max_psnr_drop: Decibels; if the fit to the observation falls by more, the last good state is taken up again.
-        snapshot_every: Iterations from one such state to the next.
-        ensemble_size: Hourglasses, each fitted by itself from its own start; the result is their mean.
-        cost: Processor time that an hourglass takes for a pixel and an iteration, to that of the fast preset.
-        pixel_bytes: Of activations and gradients, that an hourglass takes for a pixel.
-        mixed_precision: Compute in bfloat16 where the processor has it, channels last.
-        stops: Whether it stops by itself, and returns the best it saw in place of the last.
+        iterations: Maximum number of iterations.
+        max_psnr_drop: In dB; if the PSNR to the observation drops by more, the last good state is restored.
+        snapshot_every: Iterations between two such states.
+        ensemble_size: Number of networks, each with its own initialization; the result is their mean.
+        cost: Processor time of a network per pixel and iteration, relative to the preset fast.
+        pixel_bytes: Bytes of activations and gradients of a network per pixel.
+        mixed_precision: Compute in bfloat16 if the processor supports it, with channels last.
+        stops: Whether a stopping rule ends the fit and selects the best average.
     """
 
     widths: Widths
@@ -105,7 +105,7 @@ class Preset:
     ensemble_size: int = 1
     mixed_precision: bool = True
     stops: bool = True
-    # Of no influence on the result, so they are left out of what campaigns know their records by.
+    # These do not influence the result, so they are not part of the settings that identify records of campaigns.
     cost: float = field(default=1.0, repr=False)
     pixel_bytes: float = field(default=1400, repr=False)
 
@@ -131,7 +131,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Sparsity:
-    """What is asked of every code: a budget of non-zeros in each `unit`, or a penalty.
+    """The constraint on every code: a number of non-zeros per `unit`, or a penalty.
 
     `unit` is "needle" for L0,∞, "code" for L0, None for no projection; `density` the non-zeros over the entries
     of a unit; `penalty` is times the mean magnitude of a code.
@@ -166,11 +166,10 @@ OLD_NAMES = {"members": "ensemble_size"}  # of settings, which version 0.2 still
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done to one picture; made by `Task.of`, which checks it.
+    """The restoration of one picture; made by `Task.of`, which checks it.
 
-    `sigma` is the standard deviation of the noise in gray levels of 255, which it nowhere exceeds, None if that is not
-    known. `by` is of upscale, `kernel` of deblur: "gaussian:SIGMA", or "file" where a picture of the kernel comes
-    along.
+    `sigma` is an upper bound of the standard deviation of the noise in gray levels, 0 to 255; None: estimated. `by` is
+    the factor of upscale; `kernel` is that of deblur: "gaussian:SIGMA", or "file" if a picture of the kernel is given.
     """
 
     kind: str = "denoise"
@@ -189,12 +188,14 @@ class Task:
     def of(cls, **given: object) -> "Task":
         """Checks a task.
 
-        Raises: TypeError, ValueError, each naming the value, what is allowed and, of names, the near ones.
+        Raises: TypeError, ValueError, each with the value, the allowed values and, for names, similar ones.
         """
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
-                raise ValueError(f"no setting {name!r}: there are {known_names(str(name), known)}")
+                raise ValueError(
+                    f"unknown setting {name!r}; the settings are {known_names(str(name), known)}"
+                )
         task = cls(**given)
         find_kind(task.kind)
         for name, table in (("preset", PRESETS), ("regularizer", SPARSITIES), ("loss", LOSSES)):
@@ -209,11 +210,13 @@ class Task:
         if task.density is not None:
             check_real("density", task.density, 0, 1, "the share of non-zeros in a code")
             if SPARSITIES[task.regularizer].unit is None:
-                raise ValueError(f"the regularizer {task.regularizer} has no density: leave density out")
+                raise ValueError(f"the regularizer {task.regularizer} has no density: do not give one")
             if task.density == 0:
-                raise ValueError("density is above 0: a code without non-zeros holds no picture; got 0")
+                raise ValueError("density must be above 0; got 0")
         if task.iterations is not None:
-            check_integer("iterations", task.iterations, 1, MAX_ITERATIONS, "the end, unless it stops before")
+            check_integer(
+                "iterations", task.iterations, 1, MAX_ITERATIONS, "the maximum number of iterations"
+            )
         if task.ensemble_size is not None:
             check_integer(
                 "ensemble_size",
@@ -227,7 +230,7 @@ class Task:
 
     @property
     def settings(self) -> Preset:
-        """Those of the preset, with what the task says in place of them."""
+        """The settings of the preset, replaced by those that the task gives."""
         own = {name: getattr(self, name) for name in ("iterations", "ensemble_size")}
         return replace(
             PRESETS[self.preset], **{name: value for name, value in own.items() if value is not None}
@@ -235,25 +238,25 @@ class Task:
 
     @property
     def factor(self) -> int:
-        """How many times as wide and as high as the observation the image is."""
+        """Ratio of the sides of the image to those of the observation."""
         return self.by or 1
 
     @property
     def stops_by_noise(self) -> bool:
-        """Whether it stops by how much of the noise was fitted, as it does where there is nothing but noise."""
+        """Whether `NoiseFitRule` decides when to stop, as in denoising with the loss mse."""
         return find_kind(self.kind).only_noise and self.settings.stops and self.loss == "mse"
 
     @property
     def sigma_warning(self) -> str:
-        """The note that sigma has no effect, if it is given and has none; else empty."""
+        """The warning that sigma has no effect, if it is given and has none; else empty."""
         if self.sigma is None or self.stops_by_noise or find_kind(self.kind).keeps_known:
             return ""
-        return "sigma changes nothing here: only denoising with preset fast and loss mse makes use of it"
+        return "sigma has no effect here: only denoising with the preset fast and the loss mse uses it"
 
     def effort(self, height: int, width: int) -> float:
-        """About how much work a result of so many pixels is: what others have to wait for in a queue.
+        """Estimated work for a result of this size, which orders jobs in a queue.
 
-        Unit: what the fast hourglass takes for a pixel and an iteration; how long that is depends on the machine.
+        Unit: the work of a network of the preset fast per pixel and iteration; its duration depends on the machine.
         """
         pixels, settings, iterations = max(height, SMALLEST) * max(width, SMALLEST), self.settings, math.inf
         if self.stops_by_noise:
@@ -262,7 +265,7 @@ class Task:
         return min(iterations, settings.iterations) * pixels * settings.ensemble_size * settings.cost
 
     def memory(self, height: int, width: int) -> float:
-        """Bytes that a process takes at its peak for a result of so many pixels, all members computed at once."""
+        """Peak bytes of a process for a result of this size, all networks of the ensemble in parallel."""
         return WORKER_BYTES + self.settings.ensemble_size * self.settings.pixel_bytes * height * width
 
 
@@ -282,10 +285,10 @@ def rename_settings(given: Mapping[str, object]) -> tuple[dict[str, object], lis
 
 
 def typical_iterations(sigma: float, pixels: int) -> float:
-    """After how many iterations the fast preset stops as a rule: more of them for weaker noise, and for larger images.
+    """The usual last iteration of the preset fast: higher for weaker noise and for larger images.
 
     Fitted to the 137 runs of table 3 on crops of 128 x 128 and 256 x 256 with noise of 15, 25 and 50 gray levels, which
-    took 0.5 to 1.7 times as many. Beyond their sizes it is a guess.
+    took 0.5 to 1.7 times as many. Other sizes are extrapolated.
 
     Args:
         sigma: Root mean square of the noise's standard deviation, in units of the image in [0, 1].
@@ -294,12 +297,12 @@ def typical_iterations(sigma: float, pixels: int) -> float:
 
 
 def fair_threads(ensemble_size: int, fits: int = 1) -> int:
-    """The threads of torch for each of some fits side by side on this machine, which have so many members.
+    """The threads of torch for each of `fits` parallel fits of `ensemble_size` networks on this machine.
 
-    Choice: half of the cores, or all if it takes them to give each member one. For an hourglass does thousands of short
-    steps, each of which waits for its slowest thread: where another program wanted one of two cores, two threads did 1
-    iteration a second at 128 x 128, and one thread 17. Members wait for each other but once an iteration, so they may
-    have all cores, and share them with a server.
+    Choice: half of the cores, or more if each network needs one. A fit runs thousands of short steps, each of which
+    waits for its slowest thread: with another program on one of two cores, two threads ran 1 iteration per second at
+    128 x 128, and one thread 17. The networks synchronize once per iteration, so they may use all cores and share them
+    with a server.
     """
     cores, fits = processors(), max(1, fits)
     return max(1, max(cores // 2, min(ensemble_size * fits, cores)) // fits)

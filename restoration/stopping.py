@@ -19,9 +19,10 @@ from sparsegen.restoration.settings import typical_iterations
 
 
 class StoppingRule(Protocol):
-    """`patience` is for how long a better average is waited for, in iterations up to the best so far.
+    """Assesses the average of the outputs.
 
-    `typical` is after how many iterations it stops as a rule, which only tells for how long one may have to wait.
+    `patience` is the number of iterations to wait for a better average, relative to the iteration of the best one.
+    `typical` is the usual last iteration; it only serves estimates of the remaining time.
     """
 
     targets: Sequence[Tensor]
@@ -33,19 +34,19 @@ class StoppingRule(Protocol):
 
 
 class NoiseFitRule:
-    """Estimates the mean squared error by watching how much of a known noise has been fitted.
+    """Estimates the mean squared error from how much of a known noise has been fitted.
 
         risk(t) = mean |x_t - y|² + 2 u g(t),   g(t) = mean over m of mean b_m (x_m,t - y) / s
 
     x_m is fitted to y + s b_m, and x is the mean of them. After Stein's unbiased risk estimate (Stein, 1981), up to a
-    constant; g estimates the covariance of the noise and what is made of it. That is usually found by a second run on
+    constant; g estimates the covariance of the noise and the output. It is usually estimated by a second run on
     perturbed data (Ramani, Blu & Unser, 2008). Here the perturbation b, of random signs and as strong as the noise at
-    each place, is part of what is fitted: the network cannot tell it from the noise, and one run is enough. Each member
-    has its own, so that their chances average out.
+    each place, is part of the fitted data: the network fits it like the noise, so one run is enough. Each member
+    has its own b, which reduces the variance of g.
 
     What b has in common with the picture by chance is noise in g, and grows while the picture sharpens. So b is
     made orthogonal, block by block, to smoothed versions of the observation, which all x_t resemble; that halves
-    the noise. But an hourglass takes over more of the noise in the directions that are lost that way, so g is
+    the noise. But the network fits more noise in the removed directions, so g is
     scaled up by u, `unseen`; with u = 1 and white b the estimate is Stein's.
 
     Choice: `strength`, s, adds its square to a member's variance of the noise. `unseen` was measured twice, on crops
@@ -84,19 +85,19 @@ class NoiseFitRule:
 
 
 class HeldOutRule:
-    """Keeps some of the observation back, and asks how well it is foretold.
+    """Holds out a part of the observation and measures how well it is predicted.
 
-    For noise of any kind that differs from pixel to pixel, and for operators that lose something.
+    For any noise that is independent from pixel to pixel, and for operators that lose information.
 
     Args:
-        observation: Of any shape; of an image (1, C, h, w) whole pixels are kept back.
-        known: 1 where there is something to foretell, (h, w) of an image; None: everywhere.
+        observation: Of any shape; for an image (1, C, h, w), whole pixels are held out.
+        known: 1 where the observation is known, (h, w) of an image; None: everywhere.
 
-    Raises: ValueError if too little is known to keep some of it back.
+    Raises: ValueError if too few pixels are known to hold some out.
     """
 
     share, least = 0.02, LEAST_KNOWN // 2
-    patience = 0.3  # Choice: the few pixels are a noisier judge than fitted noise is
+    patience = 0.3  # Choice: a few held-out pixels are a noisier measure than fitted noise
     typical = math.inf  # it has seldom stopped before the last iteration
 
     def __init__(
@@ -114,8 +115,8 @@ class HeldOutRule:
         found = int(everywhere.sum())
         if found < 2 * self.least:
             raise ValueError(
-                f"to know when to stop, {self.least} pixels of {2 * self.least} known ones at least are kept back; "
-                f"got {found}: take a mask that knows more, or set stops=False"
+                f"the stopping rule holds out {self.least} of at least {2 * self.least} known pixels; got {found}: "
+                f"give a mask with more known pixels, or set stops=False"
             )
         count = max(self.least, round(self.share * found))
         chance = torch.rand(pixels, generator=random, out=everywhere.new_empty(pixels)) + everywhere
@@ -157,7 +158,7 @@ def estimate_sigma(observation: Tensor, groups: int = 8) -> Tensor:
 
 
 def _smoothed(observation: Tensor) -> Tensor:
-    """Versions of an image between which its restorations lie: a constant, blurs of each channel and of their mean.
+    """Smoothed versions of an image that span its restorations: a constant, blurs of each channel and of their mean.
 
     Shape: (1, C, H, W) -> (versions, C, H, W).
     """
@@ -171,7 +172,7 @@ def _smoothed(observation: Tensor) -> Tensor:
 
 
 def _orthogonal(noise: Tensor, versions: Tensor, block: int = 8) -> Tensor:
-    """Takes out of the noise, in each block of each channel, what is a combination of the versions there.
+    """Removes from the noise, in each block of each channel, its projection onto the versions.
 
     Shape: noise (1, C, H, W), versions (V, C, H, W) -> the shape of the noise.
     """

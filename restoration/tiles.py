@@ -1,7 +1,7 @@
-"""Large pictures, restored in overlapping tiles: a fit for each, side by side in processes, blended without seams.
+"""Large pictures, restored in overlapping tiles: one fit per tile, in parallel processes, blended without seams.
 
-A fit takes memory and time in proportion to its pixels, and one hourglass holds only so much of a picture. The
-parent holds the picture and the sum of the tiles; a worker holds one tile.
+Memory and time of a fit are proportional to its pixels, and the capacity of a network is limited. The parent process
+holds the picture and the sum of the tiles; a worker holds one tile.
 """
 
 import logging
@@ -47,9 +47,9 @@ logger = logging.getLogger(__name__)
 
 WHOLE = 512 * 512  # pixels of the result up to which a picture is fitted as a whole
 TILE, OVERLAP = 256, 32  # pixels of the result along a side
-WAIT = 0.2  # seconds between two looks at the workers
+WAIT = 0.2  # seconds between two polls of the workers
 REPORT_EVERY = 1.0  # seconds between two reports of a worker, each with its image
-LEAST_AROUND = 500  # pixels: of these the watch keeps ten back, with fewer it would judge by chance
+LEAST_AROUND = 500  # pixels; the stopping rule holds out ten of these, and fewer are not reliable
 LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the whole picture's share
 
 MANAGER_BYTES = 50e6  # peak resident memory, measured on an AMD EPYC
@@ -57,10 +57,10 @@ MANAGER_BYTES = 50e6  # peak resident memory, measured on an AMD EPYC
 
 @dataclass(frozen=True)
 class TiledProgress:
-    """Where a restoration in tiles is; `iteration` counts over all tiles, `statistic` is the mean of the tiles.
+    """The state of a tiled restoration; `iteration` is summed over the tiles, `statistic` is their mean.
 
-    `seconds_left` goes by the measured time of an iteration, and by the iterations that finished tiles took; infinite
-    before the first.
+    `seconds_left` is estimated from the measured time of an iteration and from the iterations of finished tiles;
+    infinite before the first report.
     """
 
     iteration: int
@@ -73,17 +73,17 @@ class TiledProgress:
 
     @property
     def fraction(self) -> float:
-        """How much is done, from 0 to 1, by the present estimate."""
+        """The estimated share of the work that is done, from 0 to 1."""
         return self.seconds / max(self.seconds + self.seconds_left, 1e-9)
 
     def picture(self) -> Picture:
-        """The present composition: where a tile has not begun, what was observed."""
+        """The result so far; tiles that are not started show the observation."""
         return self.compose()
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a restoration will take: the tiles to fit, wall-clock seconds, bytes of all processes at their peak."""
+    """Expected cost of a restoration: tiles to fit, wall-clock seconds, peak bytes of all processes."""
 
     tiles: int
     seconds: float
@@ -92,9 +92,9 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """The task of one tile, which is what a worker gets: a piece of the observation, with margins, and of the damage.
+    """The task of one tile for a worker: a part of the observation with margins, and of the mask.
 
-    `tile` is where it goes in the result, and `crop` where that is in the restored piece.
+    `tile` is its place in the result, and `crop` the region of the tile in the restored part.
     """
 
     index: int
@@ -103,7 +103,7 @@ class _Job:
     task: Task
     picture: Picture
     damage: np.ndarray | None
-    idle: bool = False  # there is nothing to restore
+    idle: bool = False  # nothing to restore
 
     @property
     def by(self) -> int:
@@ -111,12 +111,12 @@ class _Job:
 
     @property
     def pixels(self) -> int:
-        """Those of the fit."""
+        """Number of pixels of the fit."""
         height, width = self.picture.pixels.shape[:2]
         return height * width * self.by**2
 
     def observed(self) -> np.ndarray:
-        """What the tile shows before any work: the observation, enlarged bicubically if it is to be enlarged."""
+        """The tile before the restoration: the observation, enlarged bicubically for upscale."""
         pixels = self.picture.pixels
         if self.by > 1:
             image = F.interpolate(to_tensor(self.picture), scale_factor=self.by, mode="bicubic")
@@ -126,12 +126,12 @@ class _Job:
 
 @dataclass(frozen=True, eq=False)
 class _Report:
-    """What a worker says of its tile, under way or at the end (then with a history).
+    """The state of a tile as a worker reports it; the last report has a history.
 
     Attributes:
         pixels: The tile's, without margins; None once they have been added to the sum.
-        iterations_left: As the fit estimates it.
-        complete: The fit ended by itself.
+        iterations_left: The estimate of the fit.
+        complete: The fit was not stopped from outside.
     """
 
     index: int
@@ -186,7 +186,7 @@ def run_tiled(
     if len(jobs) == 1:
         return run_checked(task, picture, damage, callback)
     tally = _Tally(task, picture, jobs, workers)
-    while failure := _work_off(tally, callback, threads):
+    while failure := _fit_remaining(tally, callback, threads):
         left, before = len(tally.left()), tally.workers
         reason = _reason(failure)
         if before == 1:
@@ -202,32 +202,32 @@ def run_tiled(
 
 
 class Unfinished(RuntimeError):
-    """Some tiles could not be restored; `outcome` has the others, and those as they were."""
+    """Some tiles could not be restored; `outcome` shows the observation there and the other tiles restored."""
 
     def __init__(self, sentence: str, outcome: Restoration[Picture]) -> None:
         super().__init__(sentence)
         self.outcome = outcome
 
 
-def _work_off(
+def _fit_remaining(
     tally: "_Tally", callback: Callable[[TiledProgress], bool | None] | None, threads: int
 ) -> Exception | None:
-    """Fits what is left, until all is done or the callback wants no more; returns an error of a tile that is not."""
+    """Fits the remaining tiles until all are done or the callback returns True; returns the error of a failed tile."""
     failure = None
     with start_workers(tally.workers, threads) as (executor, stop, reports):
         try:
             pending = {executor.submit(_work, job, stop, reports) for job in tally.left()}
-        except BrokenProcessPool as error:  # before it had all of them
+        except BrokenProcessPool as error:  # before all jobs were submitted
             return error
         while pending:
             done, pending = wait(pending, WAIT, FIRST_COMPLETED)
-            for report in _drain(reports):  # after the wait: the last word on a tile comes last
-                tally.hear(report)
+            for report in _drain(reports):  # after the wait, so that the last report of a tile is last
+                tally.add_report(report)
             for future in done:
                 if error := future.exception():
                     failure = error
                 elif final := future.result():
-                    tally.hear(final)
+                    tally.add_report(final)
             if callback and not stop.is_set() and callback(tally.progress()):
                 stop.set()
         return failure if tally.left() and not stop.is_set() else None
@@ -240,7 +240,7 @@ def _reason(failure: Exception) -> str:
 
 
 def is_tiled(task: Task, picture: Picture, tile: int | None = None) -> bool:
-    """Whether `run_tiled` cuts a picture into several tiles, which is when an `estimate` is worth its seconds."""
+    """Whether `run_tiled` cuts a picture into several tiles."""
     height, width = (side * task.factor for side in picture.pixels.shape[:2])
     return height * width > WHOLE if tile is None else max(height, width) > tile
 
@@ -279,9 +279,9 @@ def estimate(
 
 
 class _Tally:
-    """What the tiles come to: the sum of their pixels, and how long the others will take.
+    """The sum of the tiles so far, and the estimate of the remaining time.
 
-    Sums of floats depend on the order, so tiles are added in that of the plan, whichever ends first.
+    Sums of floats depend on the order, so tiles are added in the order of the plan.
     """
 
     def __init__(self, task: Task, picture: Picture, jobs: list[_Job], workers: int) -> None:
@@ -293,10 +293,10 @@ class _Tally:
         self.added, self.reports, self.started = 0, {}, perf_counter()
 
     def left(self) -> list[_Job]:
-        """What is yet to be fitted, or to its end."""
+        """The jobs that are not complete."""
         return [job for job in self.jobs if not self._is_complete(job)]
 
-    def hear(self, report: _Report) -> None:
+    def add_report(self, report: _Report) -> None:
         self.reports[report.index] = report
         while self.added < len(self.jobs) and self._is_complete(self.jobs[self.added]):
             self._add(self.jobs[self.added], self.sum)
@@ -305,7 +305,7 @@ class _Tally:
             self.added += 1
 
     def pixels(self) -> np.ndarray:
-        """The present composition.  Shape: float32 (H, W, C) of the result."""
+        """The result so far.  Shape: float32 (H, W, C) of the result."""
         total = self.sum.copy()
         for job in self.jobs[self.added :]:
             self._add(job, total)
@@ -358,8 +358,8 @@ class _Tally:
         if complete == self.fitted:
             return f"all {complete} tiles are done"
         return (
-            f"it was asked to: of {self.fitted} tiles {complete} are done, {begun - complete} were under way, and "
-            f"{self.fitted - begun} are as they were"
+            f"the callback stopped it: of {self.fitted} tiles, {complete} are done, {begun - complete} partly, and "
+            f"{self.fitted - begun} not started"
         )
 
     def _is_complete(self, job: _Job) -> bool:
@@ -371,7 +371,7 @@ class _Tally:
 
 
 class _Reporter:
-    """Tells the parent now and then how a tile is, and the fit in each iteration whether to stop."""
+    """Reports the state of a tile to the parent every `REPORT_EVERY` seconds; stops the fit if `stop` is set."""
 
     def __init__(self, job: _Job, stop: Event, reports: Queue) -> None:
         self.job, self.stop, self.reports = job, stop, reports
@@ -379,7 +379,7 @@ class _Reporter:
 
     def __call__(self, progress: TaskProgress) -> bool:
         if perf_counter() >= self.due:
-            with suppress(queue.Full):  # the parent is busy; it will hear of a later iteration
+            with suppress(queue.Full):  # the parent is busy and receives a later report
                 self.reports.put_nowait(astuple(self._report(progress)))
             self.due = perf_counter() + REPORT_EVERY
         self.asked = self.stop.is_set()
@@ -397,7 +397,7 @@ class _Reporter:
 
 
 def _work(job: _Job, stop: Event, reports: Queue) -> _Report | None:
-    """Fits a tile, in a worker; None if it was told to stop before it began."""
+    """Fits a tile in a worker; returns None if `stop` was set before it started."""
     if stop.is_set():
         return None
     reporter = _Reporter(job, stop, reports)
@@ -417,7 +417,7 @@ def _work(job: _Job, stop: Event, reports: Queue) -> _Report | None:
 
 
 def _drain(reports: Queue) -> list[_Report]:
-    """The reports that have come in, of each tile the latest last."""
+    """The received reports, oldest first."""
     drained = []
     with suppress(queue.Empty):
         while True:
@@ -428,7 +428,7 @@ def _drain(reports: Queue) -> list[_Report]:
 def _jobs(
     task: Task, picture: Picture, damage: np.ndarray | None, tile: int | None, overlap: int
 ) -> list[_Job]:
-    """Cuts a task into those of its tiles; checks everything that can be checked before any work."""
+    """Divides a task into the tasks of its tiles, after all checks that are possible before any work."""
     height, width = picture.pixels.shape[:2]
     operator = make_operator(task, damage)
     tiles = plan(height, width, *_sides(height, width, task.factor, operator.reach, tile, overlap))
@@ -459,7 +459,7 @@ def _job(
     damage: np.ndarray | None,
     idle: bool = False,
 ) -> _Job:
-    """The task of a tile with a margin around it, with its own seed. Pixels are views, cut off only when sent.
+    """The task of a tile with a margin around it and its own seed. Pixels are views until they are sent.
 
     Args:
         damage: That of this tile.
@@ -489,9 +489,9 @@ def _sides(height: int, width: int, by: int, reach: int, tile: int | None, overl
 
 
 def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
-    """How much is to be added on every side of a tile, so that enough around its holes is known.
+    """The margin around a tile with which enough pixels around its holes are known.
 
-    Raises: ValueError if half a tile does not do.
+    Raises: ValueError if a margin of half a tile is not enough.
     """
     side = max(tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start)
     for margin in range(0, side // 2 + 1, side // 8):
@@ -501,13 +501,13 @@ def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
     raise ValueError(
         f"a hole is too large for its tile: around row {tile.rows.start}, column {tile.columns.start} only "
         f"{around.sum()} of {around.size} pixels are known, and at least "
-        f"{max(LEAST_AROUND, round(wanted * around.size))} are needed: take larger tiles, of {2 * side}, or scale "
-        f"the picture down"
+        f"{max(LEAST_AROUND, round(wanted * around.size))} are needed: use larger tiles, e.g. of {2 * side}, or "
+        f"scale the picture down"
     )
 
 
 def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
-    """The mean over tiles, row by row; a tile that has ended keeps its last row. Without any it is empty."""
+    """The mean over tiles, row by row; a finished tile repeats its last row. Empty without histories."""
     if not histories:
         return np.zeros(0, history_kinds(0))
     mean = max(histories, key=len).copy()
@@ -518,17 +518,17 @@ def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
 
 
 def _expected_seconds(job: _Job) -> float:
-    """How long a fit takes: the iterations it expects, by the median of three of them, after three to warm up."""
+    """Duration of a fit: the expected iterations times the median of three, measured after three for warm-up."""
     times, expected = [], 0.0
 
-    def told(progress: TaskProgress) -> bool:
+    def measure(progress: TaskProgress) -> bool:
         nonlocal expected
         times.append(perf_counter())
         expected = progress.iteration * (1 + progress.seconds_left / progress.seconds)
         return len(times) == 6
 
     task = replace(job.task, iterations=max(6, job.task.settings.iterations))
-    run_checked(task, job.picture, job.damage, told)
+    run_checked(task, job.picture, job.damage, measure)
     return expected * float(np.median(np.diff(times)[-3:]))
 
 

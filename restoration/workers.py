@@ -1,4 +1,4 @@
-"""Who works side by side: a thread of this process, or processes that end with it, whoever is killed."""
+"""Parallel workers: a thread of this process, or processes that end with it, also if it is killed."""
 
 import os
 import queue
@@ -18,10 +18,10 @@ import torch
 
 @contextmanager
 def start_workers(count: int, threads: int) -> Iterator[tuple[Executor, Event, Queue]]:
-    """Yields who does the work, what tells them to stop, and what they report by; in the end stops them all.
+    """Yields an executor of `count` workers, an event that asks them to stop, and a queue of reports.
 
-    Reports go by a manager: a worker that is killed while it writes to a plain queue would block it for ever.
-    They go as tuples of plain things, so that the manager need not import what makes them, and torch with it.
+    The queue belongs to a manager: a worker that is killed while it writes to a plain queue would block it forever.
+    Reports are tuples of built-in types, so that the manager does not import their classes and, with them, torch.
     """
     with ExitStack() as stack:
         if count == 1:
@@ -41,29 +41,29 @@ def start_workers(count: int, threads: int) -> Iterator[tuple[Executor, Event, Q
 
 @contextmanager
 def single_worker(threads: int) -> Iterator[Executor]:
-    """A worker in this process, whose torch has so many threads."""
+    """Yields an executor of one thread in this process, for which torch uses `threads` threads."""
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as executor:
             yield executor
     finally:
-        torch.set_num_threads(before)  # of all threads to come, for which the worker has changed it, too
+        torch.set_num_threads(before)  # the worker has changed it for later threads, too
 
 
 def _settle(threads: int, manager: str) -> None:
     """Prepares a worker process."""
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all, and the parent is who decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the parent handles it
     threading.Thread(target=_end_with_parent, args=(manager,), daemon=True).start()
 
 
 def _end_with_parent(manager: str) -> None:
-    """Ends this process and the manager if their parent is killed: they would wait for it for ever."""
+    """Ends this process and the manager if their parent is killed: else they would wait for it forever."""
     parent_process().join()
     try:
         with Client(manager, authkey=current_process().authkey) as connection:
             dispatch(connection, None, "shutdown")
-    except (OSError, EOFError):  # another worker was quicker
+    except (OSError, EOFError):  # another worker was faster
         pass
     finally:
         os._exit(1)

@@ -111,10 +111,10 @@ def test_sample_writes_the_pixels_that_python_draws(sparsegen: CLI, model: Path,
         (("--k", 0), "from 1 to 8; got 0"),
         (("--k", "9"), "from 1 to 8; got 9"),
         (("--k", "1,2,3"), "one for each of Γ1, Γ2"),
-        (("--k", "few"), "--k is one number"),
+        (("--k", "few"), "--k must be one integer"),
         (("--truncation", 0), "at least 0.05"),
         (("--out", "/proc/nowhere/grid.png"), "/proc"),
-        (("--out", "grid.jpg"), ".png or .npy, or a folder"),
+        (("--out", "grid.jpg"), ".png or .npy, or be a folder"),
         (("--scale", 99), "--scale"),
         (("--speed", 2), "--speed"),
     ],
@@ -176,9 +176,11 @@ def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     monkeypatch.setenv("COLUMNS", "200")
     assert sparsegen("list", "--plain").stdout == "".join(names)
-    header, *rows, data, metric, terms = re.sub(r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout).splitlines()
+    header, *rows, size, data, metric, terms = re.sub(
+        r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout
+    ).splitlines()
     assert header.split() == "model classes atoms k steps seed distance density".split()
-    assert data == "trained on: cifar10"
+    assert size == "size: 32 pixels" and data == "trained on: cifar10"
     assert metric == "distance by: fd-efficientnet-lite0, lower is better"
     assert terms == "license: apache-2.0"
     assert len(rows) == len(names)
@@ -251,7 +253,7 @@ def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
     trained = from_pretrained(tmp_path / "run" / "checkpoints" / "00000003")
     assert [k_range.k for k_range in trained.k_ranges] == [1, 2]
     assert trained.config["training"]["steps"] == 3
-    assert_refused(sparsegen(*arguments, "--steps", 5, "--k", "1,2"), "--resume")
+    assert_refused(sparsegen(*arguments, "--steps", 5, "--k", "1,2"), "resume it")
     done = sparsegen(*arguments, "--steps", 5, "--k", "1,2", "--eval-count", 0, "--resume")
     assert done.returncode == 0, done.stderr
     assert "trained for 5 steps" in done.stdout
@@ -325,7 +327,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
         (("dcgan-8.ml", "--precision", "fp4"), "precision"),
         (("dcgan-8.ml", "--device", "tpu"), "got 'tpu'"),
         (("dcgan-8.ml", "--device", "cuda:4096"), "no device cuda:4096"),
-        (("dcgan-8.ml", "--eval-count", 1), "--eval-count is 0, or the number of images drawn, from 2 to"),
+        (("dcgan-8.ml", "--eval-count", 1), "eval_count is 0, or the number of images drawn, from 2 to"),
         (("dcgan-8.ml", "--share", 0), "above 0 and at most 1; got 0"),
         (("dcgan-8.ml", "--share", 1.5), "--share"),
         (("dcgan-8.ml", "--share", "nan"), "--share"),
@@ -508,10 +510,14 @@ def test_real_images_without_a_split_of_their_own_are_refused(
     sparsegen: CLI, data: Path, pictures: Path, tmp_path: Path, stand_ins: None
 ) -> None:
     real = ("evaluate", "real", "--features", "efficientnet-lite0", "--data")
-    assert_refused(sparsegen(*real, data / "train"), "measures test images", "no split 'test'", "--test")
+    assert_refused(
+        sparsegen(*real, data / "train"), "measures test images", "no split 'test'", "give test images"
+    )
     assert_refused(sparsegen(*real, data / "test", "--test", data / "test"), "are its training images")
     assert_refused(sparsegen(*real, data, "--record"), "leave --record and --k out", "./real")
-    assert_refused(sparsegen(*real, data, "--neighbors", tmp_path / "near.jpg"), "--neighbors takes .png")
+    assert_refused(
+        sparsegen(*real, data, "--neighbors", tmp_path / "near.jpg"), "--neighbors must end in .png"
+    )
     assert_refused(sparsegen("evaluate", "real", "--data", data, "--features", "vgg"), "got 'vgg'")
 
 
@@ -534,7 +540,9 @@ def test_plots_are_pictures(sparsegen: CLI, model: Path, tmp_path: Path, what: s
     assert min(picture.shape[:2]) > 80
     assert picture.std() > 10
     for name in ("x.pdf", "x"):
-        assert_refused(sparsegen("plot", what, model, "--out", tmp_path / name), "--out takes .png; got")
+        assert_refused(
+            sparsegen("plot", what, model, "--out", tmp_path / name), "--out must end in .png; got"
+        )
 
 
 def test_export_reports_its_proof(sparsegen: CLI, model: Path, tmp_path: Path) -> None:
@@ -575,7 +583,7 @@ def test_export_takes_no_other_place_than_that_of_an_older_bundle(
         ("link", "the model itself"),
         ("mine", "other files"),
         ("other", "other files"),
-        ("m.txt", ".onnx, or a folder"),
+        ("m.txt", ".onnx, or be a folder"),
     ]:
         assert_refused(sparsegen("export", model, "--out", tmp_path / place), says)
     assert contents() == before
@@ -645,7 +653,7 @@ def test_a_run_whose_names_look_like_markup_is_trained(
         1,
         "--batch-size",
         4,
-        "--judge-count",
+        "--eval-count",
         0,
     )
     assert done.returncode == 0 and f"trained for 1 steps in {run}\n" in done.stdout
@@ -674,7 +682,7 @@ def test_names_of_files_need_not_be_utf_8(sparsegen: CLI, pictures: Path, tmp_pa
     (pictures / "broken.png").unlink()
     data, run, shown = pictures.rename(tmp_path / odd), tmp_path / "run", "b\\udce9"
     (data / "000.png").rename(data / f"{odd}.png")
-    command = ("train", "dcgan-8.ml", "--data", data, "--batch-size", 4, "--judge-count", 0, "--steps")
+    command = ("train", "dcgan-8.ml", "--data", data, "--batch-size", 4, "--eval-count", 0, "--steps")
     assert sparsegen(*command, 1, "--out", run).returncode == 0
     assert sparsegen(*command, 2, "--out", run, "--resume").returncode == 0
     trained = run / "checkpoints" / "00000002"

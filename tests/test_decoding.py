@@ -13,7 +13,7 @@ from sparsegen.pictures.squares import decode
 
 def opened(stored, size=32):
     """The decoded pixels, (H, W, 3)."""
-    return decode(stored, size).transpose(1, 2, 0).astype(int)
+    return decode(stored, size)[0].transpose(1, 2, 0).astype(int)
 
 
 def halves(left, right, mode, size=(32, 32)):

@@ -201,7 +201,7 @@ def test_a_callback_stops_it_within_one_iteration_and_keeps_the_best() -> None:
         return progress.iteration == 25
 
     result = sparsegen.restore(noisy_picture(), callback=stop)
-    assert result.iterations == 25 == len(seen) and result.stopped_because == "it was asked to"
+    assert result.iterations == 25 == len(seen) and result.stopped_because == "the callback stopped it"
     assert torch.equal(seen[-1].image, tensor(result.image))
     assert 0 < seen[5].fraction < seen[20].fraction < 1 and seen[5].seconds_left > 0
 
@@ -415,10 +415,10 @@ def test_bad_input_is_refused_before_any_work(about: dict, message: str) -> None
     [
         (torch.full((1, 3, 64, 64), float("nan")), "NaN"),
         (torch.zeros(2, 3, 64, 64), "one sample"),
-        (torch.full((1, 3, 64, 64), 255.0), "divide by 255"),
+        (torch.full((1, 3, 64, 64), 255.0), "divide it by 255"),
         (torch.zeros(1, 2000), r"a picture is \(1, C, H, W\)"),
-        (torch.zeros(1, 3, 0, 64), r"has entries; got \(1, 3, 0, 64\)"),
-        (torch.zeros(1, 3, 64, 64, device="meta"), "has entries.*meta"),
+        (torch.zeros(1, 3, 0, 64), r"must not be empty; got \(1, 3, 0, 64\)"),
+        (torch.zeros(1, 3, 64, 64, device="meta"), "must not be empty.*meta"),
         (torch.zeros(1, 3, 8, 64), r"a picture is \(1, C, H, W\)"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.int32), "floating"),
     ],
@@ -434,11 +434,11 @@ def test_tensors_that_are_no_observation_are_refused(observation: torch.Tensor, 
         ({"kind": "sharpen"}, "kind is one of denoise"),
         ({"kind": "upscale"}, "by is 2 or 4"),
         ({"kind": "upscale", "by": 3}, "by is 2 or 4"),
-        ({"by": 2}, "left out elsewhere"),
+        ({"by": 2}, "is not allowed for other kinds"),
         ({"kind": "deblur"}, "kernel is that of deblur"),
         ({"kind": "deblur", "kernel": "gaussian:0"}, "above 0 and up to 10"),
         ({"kind": "deblur", "kernel": "box:3"}, "gaussian:SIGMA"),
-        ({"kernel": "gaussian:1"}, "left out elsewhere"),
+        ({"kernel": "gaussian:1"}, "is not allowed for other kinds"),
         ({"sigam": 3}, "did you mean 'sigma'"),
         ({"sigma": "25"}, "got '25'"),
     ],

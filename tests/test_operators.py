@@ -69,7 +69,7 @@ def test_gradients_are_those_of_finite_differences(operator) -> None:
         (lambda: Mask(np.ones((4, 4), bool)), "without a false pixel, so .* nothing to fill in"),
         (lambda: Mask(np.ones((4, 4))), "boolean"),
         (lambda: Mask(np.eye(4, dtype=bool))(picture(4, 5)), "mask has 4 x 4 pixels and the image 5 x 4"),
-        (lambda: Downsample(3), "by 2 or 4; got 3"),
+        (lambda: Downsample(3), "factor must be 2 or 4; got 3"),
         (lambda: Blur(np.ones(3)), r"a matrix \(h, w\); got \(3,\)"),
         (lambda: Blur(np.ones((4, 3))), "odd sides, .* got 3 x 4"),
         (lambda: Blur(np.zeros((3, 3))), "above 0"),

@@ -161,7 +161,7 @@ def test_sigma_where_nothing_makes_use_of_it_is_told(
     command = ("denoise", folder / "noisy.png", "--out", folder / "o.png", "--sigma", 25)
     assert sparsegen(*command).stderr == ""
     for more in (("--preset", "paper"), ("--loss", "l1")):
-        assert sparsegen(*command, *more).stderr.startswith("--sigma changes nothing here")
+        assert sparsegen(*command, *more).stderr.startswith("--sigma has no effect here")
 
 
 def test_the_old_name_of_ensemble_works_with_a_warning(
@@ -201,7 +201,7 @@ BAD = [
     (("denoise", "noisy.png", "--regularizer", "l2"), "got 'l2'"),
     (("denoise", "noisy.png", "--loss", "l3"), "got 'l3'"),
     (("denoise", "noisy.png", "--density", 2), "got 2"),
-    (("denoise", "noisy.png", "--density", 0.5, "--regularizer", "l1"), "leave density out"),
+    (("denoise", "noisy.png", "--density", 0.5, "--regularizer", "l1"), "has no density"),
     (("denoise", "noisy.png", "--seed", -1), "got -1"),
     (("denoise", "noisy.png", "--iterations", 0), "got 0"),
     (("denoise", "noisy.png", "--ensemble", 9), "got 9"),
@@ -237,9 +237,9 @@ BAD = [
     (("upscale", "noisy.png", "--by", 2, "--clean", "clean.png"), "128 x 128 pixels"),
     (("deblur", "noisy.png"), "--kernel"),
     (("deblur", "noisy.png", "--kernel", "gauss"), "--kernel gauss: there is no such file"),
-    (("deblur", "noisy.png", "--kernel", "1.6"), "a Gaussian is gaussian:1.6"),
+    (("deblur", "noisy.png", "--kernel", "1.6"), "a Gaussian is e.g. gaussian:1.6"),
     (("deblur", "noisy.png", "--kernel", "negative.npy"), "negative.npy: a blur kernel holds"),
-    (("deblur", "noisy.png", "--kernel", "terabytes.npy"), "terabytes.npy is no .npy array"),
+    (("deblur", "noisy.png", "--kernel", "terabytes.npy"), "terabytes.npy is not a .npy array"),
     (("deblur", "noisy.png", "--kernel", "gaussian:0"), "got 'gaussian:0'"),
     (("deblur", "noisy.png", "--kernel", "words.npy"), "words.npy"),
     (("deblur", "noisy.png", "--kernel", "mask.png"), "odd sides"),
@@ -361,7 +361,7 @@ def test_of_several_pictures_the_bad_are_named_and_the_others_done(
     assert len(done.stdout.splitlines()) == 2
     broken, nowhere, summary = done.stderr.splitlines()
     assert "broken.png" in broken and "nowhere.png" in nowhere
-    assert summary.startswith("sparsegen: 2 of 4 pictures were not restored as asked: ")
+    assert summary.startswith("sparsegen: 2 of 4 pictures were not restored completely: ")
     before = contents(folder)
     (folder / "out" / "noisy.png").unlink()
     again = sparsegen(*command)
@@ -580,7 +580,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_kept_elsewhere(
     assert done.returncode == 2
     [kept] = (tmp_path / "temporary").rglob("*.png")
     previews, failed = done.stderr.splitlines()
-    assert "no more previews" in previews
+    assert "no further previews" in previews
     for text in ("No space left on device", f"the restored picture is kept in {kept}", "a.compare.png"):
         assert text in failed
     assert done.stdout.startswith(f"{kept}: ")
@@ -614,7 +614,7 @@ def test_a_full_disk_is_found_before_the_work(
     monkeypatch.setattr(batch.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(batch, "restore_one", lambda *_: None)
     command = ("upscale", folder / "noisy.png", "--out", folder / "o.png", "--by", 2)
-    assert_refused(sparsegen(*command), "the disk has 0.0492 MB left, the picture may take 0.0492 MB")
+    assert_refused(sparsegen(*command), "the disk has 0.0492 MB left, and the picture may take 0.0492 MB")
     usage.free += 1
     assert sparsegen(*command).returncode == 0
 

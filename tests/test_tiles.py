@@ -196,7 +196,7 @@ def test_a_kernel_that_is_larger_than_the_picture_is_refused_before_any_work(
 
 @pytest.mark.parametrize(
     ("where", "message"),
-    [(np.s_[10:150, 10:150], r"only \d+ of \d+ pixels are known.*take larger tiles, of \d+,"),
+    [(np.s_[10:150, 10:150], r"only \d+ of \d+ pixels are known.*use larger tiles, e.g. of \d+,"),
      (np.s_[:0], "every pixel is known")],
 )  # fmt: skip
 def test_a_mask_that_leaves_a_tile_nothing_to_go_by_is_refused_before_any_work(
@@ -241,7 +241,7 @@ def test_the_sum_does_not_depend_on_which_tile_ends_first() -> None:
     for order in (reports, reports[::-1]):
         tally = tiles._Tally(task, picture, jobs, 2)
         for report in order:
-            tally.hear(report)
+            tally.add_report(report)
         assert tally.added == len(jobs)
         sums.append(tally.pixels())
     np.testing.assert_array_equal(*sums)
@@ -253,9 +253,9 @@ def test_time_left_goes_by_what_finished_tiles_took(workers: int) -> None:
     jobs = tiles._jobs(task, picture, None, 64, 16)
     tally = tiles._Tally(task, picture, jobs, workers)
     under_way = tiles._Report(1, jobs[1].observed(), 50, 60, 5.0, 0.3)
-    tally.hear(under_way)
+    tally.add_report(under_way)
     assert tally.progress().seconds_left == pytest.approx(0.1 * (60 + 3 * 110) / workers)
-    tally.hear(tiles._Report(0, jobs[0].observed(), 200, 0, 20.0, 0.1, HISTORY, 180, True))
+    tally.add_report(tiles._Report(0, jobs[0].observed(), 200, 0, 20.0, 0.1, HISTORY, 180, True))
     progress = tally.progress()
     assert progress.seconds_left == pytest.approx(0.1 * (150 + 2 * 200) / workers)
     assert (progress.iteration, progress.finished, progress.tiles) == (250, 1, 4)
@@ -330,7 +330,7 @@ def test_a_stopped_run_is_made_of_what_there_is() -> None:
     outcome = run_tiled(
         Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=lambda now: now.iteration > 0
     )
-    assert outcome.stopped_because.startswith("it was asked to: of 6 tiles 0 are done, ")
+    assert outcome.stopped_because.startswith("the callback stopped it: of 6 tiles, 0 are done, ")
     assert outcome.iterations < 600  # of thousands
     np.testing.assert_allclose(outcome.image.pixels[:, 160:], picture.pixels[:, 160:], atol=1e-6)
     assert np.abs(outcome.image.pixels[:, :40] - picture.pixels[:, :40]).mean() > 0.01
@@ -396,7 +396,7 @@ def test_who_wants_no_more_is_heard_before_any_tile_has_begun() -> None:
     picture = smooth(64, 160)
     outcome = run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=ask)
     assert heard == [(0, 0, 0.0, float("inf"))]
-    assert outcome.iterations == 0 and outcome.stopped_because.startswith("it was asked to")
+    assert outcome.iterations == 0 and outcome.stopped_because.startswith("the callback stopped it")
     assert np.allclose(outcome.image.pixels, picture.pixels, atol=1e-6)
 
 

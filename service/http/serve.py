@@ -19,8 +19,8 @@ from typing import IO
 import psutil
 
 from sparsegen.service.exposure import Exposure
+from sparsegen.service.jobs.places import ENVIRONMENT as JOBS
 from sparsegen.service.jobs.worker import WORKERS, stop_signals
-from sparsegen.service.models import ENVIRONMENT as JOBS
 from sparsegen.service.models import models_folder, open_models
 from sparsegen.service.options import Options
 

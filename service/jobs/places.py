@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sparsegen.service.jobs.errors import StoreError
-from sparsegen.service.models import ENVIRONMENT
 
+ENVIRONMENT = "SPARSEGEN_JOBS"
 REDIS = re.compile(r"(redis|rediss|unix)://")
 
 

@@ -14,8 +14,7 @@ from huey.exceptions import ConfigurationError
 from huey.storage import BaseStorage, RedisStorage, SqliteStorage
 
 from sparsegen.service.jobs.errors import FileError, NoStore, RedisDown, StoreError, StoreFull
-from sparsegen.service.jobs.places import check_redis_url, is_redis, public
-from sparsegen.service.models import ENVIRONMENT
+from sparsegen.service.jobs.places import ENVIRONMENT, check_redis_url, is_redis, public
 
 logger = logging.getLogger(__name__)
 

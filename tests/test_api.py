@@ -148,7 +148,7 @@ def test_a_registered_name_is_checked(tables: None) -> None:
     for name in ("Mine", "a-b", "a.b", "", "1a"):
         with pytest.raises(ValueError, match="lower-case letters"):
             sparsegen.register_architecture(name, biggan)
-    with pytest.raises(TypeError, match="of Architecture; got 5"):
+    with pytest.raises(TypeError, match="of type Architecture; got 5"):
         sparsegen.register_architecture("mine", 5)
     sparsegen.register_architecture("biggan", biggan)  # once more, the same
     with pytest.raises(ValueError, match="another architecture 'biggan'"):

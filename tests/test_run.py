@@ -555,7 +555,7 @@ def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_a
     folder = tmp_path / "run"
     for wrong, says in [
         ({"batch_size": 65}, "fewer than one batch of 65: use a batch size of 64 or smaller"),
-        ({"batch_size": 1}, "at least 2, because batch norm computes statistics over them; got 1"),
+        ({"batch_size": 1}, "at least 2 because batch norm computes statistics over them; got 1"),
         (
             {"model": "cgan-8.ml", "labels": 0},
             "cgan-8.ml is conditional and noise has no labels: give data with",
@@ -669,7 +669,7 @@ def test_weights_that_diverge_stop_a_run_before_it_gives_up_its_last_good_checkp
     tmp_path: Path, eval_every: int
 ) -> None:
     run = start(tmp_path / "run", 20, eval_every=eval_every)
-    with pytest.raises(RuntimeError, match="diverged: by step [68] .* start again from .*/00000004 .--from"):
+    with pytest.raises(RuntimeError, match="diverged: by step [68] .* start again from .*/00000004 in another"):
         for step, _ in run:
             if step == 5:
                 next(run.networks.averaged.parameters()).data[0] = torch.nan
@@ -686,7 +686,7 @@ def test_a_loss_that_is_not_finite_stops_a_run_at_once_and_names_the_step(
 ) -> None:
     run = start(tmp_path / "run", 20)
     with pytest.raises(
-        FloatingPointError, match=f"diverged: in step 6 {losses}.* again from .*/00000004 .--from"
+        FloatingPointError, match=f"diverged: in step 6 {losses}.* again from .*/00000004 in another"
     ):
         for step, _ in run:
             if step == 5:

@@ -116,7 +116,7 @@ def load_plugins() -> None:
 
 def _register(what: str, name: str, value: Entry, kind: type[Entry], table: dict[str, Entry]) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"the {what} {name!r} must be a {kind.__name__}; got {value!r}")
+        raise TypeError(f"the {what} {name!r} must be of type {kind.__name__}; got {value!r}")
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
             f"the name of a {what} consists of lower-case letters, digits and underscores and starts with a letter; "

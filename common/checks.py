@@ -10,9 +10,10 @@ def check_integer(name: str, value: object, low: int, high: int, meaning: str) -
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {meaning}, an integer from {low} to {high}; got {value!r}")
-    if not low <= value <= high:
+    number = int(value)
+    if not low <= number <= high:
         raise ValueError(f"{name} is {meaning}, from {low} to {high}; got {value}")
-    return int(value)
+    return number
 
 
 def check_real(name: str, value: object, low: float, high: float, meaning: str) -> None:
@@ -20,5 +21,5 @@ def check_real(name: str, value: object, low: float, high: float, meaning: str) 
     allowed = f"{name} is {meaning}, {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{allowed}; got {value!r}")
-    if not low <= value <= high:  # false for NaN, too
+    if not low <= float(value) <= high:  # false for NaN, too
         raise ValueError(f"{allowed}; got {value}")

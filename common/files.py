@@ -151,7 +151,7 @@ def check_writable(path: str | Path) -> None:
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise type(error)(error.errno, f"cannot be written: {os.strerror(error.errno)}", str(path)) from error
+        raise type(error)(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
 
 
 def check_utf8(path: str | Path) -> None:

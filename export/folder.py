@@ -1,4 +1,4 @@
-"""A model as a folder that can be served: the weights in half precision, and two small graphs that read them."""
+"""A model as a folder for serving: weights in half precision and two small graphs that read them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +20,10 @@ def export_folder(
     discriminator: bool = False,
     progress: Callable[[int, str], object] | None = None,
 ) -> ParityReport:
-    """Writes the checkpoint in `source` as a model that `serve` can serve; all of the folder, or nothing.
+    """Writes the checkpoint in `source` as a folder for `serve`, atomically.
 
     Args:
-        discriminator: Whether the discriminator (and encoder) come along, for fine-tuning.
+        discriminator: Whether to include the discriminator (and encoder) for fine-tuning.
         progress: As of `export`.
 
     Raises: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export`.
@@ -39,9 +39,9 @@ def export_folder(
 
 
 def check_target(folder: Path, source: Path) -> None:
-    """Finds out before any work whether a bundle of `source` may take the place of what is at `folder`.
+    """Checks before any work that an exported `source` may replace `folder`.
 
-    Raises: FileExistsError if that is the source itself, or anything but an older bundle.
+    Raises: FileExistsError if it is the source itself, or not an older export.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if folder.resolve() == source.resolve():

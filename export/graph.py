@@ -1,4 +1,4 @@
-"""A generator traced to a graph, in which a projection is one node; models cut out of it, and saved."""
+"""Traces a generator to a graph in which each projection is one node, and extracts and saves models from it."""
 
 import copy
 import json
@@ -78,7 +78,7 @@ def trace(generator: Generator) -> ir.Graph:
 
 
 def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-    """Cuts out what makes these outputs of these inputs, a model of its own with the functions it needs."""
+    """Extracts the model that computes these outputs from these inputs, with the functions it needs."""
     model = ir.Model(
         ir.convenience.extract(graph, inputs, outputs),
         ir_version=IR_VERSION,
@@ -89,20 +89,20 @@ def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Mo
         function = ir.from_proto(onnx.parser.parse_function(FUNCTIONS[name]))
         model.functions[function.identifier()] = function
     RemoveUnusedOpsetsPass()(model)
-    for name in sorted(model.graph.initializers):  # extract leaves them in an order of chance
+    for name in sorted(model.graph.initializers):  # extract returns them in random order
         model.graph.initializers[name] = model.graph.initializers.pop(name)
     return model
 
 
 def save(model: ir.Model, about: dict, file: Path) -> None:
-    """Writes a model with what it says about itself, and has onnx check the file."""
+    """Writes a model with its metadata and checks the file with onnx."""
     model.metadata_props[METADATA] = json.dumps(about)
     file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     onnx.checker.check_model(file, full_check=True)
 
 
 class _Node(nn.Module):
-    """Stands for a projection while the generator is traced: one node of our domain."""
+    """Replaces a projection during tracing by one node of our domain."""
 
     def __init__(self, projection: Projection, level: int, k: dict[int, Tensor]):
         super().__init__()

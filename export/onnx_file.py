@@ -1,4 +1,4 @@
-"""From a generator to an ONNX file: a projection is one node, the weights lie inside or in the checkpoint."""
+"""Exports a generator to an ONNX file. A projection is one node; weights are in the file or in the checkpoint."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.config import LICENSE
 from sparsegen.zoo.generator import Generator
 
-STEPS = 3  # that `progress` hears of
+STEPS = 3  # reported to `progress`
 
 
 def export_onnx(
@@ -28,7 +28,7 @@ def export_onnx(
     synthesis: bool = False,
     progress: Callable[[int, str], object] | None = None,
 ) -> ParityReport:
-    """Writes a generator as an ONNX file, after the file has run in onnxruntime and agreed with torch.
+    """Writes a generator as an ONNX file, after verifying in onnxruntime that it agrees with torch.
 
     Inputs of the graph: z (batch, z_dim); k_1, k_2, …, the int64 k of each projected level, clamped to its
     range; and of a conditional generator labels, int64 (batch,), from 0 to classes - 1, which the graph does not
@@ -42,8 +42,8 @@ def export_onnx(
             m.onnx, synthesis.onnx beside generator.onnx.
         progress: Called with the steps done, of STEPS, and what comes next.
 
-    Raises: OSError or ValueError before any work if there can be no such file; RuntimeError if the comparison
-        fails. Then nothing is written.
+    Raises: OSError or ValueError before any work if the file cannot be written; RuntimeError if the comparison fails.
+        Then nothing is written.
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx" or path.is_dir():
@@ -90,7 +90,7 @@ def bundle(folder: str | Path, progress: Callable[[int, str], object] | None = N
 
 
 def describe(generator: Generator, graph: str, weights: str | None) -> dict:
-    """What an exported file says about itself; runtime.OnnxSampler reads it.
+    """Returns the metadata of an exported file, which runtime.OnnxSampler reads.
 
     Args:
         graph: What the file computes, "generator" or "synthesis".
@@ -118,5 +118,5 @@ def _check_hooks(generator: Generator) -> None:
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(
                 f"only a generator's own projections can be exported, and its layer {name!r} carries a hook: "
-                "take off what sparsify put there, with remove()"
+                "remove it, e.g. by remove() of what sparsify returned"
             )

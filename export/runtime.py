@@ -52,12 +52,12 @@ class OnnxSampler:
         threads: CPU threads of one call.
 
     Attributes:
-        name, regularizer, license: As `dcgan.ml`, `ml`, `apache-2.0`.
+        name, regularizer, license: E.g. `dcgan.ml`, `ml`, `apache-2.0`.
         k_ranges: Level, unit, k of training and largest k of each projected level, Γ1 first; empty without a
             projection.
         z_dim: Entries of z.
         image_size: Side of the square images in pixels.
-        classes, class_names: How many labels there are, 0 if it is unconditional; what they mean, if known.
+        classes, class_names: Number of labels, 0 if unconditional; their names, if known.
         code_shapes: (C, H, W) of each Γ, Γ1 first, projected or not.
         metadata: All that the file says about itself, from its JSON.
 
@@ -98,7 +98,7 @@ class OnnxSampler:
         Args:
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
-            k: Non-zeros kept in these images: one number for every projected level, or one a level, Γ1
+            k: Non-zeros kept in these images: one number for all projected levels, or one per level, Γ1
                 first; None for the k of training.
             labels: Of a conditional generator the class of each image, or one for all, by number or by name; None
                 draws them.
@@ -142,7 +142,7 @@ class OnnxSampler:
         return image, tuple(made)
 
     def synthesize(self, code_1: np.ndarray) -> np.ndarray:
-        """Makes the image of a (possibly edited) Γ1, which is used as it is, not projected.
+        """Returns the image of a (possibly edited) Γ1, which is not projected.
 
         Shape: Γ1 float32 (B, C, H', W') -> image float32 (B, 3, H, W) in [-1, 1].
         Raises: ValueError on another shape; FileNotFoundError if the synthesis graph is not beside this file.
@@ -198,9 +198,9 @@ def synthesis_path(path: Path) -> Path:
 
 
 def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSession, dict]:
-    """Opens an exported graph on the CPU, with the weights beside it, and what it says about itself.
+    """Opens an exported graph on the CPU, with the weights beside it, and its metadata.
 
-    Raises: FileNotFoundError, ValueError naming the file and what is wrong with it.
+    Raises: FileNotFoundError, ValueError naming the file and the reason.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write it with sparsegen export")
@@ -214,7 +214,7 @@ def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSessi
 
 
 def open_session(model: str | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Opens a file, or a serialized model, on the CPU; threads that wait do not spin."""
+    """Opens a file, or a serialized model, on the CPU; waiting threads do not spin."""
     _share_arena()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -264,7 +264,7 @@ def _metadata(session: onnxruntime.InferenceSession, path: Path) -> dict:
 
 
 def _check_weights(metadata: dict, path: Path) -> None:
-    """Refuses other weights than those of the export: the graph knows where numbers lie, not which."""
+    """Checks that the weights are those of the export: the graph records only their positions."""
     if metadata["weights"] is not None:
         weights = path.with_name(bundled.WEIGHTS)
         if digest(weights) != metadata["weights"]:

@@ -111,7 +111,7 @@ def draw(what: str, models: Sequence[str], seed: int = 0) -> bytes:
     if what not in FIGURES:
         raise ValueError(f"no picture {what!r}: there are {known_names(what, [*FIGURES, 'tradeoff'])}")
     if not models:
-        raise ValueError(f"{what} wants a model, as dcgan.ml")
+        raise ValueError(f"{what} needs a model, e.g. dcgan.ml")
     generators = {model: from_pretrained(model) for model in models}
     if what == "samples" and len(models) == 1:  # as pixels, without a frame
         return images.png(images.grid(generators[models[0]].sample(64, seed)), 2)

@@ -238,7 +238,7 @@ def test_an_interrupted_download_leaves_nothing_half_written_and_the_next_call_s
     assert_refused(
         done,
         "no local folder 'me/cut', and it cannot be downloaded from the Hub: the connection failed",
-        "call again",
+        "try again",
     )
     assert hub.cuts["me/cut", WEIGHTS] == 0 and done.seconds < 20
     cache = pulled.home / "hub" / "models--me--cut"

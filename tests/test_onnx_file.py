@@ -353,7 +353,7 @@ def test_a_file_that_cannot_be_is_refused_before_any_work(
         export_onnx(ml, tmp_path / "file" / "m.onnx")
     with pytest.raises(FileNotFoundError, match="generator.safetensors is missing"):
         export_onnx(ml, tmp_path / "elsewhere" / "m.onnx", embed=False)
-    with pytest.raises(ValueError, match="no safetensors file"):
+    with pytest.raises(ValueError, match="not a safetensors file"):
         export_onnx(ml, tmp_path / "m.onnx", embed=False)
     with sparsify(ml, {CONV: NeedleProjection(2)}), pytest.raises(ValueError, match=f"{CONV}.*remove"):
         export_onnx(ml, tmp_path / "m.onnx")

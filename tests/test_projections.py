@@ -523,7 +523,7 @@ class TestSparsify:
                 TypeError,
                 "layer '2.0' takes a Needle- or Global.*; got 5",
             ),
-            (["1"], TypeError, "by name of the layer, .*; got \\['1'\\]"),
+            (["1"], TypeError, "mapping from layer names, .*; got \\['1'\\]"),
         ],
     )
     def test_checks_everything_before_it_puts_anything_on(self, layers, error, message) -> None:

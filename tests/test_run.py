@@ -565,7 +565,7 @@ def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_a
             "has 10 classes, and noise has labels up to 10: give data of 10",
         ),
         ({"start_from": "nobody.ml"}, "no model"),
-        ({"start_from": "dcgan.ml"}, "dcgan and 128 there"),
+        ({"start_from": "dcgan.ml"}, "the source has dcgan, 128, 32"),
     ]:
         with pytest.raises(ValueError, match=says):
             start(folder, 4, **wrong)

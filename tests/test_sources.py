@@ -162,7 +162,7 @@ def test_images_that_are_not_read_are_told(tmp_path, caplog):
     folder = folder_of(tmp_path / "set", ["cat/0.png", "dog/1.png"])
     (folder / "cat" / "2.heic").write_bytes(b"not read")
     assert len(open_images(folder)) == 2
-    assert "1 image files of" in caplog.text and "2.heic: .png .jpg" in caplog.text
+    assert "1 image files of" in caplog.text and "2.heic: only .png .jpg" in caplog.text
     caplog.clear()
     parquet(folder / "cache.parquet", [png(0)])
     assert len(open_images(folder)) == 1

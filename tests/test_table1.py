@@ -50,7 +50,7 @@ def test_the_discriminator_scores_each_image_with_its_label(architecture: str) -
     assert torch.allclose(scores[0], scores[1], rtol=1e-6) == (not labels)
     torch.testing.assert_close(discriminator(image, *[some[1:2] for some in labels])[0], scores[1])
     if labels:
-        with pytest.raises(ValueError, match="give one label per image"):
+        with pytest.raises(ValueError, match="give labels, one per image"):
             discriminator(image)
 
 

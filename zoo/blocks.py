@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,18 +76,18 @@ class DenseMap(nn.Linear):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm where a label may come along; it makes no use of it."""
+    """Batch norm that accepts labels and ignores them."""
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         return super().forward(features)
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm whose gain and bias are those of a label (de Vries et al., 2017; Dumoulin et al., 2017).
+    """Batch norm with a gain and bias per class (de Vries et al., 2017; Dumoulin et al., 2017).
 
-    The embeddings are never spectrally normalized: that cripples training, as the code of Brock et al. (2019) notes.
-    Choice: it begins as a batch norm does (Radford et al., 2015): gains near 1, biases 0, whatever the other weights
-    are drawn from.
+    The embeddings are never spectrally normalized, which harms training (a comment in the code of Brock et al., 2019).
+    Choice: it is initialized as a batch norm (Radford et al., 2015): gains near 1, biases 0, independent of the other
+    weights.
 
     Shape: features (B, C, H, W), labels (B,) -> features.
     """
@@ -107,14 +108,14 @@ Norm = Callable[[int], nn.Module]  # from channels to a module of features and, 
 
 
 def no_norm(channels: int) -> nn.Module:
-    """Stands where others have a norm."""
+    """Returns an identity in place of a norm."""
     return nn.Identity()
 
 
 class Stage(nn.Module):
     """A convolution (a dictionary, where its input is a sparse code), a norm and an activation.
 
-    `bypass` is what a residual generator adds to D_L Γ_L on a way around Γ_L.
+    `bypass` is added to D_L Γ_L in a residual generator.
 
     Shape: (B, C, H, W) -> (B, C', H', W').
     """
@@ -167,7 +168,7 @@ class DownBlock(nn.Module):
 
     Args:
         pool: Makes what halves the side, of a number of channels; None: the side stays.
-        first: Of the image itself, which no norm or activation precedes.
+        first: Whether its input is the image: then without norm and activation before it.
 
     Shape: (B, C, H, W) -> (B, C', H/2, W/2), or H x W without `pool`.
     """
@@ -206,10 +207,10 @@ def average_pool(channels: int) -> nn.Module:
 
 
 class StridedConv(nn.Conv2d):
-    """A 1 x 1 convolution of every second place.
+    """A 1 x 1 convolution of every second pixel.
 
-    The places are taken before it: with a stride in the convolution itself, the gradient of fewer than 8 channels that
-    lie last in memory overwrites other memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    The pixels are selected before it: with a stride in the convolution itself, the gradient of fewer than 8 channels
+    that lie last in memory overwrites other memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def __init__(self, channels: int):
@@ -220,7 +221,7 @@ class StridedConv(nn.Conv2d):
 
 
 class SelfAttention(nn.Module):
-    """Every place attends to all places of the map at half its side (Zhang et al., 2019, section 3).
+    """Every position attends to all positions of the map at half its side (Zhang et al., 2019, section 3).
 
     Shape: (B, C, H, W) -> the same.
     """
@@ -244,7 +245,7 @@ class SelfAttention(nn.Module):
 
 
 class Score(nn.Module):
-    """A dense score of the features, pooled over the places; and with classes, how well they fit the label:
+    """A dense score of the features, pooled over all positions; with classes, also their fit to the label:
     the projection <e(y), h> (Miyato & Koyama, 2018).
 
     Args:
@@ -269,18 +270,16 @@ class Score(nn.Module):
 
 
 def needed(labels: Tensor | None) -> Tensor:
-    """Raises: ValueError if there are none."""
+    """Returns the labels. Raises: ValueError if they are None."""
     if labels is None:
-        raise ValueError(
-            "this discriminator scores how well an image fits its label: give one label per image"
-        )
+        raise ValueError("this network is conditional: give labels, one per image")
     return labels
 
 
 class ConvScore(nn.Module):
     """A convolution whose kernel is the whole map. Shape: features (B, C, H, W) -> scores (B,)."""
 
-    def __init__(self, conv: nn.Conv2d):
+    def __init__(self, conv: nn.Module):
         super().__init__()
         self.conv = conv
 
@@ -342,9 +341,9 @@ def residual_init(network: nn.Module) -> None:
 
 
 def zero_init_score(init: Init) -> Init:
-    """As `init`, but scores start at 0, so that a sigmoid of them starts where its slope is largest.
+    """Returns `init` with initial scores of 0, where a sigmoid has its largest slope.
 
-    Choice: a sum over 8 x 8 places is else some tens at the start, where the sigmoid has no slope.
+    Choice: otherwise a sum over 8 x 8 positions is some tens at the start, where the sigmoid is flat.
     """
 
     def zero_score_init(network: nn.Module) -> None:
@@ -369,30 +368,30 @@ def unconstrained(network: nn.Module) -> None:
 
 
 def apply_spectral_norm(network: nn.Module) -> None:
-    """Divides every weight by its largest singular value from now on (Miyato et al., 2018), in place.
+    """Parametrizes every weight by spectral norm (Miyato et al., 2018), in place.
 
     Choice: torch's epsilon of 1e-12 under the norms, where public code has 1e-8 or 1e-6.
 
-    To be called after the weights are drawn: drawing them later would be lost on the parametrization.
+    Call it after the initialization, which does not reach parametrized weights.
     """
     for part in list(_parts(network)):
         if isinstance(part, WEIGHTED):
             spectral_norm(part)
 
 
-def weight_of(part: nn.Module) -> Tensor:
-    """The weight that a part multiplies by, the normalized one if it is; looking leaves the part as it was."""
+def weight_of(part: Any) -> Tensor:
+    """Returns the effective weight of a layer, normalized if it has spectral norm, without changing the layer."""
     if not is_parametrized(part, "weight"):
         return part.weight
     normalized = part.parametrizations.weight
     training = normalized.training
-    normalized.eval()  # else each look is a step of the power iteration
+    normalized.eval()  # in training mode each access is a step of the power iteration
     weight = part.weight
     normalized.train(training)
     return weight
 
 
-def _parts(network: nn.Module) -> Iterator[nn.Module]:
+def _parts(network: nn.Module) -> Iterator[Any]:
     """The parts that have weights to draw; a `ConditionalBatchNorm` draws its own."""
     if isinstance(network, ConditionalBatchNorm):
         return
@@ -402,6 +401,6 @@ def _parts(network: nn.Module) -> Iterator[nn.Module]:
         yield from _parts(child)
 
 
-def _zero_bias(part: nn.Module) -> None:
+def _zero_bias(part: Any) -> None:
     if getattr(part, "bias", None) is not None:
         nn.init.zeros_(part.bias)

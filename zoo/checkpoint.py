@@ -79,8 +79,8 @@ def read_config(folder: Path) -> dict:
     """
     path = folder / CONFIG
     if not path.is_file():
-        models = [folder / "best", *sorted((folder / "checkpoints").glob("[0-9]*"))[-1:]]
-        if models := [str(model) for model in models if (model / CONFIG).is_file()]:
+        candidates = [folder / "best", *sorted((folder / "checkpoints").glob("[0-9]*"))[-1:]]
+        if models := [str(model) for model in candidates if (model / CONFIG).is_file()]:
             raise FileNotFoundError(f"{folder} is a training run: give a model in it, {' or '.join(models)}")
         pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES]
         if pickles:

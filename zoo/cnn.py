@@ -17,6 +17,7 @@ from sparsegen.zoo.blocks import (
     Stage,
     Up,
     doublings,
+    needed,
     no_norm,
     normal_init,
     one_hot,
@@ -25,7 +26,7 @@ from sparsegen.zoo.blocks import (
 from sparsegen.zoo.discriminator import Discriminator, identity, with_label_maps
 from sparsegen.zoo.generator import Generator
 
-WIDEST = 8  # channels of a layer that is added, as a multiple of the atoms
+WIDEST = 8  # maximum channels of an additional layer, as a multiple of the atoms
 
 
 class Coder(nn.Module):
@@ -43,7 +44,7 @@ class Coder(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None) -> tuple[Tensor, None]:
         if self.classes:
-            z = torch.cat([z, one_hot(labels, self.classes, z.dtype)], 1)
+            z = torch.cat([z, one_hot(needed(labels), self.classes, z.dtype)], 1)
         return self.stages(z[:, :, None, None]), None
 
 
@@ -119,7 +120,7 @@ def discriminator(
     Args:
         layers: Those for images of 32 x 32. One more that halves the side follows per doubling of that.
         bias: Of layers that have a norm; the others have one anyway.
-        constrain: Called once the weights are drawn, as `apply_spectral_norm`.
+        constrain: Called after the initialization, e.g. `apply_spectral_norm`.
     """
     layers = list(layers)
     for _ in range(doublings(image_size)):

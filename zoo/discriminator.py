@@ -38,7 +38,9 @@ class Discriminator(nn.Module):
         return self.head(self.features(image, labels), labels)
 
     def rotation_logits(self, image: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Shape: image (B, 3, H, W) -> (B, 5)."""
+        """Shape: image (B, 3, H, W) -> (B, 5). Raises: ValueError without a rotation head."""
+        if self.turns is None:
+            raise ValueError("this discriminator has no rotation head")
         return self.turns(self.features(image, labels))
 
     def features(self, image: Tensor, labels: Tensor | None = None) -> Tensor:

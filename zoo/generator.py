@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -226,11 +226,11 @@ class Generator(nn.Module):
         Shape: uint8 (count, H, W, 3).
         Raises: TypeError, ValueError on a value out of range; FloatingPointError if the images hold NaN.
         """
-        labels = noise.labels(count, self.classes, seed, labels, self.class_names)
+        drawn = noise.labels(count, self.classes, seed, labels, self.class_names)
         network, parts = self.view(k), []
         for first, z in noise.batches(count, self.z_dim, seed, truncation):
             chosen = (
-                None if labels is None else torch.from_numpy(labels[first : first + len(z)]).to(self.device)
+                None if drawn is None else torch.from_numpy(drawn[first : first + len(z)]).to(self.device)
             )
             image, _ = network(torch.from_numpy(z).to(self.device), chosen)
             parts.append(images.to_uint8(image.float().cpu().numpy()))
@@ -266,7 +266,7 @@ class Generator(nn.Module):
         """
         k_ranges = self.k_ranges
         for k_range, value in zip(k_ranges, resolve(k, k_ranges), strict=True):
-            self.projections[k_range.level - 1].k = value
+            cast(Projection, self.projections[k_range.level - 1]).k = value
 
     @contextmanager
     def use_k(self, k: int | Sequence[int] | None) -> Iterator[None]:
@@ -309,7 +309,7 @@ class Generator(nn.Module):
                 the opened checkpoint; its evaluation is dropped if k has changed.
         """
         spec, about = self.spec, {"training": training, "evaluation": evaluation}
-        k = list(spec.k)
+        k = list(spec.k or ())
         if training is evaluation is None:
             about = {name: self.config.get(name) for name in about}
             if self.config.get("k", k) != k:
@@ -358,6 +358,6 @@ class Generator(nn.Module):
         """
         atoms = self.dictionary(len(self.stages))
         for level in range(len(self.stages) - 1, 0, -1):
-            stride = self.stages[level - 1].conv.stride
-            atoms = F.conv_transpose2d(atoms, self.dictionary(level), stride=stride)
+            stage: Any = self.stages[level - 1]
+            atoms = F.conv_transpose2d(atoms, self.dictionary(level), stride=stage.conv.stride)
         return atoms

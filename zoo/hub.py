@@ -93,7 +93,7 @@ def _one_sentence(what: str) -> Iterator[None]:
         raise ConnectionError(f"{what}: {_why(error)}") from error
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     from httpx2 import TransportError
     from huggingface_hub import errors
 
@@ -104,7 +104,7 @@ def _why(error: Exception) -> str:
         errors.GatedRepoError: "it is gated: request access on its page and log in (hf auth login)",
         errors.RepositoryNotFoundError: "the model does not exist, or it is private and needs a login (hf auth login)",
         errors.RevisionNotFoundError: "it has no such branch, tag or commit",
-        TransportError: f"the connection failed ({error}): try again when online",
+        TransportError: f"the connection failed ({error}): try again",
     }
     for kind, reason in reasons.items():
         if isinstance(error, kind):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sparsegen.common.checks import check_integer
 
@@ -31,7 +32,7 @@ def resolve(k: int | Sequence[int] | None, k_ranges: Sequence[KRange]) -> list[i
         raise ValueError(
             f"this model was trained without a projection and has no k to set: omit k; got k={k!r}"
         )
-    given = k.tolist() if hasattr(k, "tolist") else k
+    given: Any = k.tolist() if hasattr(k, "tolist") else k
     several = isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray)
     values = list(given) if several else [given] * len(k_ranges)
     if len(values) != len(k_ranges):

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit  # noqa: TID253
@@ -33,7 +34,7 @@ _PART = 1 << 17  # entries from which a further thread pays
 
 
 def _compiled(function: Callable) -> Callable:
-    options = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return njit(function, cache=True, **options)
     except RuntimeError:  # neither this folder nor the user's cache folder can be written
@@ -272,7 +273,7 @@ def project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int = 1, th
         _project(x, y, mask, k, channels)
         return
     ends = [len(x) * part // parts for part in range(parts + 1)]
-    pieces = [tuple(array[a:b] for array in (x, y, mask)) for a, b in zip(ends, ends[1:], strict=False)]
+    pieces = [(x[a:b], y[a:b], mask[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
     waiting = [_pool(threads).submit(_project, *piece, k, channels) for piece in pieces[1:]]
     _project(*pieces[0], k, channels)
     for one in waiting:

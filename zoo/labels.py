@@ -31,13 +31,13 @@ def renumber(network: nn.Module, order: Sequence[int]) -> None:
     Labels enter through embeddings (with singular vectors under spectral norm) or as additional input channels of the
     first convolution.
     """
-    order = torch.tensor(order)
+    rows = torch.tensor(order)
     embeddings = [part for part in network.modules() if isinstance(part, nn.Embedding)]
     for embedding in embeddings:
         for key, tensor in embedding.state_dict().items():
             if not key.endswith("_v"):  # the singular vector of the channels
-                tensor.copy_(tensor[order])
+                tensor.copy_(tensor[rows])
     if not embeddings:
         first = next(part for part in network.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d))
         inputs = first.weight.movedim(0 if isinstance(first, nn.ConvTranspose2d) else 1, 0)
-        inputs[-len(order) :] = inputs[-len(order) :][order].clone()
+        inputs[-len(order) :] = inputs[-len(order) :][rows].clone()

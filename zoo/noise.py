@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def labels(
     count: int,
     classes: int,
     seed: int = 0,
-    given: int | str | Sequence[int | str] | None = None,
+    given: int | str | Sequence[int | str] | np.ndarray | None = None,
     names: Sequence[str] = (),
     first: int = 0,
 ) -> np.ndarray | None:
@@ -77,13 +78,11 @@ def labels(
             np.random.default_rng([seed, index, 1]).integers(known) for index in range(first, first + count)
         ]
         return np.array(draws, np.int64)
-    given = given.tolist() if hasattr(given, "tolist") else given
-    several = isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray)
-    given = list(given) if several else [given] * count
+    chosen: Any = given.tolist() if hasattr(given, "tolist") else given
+    several = isinstance(chosen, Sequence) and not isinstance(chosen, str | bytes | bytearray)
     called = titles(classes, names)
-    return np.array(
-        check_labels([_number(label, called) for label in given], count, classes, names), np.int64
-    )
+    numbers = [_number(label, called) for label in (chosen if several else [chosen] * count)]
+    return np.array(check_labels(numbers, count, classes, names), np.int64)
 
 
 def titles(classes: int, names: Sequence[str]) -> list[str]:

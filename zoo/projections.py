@@ -13,28 +13,30 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 _NAN = 0x7F800001  # one above infinity as float32 bits, which order as the magnitudes do
-_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # what the compiled loops take
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # dtypes of the compiled loops
 
 
 class Projection(nn.Module):
     """Keeps `k` entries of a code and zeroes the rest: the nearest code that meets an L0 constraint (App. C).
 
     Kept entries keep their value and their gradient, zeros among them too; the others have neither.
-    `k` may be set at any time. There is nothing to learn and nothing in the state dict.
-    torch.compile makes a network anew for each k, up to its limit of 8; with
-    `torch._dynamo.config.allow_unspec_int_on_nn_module = True` it makes one for all.
+    `k` may be set at any time. It has no parameters and no entries in the state dict.
+    torch.compile recompiles a network for each k, up to its limit of 8; with
+    `torch._dynamo.config.allow_unspec_int_on_nn_module = True` it compiles once.
 
     Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same. The first dim is the batch and is never
     projected along: give a code without one as `code[None]`.
-    Raises: TypeError, ValueError if k is no integer from 1 on, or is above `limit` of the code at hand.
+    Raises: TypeError, ValueError unless k is an integer from 1 to `limit` of the code.
     """
 
+    _k: int
+    _limit_name: str
     unit: str  # of Γ: k is the budget of each "needle", or of each whole "code"
     _whole: bool
 
@@ -103,9 +105,10 @@ class NeedleProjection(Projection):
         k: The entries kept in each needle.
         dim: The dim of the needle: 1, the channels, in a code (B, C, H, W); -1 in a transformer's (B, T, C). Not 0.
 
-    Raises: TypeError, ValueError if `dim` is no integer or 0, and at the forward if the code has no such dim.
+    Raises: TypeError, ValueError if `dim` is not an integer or 0, and in `forward` if the code has no such dim.
     """
 
+    dim: int
     unit = "needle"
     _whole = False
     _limit_name = "the atoms C"
@@ -240,7 +243,7 @@ def _(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
 
 @_project.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], code: Tensor, k: int, whole: bool) -> tuple[Any, Any]:
-    code = code.movedim(in_dims[0], 0)
+    code = code.movedim(cast(int, in_dims[0]), 0)
     outputs = _project(code.flatten(0, 1), k, whole)
     return tuple(output.unflatten(0, code.shape[:2]) for output in outputs), (0, 0)
 
@@ -275,7 +278,7 @@ class _ProjectedWithTangent(_Projected):
 
 
 def _is_plain(code: Tensor) -> bool:
-    """Whether nobody traces, transforms or replaces what is done to a tensor."""
+    """Returns whether no tracing, transform or dispatch mode is active for a tensor."""
     watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     return type(code) is Tensor and not watched and not torch._C._len_torch_dispatch_stack()
 
@@ -315,7 +318,7 @@ class _KeptWithTangent(_Kept):
 class Sparsified(Mapping[str, Projection]):
     """The projections that `sparsify` put on a network, by layer name: `handle["layer.name"].k = 8`.
 
-    Leaving it as a context manager takes them off.
+    Leaving it as a context manager removes them.
     """
 
     def __init__(self, module: nn.Module, projections: Mapping[str, Projection]) -> None:
@@ -327,7 +330,7 @@ class Sparsified(Mapping[str, Projection]):
         _forget_compiled()
 
     def remove(self) -> None:
-        """Takes the projections off the network; once more does nothing."""
+        """Removes the projections from the network; a second call does nothing."""
         for hook in self._hooks:
             hook.remove()
         _forget_compiled()
@@ -349,13 +352,13 @@ class Sparsified(Mapping[str, Projection]):
 
 
 def _forget_compiled() -> None:
-    """Has whatever torch.compile made compiled anew: by default it does not look whether hooks have changed."""
+    """Discards compiled code: by default torch.compile does not check whether hooks have changed."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 
 
 class _Hook:
-    """Projects what a layer returns. A plain object, so the projection is no submodule of the network."""
+    """Projects the output of a layer. A plain object, so the projection is not a submodule of the network."""
 
     def __init__(self, name: str, projection: Projection) -> None:
         self.name, self.projection = name, projection
@@ -370,19 +373,19 @@ class _Hook:
 
 
 def sparsify(module: nn.Module, projections: Mapping[str, Projection]) -> Sparsified:
-    """Puts projections on the outputs of named layers, by forward hooks: the state dict stays as it is.
+    """Projects the outputs of named layers by forward hooks. The state dict does not change.
 
     Args:
         module: Any network.
-        projections: By name of the layer, as in `module.named_modules()`. The layer returns one tensor (B, C, ...).
+        projections: By layer name, as in `module.named_modules()`. Each layer must return one tensor (B, C, ...).
 
-    Returns: The handle that reaches the projections and, by `remove()` or as a context manager, undoes this. A copy
-        that is made of the network meanwhile keeps projections of its own.
-    Raises: ValueError if there is no such layer, TypeError if a value is no Projection; then none is put on.
+    Returns: A handle with the projections; `remove()` or leaving it as a context manager removes them. A copy of the
+        network made in between keeps its own projections.
+    Raises: ValueError if a layer does not exist, TypeError if a value is not a Projection; then nothing is changed.
     """
     if not isinstance(projections, Mapping):
         raise TypeError(
-            f"projections are by name of the layer, as {{'act': NeedleProjection(8)}}; got {projections!r}"
+            f"projections must be a mapping from layer names, e.g. {{'act': NeedleProjection(8)}}; got {projections!r}"
         )
     layers = [name for name, _ in module.named_modules()]
     for name, projection in projections.items():

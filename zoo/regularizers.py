@@ -27,6 +27,11 @@ class Regularizer:
     density: float = 0.25
     about: str = ""
 
+    @property
+    def _projection(self) -> type[Projection]:
+        assert self.projection is not None, "a regularizer with levels has a projection"
+        return self.projection
+
     def k_ranges(
         self, code_shapes: Sequence[tuple[int, int, int]], k: Sequence[int] | None = None
     ) -> list[KRange]:
@@ -38,10 +43,10 @@ class Regularizer:
 
         Raises: TypeError, ValueError if k does not fit.
         """
-        k_ranges = []
+        k_ranges: list[KRange] = []
         for level, shape in enumerate(code_shapes[: self.levels], 1):
-            limit = self.projection.max_k(shape)
-            k_ranges.append(KRange(level, self.projection.unit, max(1, round(self.density * limit)), limit))
+            limit = self._projection.max_k(shape)
+            k_ranges.append(KRange(level, self._projection.unit, max(1, round(self.density * limit)), limit))
         if k is None or not (k_ranges or k):
             return k_ranges
         return [
@@ -52,7 +57,7 @@ class Regularizer:
         self, code_shapes: Sequence[tuple[int, int, int]], k: Sequence[int] | None = None
     ) -> list[nn.Module]:
         """Returns one module per code: a projection, or an identity. Args, Raises: As `k_ranges`."""
-        projected = [self.projection(k_range.k) for k_range in self.k_ranges(code_shapes, k)]
+        projected = [self._projection(k_range.k) for k_range in self.k_ranges(code_shapes, k)]
         return projected + [nn.Identity() for _ in code_shapes[self.levels :]]
 
 

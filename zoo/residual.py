@@ -2,9 +2,9 @@
 
 Choice: the paper does not say where the codes of a residual generator are. Here Γ1 is the input of the last
 convolution, after the last norm and ReLU. Γ2 is the input of the second convolution of the last block, after its
-norm and ReLU, so that this convolution is D2; what the block's shortcut adds goes around Γ2, the bypass. The other
-place there is, the input of the last block, has a norm, of a label where there are labels, and two convolutions
-between it and Γ1: no single dictionary makes Γ1 of that code.
+norm and ReLU, so that this convolution is D2. The output of the block's shortcut is the bypass of Γ2. The alternative,
+the input of the last block, is separated from Γ1 by a (conditional) norm and two convolutions, so Γ1 would not be a
+product of one dictionary and that code.
 
     Γ1 = ReLU(norm(D2 Γ2 + bypass)),   image = tanh(D1 Γ1)
 """
@@ -65,7 +65,7 @@ def normal_prior(z: Tensor) -> Tensor:
 
 
 def uniform_prior(z: Tensor) -> Tensor:
-    """What is uniform in [-1, 1] of a z that is normal: 2 Φ(z) - 1. So that z is normal at every door."""
+    """Maps a normal z to a uniform one in [-1, 1]: 2 Φ(z) - 1, so that z is normal in every interface."""
     return torch.erf(z / 2**0.5)
 
 
@@ -76,11 +76,11 @@ class GeneratorBody:
     With classes, the norms in the blocks are `ConditionalBatchNorm`s; the last norm is plain.
 
     Args:
-        constrain: Called after `init`, as `apply_spectral_norm`.
+        constrain: Called after `init`, e.g. `apply_spectral_norm`.
         widths: Channels before each block, as multiples of the atoms, for images of 32 x 32; per doubling of that, one
             more block comes first, as wide as the first. The last block makes `atoms` channels.
-        attention: Made of a number of channels; it sits at 16 x 16.
-        output_activation: Makes what turns the sum of atoms into the image.
+        attention: Builds an attention layer from a number of channels; it is applied at 16 x 16.
+        output_activation: Builds the activation that maps the sum of atoms to the image.
     """
 
     init: Init
@@ -99,7 +99,7 @@ class GeneratorBody:
     ) -> Generator:
         """Builds the generator; its codes are two."""
         norm: Norm = partial(ConditionalBatchNorm, classes=classes) if classes else BatchNorm
-        widths = (*self.widths[:1] * doublings(image_size), *self.widths)
+        widths = (*[self.widths[0]] * doublings(image_size), *self.widths)
         channels = [width * atoms for width in widths]
         blocks: list[nn.Module] = [
             UpBlock(inputs, outputs, norm) for inputs, outputs in zip(channels, channels[1:], strict=False)
@@ -141,10 +141,10 @@ def discriminator(
 
     Args:
         width: Of the blocks, times the atoms.
-        at_least: Channels of the blocks, however few the atoms.
-        attention: Made of a number of channels; it sits at 16 x 16.
-        pooling: Over the places, see `Score`.
-        rotation_classes: Classes that a second head, on the features at 8 x 8, tells apart; 0: no such head.
+        at_least: Minimum number of channels of the blocks.
+        attention: Builds an attention layer from a number of channels; it is applied at 16 x 16.
+        pooling: Over all positions, see `Score`.
+        rotation_classes: Classes of a second head on the features at 8 x 8; 0: no such head.
     """
     channels = max(at_least, round(width * atoms))
     blocks = [
@@ -168,7 +168,7 @@ def discriminator(
 
 
 class Encoder(nn.Module):
-    """From an image to the z that may have made it (Tran et al., 2019).
+    """Maps an image to a z that may have generated it (Tran et al., 2019).
 
     Shape: image (B, 3, image_size, image_size) in [-1, 1] -> z (B, z_dim).
     """

@@ -57,13 +57,15 @@ class ModelSpec:
         found = re.fullmatch(
             r"(?P<architecture>.+?)(-(?P<atoms>\d{1,9}))?(-(?P<size>\d{1,9})px)?", body, re.ASCII
         )
-        parts = found.groupdict() if found else {"architecture": body, "atoms": None, "size": None}
+        architecture, atoms, size = (
+            found.group("architecture", "atoms", "size") if found else (body, None, None)
+        )
         return cls.of(
-            parts["architecture"],
+            str(architecture),
             regularizer,
-            parts["atoms"] and int(parts["atoms"]),
+            int(atoms) if atoms else None,
             recipe=recipe or RECIPES[0],
-            image_size=int(parts["size"] or IMAGE_SIZES[0]),
+            image_size=int(size or IMAGE_SIZES[0]),
         )
 
     @classmethod

@@ -207,7 +207,7 @@ def test_a_callback_stops_it_within_one_iteration_and_keeps_the_best() -> None:
 
 
 def test_time_left_is_what_is_typical_until_it_waits_and_then_that_of_patience() -> None:
-    best = Best(wait=0.05)
+    best = Best(patience=0.05)
     best.take(1.0, 100, torch.zeros(1))  # patience ends at 160
     assert best.expected_end(100, typical=600) == 600
     assert best.expected_end(130, typical=600) == (160 + 600) / 2
@@ -420,7 +420,7 @@ def test_bad_input_is_refused_before_any_work(about: dict, message: str) -> None
         (torch.zeros(1, 3, 0, 64), r"must not be empty; got \(1, 3, 0, 64\)"),
         (torch.zeros(1, 3, 64, 64, device="meta"), "must not be empty.*meta"),
         (torch.zeros(1, 3, 8, 64), r"a picture is \(1, C, H, W\)"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.int32), "floating"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.int32), "float tensor"),
     ],
 )
 def test_tensors_that_are_no_observation_are_refused(observation: torch.Tensor, message: str) -> None:
@@ -435,7 +435,7 @@ def test_tensors_that_are_no_observation_are_refused(observation: torch.Tensor, 
         ({"kind": "upscale"}, "by is 2 or 4"),
         ({"kind": "upscale", "by": 3}, "by is 2 or 4"),
         ({"by": 2}, "is not allowed for other kinds"),
-        ({"kind": "deblur"}, "kernel is that of deblur"),
+        ({"kind": "deblur"}, "kernel is the blur kernel of deblur"),
         ({"kind": "deblur", "kernel": "gaussian:0"}, "above 0 and up to 10"),
         ({"kind": "deblur", "kernel": "box:3"}, "gaussian:SIGMA"),
         ({"kernel": "gaussian:1"}, "is not allowed for other kinds"),
@@ -498,7 +498,7 @@ def test_what_is_transparent_in_a_mask_is_no_hole() -> None:
 def test_a_mask_that_knows_next_to_nothing_is_refused() -> None:
     mask = np.ones((64, 64), np.float32)
     mask[0, :19] = 0
-    with pytest.raises(ValueError, match="leaves 19 of 4096 pixels known, and 20 are the least"):
+    with pytest.raises(ValueError, match="leaves 19 of 4096 pixels known, and at least 20 are needed"):
         known_pixels(from_array(mask))
     mask[1, 1] = 0
     assert known_pixels(from_array(mask)).sum() == 20

@@ -36,11 +36,11 @@ TORCH_FREE = [
     "restoration.kinds",
     "restoration.settings",
     "export.runtime",
-    "service.endpoint",
-    "service.demo",
-    "service.jobs",
-    "service.restoration",
-    "service.worker",
+    "service.http.endpoint",
+    "service.page.app",
+    "service.jobs.store",
+    "service.http.restoration",
+    "service.jobs.worker",
 ]
 HEAVY = ["torch", "bentoml", "gradio", "onnxruntime", "datasets", "matplotlib", "scipy"]
 

@@ -190,7 +190,9 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path: Path) -> Non
 def test_another_recipe_or_feature_network_is_another_run(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 2, save_every=2, **PROJECTED):
         pass
-    with pytest.raises(ValueError, match="features: 'cifar10-classifier' there, 'efficientnet-lite0' requested"):
+    with pytest.raises(
+        ValueError, match="features: 'cifar10-classifier' there, 'efficientnet-lite0' requested"
+    ):
         start(tmp_path / "run", 4, resume=True, **PROJECTED | {"features": "efficientnet-lite0"})
     with pytest.raises(ValueError, match=r"model: 'biggan-8.ml.projected' there, 'biggan-8.ml' asked"):
         start(tmp_path / "run", 4, resume=True, **PROJECTED | {"model": "biggan-8.ml", "features": None})

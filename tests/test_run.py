@@ -669,7 +669,9 @@ def test_weights_that_diverge_stop_a_run_before_it_gives_up_its_last_good_checkp
     tmp_path: Path, eval_every: int
 ) -> None:
     run = start(tmp_path / "run", 20, eval_every=eval_every)
-    with pytest.raises(RuntimeError, match="diverged: by step [68] .* start again from .*/00000004 in another"):
+    with pytest.raises(
+        RuntimeError, match="diverged: by step [68] .* start again from .*/00000004 in another folder"
+    ):
         for step, _ in run:
             if step == 5:
                 next(run.networks.averaged.parameters()).data[0] = torch.nan
@@ -686,7 +688,7 @@ def test_a_loss_that_is_not_finite_stops_a_run_at_once_and_names_the_step(
 ) -> None:
     run = start(tmp_path / "run", 20)
     with pytest.raises(
-        FloatingPointError, match=f"diverged: in step 6 {losses}.* again from .*/00000004 in another"
+        FloatingPointError, match=f"diverged: in step 6 {losses}.* again from .*/00000004 in another folder"
     ):
         for step, _ in run:
             if step == 5:

@@ -194,7 +194,7 @@ def test_another_recipe_or_feature_network_is_another_run(tmp_path: Path) -> Non
         ValueError, match="features: 'cifar10-classifier' there, 'efficientnet-lite0' requested"
     ):
         start(tmp_path / "run", 4, resume=True, **PROJECTED | {"features": "efficientnet-lite0"})
-    with pytest.raises(ValueError, match=r"model: 'biggan-8.ml.projected' there, 'biggan-8.ml' asked"):
+    with pytest.raises(ValueError, match=r"model: 'biggan-8.ml.projected' there, 'biggan-8.ml' requested"):
         start(tmp_path / "run", 4, resume=True, **PROJECTED | {"model": "biggan-8.ml", "features": None})
 
 

@@ -562,7 +562,7 @@ def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_a
         ),
         (
             {"model": "biggan-8.ml", "labels": 11},
-            "has 10 classes, and noise has labels up to 10: give data of 10",
+            "has 10 classes, and noise has labels up to 10: give data of at most 10",
         ),
         ({"start_from": "nobody.ml"}, "no model"),
         ({"start_from": "dcgan.ml"}, "the source has dcgan, 128, 32"),

@@ -13,5 +13,12 @@ def require(extra: str, purpose: str, *modules: str) -> None:
 
     Raises: ImportError that names the missing modules and the pip command.
     """
-    if missing := [module for module in modules if not find_spec(module)]:
+    if missing := [module for module in modules if not _is_there(module)]:
         raise ImportError(f"{purpose} needs {', '.join(missing)}: pip install 'sparsegen[{extra}]'")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a finder that refuses it
+        return False

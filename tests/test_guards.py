@@ -236,7 +236,9 @@ def test_a_function_that_the_page_does_not_have_is_refused_in_a_line_of_the_log(
     before = len(server.log.read_text().splitlines())
     body = f'{{"session_hash": "a", "data": [], "fn_index": {number}}}'
     status, _, answer = server.ask("POST", f"{API}/{route}", body)
-    assert status == 400 and "no function" in sentence(answer)
+    assert status == 400 and ("JSON object" if number == "1e999" else "no function") in sentence(
+        answer
+    )  # no JSON is infinite
     assert len(server.log.read_text().splitlines()) - before < 5
 
 
@@ -350,7 +352,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sparsegen.service.page import app as app_of_page
 from sparsegen.service.models import open_models
-demo.MAX_SESSIONS = 3
+app_of_page.MAX_SESSIONS = 3
 app = FastAPI()
 app_of_page.mount(app, open_models(Path(sys.argv[1]))[0], lambda: None)
 (blocks,) = [route.app.get_blocks() for route in app.routes if hasattr(getattr(route, "app", None), "get_blocks")]

@@ -32,9 +32,8 @@ from server import (
 from starlette.types import Receive, Scope, Send
 
 from sparsegen.service import metrics
-from sparsegen.service.http import restoration
+from sparsegen.service.http import restoration, serve
 from sparsegen.service.http.readiness import Health
-from sparsegen.service.http.serve import serve
 from sparsegen.service.jobs import places
 from sparsegen.service.jobs.errors import FileError, NoWorker, RedisDown, StoreError, StoreFull
 from sparsegen.service.jobs.store import open_store

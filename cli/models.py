@@ -65,7 +65,6 @@ def _summary(config: dict) -> dict[str, str]:
         "atoms": f"{config['atoms']}/{row.atoms}",
         "k": ", ".join(map(str, config["k"])) or "-",
         "steps": f"{training['steps']:,}" if training else "-",
-        "seed": str(training.get("seed", "-")),
         "distance": f"{evaluation['distance']:.1f}" if evaluation else "-",
         "density": ", ".join(f"{share:.2f}" for share in evaluation.get("density", ())) or "-",
         "trained on": str(training.get("data", "-")),

@@ -179,7 +179,7 @@ def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
     header, *rows, size, data, metric, terms = re.sub(
         r"\x1b\[[0-9;]*m", "", sparsegen("list").stdout
     ).splitlines()
-    assert header.split() == "model classes atoms k steps seed distance density".split()
+    assert header.split() == "model classes atoms k steps distance density".split()
     assert size == "size: 32 pixels" and data == "trained on: cifar10"
     assert metric == "distance by: fd-efficientnet-lite0, lower is better"
     assert terms == "license: apache-2.0"
@@ -193,7 +193,6 @@ def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
             " " + (", ".join(map(str, config["k"])) or "-"),
             f" {config['training']['steps']:,} ",
             f" {evaluation['distance']:.1f} ",
-            f" {config['training']['seed']} ",
             f" {evaluation['density'][0]:.2f}, {evaluation['density'][1]:.2f}",
         ):
             assert text in row

@@ -218,7 +218,12 @@ def test_servers_that_ask_at_once_never_take_more_than_allowed(where, store):
         taken = sum(pool.map(ask, stores))
     for one in stores:
         one.close()
-    assert taken == store.counts()[0] and 1 <= taken <= 5
+    assert taken == store.counts()[0] <= 5  # those that ask at the very same time may all be refused
+    while taken < 5:
+        submit(store, limit=5)
+        taken += 1
+    with pytest.raises(Busy):
+        submit(store, limit=5)
 
 
 def test_a_job_is_refused_where_no_worker_lives(store):
@@ -386,7 +391,7 @@ def test_a_client_has_no_more_unfinished_jobs_than_its_quota_even_if_it_asks_at_
         taken = sum(pool.map(ask, stores))
     for one in stores:
         one.close()
-    assert 1 <= taken <= 3
+    assert taken <= 3  # those that ask at the very same time may all be refused
     submit(store, client="b", quota=3)
     store.claim("A")
     while taken < 3:

@@ -18,7 +18,7 @@ app = typer.Typer()
 @app.command(name="list", epilog="Example: sparsegen list 'dcgan*'")
 def list_models(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, e.g. dcgan* (default: all).")] = "*",
-    plain: Annotated[bool, typer.Option("--plain", help="Names only, as in a pipe.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Print only the names.")] = False,
 ) -> None:
     """Lists the bundled models: a table on a terminal, names only in a pipe."""
     names = sparsegen.list_models(pattern)

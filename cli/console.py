@@ -2,7 +2,7 @@
 
 import codecs
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from math import isfinite
@@ -63,7 +63,7 @@ class Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str, total: int | None, done: int = 0) -> Iterator:
+def progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[..., object]]:
     """Shows a bar with rate and remaining time; yields a function that takes the number of steps done."""
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -133,7 +133,7 @@ def _short(name: str, limit: int = 14) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
-def show_record(record: dict) -> None:
+def show_record(record: Mapping[str, object]) -> None:
     table = Table(show_header=False, box=None)
     for name, value in record.items():
         table.add_row(name, Text(_text(value)))

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -52,7 +52,7 @@ def list_models(
 COMMON = {"size": " pixels", "trained on": "", "distance by": ", lower is better", "license": ""}
 
 
-def _summary(config: dict) -> dict[str, str]:
+def _summary(config: dict[str, Any]) -> dict[str, str]:
     """A bundled model in the columns of the list."""
     from sparsegen.zoo.architectures import ARCHITECTURES
     from sparsegen.zoo.blocks import IMAGE_SIZES

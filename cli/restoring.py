@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -123,13 +123,13 @@ def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]
         own, shared = inspect.signature(function).parameters, inspect.signature(Options).parameters
 
         @wraps(function)
-        def call(**given: object) -> None:
+        def call(**given: Any) -> None:
             options = Options(**{name: given.pop(name) for name in shared})
             function(**given, options=options)
 
         every = [*(own[name] for name in own if name != "options"), *shared.values()]
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in every]
-        call.__signature__ = inspect.Signature(keywords)
+        call.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]  # PEP 362; not in typeshed
         del call.__annotations__["options"]
         return app.command(epilog=f"Example: {example}")(call)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -67,7 +67,9 @@ def train(
         int, typer.Option(min=0, help="Steps that a new discriminator gets to catch up, if --from has none.")
     ] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    precision: Annotated[Precision, typer.Option(help="float32 (no), or bfloat16 where it may be.")] = "no",
+    precision: Annotated[
+        Precision, typer.Option(help="float32 (no), or bfloat16 where it may be.")
+    ] = Precision.no,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first images only.")] = None,
     share: Annotated[
         float,
@@ -182,7 +184,7 @@ def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., obj
         show(step, f"{run.plan.model}  {losses}")
 
 
-def _pace(run: "Run", metrics: dict) -> str:
+def _pace(run: "Run", metrics: dict[str, Any]) -> str:
     """How fast a run is, and how long it takes yet at this rate, without evaluations."""
     rate = metrics["images_per_second"]
     images = (run.schedule.steps - run.step) * run.batches.whole
@@ -281,5 +283,5 @@ def evaluate(
             file.write_bytes(images.png(neighbor_picture(found.samples, found.reference), 2))
     if out_path:
         write_json(out_path, {"model": model, **found.figures})
-    if record:
+    if record and generator:
         write_json(Path(model) / CONFIG, {**generator.config, "evaluation": found.figures})

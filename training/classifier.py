@@ -142,7 +142,7 @@ def train(
     images: Images, test: Images, recipe: Recipe, network: Classifier | None = None
 ) -> Generator[Epoch, None, Classifier]:
     """Trains a new network, or goes on with one in place; returns it with the averaged weights, in eval mode."""
-    random = torch.Generator().manual_seed(recipe.seed)
+    labels, random = images.require_labels(), torch.Generator().manual_seed(recipe.seed)
     if network is None:
         network = Classifier()
         _start(network, images.pixels[:5000], random)
@@ -172,9 +172,7 @@ def train(
             x = _augmented(images.pixels[rows], mirrored[rows] ^ bool(epoch % 2), recipe.hole, random)
             with _autocast():
                 logits = network(x)
-            loss = F.cross_entropy(
-                logits.float(), images.labels[rows], label_smoothing=recipe.label_smoothing
-            )
+            loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -189,11 +187,11 @@ def train(
 def accuracy(network: nn.Module, images: Images) -> float:
     """The share of images whose label has the largest logit, in eval mode."""
     network.eval()
-    right = 0
+    labels, right = images.require_labels(), 0
     for rows in torch.arange(len(images)).split(500):
         with _autocast():
             logits = network(_real(images.pixels[rows]))
-        right += int((logits.argmax(1) == images.labels[rows]).sum())
+        right += int((logits.argmax(1) == labels[rows]).sum())
     return right / len(images)
 
 
@@ -227,12 +225,13 @@ def _start(network: Classifier, pixels: Tensor, random: torch.Generator) -> None
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, generator=random)
             nn.init.dirac_(part.weight[: part.in_channels])
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
     nn.init.normal_(network.linear.weight, std=network.linear.in_features**-0.5, generator=random)
     patches = F.unfold(_real(pixels), 2).permute(0, 2, 1).reshape(-1, 12)
     values, vectors = torch.linalg.eigh(torch.cov(patches.T))
     white = (vectors / (values + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
     network.whiten.weight.copy_(torch.cat([white, -white]))  # stays; the bias is learned
-    nn.init.zeros_(network.whiten.bias)
 
 
 def main() -> None:

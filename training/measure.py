@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sparsegen.common.checks import check_integer
 from sparsegen.common.progress import ProgressBar, no_progress_bar
@@ -61,7 +62,7 @@ class Measurement:
         samples, reference: What was measured, and the images as the first feature network sees them.
     """
 
-    figures: dict
+    figures: dict[str, Any]
     remarks: Sequence[str]
     samples: Samples
     reference: Reference
@@ -116,7 +117,7 @@ def measure(
     if config.features == "auto":
         more = networks.second_networks(images.fingerprint)
         opened |= {network: networks.open_features(network) for network in more}
-    discriminator = generator and generator.config.get("training", {}).get("features")
+    discriminator = None if generator is None else generator.config.get("training", {}).get("features")
     order, independent = networks.headline_first(opened, discriminator)
     references = [Reference(opened[network], images, test_images, bar) for network in order]
     statistics = {real.network.metric: real.statistics for real in references}

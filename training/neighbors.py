@@ -66,10 +66,12 @@ def _squared_distances(a: np.ndarray, b: np.ndarray, progress: OnRows | None) ->
     """Yields |a_i - b_j|² = |a_i|² + |b_j|² - 2 a_i b_j, some rows of `a` at a time. Shape: (n, M)."""
     check_features(a, b)
     mean = b.mean(axis=0, dtype=np.float64)  # at 0, so that norms are not much larger than distances
-    a, b = (torch.from_numpy(np.subtract(features, mean, dtype=np.float32)) for features in (a, b))
-    norms, done = b.square().sum(dim=1), 0
-    for rows in a.split(max(1, PART // len(b))):
-        yield torch.addmm(norms, rows, b.T, alpha=-2).add_(rows.square().sum(dim=1, keepdim=True))
+    queries, centers = (
+        torch.from_numpy(np.subtract(features, mean, dtype=np.float32)) for features in (a, b)
+    )
+    norms, done = centers.square().sum(dim=1), 0
+    for rows in queries.split(max(1, PART // len(centers))):
+        yield torch.addmm(norms, rows, centers.T, alpha=-2).add_(rows.square().sum(dim=1, keepdim=True))
         done += len(rows)
         if progress is not None:
             progress(done)

@@ -96,7 +96,7 @@ def class_accuracy(samples: Samples, real: Reference) -> tuple[float | None, str
         return None, f"{real.train.name} has no labels{real.train.unlabeled and f' ({real.train.unlabeled})'}"
     if real.probe is None:
         return None, f"{real.train.name} has images of one class only"
-    labels, lacking = _labels_in(real.train, samples)
+    labels, lacking = _labels_in(real.train, samples.labels, samples.class_names)
     if lacking:
         return (
             None,
@@ -106,20 +106,20 @@ def class_accuracy(samples: Samples, real: Reference) -> tuple[float | None, str
     return float((found == labels).mean()), ""
 
 
-def _labels_in(images: Images, samples: Samples) -> tuple[np.ndarray, list[str]]:
+def _labels_in(images: Images, given: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """The labels of samples as the images number them: by the names of the classes where both have names.
 
     Returns: The labels, and what the classes are called of which there are no such images.
     """
-    present, names = set(images.labels.unique().tolist()), samples.class_names
-    labels, lacking = samples.labels.copy(), []
-    for label in np.unique(samples.labels).tolist():
+    present = set(images.require_labels().unique().tolist())
+    labels, lacking = given.copy(), []
+    for label in np.unique(given).tolist():
         number, called = label, f"class {label}"
         if names and images.classes:
             called = names[label]
             number = images.classes.index(called) if called in images.classes else None
         if number in present:
-            labels[samples.labels == label] = number
+            labels[given == label] = number
         else:
             lacking.append(called)
     return labels, lacking
@@ -137,7 +137,7 @@ def real_samples(references: Sequence[Reference], count: int | None = None) -> S
     Args:
         references: The same images, which include test images, as several networks see them.
     """
-    test = references[0].test
+    test = references[0].require_test()
     rows = _draw_rows(len(test), min(count or len(test), len(test)))
     return Samples(
         images=test.numpy()[rows],

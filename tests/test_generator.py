@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import warmed
+from torch import nn
 from torch.nn import functional as F
 
 from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.registry import get_architecture
 from sparsegen.zoo.spec import create_model
 
 
@@ -44,6 +46,12 @@ def test_an_effective_atom_is_a_unit_of_gamma_2_through_both_dictionaries(tiny_m
         image = F.conv_transpose2d(d2(impulse), d1.weight, stride=2, padding=1)[0]
         torch.testing.assert_close(image[:, 7:15, 11:19], atoms[atom])
         assert image.abs().sum().item() == pytest.approx(float(atoms[atom].abs().sum()), rel=1e-5)
+
+
+def test_a_generator_that_was_not_built_from_a_spec_says_how_to_build_one() -> None:
+    body = get_architecture("dcgan").generator
+    with pytest.raises(RuntimeError, match="build it with sparsegen.create_model"):
+        _ = body.build(8, 128, 0, 32, [nn.Identity(), nn.Identity()]).spec
 
 
 def test_the_image_is_the_code_times_the_dictionary(tiny_ml: Generator) -> None:

@@ -1,9 +1,9 @@
 """The model card of a checkpoint: the README.md on the Hugging Face Hub, made from its config."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsegen.zoo.k_range import KRange
 from sparsegen.zoo.regularizers import REGULARIZERS
@@ -64,7 +64,7 @@ independent reimplementation, not by its authors.
 ```"""
 
 
-def model_card(generator: "Generator", config: dict) -> str:
+def model_card(generator: "Generator", config: Mapping[str, Any]) -> str:
     """Returns the README.md of a checkpoint, with the metadata for the Hub at its head.
 
     Args:
@@ -170,12 +170,12 @@ def _k(k_ranges: Sequence[KRange]) -> str:
     )
 
 
-def _training(training: dict) -> str:
+def _training(training: Mapping[str, object]) -> str:
     facts = _facts({name: training.get(key) for key, name in FACTS.items()})
     return "\n".join(["## Training", "", *facts]) if facts else ""
 
 
-def _distance(evaluation: dict) -> str:
+def _distance(evaluation: Mapping[str, Any]) -> str:
     if not evaluation:
         return ""
     metric = evaluation["metric"]
@@ -203,7 +203,7 @@ def _distance(evaluation: dict) -> str:
     return "\n".join(lines)
 
 
-def _facts(values: dict[str, object]) -> list[str]:
+def _facts(values: Mapping[str, object]) -> list[str]:
     """Returns one line per known value."""
     return [f"- {name}: {_plain(value)}" for name, value in values.items() if value is not None]
 

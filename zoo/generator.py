@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -64,13 +64,14 @@ class Generator(nn.Module):
         self.projections = nn.ModuleList(projections)
         self.code_shapes = tuple(code_shapes)
         self.z_dim, self.classes = z_dim, classes
-        self.config: dict = {}
+        self.config: dict[str, Any] = {}
         self._spec: ModelSpec | None = None
 
     @property
     def spec(self) -> "ModelSpec":
         """The cell of Table 1, with the current k."""
-        assert self._spec is not None, "a generator is made by ModelSpec.generator or create_model"
+        if self._spec is None:
+            raise RuntimeError("this generator has no spec: build it with sparsegen.create_model")
         return replace(self._spec, k=tuple(k_range.k for k_range in self.k_ranges))
 
     @spec.setter
@@ -126,7 +127,8 @@ class Generator(nn.Module):
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"z has the shape (B, {self.z_dim}); got {tuple(z.shape)}")
         self._check_labels(labels, z.shape[0])
-        return self.coder(z, None if labels is None else labels.long())
+        begun: tuple[Tensor, Tensor | None] = self.coder(z, None if labels is None else labels.long())
+        return begun
 
     def _real(self, name: str, values: object) -> Tensor:
         """Converts a tensor to the dtype of the generator.
@@ -194,10 +196,10 @@ class Generator(nn.Module):
                 raise ValueError(
                     f"the bypass of this Γ{level} has the shape {around}; got {tuple(bypass.shape)}"
                 )
-        code = self.stages[level - 1](code, bypass)
+        image: Tensor = self.stages[level - 1](code, bypass)
         for index in range(level - 2, -1, -1):
-            code = self.stages[index](self.projections[index](code))
-        return code
+            image = self.stages[index](self.projections[index](image))
+        return image
 
     @torch.no_grad()
     def sample(
@@ -252,21 +254,22 @@ class Generator(nn.Module):
     def k_ranges(self) -> list[KRange]:
         """Level, unit, current k and largest k of each projected level, Γ1 first."""
         return [
-            KRange(level, projection.unit, projection.k, projection.limit((1, *shape)))
-            for level, (projection, shape) in enumerate(
-                zip(self.projections, self.code_shapes, strict=True), 1
-            )
-            if isinstance(projection, Projection)
+            KRange(level, projection.unit, projection.k, projection.limit((1, *self.code_shapes[level - 1])))
+            for level, projection in self._projected_levels
         ]
+
+    @property
+    def _projected_levels(self) -> list[tuple[int, Projection]]:
+        levels = enumerate(self.projections, 1)
+        return [(level, projection) for level, projection in levels if isinstance(projection, Projection)]
 
     def set_k(self, k: int | Sequence[int] | None) -> None:
         """Sets k; None does not change it.
 
         Raises: TypeError, ValueError if k does not fit this generator's projections.
         """
-        k_ranges = self.k_ranges
-        for k_range, value in zip(k_ranges, resolve(k, k_ranges), strict=True):
-            cast(Projection, self.projections[k_range.level - 1]).k = value
+        for (_, projection), value in zip(self._projected_levels, resolve(k, self.k_ranges), strict=True):
+            projection.k = value
 
     @contextmanager
     def use_k(self, k: int | Sequence[int] | None) -> Iterator[None]:
@@ -282,8 +285,8 @@ class Generator(nn.Module):
         self,
         folder: str | Path,
         dtype: torch.dtype = torch.float32,
-        training: dict | None = None,
-        evaluation: dict | None = None,
+        training: dict[str, Any] | None = None,
+        evaluation: dict[str, Any] | None = None,
     ) -> Path:
         """Writes config.json and generator.safetensors, each atomically, the weights first; returns the folder.
 
@@ -301,7 +304,9 @@ class Generator(nn.Module):
         write_json(folder / CONFIG, self.make_config(training, evaluation))
         return folder
 
-    def make_config(self, training: dict | None = None, evaluation: dict | None = None) -> dict:
+    def make_config(
+        self, training: dict[str, Any] | None = None, evaluation: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Makes the config.json of a checkpoint.
 
         Args:

@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit  # noqa: TID253
 from numpy.typing import NDArray
 
+Bits = NDArray[np.int32] | NDArray[np.int16]  # of float32 or bfloat16
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _NAN = np.int32(0x7F800001)  # one above infinity: every NaN has this rank
 _FIRST_STEP = np.int32(1 << 22)  # half an octave below the largest magnitude, then one, two, …
@@ -33,12 +34,14 @@ _NETWORK_LINES, _NETWORK_PLANES = 48, 96
 _PART = 1 << 17  # entries from which a further thread pays
 
 
-def _compiled(function: Callable) -> Callable:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    compiled: Callable[..., Any]
     try:
-        return njit(function, cache=True, **options)
+        compiled = njit(function, cache=True, **options)
     except RuntimeError:  # neither this folder nor the user's cache folder can be written
-        return njit(function, **options)
+        compiled = njit(function, **options)
+    return compiled
 
 
 @_compiled
@@ -233,7 +236,7 @@ def _network_planes(x, y, mask, k, pairs):
 
 
 @cache
-def _network(n: int, k: int) -> NDArray:
+def _network(n: int, k: int) -> NDArray[np.int32]:
     """The comparators, in order, after which the k-th and the (k+1)-th largest of n entries stand at k - 1 and k.
 
     Shape: int32 (comparators, 2): the places that get the larger and the smaller of two entries.
@@ -256,7 +259,7 @@ def _network(n: int, k: int) -> NDArray:
     return np.array(kept[::-1], np.int32).reshape(-1, 2)
 
 
-def project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int = 1, threads: int = 1) -> None:
+def project(x: Bits, y: Bits, mask: NDArray[np.uint8], k: int, channels: int = 1, threads: int = 1) -> None:
     """Writes the projection of x to y and which entries it kept to mask: the bits of float32 or bfloat16, as int32 or
     int16, the same, and uint8.
 
@@ -267,7 +270,7 @@ def project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int = 1, th
     Shape: (rows, n), a needle or code per row, or (samples, n, pixels), projected along n.
     """
     if x.ndim == 3 and x.shape[2] == 1:
-        x, y, mask = (array[:, :, 0] for array in (x, y, mask))
+        x, y, mask = x[:, :, 0], y[:, :, 0], mask[:, :, 0]
     parts = max(1, min(threads, len(x), x.size // _PART))
     if parts == 1:
         _project(x, y, mask, k, channels)
@@ -280,7 +283,7 @@ def project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int = 1, th
         one.result()
 
 
-def _project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int) -> None:
+def _project(x: Bits, y: Bits, mask: NDArray[np.uint8], k: int, channels: int) -> None:
     n = x.shape[1]
     if x.ndim == 2 and (n > _NETWORK_LINES or channels > 1):
         _bisect_lines(x, y, mask, k, channels)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,14 +84,16 @@ class Projection(nn.Module):
         return self._project(code)
 
     def _project(self, code: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # public, but untyped
+        if traced or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
             return torch.where(_by_threshold(code.detach(), self._k, self._whole), code, 0)
         if code.dtype == torch.float64:
             mask = _by_threshold(code.detach(), self._k, self._whole)
             return torch.where(_laid_out_as(code, mask), code, 0)
         if code.device.type == "cpu":
             function = _Projected if torch.compiler.is_compiling() else _ProjectedWithTangent
-            return function.apply(code, self._k, self._whole)[0]
+            projected: Tensor = function.apply(code, self._k, self._whole)[0]
+            return projected
         return torch.where(_by_keys(code.detach(), self._k, self._whole), code, 0)
 
     def extra_repr(self) -> str:
@@ -242,8 +244,8 @@ def _(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
 
 
 @_project.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], code: Tensor, k: int, whole: bool) -> tuple[Any, Any]:
-    code = code.movedim(cast(int, in_dims[0]), 0)
+def _(info: Any, in_dims: tuple[int, None, None], code: Tensor, k: int, whole: bool) -> tuple[Any, Any]:
+    code = code.movedim(in_dims[0], 0)
     outputs = _project(code.flatten(0, 1), k, whole)
     return tuple(output.unflatten(0, code.shape[:2]) for output in outputs), (0, 0)
 
@@ -284,7 +286,8 @@ def _is_plain(code: Tensor) -> bool:
 
 
 def _keep(x: Tensor, mask: Tensor) -> Tensor:
-    return (_Kept if torch.compiler.is_compiling() else _KeptWithTangent).apply(x, mask)
+    kept: Tensor = (_Kept if torch.compiler.is_compiling() else _KeptWithTangent).apply(x, mask)
+    return kept
 
 
 class _Kept(torch.autograd.Function):
@@ -369,7 +372,8 @@ class _Hook:
                 f"a projection needs a layer that returns one tensor (B, C, ...); layer {self.name!r}, "
                 f"a {type(layer).__name__}, returned a {type(output).__name__}"
             )
-        return self.projection(output)
+        projected: Tensor = self.projection(output)
+        return projected
 
 
 def sparsify(module: nn.Module, projections: Mapping[str, Projection]) -> Sparsified:

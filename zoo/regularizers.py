@@ -29,7 +29,10 @@ class Regularizer:
 
     @property
     def _projection(self) -> type[Projection]:
-        assert self.projection is not None, "a regularizer with levels has a projection"
+        if self.projection is None:
+            raise ValueError(
+                f"a regularizer of {self.levels} levels needs a projection: give one, or set levels to 0"
+            )
         return self.projection
 
     def k_ranges(

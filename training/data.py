@@ -1,4 +1,4 @@
-"""Training images: any source becomes one uint8 tensor, decoded once. Its batches are functions of the step."""
+"""Training images: a source is decoded once, to one uint8 tensor. Batches are functions of the step."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from sparsegen.zoo.noise import check_seed
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3  # raise it when the same source would give other pixels, or other names of classes
+CACHE_FORMAT = 3  # increase it when the same source would give other pixels or other class names
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Images:
         return self.labels
 
     def numpy(self) -> np.ndarray:
-        """The pixels as other libraries want them: uint8 (N, H, W, 3), a view."""
+        """Returns a view of the pixels with channels last: uint8 (N, H, W, 3)."""
         return self.pixels.permute(0, 2, 3, 1).numpy()
 
     def part(self, share: float) -> "Images":
-        """A share of the images, labeled classes taken in turn, the first of each.
+        """Returns a share of the images: the first of each class, the same number of each; without labels the first.
 
         Raises: ValueError unless the share is above 0 and at most 1.
         """
@@ -86,9 +86,9 @@ class Images:
 
 
 def check_share(share: float) -> float:
-    """Raises: ValueError unless it is above 0 and at most 1."""
+    """Returns the share. Raises: ValueError unless it is above 0 and at most 1."""
     if not 0 < share <= 1:
-        raise ValueError(f"share is the part of the images, above 0 and at most 1; got {share!r}")
+        raise ValueError(f"share must be above 0 and at most 1; got {share!r}")
     return share
 
 
@@ -250,7 +250,7 @@ def _first(limit: int | None, count: int, labels: np.ndarray | None) -> list[int
 
 
 def fingerprint(pixels: Tensor, labels: Tensor | None) -> str:
-    """16 hex digits of the SHA-256 of shape, pixels and labels (little-endian int64)."""
+    """Returns 16 hex digits of the SHA-256 of shape, pixels and labels (little-endian int64)."""
     digest = hashlib.sha256(repr((tuple(pixels.shape), labels is not None)).encode())
     digest.update(pixels.contiguous().numpy().data)
     if labels is not None:

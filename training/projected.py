@@ -2,8 +2,8 @@
 
     images -> frozen network -> maps at several scales -> frozen random mixing -> one head per scale -> scores
 
-The frozen network is trained before, so that the heads reward recognizable shapes early. It does not detect fine grid
-noise; an additional discriminator of pixels does (Kumari et al., 2022).
+The frozen network is pretrained, so that the heads reward recognizable shapes early in training. It does not detect
+fine grid noise; an additional discriminator of pixels does (Kumari et al., 2022).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,8 +144,8 @@ class Mixing(nn.Module):
 
 
 class Head(nn.Module):
-    """Scores every position of a map, after strided convolutions to a side of about 4; with classes, also its fit to
-    the label (projection, Miyato & Koyama, 2018).
+    """Reduces a map to a side of about 4 by strided convolutions and scores each position; with classes, also the fit
+    to the label (projection, Miyato & Koyama, 2018).
 
     Shape: map (B, C, H, W), labels (B,) -> scores (B, 1, h, w).
     """
@@ -204,7 +204,7 @@ class ProjectedDiscriminator(nn.Module):
         return [head(x, labels) for head, x in zip(self.heads, maps, strict=True)]
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "ProjectedDiscriminator":
-        """Moves the frozen network to another device, too."""
+        """Also moves the frozen network to another device."""
         self._features.network._apply(change)
         return super()._apply(change, recurse)
 

@@ -125,13 +125,13 @@ class Reference:
         if labels is None or labels.min() == labels.max():
             return None
         path = _path(None, self.network, self.train.fingerprint, len(self.train), "probe")
-        features = self.train_features  # before the bar: they have their own
+        features = self.train_features  # before the bar, because they have their own
         with self._bar(f"{self.network.metric}: linear classifier of {self.train.name}", None):
             return Probe(**computed_once(path, FORMAT, lambda: vars(fit_probe(features, labels.numpy()))))
 
     @cached_property
     def test_distances(self) -> np.ndarray:
-        """Distance from each test image to its nearest training image.
+        """The distance from each test image to its nearest training image.
 
         Shape: (N,).  Raises: ValueError without test images.
         """
@@ -145,7 +145,7 @@ class Reference:
 
     def nearest_train(self, features: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Returns distances and rows of the nearest training images. Shape: (N, count) each."""
-        references = self.train_features  # before the bar: they have their own
+        references = self.train_features  # before the bar, because they have their own
         with self._bar(f"{self.network.metric}: nearest training images", len(features)) as show:
             return nearest(features, references, count, show)
 

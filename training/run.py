@@ -219,7 +219,7 @@ class Run:
                 write_json(folder / "run.json", {"step": self.step, "best": self.best})
             for old in checkpoints(self.folder)[:-KEPT]:
                 shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()  # when one process ends, the others are killed
+        self.accelerator.wait_for_everyone()  # when one process ends, the others are terminated
 
     def agree(self, stop: bool) -> bool:
         """Returns whether any process has `stop` set, so that all stop after the same step."""

@@ -168,7 +168,7 @@ def _sized(spec: ModelSpec, image_size: int | None) -> ModelSpec:
         return spec
     if spec.image_size != IMAGE_SIZES[0]:
         raise ValueError(
-            f"{spec.name} has images of {spec.image_size} pixels; the image size asked is {image_size}"
+            f"{spec.name} has images of {spec.image_size} pixels, and image_size is {image_size}: give one of them"
         )
     return ModelSpec.of(spec.architecture, spec.regularizer, spec.atoms, None, spec.recipe, image_size)
 

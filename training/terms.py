@@ -1,4 +1,4 @@
-"""All losses. A term is a callable from `LossInputs` to a scalar."""
+"""The loss terms: callables from `LossInputs` to a scalar."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -69,7 +69,7 @@ class Generator(nn.Module):
 
     @property
     def spec(self) -> "ModelSpec":
-        """The cell of Table 1, with the current k."""
+        """The specification of the model, with the current k. Raises: RuntimeError if it was not built from one."""
         if self._spec is None:
             raise RuntimeError("this generator has no spec: build it with sparsegen.create_model")
         return replace(self._spec, k=tuple(k_range.k for k_range in self.k_ranges))
@@ -125,7 +125,7 @@ class Generator(nn.Module):
         """
         z = self._real("z", z)
         if z.ndim != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(f"z has the shape (B, {self.z_dim}); got {tuple(z.shape)}")
+            raise ValueError(f"z must have the shape (B, {self.z_dim}); got {tuple(z.shape)}")
         self._check_labels(labels, z.shape[0])
         begun: tuple[Tensor, Tensor | None] = self.coder(z, None if labels is None else labels.long())
         return begun
@@ -148,15 +148,15 @@ class Generator(nn.Module):
         if labels is None:
             return
         if not isinstance(labels, Tensor):
-            raise TypeError(f"labels are a tensor of integers ({count},); got {type(labels).__name__}")
+            raise TypeError(f"labels must be a tensor of integers ({count},); got {type(labels).__name__}")
         if labels.shape != (count,) or labels.dtype == torch.bool or labels.dtype.is_floating_point:
             raise ValueError(
-                f"labels are integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
+                f"labels must be integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
             )
         traced = (
             torch.compiler.is_compiling()
             or torch.onnx.is_in_onnx_export()
-            or torch._C._functorch.is_functorch_wrapped_tensor(labels)  # as in vmap
+            or torch._C._functorch.is_functorch_wrapped_tensor(labels)  # e.g. by vmap
         )
         if labels.device.type == "cpu" and not traced:  # on another device, reading them would synchronize
             noise.check_labels(labels.tolist(), count, self.classes, self.class_names)
@@ -174,7 +174,9 @@ class Generator(nn.Module):
             does not have.
         """
         if not isinstance(codes, Tensor | Sequence):
-            raise TypeError(f"codes are a tensor, Γ1, or a sequence (Γ1, Γ2, …); got {type(codes).__name__}")
+            raise TypeError(
+                f"codes must be a tensor, Γ1, or a sequence (Γ1, Γ2, …); got {type(codes).__name__}"
+            )
         codes = [codes] if isinstance(codes, Tensor) else list(codes)
         level = next((level for level, code in enumerate(codes, 1) if code is not None), None)
         if level is None or level > len(self.stages):
@@ -183,7 +185,7 @@ class Generator(nn.Module):
         code = self._real(f"Γ{level}", codes[level - 1])
         if code.ndim != 4 or tuple(code.shape[1:]) != self.code_shapes[level - 1]:
             expected = ", ".join(map(str, self.code_shapes[level - 1]))
-            raise ValueError(f"Γ{level} has the shape (B, {expected}); got {tuple(code.shape)}")
+            raise ValueError(f"Γ{level} must have the shape (B, {expected}); got {tuple(code.shape)}")
         if bypass is not None:
             if not self.coder.bypasses:
                 raise ValueError(
@@ -194,7 +196,7 @@ class Generator(nn.Module):
             bypass, around = self._real("bypass", bypass), (len(code), *self.code_shapes[level - 2])
             if tuple(bypass.shape) != around:
                 raise ValueError(
-                    f"the bypass of this Γ{level} has the shape {around}; got {tuple(bypass.shape)}"
+                    f"the bypass of this Γ{level} must have the shape {around}; got {tuple(bypass.shape)}"
                 )
         image: Tensor = self.stages[level - 1](code, bypass)
         for index in range(level - 2, -1, -1):
@@ -211,7 +213,7 @@ class Generator(nn.Module):
         truncation: float | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        """Draws `count` images of a seed; the i-th is the same whatever the count.
+        """Draws `count` images of a seed; image i does not depend on the count.
 
         Samples in eval mode and does not change mode or k: several threads may sample at once.
 
@@ -219,7 +221,7 @@ class Generator(nn.Module):
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
             k: Non-zeros kept in these images: one number for all projected levels, or one per level, Γ1
-                first; None: the k of training.
+                first; None: the current k.
             labels: For a conditional generator, one class for all images or one per image, as numbers or names; None:
                 drawn from the seed.
             truncation: Bound of the truncated normal distribution of z; None: no bound.
@@ -342,8 +344,8 @@ class Generator(nn.Module):
             return hub.push(self.save_pretrained(folder), card, repo_id, private, revision)
 
     def dictionary(self, level: int = 1) -> Tensor:
-        """The atoms of D_level, after spectral normalization if there is one: the image (or the change of Γ_{level-1}
-        before norm and ReLU) that one entry of value 1 adds.
+        """Returns the atoms of D_level, after spectral normalization if there is one: the image (or the change of
+        Γ_{level-1} before norm and ReLU) that one entry of value 1 adds.
 
         Shape: (atoms, C, h, w), C being 3 at level 1 and the atoms of the dictionary below at level 2.
         """
@@ -356,8 +358,8 @@ class Generator(nn.Module):
         return weight.transpose(0, 1).flip(2, 3).clone()
 
     def effective_dictionary(self) -> Tensor:
-        """The atoms of D_eff = D1 D2 … D_L (App. E): the image that one entry of Γ_L adds, without the norms and
-        ReLUs between the dictionaries.
+        """Returns the atoms of D_eff = D1 D2 … D_L (App. E): the image that one entry of Γ_L adds, without the norms
+        and ReLUs between the dictionaries.
 
         Shape: (atoms, 3, h, w); 8 x 8 pixels for DCGAN.
         """

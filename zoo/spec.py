@@ -22,8 +22,8 @@ MAX_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One cell of Table 1 at a width and image size: `dcgan.ml`, or `dcgan-64-64px.ml` with 64 atoms instead of 128
-    and images of 64 x 64.
+    """One cell of Table 1 at a width and image size, e.g. `dcgan.ml`, or `dcgan-64-64px.ml` with 64 atoms instead of
+    128 and images of 64 x 64.
 
     Attributes:
         atoms: Filters of D1.

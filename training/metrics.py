@@ -89,5 +89,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 def density(code: Tensor) -> float:
     """Computes the share of entries that are not exactly 0, in [0, 1]. Raises: ValueError if there are no entries."""
     if not code.numel():
-        raise ValueError(f"the density of a code without entries is undefined; got the shape {tuple(code.shape)}")
+        raise ValueError(
+            f"the density of a code without entries is undefined; got the shape {tuple(code.shape)}"
+        )
     return int(code.count_nonzero()) / code.numel()

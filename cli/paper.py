@@ -1,4 +1,4 @@
-"""The commands that show the tables and figures of the paper beside our measurements."""
+"""The commands that show tables and figures of the paper with our measurements."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +23,7 @@ class TableName(StrEnum):
 
 @app.command(epilog="Example: sparsegen reproduce table1")
 def reproduce(table: Annotated[TableName, typer.Argument(help="Table of the paper.")]) -> None:
-    """Prints a table of the paper beside our measurements, which are at a smaller, stated scale."""
+    """Prints a table of the paper with our measurements, which are at a smaller, stated scale."""
     from sparsegen.reproduce.tables import TABLES, read_records
 
     records, show = TABLES[table]

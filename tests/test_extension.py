@@ -85,6 +85,11 @@ def test_k_is_checked_without_building_a_network(monkeypatch: pytest.MonkeyPatch
         ModelSpec.of("sagan", "ml", k=(1, 257))
 
 
+def test_a_regularizer_with_levels_needs_a_projection() -> None:
+    with pytest.raises(ValueError, match="a regularizer of 1 levels needs a projection"):
+        Regularizer(levels=1).projections([(8, 16, 16), (8, 16, 16)])
+
+
 class Gray(operators.Operator):
     """The mean of the channels, in each of them."""
 

@@ -101,7 +101,7 @@ class Gray(operators.Operator):
 
 def test_a_further_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "Gray", Gray, raising=False)
-    monkeypatch.setitem(KINDS, "color", Kind("gives gray pictures colors", "Gray"))
+    monkeypatch.setitem(KINDS, "color", Kind("Add color", "Gray"))
     task = Task.of(kind="color", iterations=12, ensemble_size=1)
     assert isinstance(make_operator(task, None), Gray)
     assert not task.stops_by_noise

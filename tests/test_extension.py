@@ -114,7 +114,7 @@ def test_a_further_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch
 def test_an_unknown_kind_is_an_error_and_never_denoised() -> None:
     task, picture = Task(kind="colour"), from_array(np.zeros((64, 64, 3), np.float32))
     for fails in (lambda: make_operator(task, None), lambda: run(task, picture)):
-        with pytest.raises(ValueError, match="kind is one of denoise, inpaint, .*; got 'colour'"):
+        with pytest.raises(ValueError, match="kind must be one of denoise, inpaint, .*; got 'colour'"):
             fails()
 
 

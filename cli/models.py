@@ -11,6 +11,7 @@ from rich.text import Text
 import sparsegen
 from sparsegen.cli.console import err, out, progress, say, show_record
 from sparsegen.cli.options import K, Model, Seed, check_target, parse_k, parse_labels
+from sparsegen.common.hardware import use_threads
 
 app = typer.Typer()
 
@@ -151,6 +152,7 @@ def sample(
         noise.check_count(count)
     noise.check_seed(seed)
     suffix = check_target(out_path, ".png", ".npy", folder=True)
+    use_threads()
     generator = sparsegen.from_pretrained(model)
     chosen = parse_labels(labels)
     if count is None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from sparsegen.cli.console import out, say
 from sparsegen.cli.options import Seed, check_target
 from sparsegen.common.extras import require
+from sparsegen.common.hardware import use_threads
 
 app = typer.Typer()
 
@@ -60,6 +61,7 @@ def plot(
         require("plot", f"the plot of {what}", "matplotlib")
     out_path, models = out_path or Path(f"{what}.png"), models or []
     check_target(out_path, ".png")
+    use_threads()
     picture = draw(what, models, seed)
     with atomic_write(out_path) as file:
         file.write_bytes(picture)

@@ -13,6 +13,7 @@ import sparsegen
 from sparsegen.cli.console import err, out, progress, say, show_record
 from sparsegen.cli.options import Data, K, Seed, check_target, parse_k
 from sparsegen.common.extras import require
+from sparsegen.common.hardware import use_threads
 from sparsegen.common.interrupt import stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -108,13 +109,10 @@ def train(
 ) -> None:
     """Trains a model, or fine-tunes one (--from). Ctrl-C saves the run; --resume continues it."""
     require("train", "training", "accelerate")
-    import torch
-
     from sparsegen.training.plan import checkpoints
     from sparsegen.training.start import TrainConfig, start
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     config = TrainConfig(
         model=model,
         data=data,
@@ -260,6 +258,7 @@ def evaluate(
     from sparsegen.zoo.bundled import CONFIG
 
     is_real = model == REAL
+    use_threads()
     config = MeasureConfig(data, test, count, seed, features, weights, size, quick)
     if out_path:
         check_writable(out_path)

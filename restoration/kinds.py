@@ -1,6 +1,6 @@
 """The kinds of restorations, one row each: its setting, its additional picture, and the operator that it inverts.
 
-A further kind is an operator in `operators.py` and a row here. Does not import torch, since the service checks tasks.
+A new kind needs an operator in `operators.py` and a row here. Does not import torch, since the service checks tasks.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from sparsegen.restoration.damage import (
 if TYPE_CHECKING:
     from sparsegen.restoration.settings import Task
 
-Sizes = Callable[
+CheckSize = Callable[
     [Sequence[int], Sequence[int]], None
-]  # of the damage's shape and the image's (height, width)
+]  # of the shapes of the damage and the image, (height, width)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """An entry of a task that one kind requires and the others do not have.
+    """A setting of a task that one kind requires and the others do not have.
 
     Attributes:
-        meaning: What it is, after "NAME is ".
-        fits: Whether a value is allowed; may raise a ValueError of its own.
+        meaning: Its description, which follows "NAME is " in errors.
+        fits: Whether a value is allowed; may raise a more precise ValueError.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Kind:
     """A kind of restoration.
 
     Attributes:
-        about: What it does.
+        label: What it does, in the imperative; shown on the page.
         operator: The name of its class in `operators`, which needs torch.
         read: Makes the array that the operator is built from, given the task, the mask and the kernel.
         check_size: Raises ValueError unless the array fits an image of a given size.
@@ -59,36 +59,36 @@ class Kind:
         keeps_known: Known pixels are returned unchanged, unless the task has a sigma above 0.
     """
 
-    about: str
+    label: str
     operator: str
     setting: Setting | None = None
     read: Callable[["Task", Picture | None, Picture | None], np.ndarray | None] = _nothing
-    check_size: Sizes | None = None
+    check_size: CheckSize | None = None
     only_noise: bool = False
     keeps_known: bool = False
 
 
 def _is_kernel(name: object) -> bool:
-    kernel_sigma(str(name))
+    kernel_sigma(name)
     return True
 
 
 KINDS = {
-    "denoise": Kind("removes noise", "Identity", only_noise=True),
+    "denoise": Kind("Remove noise", "Identity", only_noise=True),
     "inpaint": Kind(
-        "fills the holes that a mask marks",
+        "Fill holes",
         "Mask",
         read=lambda task, mask, kernel: known_pixels(mask),
         check_size=check_mask_size,
         keeps_known=True,
     ),
     "upscale": Kind(
-        "enlarges by 2 or 4",
+        "Enlarge",
         "Downsample",
         Setting("by", "2 or 4 in upscale", lambda by: by in FACTORS),
     ),
     "deblur": Kind(
-        "removes a known blur",
+        "Remove blur",
         "Blur",
         Setting("kernel", "the blur kernel of deblur, e.g. gaussian:1.6", _is_kernel),
         read=lambda task, mask, kernel: blur_kernel(task.kernel, kernel),
@@ -98,21 +98,21 @@ KINDS = {
 
 
 def find_kind(name: object) -> Kind:
-    """Raises: ValueError listing the kinds if this is none of them."""
+    """Raises: ValueError listing the kinds if there is no such kind."""
     if not isinstance(name, str) or name not in KINDS:
-        raise ValueError(f"kind is one of {known_names(str(name), KINDS)}; got {name!r}")
+        raise ValueError(f"kind must be one of {known_names(str(name), KINDS)}; got {name!r}")
     return KINDS[name]
 
 
 def check_settings(task: "Task") -> None:
-    """Raises: ValueError if the task lacks an entry that its kind needs, or has that of another kind."""
+    """Raises: ValueError if the task lacks the setting of its kind, or has that of another kind."""
     for name, kind in KINDS.items():
         if setting := kind.setting:
             value = getattr(task, setting.name)
             own = name == task.kind
             if (value is not None) != own or (own and not setting.fits(value)):
                 raise ValueError(
-                    f"{setting.name} is {setting.meaning}, and is not allowed for other kinds; "
+                    f"{setting.name} is {setting.meaning}, and not allowed for other kinds; "
                     f"got {value!r} in {task.kind}"
                 )
 
@@ -125,8 +125,8 @@ def check_damage(
 ) -> np.ndarray | None:
     """Checks the mask or kernel of a task and, if a (height, width) is given, that it fits an image of this size.
 
-    Returns: What the operator is built from, e.g. the known pixels of inpaint; None for kinds without one.
-    Raises: ValueError as the functions of `damage`.
+    Returns: The array that the operator is built from, e.g. the known pixels of inpaint; None for kinds without one.
+    Raises: ValueError as the functions in `damage`.
     """
     damage = find_kind(task.kind).read(task, mask, kernel)
     if size is not None:

@@ -101,7 +101,7 @@ class Gray(operators.Operator):
 
 def test_an_additional_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "Gray", Gray, raising=False)
-    monkeypatch.setitem(KINDS, "color", Kind("gives gray pictures colors", "Gray"))
+    monkeypatch.setitem(KINDS, "color", Kind("Add color", "Gray"))
     task = Task.of(kind="color", iterations=12, ensemble_size=1)
     assert isinstance(make_operator(task, None), Gray)
     assert not task.stops_by_noise
@@ -114,7 +114,7 @@ def test_an_additional_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyP
 def test_an_unknown_kind_is_an_error() -> None:
     task, picture = Task(kind="colour"), from_array(np.zeros((64, 64, 3), np.float32))
     for fails in (lambda: make_operator(task, None), lambda: run(task, picture)):
-        with pytest.raises(ValueError, match="kind is one of denoise, inpaint, .*; got 'colour'"):
+        with pytest.raises(ValueError, match="kind must be one of denoise, inpaint, .*; got 'colour'"):
             fails()
 
 

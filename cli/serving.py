@@ -60,20 +60,20 @@ def serve(
         "serve", "the server",
         "bentoml", "fastapi", "gradio", "huey", "onnxruntime", "prometheus_client", "psutil", "python_multipart",
     )  # fmt: skip
-    from sparsegen.service.exposure import Exposure
     from sparsegen.service.http.serve import serve
+    from sparsegen.service.settings import ServiceSettings
 
     if token and token_file:
         raise ValueError("--token and --token-file are both given: give one of them")
-    exposure = Exposure.from_environment(
+    settings = ServiceSettings.from_environment(
         host=host,
         token=read_token(token_file) if token_file else token,
-        hosts=tuple(allow_host or ()),
-        origins=tuple(allow_origin or ()),
-        frames=tuple(allow_frame or ()),
-        proxies=tuple(proxy or ()),
+        allow_host=tuple(allow_host or ()),
+        allow_origin=tuple(allow_origin or ()),
+        allow_frame=tuple(allow_frame or ()),
+        proxy=tuple(proxy or ()),
     )
-    os.environ.update(exposure.environment())
+    os.environ.update(settings.environment())
     if models:
         os.environ["SPARSEGEN_MODELS"] = str(models.resolve())
     sys.exit(serve(host, port, workers, jobs))

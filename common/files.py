@@ -167,7 +167,7 @@ def check_utf8(path: str | Path) -> None:
         ) from None
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads JSON lines and skips a line that was not written completely."""
     records = []
     for number, line in enumerate(
@@ -180,7 +180,7 @@ def read_lines(path: Path) -> list[dict]:
     return records
 
 
-def append_line(path: Path, record: dict) -> None:
+def append_line(path: Path, record: dict[str, Any]) -> None:
     """Appends a JSON line, after a line break if the last line is incomplete, and waits for the disk."""
     with path.open("a+b") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))

@@ -21,5 +21,17 @@ def has_bfloat16(device: str) -> bool:
 
 
 def processors() -> int:
-    """Returns the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of processors that this process may use: its affinity, or its cgroup's quota if that is less.
+
+    A container with `--cpus 2` on a machine with 32 processors sees 32, but gets the time of 2.
+    """
+    from loky import cpu_count  # here, because it takes 0.07 s
+
+    return cpu_count()
+
+
+def use_threads(threads: int | None = None) -> None:
+    """Sets the threads of torch, whose own default ignores the quota of a container."""
+    import torch
+
+    torch.set_num_threads(threads or min(torch.get_num_threads(), processors()))

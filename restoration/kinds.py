@@ -51,7 +51,7 @@ class Kind:
     """A kind of restoration.
 
     Attributes:
-        about: What it does.
+        label: What it does, in the imperative; shown on the page.
         operator: The name of its class in `operators`, which needs torch.
         read: Makes the array that the operator is built from, given the task, the mask and the kernel.
         check_size: Raises ValueError unless the array fits an image of a given size.
@@ -59,7 +59,7 @@ class Kind:
         keeps_known: Known pixels are returned unchanged, unless the task has a sigma above 0.
     """
 
-    about: str
+    label: str
     operator: str
     setting: Setting | None = None
     read: Callable[["Task", Picture | None, Picture | None], np.ndarray | None] = _nothing
@@ -74,21 +74,21 @@ def _is_kernel(name: object) -> bool:
 
 
 KINDS = {
-    "denoise": Kind("removes noise", "Identity", only_noise=True),
+    "denoise": Kind("Remove noise", "Identity", only_noise=True),
     "inpaint": Kind(
-        "fills the holes that a mask marks",
+        "Fill holes",
         "Mask",
         read=lambda task, mask, kernel: known_pixels(mask),
         check_size=check_mask_size,
         keeps_known=True,
     ),
     "upscale": Kind(
-        "enlarges by 2 or 4",
+        "Enlarge",
         "Downsample",
         Setting("by", "2 or 4 in upscale", lambda by: by in FACTORS),
     ),
     "deblur": Kind(
-        "removes a known blur",
+        "Remove blur",
         "Blur",
         Setting("kernel", "the blur kernel of deblur, e.g. gaussian:1.6", _is_kernel),
         read=lambda task, mask, kernel: blur_kernel(task.kernel, kernel),

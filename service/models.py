@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparsegen.export.runtime import OnnxSampler
 from sparsegen.zoo import noise
@@ -19,7 +20,7 @@ class Model:
 
     name: str
     sampler: OnnxSampler
-    config: dict
+    config: dict[str, Any]
 
     @property
     def source(self) -> str:
@@ -35,7 +36,7 @@ class Model:
         """What its classes are called, in the order of their labels; empty if it is unconditional."""
         return noise.titles(self.sampler.classes, self.sampler.class_names)
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """What GET /models says of it."""
         return {
             "name": self.name,

@@ -4,6 +4,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ FORMATS = {
     "png": "JSON with one base64 PNG an image",
     "npy": "a NumPy file, uint8 (count, H, W, 3)",
 }
-DEFAULTS = {"count": 16, "seed": 0, "k": None, "labels": None, "format": "grid"}
+DEFAULTS: dict[str, Any] = {"count": 16, "seed": 0, "k": None, "labels": None, "format": "grid"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_json(body: bytes, content_type: str) -> object:
         raise Refused(400, f"the body is not JSON that can be read: {_clip(str(error), 200)}") from None
 
 
-def request_schema(models: Mapping[str, Model]) -> dict:
+def request_schema(models: Mapping[str, Model]) -> dict[str, Any]:
     """The JSON schema of a request, with the names, the ranges of k and the classes of these models."""
     ranges = "; ".join(f"{name}: {_ranges(model)}" for name, model in models.items())
     classes = "; ".join(f"{name}: {', '.join(model.classes) or 'none'}" for name, model in models.items())

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from sparsegen.service.options import Options
+from sparsegen.service.settings import ServiceSettings
 
 UPLOAD = "/ui/gradio_api/upload"
 KEEP_UPLOADS = 900  # seconds that a dropped file lies on the server, for a second start with other settings
@@ -41,10 +41,11 @@ class Room:
         folder: Callable[[], Path] | None = None,
         share: float = 0.25,
     ) -> None:
-        self.limit = Options.from_environment().uploads_mb << 20 if limit is None else limit
+        self.limit = ServiceSettings.from_environment().uploads_mb << 20 if limit is None else limit
         self._folder = folder or upload_folder
         self._arriving = self._kept = 0
-        self._share, self._clients = share, Counter()
+        self._share = share
+        self._clients: Counter[str] = Counter()
         self._free, self._looked = math.inf, -math.inf
         self._look = asyncio.Lock()
 

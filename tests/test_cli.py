@@ -305,7 +305,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.index("stopping after this step, and saving; Ctrl-C again") < said.index("--resume goes on")
+    assert said.index("stopping and saving after this step; press Ctrl-C again") < said.index(
+        "--resume continues"
+    )
     step = json.loads(next((tmp_path / "run" / "checkpoints").iterdir()).joinpath("run.json").read_text())[
         "step"
     ]
@@ -436,7 +438,7 @@ def test_evaluate_names_its_metric_and_writes_its_figures(
     assert recorded["count"] == 8
     assert recorded["data"] == "pictures"
     refused = sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--k", 1, "--record")
-    assert_refused(refused, "leave --k out")
+    assert_refused(refused, "omit --k")
     assert from_pretrained(model).config["evaluation"] == recorded
 
 
@@ -513,7 +515,7 @@ def test_real_images_without_a_split_of_their_own_are_refused(
         sparsegen(*real, data / "train"), "measures test images", "no split 'test'", "give test images"
     )
     assert_refused(sparsegen(*real, data / "test", "--test", data / "test"), "are its training images")
-    assert_refused(sparsegen(*real, data, "--record"), "leave --record and --k out", "./real")
+    assert_refused(sparsegen(*real, data, "--record"), "omit --record and --k", "./real")
     assert_refused(
         sparsegen(*real, data, "--neighbors", tmp_path / "near.jpg"), "--neighbors must end in .png"
     )

@@ -18,7 +18,7 @@ from sparsegen.service.http.connections import Connection
 from sparsegen.service.http.deadline import Deadline, OwnTime
 from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.decoding import Decoders
-from sparsegen.service.options import Options
+from sparsegen.service.settings import ServiceSettings
 
 SLOW = 0.6
 FAST = 0.2
@@ -99,7 +99,7 @@ def test_the_limit_of_bentoml_ends_nothing():
 
 def test_a_submission_may_take_as_long_as_all_that_limits_itself(monkeypatch):
     monkeypatch.setenv("SPARSEGEN_DECODER_SECONDS", "7")
-    options = Options.from_environment()
+    options = ServiceSettings.from_environment()
     killed_after = Decoders(options)._options.decoder_seconds * 3 + 10
     assert orders.longest_submission() >= orders.TURN_SECONDS + 3 * killed_after
 
@@ -108,7 +108,7 @@ def test_an_upload_waits_for_its_turn_for_a_limited_time(monkeypatch):
     monkeypatch.setattr(orders, "TURN_SECONDS", FAST)
 
     async def run() -> None:
-        turns = orders.Turns(Options(decoders=1))
+        turns = orders.Turns(ServiceSettings(decoders=1))
 
         async def take(client: str) -> None:
             async with turns.of(client):

@@ -21,7 +21,7 @@ from sparsegen.pictures.picture import TooLarge
 from sparsegen.pictures.reading import read_picture
 from sparsegen.service.jobs import decoding
 from sparsegen.service.jobs.decoding import Decoders, DecodersBusy
-from sparsegen.service.options import Options
+from sparsegen.service.settings import ServiceSettings
 
 PICTURE = encoded(Image.fromarray(noise(0)))
 
@@ -32,7 +32,7 @@ def pool() -> Iterator[Callable[..., Decoders]]:
     made = []
 
     def make(**options: int) -> Decoders:
-        made.append(Decoders(Options(**options)))
+        made.append(Decoders(ServiceSettings(**options)))
         return made[-1]
 
     yield make
@@ -194,8 +194,8 @@ def test_decoders_end_with_the_process_that_started_them():
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from test_decoders import PICTURE, Decoders, Options
-decoders = Decoders(Options())
+from test_decoders import PICTURE, Decoders, ServiceSettings
+decoders = Decoders(ServiceSettings())
 decoders.read(PICTURE, "it", 10_000)
 print(decoders._idle[0]._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -230,12 +230,12 @@ def test_what_a_decoder_answers_is_not_trusted(answer, pool, monkeypatch):
 
 
 def test_limits_are_read_from_the_environment_and_bad_ones_are_refused():
-    assert Options.from_environment({}) == Options()
-    given = Options.from_environment({"SPARSEGEN_JOB_HOURS": "0.5", "SPARSEGEN_DECODERS": "3"})
-    assert given == Options(job_hours=0.5, decoders=3) and isinstance(given.decoders, int)
+    assert ServiceSettings.from_environment({}) == ServiceSettings()
+    given = ServiceSettings.from_environment({"SPARSEGEN_JOB_HOURS": "0.5", "SPARSEGEN_DECODERS": "3"})
+    assert given == ServiceSettings(job_hours=0.5, decoders=3) and isinstance(given.decoders, int)
     for text in ("many", "0", "1.5", "nan", "1e9"):
         with pytest.raises(
             ValueError, match=r"SPARSEGEN_DECODERS is an integer from 1 to 64: .*; got"
         ) as caught:
-            Options.from_environment({"SPARSEGEN_DECODERS": text})
+            ServiceSettings.from_environment({"SPARSEGEN_DECODERS": text})
         assert text in str(caught.value)

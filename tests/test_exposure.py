@@ -27,11 +27,11 @@ from starlette.responses import PlainTextResponse
 from test_browser import CHROMIUM, DRIVER, Page
 
 from sparsegen.service.clients import client_of
-from sparsegen.service.exposure import Exposure
 from sparsegen.service.http import connections
 from sparsegen.service.http.guards import ClientLimits
 from sparsegen.service.http.serve import serve
 from sparsegen.service.page import events
+from sparsegen.service.settings import ServiceSettings
 
 TOKEN = "a-token-of-the-tests-0123"
 GOOD, SPACE, EVIL = "https://good.example", "https://space.example", "https://evil.example"
@@ -272,7 +272,7 @@ def test_slow_logins_are_bounded_as_other_requests(guarded):
             stack.enter_context(one).sendall(SLOW_LOGIN)
             return one
 
-        held = [log_in("127.0.0.3") for _ in range(Exposure.client_requests)]
+        held = [log_in("127.0.0.3") for _ in range(ServiceSettings.client_requests)]
         assert until(lambda: log_in("127.0.0.3").recv(12), b"HTTP/1.1 429", 5) == b"HTTP/1.1 429"
         assert held[0].recv(12) == b"HTTP/1.1 408"  # after some seconds
 
@@ -305,11 +305,11 @@ def test_the_page_works_in_a_browser_after_the_login(guarded, tmp_path):
 
 def test_the_command_line_warns_of_a_server_that_is_open_to_the_network():
     for host in ("0.0.0.0", "::", "192.168.7.7", "images.example"):
-        (warning,) = Exposure(host=host).warnings()
+        (warning,) = ServiceSettings(host=host).warnings()
         assert host in warning and "--token" in warning
-        assert Exposure(host=host, token=TOKEN).warnings() == []
+        assert ServiceSettings(host=host, token=TOKEN).warnings() == []
     for host in ("127.0.0.1", "::1", "localhost", "127.0.0.2"):
-        assert Exposure(host=host).warnings() == []
+        assert ServiceSettings(host=host).warnings() == []
 
 
 @pytest.mark.parametrize(
@@ -317,37 +317,40 @@ def test_the_command_line_warns_of_a_server_that_is_open_to_the_network():
     [
         ({"token": "short"}, "at least 16"),
         ({"token": "with spaces in the token"}, "no spaces"),
-        ({"origins": ("good.example",)}, "SPARSEGEN_ALLOW_ORIGIN takes an origin such as https"),
-        ({"frames": ("https://a.example/path",)}, "SPARSEGEN_ALLOW_FRAME"),
-        ({"frames": ("https://a.example; script-src *",)}, "SPARSEGEN_ALLOW_FRAME"),
-        ({"hosts": ("https://a.example",)}, "without scheme and port"),
-        ({"proxies": ("a.example",)}, "an address or a network"),
-        ({"client_requests": 0}, "at least 1"),
+        ({"allow_origin": ("good.example",)}, "SPARSEGEN_ALLOW_ORIGIN takes an origin such as https"),
+        ({"allow_frame": ("https://a.example/path",)}, "SPARSEGEN_ALLOW_FRAME"),
+        ({"allow_frame": ("https://a.example; script-src *",)}, "SPARSEGEN_ALLOW_FRAME"),
+        ({"allow_host": ("https://a.example",)}, "without scheme and port"),
+        ({"proxy": ("a.example",)}, "an address or a network"),
+        ({"client_requests": 0}, "SPARSEGEN_CLIENT_REQUESTS is an integer from 1 to"),
+        ({"job_hours": float("nan")}, "SPARSEGEN_JOB_HOURS is a number from 0.01 to"),
     ],
     ids=str,
 )
 def test_a_setting_that_cannot_be_used_is_refused(given, words):
     with pytest.raises(ValueError, match=words) as refused:
-        Exposure(**given)
+        ServiceSettings(**given)
     assert str(given.get("token")) not in str(refused.value)
 
 
 def test_settings_survive_the_way_through_the_environment():
-    exposure = Exposure("::", ("a.example", "b"), (GOOD,), (SPACE, "*"), TOKEN, ("10.0.0.0/8",), 3, 4, 5)
-    assert Exposure.from_environment(exposure.environment()) == exposure
+    exposure = ServiceSettings(
+        "::", ("a.example", "b"), (GOOD,), (SPACE, "*"), TOKEN, ("10.0.0.0/8",), 3, 4, 5
+    )
+    assert ServiceSettings.from_environment(exposure.environment()) == exposure
     assert exposure.environment()["FORWARDED_ALLOW_IPS"] == "10.0.0.0/8"
-    assert Exposure.from_environment({}) == Exposure() and TOKEN not in repr(exposure)
-    assert Exposure.from_environment({"SPARSEGEN_TOKEN": "b" * 20}, token=TOKEN).token == TOKEN
+    assert ServiceSettings.from_environment({}) == ServiceSettings() and TOKEN not in repr(exposure)
+    assert ServiceSettings.from_environment({"SPARSEGEN_TOKEN": "b" * 20}, token=TOKEN).token == TOKEN
     with pytest.raises(ValueError, match="SPARSEGEN_CLIENT_REQUESTS is an integer"):
-        Exposure.from_environment({"SPARSEGEN_CLIENT_REQUESTS": "many"})
-    with pytest.raises(ValueError, match="SPARSEGEN_CLIENT_STREAMS is an integer of at least 1; got 0"):
-        Exposure.from_environment({"SPARSEGEN_CLIENT_STREAMS": "0"})
+        ServiceSettings.from_environment({"SPARSEGEN_CLIENT_REQUESTS": "many"})
+    with pytest.raises(ValueError, match="SPARSEGEN_CLIENT_STREAMS is an integer from 1 to .*; got 0"):
+        ServiceSettings.from_environment({"SPARSEGEN_CLIENT_STREAMS": "0"})
 
 
 def test_an_empty_token_does_not_open_the_server():
     with pytest.raises(ValueError, match="SPARSEGEN_TOKEN is empty"):
-        Exposure.from_environment({"SPARSEGEN_TOKEN": ""})
-    assert Exposure.from_environment({"SPARSEGEN_TOKEN": ""}, token=TOKEN).token == TOKEN
+        ServiceSettings.from_environment({"SPARSEGEN_TOKEN": ""})
+    assert ServiceSettings.from_environment({"SPARSEGEN_TOKEN": ""}, token=TOKEN).token == TOKEN
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe secret"])
@@ -361,9 +364,13 @@ def test_a_token_file_that_cannot_be_read_is_named_and_not_shown(tmp_path, conte
 
 
 def test_bentoml_without_serve_says_that_it_asks_for_no_token():
-    (warning,) = Exposure().direct_warnings()
+    (warning,) = ServiceSettings().direct_warnings()
     assert "SPARSEGEN_TOKEN" in warning and "all addresses" in warning
-    assert Exposure(host="127.0.0.1").direct_warnings() == Exposure(token=TOKEN).direct_warnings() == []
+    assert (
+        ServiceSettings(host="127.0.0.1").direct_warnings()
+        == ServiceSettings(token=TOKEN).direct_warnings()
+        == []
+    )
 
 
 @pytest.mark.parametrize("path", ["/", "/ui"])
@@ -412,7 +419,7 @@ def holding(
 
 
 def test_idle_streams_of_one_client_keep_nobody_out(server):
-    limit = Exposure.client_streams
+    limit = ServiceSettings.client_streams
     with contextlib.ExitStack() as stack:
         statuses = holding(server, stack, limit + 10, f"GET {events.API}/heartbeat/{{}}")
         assert sorted(statuses) == [200] * limit + [429] * 10
@@ -436,7 +443,7 @@ def test_idle_streams_of_one_client_keep_nobody_out(server):
 def test_requests_of_one_client_that_do_not_end_keep_no_other_out(server):
     promise = {"Content_Type": "application/json", "Content_Length": "9", "X_Forwarded_For": "10.0.0.2"}
     with contextlib.ExitStack() as stack:
-        for _ in range(Exposure.client_requests):
+        for _ in range(ServiceSettings.client_requests):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in promise.items())
             connection.sendall(f"POST /sample HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode())
@@ -530,9 +537,9 @@ def test_what_a_proxy_passes_on_as_an_address_forges_no_line_of_the_log(server):
 
 
 BREAKS = """
-from sparsegen.service.exposure import Exposure
-allows = Exposure.allows_host
-Exposure.allows_host = lambda self, name: 1 / 0 if name == "broken.example" else allows(self, name)
+from sparsegen.service.settings import ServiceSettings
+allows = ServiceSettings.allows_host
+ServiceSettings.allows_host = lambda self, name: 1 / 0 if name == "broken.example" else allows(self, name)
 """
 
 

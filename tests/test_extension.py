@@ -85,6 +85,11 @@ def test_k_is_checked_without_building_a_network(monkeypatch: pytest.MonkeyPatch
         ModelSpec.of("sagan", "ml", k=(1, 257))
 
 
+def test_a_regularizer_with_levels_needs_a_projection() -> None:
+    with pytest.raises(ValueError, match="a regularizer of 1 levels needs a projection"):
+        Regularizer(levels=1).projections([(8, 16, 16), (8, 16, 16)])
+
+
 class Gray(operators.Operator):
     """The mean of the channels, in each of them."""
 
@@ -96,7 +101,7 @@ class Gray(operators.Operator):
 
 def test_a_further_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "Gray", Gray, raising=False)
-    monkeypatch.setitem(KINDS, "color", Kind("gives gray pictures colors", "Gray"))
+    monkeypatch.setitem(KINDS, "color", Kind("Add color", "Gray"))
     task = Task.of(kind="color", iterations=12, ensemble_size=1)
     assert isinstance(make_operator(task, None), Gray)
     assert not task.stops_by_noise

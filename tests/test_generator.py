@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import warmed
+from torch import nn
 from torch.nn import functional as F
 
 from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.registry import get_architecture
 from sparsegen.zoo.spec import create_model
 
 
@@ -46,6 +48,12 @@ def test_an_effective_atom_is_a_unit_of_gamma_2_through_both_dictionaries(tiny_m
         assert image.abs().sum().item() == pytest.approx(float(atoms[atom].abs().sum()), rel=1e-5)
 
 
+def test_a_generator_that_was_not_built_from_a_spec_says_how_to_build_one() -> None:
+    body = get_architecture("dcgan").generator
+    with pytest.raises(RuntimeError, match="build it with sparsegen.create_model"):
+        _ = body.build(8, 128, 0, 32, [nn.Identity(), nn.Identity()]).spec
+
+
 def test_the_image_is_the_code_times_the_dictionary(tiny_ml: Generator) -> None:
     image, (gamma_1, _) = tiny_ml(torch.randn(2, 128))
     atoms, bias = tiny_ml.dictionary(1), tiny_ml.stages[0].conv.bias
@@ -78,8 +86,8 @@ def test_synthesis_names_the_shape_that_it_wants(tiny_ml: Generator, codes: obje
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (None, "codes are a tensor, Γ1, or a sequence.*got NoneType"),
-        (np.zeros((1, 8, 16, 16)), "codes are a tensor.*got ndarray"),
+        (None, "codes must be a tensor, Γ1, or a sequence.*got NoneType"),
+        (np.zeros((1, 8, 16, 16)), "codes must be a tensor.*got ndarray"),
         ([np.zeros((1, 8, 16, 16))], r"Γ1 must be a tensor, e.g. torch.from_numpy\(Γ1\); got ndarray"),
         (
             torch.zeros(1, 8, 16, 16, dtype=torch.complex64),
@@ -133,9 +141,9 @@ def test_labels_may_be_of_any_integer_type() -> None:
     wanted, _ = generator(z, torch.tensor([3, 9]))
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         assert torch.equal(generator(z, torch.tensor([3, 9], dtype=dtype))[0], wanted)
-    with pytest.raises(ValueError, match="labels are integers"):
+    with pytest.raises(ValueError, match="labels must be integers"):
         generator(z, torch.tensor([True, False]))
-    with pytest.raises(TypeError, match="labels are a tensor of integers .* got list"):
+    with pytest.raises(TypeError, match="labels must be a tensor of integers .* got list"):
         generator(z, [3, 9])
     with pytest.raises(TypeError, match="torch.from_numpy.* got ndarray"):
         generator(z.numpy(), torch.tensor([3, 9]))
@@ -225,8 +233,8 @@ def test_bad_labels_are_named_with_the_classes_that_there_are(
 @pytest.mark.parametrize(
     ("z", "labels", "message"),
     [
-        ((2, 127), (2,), r"z has the shape .B, 128.; got .2, 127."),
-        ((128,), (1,), r"z has the shape .B, 128.; got .128,."),
+        ((2, 127), (2,), r"z must have the shape .B, 128.; got .2, 127."),
+        ((128,), (1,), r"z must have the shape .B, 128.; got .128,."),
         ((2, 128), None, "conditional: give labels .0 airplane"),
         ((2, 128), (3,), "integers, one for each of the 2 z; got torch.int64 .3,."),
         ((2, 128), (2, 1), "one for each of the 2 z"),

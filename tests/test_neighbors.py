@@ -122,7 +122,9 @@ def test_ten_thousand_features_take_no_more_than_a_part_at_a_time() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_fewer_images_than_neighbors_are_refused(count: int) -> None:
     real, generated = clouds(count, 4)
-    with pytest.raises(ValueError, match=f"at least 4 real and 4 generated images; got {count}: use more"):
+    with pytest.raises(
+        ValueError, match=f"at least 4 real and 4 generated images are needed; got {count}: use more"
+    ):
         coverage(generated, real)
 
 

@@ -62,7 +62,7 @@ def test_two_fits_are_the_same_and_a_class_without_images_is_never_found() -> No
     [
         (np.zeros(6, int), "two classes.* and 0"),
         (np.arange(5), r"shape \(5,\)"),
-        (np.array([0, 1, 2, 0, 1, -1]), "labels are integers"),
+        (np.array([0, 1, 2, 0, 1, -1]), "labels must be integers"),
     ],
 )
 def test_labels_of_one_class_or_another_shape_are_refused(labels: np.ndarray, says: str) -> None:

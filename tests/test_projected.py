@@ -320,6 +320,12 @@ def test_the_classifier_learns_and_repeats_itself() -> None:
     assert_equal(network.state_dict(), again.state_dict())
 
 
+def test_the_classifier_names_images_without_labels() -> None:
+    data = Images(torch.zeros(16, 3, 32, 32, dtype=torch.uint8), None, "photos", "0", unlabeled="one folder")
+    with pytest.raises(ValueError, match=r"photos has no labels \(one folder\): give data with labels"):
+        train(data, classifier.Recipe(epochs=1, batch_size=8))
+
+
 @pytest.mark.cifar10
 def test_the_published_classifier_knows_the_test_images(cifar10: Path) -> None:
     test = open_images(cifar10, "test", limit=2000)

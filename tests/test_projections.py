@@ -183,7 +183,7 @@ def test_a_needle_may_lie_along_any_dim_but_the_first(shape, dim, dtype) -> None
 
 def test_a_bad_dim_is_refused() -> None:
     for dim, error in [(0, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError)]:
-        with pytest.raises(error, match=f"dim is the dim of a needle, .*; got {dim!r}"):
+        with pytest.raises(error, match=f"dim, the dim of a needle, must .*; got {dim!r}"):
             NeedleProjection(1, dim=dim)
     for dim in (3, -3):
         with pytest.raises(ValueError, match=rf"1 to 2 or -2 to -1 for a code of \(2, 3, 4\); got {dim}"):
@@ -245,7 +245,7 @@ def test_the_dial_turns_between_calls_and_is_no_state(kind: type[Projection]) ->
 )
 def test_a_bad_k_is_refused_with_its_value_meaning_and_range(kind, k, error) -> None:
     project = kind(2)
-    message = rf"k is the entries kept in each {project.unit}, an integer from 1 to .*C.*; got {k!r}$"
+    message = rf"k, the entries kept in each {project.unit}, must be an integer from 1 to .*C.*; got {k!r}$"
     with pytest.raises(error, match=message):
         kind(k)
     with pytest.raises(error, match=message):
@@ -263,7 +263,7 @@ def test_a_k_above_the_code_is_refused_at_the_forward(kind: type[Projection], li
 
 @pytest.mark.parametrize("code", [torch.randn(5), torch.arange(12).view(2, 6)])
 def test_what_is_no_code_is_refused(code: Tensor) -> None:
-    with pytest.raises(TypeError, match="a code is a floating tensor"):
+    with pytest.raises(TypeError, match="a code must be a floating-point tensor"):
         NeedleProjection(1)(code)
 
 
@@ -516,12 +516,12 @@ class TestSparsify:
             (
                 {"1": NeedleProjection(1), "2.7": NeedleProjection(1)},
                 ValueError,
-                "no layer '2.7'; near names: .*2.0",
+                "no layer '2.7'; similar names: .*2.0",
             ),
             (
                 {"1": NeedleProjection(1), "2.0": 5},
                 TypeError,
-                "layer '2.0' takes a Needle- or Global.*; got 5",
+                "layer '2.0' needs a NeedleProjection or Global.*; got 5",
             ),
             (["1"], TypeError, "mapping from layer names, .*; got \\['1'\\]"),
         ],

@@ -83,7 +83,7 @@ def test_classes_beyond_those_of_the_data_are_named(
     quality, remarks = measure_quality(samples(colored([0, 1, 2] * 10, 2), labels, names), real)
     assert quality.class_accuracy is None and quality.precision > 0.5
     assert remarks == [
-        f"class accuracy is not measured: colors 0 has no images of {lacking}, of which there are images to measure"
+        f"class accuracy is not measured: colors 0 has no images of {lacking}, which the samples include"
     ]
 
 

@@ -138,4 +138,5 @@ def test_a_reference_measures_each_image_once_however_often_it_is_opened(
 def test_a_reference_without_labels_or_test_images_has_neither_probe_nor_distances(real, features):
     assert Reference(features, images_of(real)).probe is None
     assert Reference(features, images_of(real, [4] * 700)).probe is None
-    assert Reference(features, images_of(real)).test_distances is None
+    with pytest.raises(ValueError, match="pictures has no test images: give test images"):
+        _ = Reference(features, images_of(real)).test_distances

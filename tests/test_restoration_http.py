@@ -25,7 +25,7 @@ from pictures import encoded, tiff_of_one_tile, tiff_of_tiles
 from sparsegen.pictures.reading import read_picture
 from sparsegen.service.http import restoration
 from sparsegen.service.jobs import orders
-from sparsegen.service.options import Options
+from sparsegen.service.settings import ServiceSettings
 
 SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
 ENDLESS = {"iterations": "100000"}
@@ -491,7 +491,7 @@ def test_a_client_has_a_few_unfinished_jobs_and_others_have_theirs(inside, monke
 
 def test_the_pictures_of_one_client_are_read_one_after_the_other():
     async def read() -> list[str]:
-        turns, done, began = orders.Turns(Options(decoders=2)), asyncio.Event(), []
+        turns, done, began = orders.Turns(ServiceSettings(decoders=2)), asyncio.Event(), []
 
         async def take(client: str) -> None:
             async with turns.of(client):

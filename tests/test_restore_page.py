@@ -21,9 +21,9 @@ from sparsegen.service.http import restoration
 from sparsegen.service.jobs import orders, worker
 from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.store import MAX_WAITING, Store, open_store
-from sparsegen.service.options import Options
 from sparsegen.service.page import markup
 from sparsegen.service.page import restoration as restore_page
+from sparsegen.service.settings import ServiceSettings
 
 EXAMPLE = restore_page.EXAMPLES / "noisy.jpg"
 ADVANCED = {
@@ -56,7 +56,7 @@ class Tab:
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder = store, folder
-        self.handlers = restore_page.Handlers(lambda: store, lambda: orders.Turns(Options()))
+        self.handlers = restore_page.Handlers(lambda: store, lambda: orders.Turns(ServiceSettings()))
 
     def drop(self, name: str, content: bytes) -> Path:
         (self.folder / name).write_bytes(content)
@@ -204,7 +204,7 @@ def test_without_a_picture_a_worker_or_room_the_page_says_what_to_do(tab):
 
 
 def test_one_visitor_has_a_few_unfinished_jobs_and_others_have_theirs(tab):
-    for _ in range(Options().jobs_per_client):
+    for _ in range(ServiceSettings().jobs_per_client):
         job = tab.start()
     with pytest.raises(Error, match="4 jobs of yours are unfinished, .* cancel one"):
         tab.start()
@@ -215,7 +215,7 @@ def test_one_visitor_has_a_few_unfinished_jobs_and_others_have_theirs(tab):
 
 def test_a_visitor_whose_pictures_take_long_to_read_keeps_no_other_from_starting(tab):
     async def test() -> None:
-        turns, settings = orders.Turns(Options()), ADVANCED.values()
+        turns, settings = orders.Turns(ServiceSettings()), ADVANCED.values()
         handlers = restore_page.Handlers(lambda: tab.store, lambda: turns)
         asked = tab.drop("image", png()), None, "denoise", 2, 1.6, *settings
         async with turns.of("192.0.2.1"):  # as if it were being read
@@ -247,7 +247,7 @@ def test_a_store_that_cannot_be_reached_is_told_in_the_panel_and_asked_again():
     def jobs() -> Store:
         raise StoreError("jobs cannot be kept in /there: set SPARSEGEN_JOBS to another file")
 
-    handlers = restore_page.Handlers(jobs, lambda: orders.Turns(Options()))
+    handlers = restore_page.Handlers(jobs, lambda: orders.Turns(ServiceSettings()))
     panel, _, timer, *_ = handlers.look("0" * 32)
     assert StoreError.public in panel and "/there" not in panel and timer.active
     with pytest.raises(Error, match=StoreError.public):

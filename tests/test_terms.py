@@ -320,6 +320,14 @@ def test_rotation_matching_is_what_the_cross_entropies_of_real_and_generated_ima
     assert loss.item() == pytest.approx(0.1 * abs(wanted), rel=1e-4)
 
 
+def test_a_discriminator_without_features_or_a_rotation_head_is_refused_by_name() -> None:
+    inputs = forward(torch.zeros(2, 1, 3, 3), torch.zeros(2, 1, 3, 3))
+    with pytest.raises(TypeError, match="Scorer has no rotation head"):
+        terms.RotationMatching(0.1)(inputs)
+    with pytest.raises(TypeError, match="Scorer has no features"):
+        inputs.discriminator_features(inputs.real)
+
+
 # ---- what is made again of what was encoded ----
 
 

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsegen.training.classifier import WEIGHTS, open_classifier, trained_on
+
+if TYPE_CHECKING:
+    from efficientnet_lite_pytorch import EfficientNet
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # torch.hub's convention: the name ends with the first digits of the hash
@@ -180,7 +184,7 @@ def open_inception(path: Path, device: torch.device) -> FeatureNetwork:
     return FeatureNetwork("fid", 2048, lambda pixels: inception(pixels)[0], device)
 
 
-def efficientnet_lite0(device: torch.device | str = "cpu") -> nn.Module:
+def efficientnet_lite0(device: torch.device | str = "cpu") -> "EfficientNet":
     """Opens EfficientNet-Lite0, trained on ImageNet, in eval mode and frozen.
 
     Its input is (x - 127) / 128 for pixels x.

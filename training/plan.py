@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -193,7 +193,7 @@ def check_start(
     return Start(folder, found, goes_on, resume, origin)
 
 
-def read_plan(path: Path) -> dict:
+def read_plan(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -214,7 +214,7 @@ def _columns_k(model: str) -> tuple[int, ...]:
     return tuple(k_range.k for k_range in ModelSpec.parse(model).k_ranges)
 
 
-def identity(plan: dict) -> dict:
+def identity(plan: dict[str, Any]) -> dict[str, Any]:
     """Returns the entries in which two plans of one run must agree. Data count by fingerprint, not by path.
 
     Entries that an older plan lacks have their defaults.

@@ -2,12 +2,13 @@
 
     images -> frozen network -> maps at several scales -> frozen random mixing -> one head per scale -> scores
 
-The frozen network is trained before, so that the heads reward recognizable shapes early. It does not detect fine grid
-noise; an additional discriminator of pixels does (Kumari et al., 2022).
+The frozen network is pretrained, so that the heads reward recognizable shapes early in training. It does not detect
+fine grid noise; an additional discriminator of pixels does (Kumari et al., 2022).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from sparsegen.training.classifier import Classifier, open_classifier, trained_o
 from sparsegen.training.terms import LossInputs
 from sparsegen.zoo.blocks import needed
 from sparsegen.zoo.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from efficientnet_lite_pytorch.model import MBConvBlock
 
 NETWORK = "projected"  # its name in phases, terms and checkpoints
 SMALLEST = 4  # side that a head reduces its map to
@@ -38,7 +42,7 @@ class FrozenFeatures:
 
     name: str
     channels: Sequence[int]
-    strides: Sequence[int]
+    strides: Sequence[float]
     network: nn.Module
     maps: Callable[[Tensor], list[Tensor]]
 
@@ -140,8 +144,8 @@ class Mixing(nn.Module):
 
 
 class Head(nn.Module):
-    """Scores every position of a map, after strided convolutions to a side of about 4; with classes, also its fit to
-    the label (projection, Miyato & Koyama, 2018).
+    """Reduces a map to a side of about 4 by strided convolutions and scores each position; with classes, also the fit
+    to the label (projection, Miyato & Koyama, 2018).
 
     Shape: map (B, C, H, W), labels (B,) -> scores (B, 1, h, w).
     """
@@ -200,7 +204,7 @@ class ProjectedDiscriminator(nn.Module):
         return [head(x, labels) for head, x in zip(self.heads, maps, strict=True)]
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "ProjectedDiscriminator":
-        """Moves the frozen network to another device, too."""
+        """Also moves the frozen network to another device."""
         self._features.network._apply(change)
         return super()._apply(change, recurse)
 
@@ -214,7 +218,7 @@ class ProjectedHinge:
     def __call__(self, inputs: LossInputs) -> Tensor:
         real = _scores(inputs, inputs.batch.real, inputs.batch.labels, self.augment)
         fake = _scores(inputs, inputs.made, inputs.batch.fake_labels, self.augment)
-        return sum(F.relu(1 - score).mean() for score in real) + sum(
+        return _sum(F.relu(1 - score).mean() for score in real) + _sum(
             F.relu(1 + score).mean() for score in fake
         )
 
@@ -227,13 +231,17 @@ class ProjectedScore:
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         fake = _scores(inputs, inputs.made, inputs.batch.fake_labels, self.augment)
-        return -sum(score.mean() for score in fake)
+        return -_sum(score.mean() for score in fake)
 
 
 def _scores(inputs: LossInputs, images: Tensor, labels: Tensor | None, augment: Augment) -> list[Tensor]:
     heads = inputs.batch.networks[NETWORK]
     seen = augment(images, inputs.batch.random).contiguous(memory_format=torch.channels_last)
     return [score.float() for score in heads(seen, labels)]
+
+
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    return sum(losses, torch.zeros(()))
 
 
 def _layer(conv: nn.Conv2d) -> list[nn.Module]:
@@ -251,6 +259,6 @@ def _kaiming(outputs: int, inputs: int, kernel: int) -> Tensor:
     return nn.init.kaiming_normal_(torch.empty(outputs, inputs, kernel, kernel))
 
 
-def _stride(block: nn.Module) -> int:
+def _stride(block: "MBConvBlock") -> int:
     stride = block._block_args.stride
     return stride[0] if isinstance(stride, list | tuple) else stride

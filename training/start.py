@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sparsegen.common.checks import check_integer
 from sparsegen.common.progress import OnProgress, ProgressBar, no_progress_bar
@@ -17,6 +18,7 @@ from sparsegen.training.reference import Reference
 from sparsegen.training.run import Evaluator, Run
 from sparsegen.zoo.blocks import IMAGE_SIZES
 from sparsegen.zoo.checkpoint import read_config
+from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.k_range import resolve
 from sparsegen.zoo.noise import MAX_COUNT, check_seed
 from sparsegen.zoo.spec import ModelSpec
@@ -166,7 +168,7 @@ def _sized(spec: ModelSpec, image_size: int | None) -> ModelSpec:
         return spec
     if spec.image_size != IMAGE_SIZES[0]:
         raise ValueError(
-            f"{spec.name} has images of {spec.image_size} pixels; the image size asked is {image_size}"
+            f"{spec.name} has images of {spec.image_size} pixels, and image_size is {image_size}: give one of them"
         )
     return ModelSpec.of(spec.architecture, spec.regularizer, spec.atoms, None, spec.recipe, image_size)
 
@@ -211,7 +213,7 @@ def make_evaluator(
     network = networks.open_features(name, device=device)
     real = {network.metric: Reference(network, images, bar=bar).statistics}
 
-    def measure(generator) -> dict:
+    def measure(generator: Generator) -> dict[str, Any]:
         evaluation = evaluate_samples(draw(generator, [network], count, progress=progress), real)
         return {**asdict(evaluation), "independent": independent}
 

@@ -1,6 +1,7 @@
 """Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -72,7 +73,7 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
     )
 
 
-def read_config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict[str, Any]:
     """Reads a checkpoint's config.json and checks that it describes a known model.
 
     Raises: FileNotFoundError, ValueError naming the file, the entry and the expected value.

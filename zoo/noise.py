@@ -1,4 +1,4 @@
-"""Noise from a seed, in numpy: a seed gives the same noise in Python, ONNX, HTTP and the page."""
+"""Noise and labels drawn from a seed with numpy: the same in Python, ONNX, HTTP and the web page."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,12 @@ BATCH = 64  # images drawn at once
 
 
 def check_seed(seed: object) -> int:
+    """Returns the seed. Raises: TypeError, ValueError unless it is an integer from 0 to 2⁶⁴ - 1."""
     return check_integer("seed", seed, 0, MAX_SEED, "the seed of the noise")
 
 
 def check_count(count: object, limit: int = MAX_COUNT) -> int:
+    """Returns the count. Raises: TypeError, ValueError unless it is an integer from 1 to `limit`."""
     return check_integer("count", count, 1, limit, "the number of images")
 
 
@@ -63,7 +65,7 @@ def labels(
     Args:
         classes: Number of classes; 0: an unconditional generator.
         given: One class for all images or one per image, as numbers or names; None: drawn.
-        names: Names of the classes 0, 1, …. If there are any, only named classes are drawn: others were not trained.
+        names: Names of the classes 0, 1, …. If there are any, only named classes are drawn; others were not trained.
         first: As in `z`.
 
     Shape: int64 (count,), or None.  Raises: TypeError, ValueError on labels that do not fit.
@@ -116,7 +118,7 @@ def check_conditional(labeled: bool, classes: int, names: Sequence[str] = ()) ->
 
 
 def check_labels(labels: Sequence[object], count: int, classes: int, names: Sequence[str] = ()) -> list[int]:
-    """Raises: TypeError, ValueError naming the classes, unless there are `count` integers, each a known class."""
+    """Returns the labels. Raises: TypeError, ValueError naming the classes, unless they are `count` known classes."""
     if len(labels) != count:
         raise ValueError(
             f"labels must be one class for all images or one for each of {count}; got {len(labels)}"

@@ -1,4 +1,4 @@
-"""Architectures and regularizers of other packages, added to the tables by a call or an entry point.
+"""Registration of architectures and regularizers of other packages, by a call or an entry point.
 
 An installed package lists one of its modules in the entry point group `sparsegen`. The module registers its models
 when it is imported; sparsegen imports it when an unknown name is requested:

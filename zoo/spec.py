@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -21,8 +22,8 @@ MAX_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One cell of Table 1 at a width and image size: `dcgan.ml`, or `dcgan-64-64px.ml` with 64 atoms instead of 128
-    and images of 64 x 64.
+    """One cell of Table 1 at a width and image size, e.g. `dcgan.ml`, or `dcgan-64-64px.ml` with 64 atoms instead of
+    128 and images of 64 x 64.
 
     Attributes:
         atoms: Filters of D1.
@@ -107,7 +108,7 @@ class ModelSpec:
         return cls(architecture, regularizer, atoms, None if k is None else tuple(k), recipe, image_size, own)
 
     @classmethod
-    def from_config(cls, config: Mapping) -> "ModelSpec":
+    def from_config(cls, config: Mapping[str, Any]) -> "ModelSpec":
         """Returns the model of a checkpoint's config.json. Raises: As `of`."""
         entries = [config[entry] for entry in ("architecture", "regularizer", "atoms", "k")]
         optional = {name: config[name] for name in ("recipe", "image_size", "classes") if name in config}

@@ -23,4 +23,4 @@ class Arbiter(circus.Arbiter):
 
 def use() -> None:
     """Makes BentoML start `Arbiter`; the process that calls this has loaded the service, and not started it yet."""
-    circus.Arbiter = Arbiter
+    circus.Arbiter = Arbiter  # type: ignore[misc]  # the class that bentoml instantiates

@@ -8,11 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-Run = Callable[[Hashable, np.ndarray], np.ndarray]
-Waiting = list[tuple[np.ndarray, asyncio.Future]]  # the rows of a request, and where its results go
+Key = TypeVar("Key", bound=Hashable)
+Waiting = list[
+    tuple[np.ndarray, asyncio.Future[np.ndarray]]
+]  # the rows of a request, and where its results go
 FIRST_PACE = 0.005  # seconds a row of a kind that has not run yet is expected to take
 MEMORY = 0.7  # of the pace so far, when a batch has been timed
 
@@ -25,7 +28,7 @@ class Overloaded(Exception):
         self.seconds = seconds
 
 
-class Batcher:
+class Batcher(Generic[Key]):
     """Merges the rows of concurrent requests of one key into batches, and hands each request its own back.
 
     The first request of a key waits `latency` seconds for others; while every worker is busy, batches grow. A request
@@ -42,13 +45,13 @@ class Batcher:
 
     def __init__(
         self,
-        run: Run,
+        run: Callable[[Key, np.ndarray], np.ndarray],
         limit: int = 64,
         latency: float = 0.004,
         workers: int = 1,
         observe: Callable[[int], None] = lambda rows: None,
         patience: float = 10,
-        kind: Callable[[Hashable], Hashable] = lambda key: key,
+        kind: Callable[[Key], Hashable] = lambda key: key,
     ) -> None:
         self._run, self._limit, self._latency, self._observe = run, limit, latency, observe
         self._workers, self._patience, self._kind = workers, patience, kind
@@ -56,10 +59,10 @@ class Batcher:
         self._rows: Counter[Hashable] = Counter()  # of a kind, that wait or run
         self._pool = ThreadPoolExecutor(workers, "sampler")
         self._free = asyncio.Semaphore(workers)
-        self._waiting: dict[Hashable, Waiting] = {}
-        self._tasks: set[asyncio.Task] = set()  # the event loop itself keeps weak references only
+        self._waiting: dict[Key, Waiting] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # the event loop itself keeps weak references only
 
-    async def __call__(self, key: Hashable, rows: np.ndarray) -> np.ndarray:
+    async def __call__(self, key: Key, rows: np.ndarray) -> np.ndarray:
         if len(rows) > self._limit:
             raise ValueError(f"a request has at most {self._limit} rows; got {len(rows)}")
         self.check_room()
@@ -83,8 +86,8 @@ class Batcher:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _enqueue(self, key: Hashable, rows: np.ndarray) -> np.ndarray:
-        future = asyncio.get_running_loop().create_future()
+    async def _enqueue(self, key: Key, rows: np.ndarray) -> np.ndarray:
+        future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
         if key in self._waiting:
             self._waiting[key].append((rows, future))
         else:
@@ -92,12 +95,12 @@ class Batcher:
             self._start(self._drain(key))
         return await future
 
-    def _start(self, coroutine: Coroutine) -> None:
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _drain(self, key: Hashable) -> None:
+    async def _drain(self, key: Key) -> None:
         await asyncio.sleep(self._latency)
         while self._waiting[key]:
             await self._free.acquire()
@@ -106,7 +109,8 @@ class Batcher:
 
     def _take(self, queue: Waiting) -> Waiting:
         """Removes from the front of the queue what fits into one batch, leaving out who no longer waits."""
-        batch, total = [], 0
+        batch: Waiting = []
+        total = 0
         while queue and total + len(queue[0][0]) <= self._limit:
             rows, future = queue.pop(0)
             if not future.done():
@@ -114,7 +118,7 @@ class Batcher:
                 total += len(rows)
         return batch
 
-    async def _serve(self, key: Hashable, batch: Waiting) -> None:
+    async def _serve(self, key: Key, batch: Waiting) -> None:
         try:
             if not batch:
                 return

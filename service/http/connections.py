@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
 from urllib.parse import quote
 
 import h11
@@ -69,7 +70,7 @@ class Connection(H11Protocol):
     proxies: Sequence[IPv4Network | IPv6Network] = ()
     held: Counter[str] = Counter()  # connections of each client
 
-    def __init__(self, *arguments: object, **options: object) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.conn = Chunks(h11.SERVER)
         self.app = PlainHead(self.app, self._note_status)
@@ -78,7 +79,7 @@ class Connection(H11Protocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._refused = self._paused = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         self._client = client_of(HTTPConnection({"type": "http", "client": self.client}))
         self.held[self._client] += 1
@@ -131,10 +132,9 @@ class Connection(H11Protocol):
         super().connection_lost(error)
 
     def _from_proxy(self) -> bool:
-        try:
-            address = ip_address(self.client[0])
-        except (TypeError, ValueError):  # a Unix socket, at whose other end is a proxy
-            return True
+        if self.client is None:
+            return True  # a Unix socket; only a proxy connects to it
+        address = ip_address(self.client[0])
         return any(address in network for network in self.proxies)
 
     def _wait_for_head(self) -> None:

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 import bentoml  # noqa: TID253 (what this module is for)
 import numpy as np
@@ -29,7 +30,6 @@ from sparsegen.common.hardware import processors
 from sparsegen.pictures import images
 from sparsegen.service import metrics
 from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
-from sparsegen.service.exposure import Exposure
 from sparsegen.service.http import arbiter, connections, restoration
 from sparsegen.service.http.batching import Batcher, Overloaded
 from sparsegen.service.http.deadline import Deadline, OwnTime
@@ -43,9 +43,12 @@ from sparsegen.service.models import Model, models_folder, open_models
 from sparsegen.service.page import inspector
 from sparsegen.service.page.events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
+from sparsegen.service.settings import ServiceSettings
 from sparsegen.service.uploads import UPLOAD
 
 logger = logging.getLogger(__name__)
+
+BatchKey = tuple[str, tuple[int, ...]]  # the name of a model, and its k per projected level
 
 REFUSALS = {
     400: "The body is not JSON.",
@@ -86,9 +89,22 @@ GRADIO_FOLDER = (
 ICON = inspector.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
 
-def create_app() -> FastAPI:
-    """Makes the web application; its `state.models` and `state.batcher` are set once the server starts."""
-    app = FastAPI(title="sparsegen", version=sparsegen.__version__, docs_url=None, redoc_url=None)
+class Application(FastAPI):
+    """The web application; its `state.models` and `state.batcher` are set once the server starts."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, with the limits and the names of the models that are being served."""
+        document = get_openapi(
+            title=self.title, version=self.version, description=__doc__, routes=self.routes
+        )
+        content = {"application/json": {"schema": request_schema(self.state.models)}}
+        document["paths"]["/sample"]["post"]["requestBody"] = {"required": True, "content": content}
+        return document
+
+
+def create_app() -> Application:
+    """Makes the web application and its routes."""
+    app = Application(title="sparsegen", version=sparsegen.__version__, docs_url=None, redoc_url=None)
     app.state.models = {}
 
     @app.exception_handler(Refused)
@@ -166,21 +182,12 @@ def create_app() -> FastAPI:
         return Response(content, media_type=media_type)
 
     app.include_router(restoration.router)
-    app.openapi = lambda: openapi(app)
     return app
 
 
 async def broken(request: Request, error: Exception) -> Response:
     """The answer where something broke; the traceback stays in the log."""
     return JSONResponse({"error": SENTENCES[500]}, 500)
-
-
-def openapi(app: FastAPI) -> dict:
-    """The OpenAPI document, with the limits and the names of the models that are being served."""
-    document = get_openapi(title=app.title, version=app.version, description=__doc__, routes=app.routes)
-    content = {"application/json": {"schema": request_schema(app.state.models)}}
-    document["paths"]["/sample"]["post"]["requestBody"] = {"required": True, "content": content}
-    return document
 
 
 def encode(pixels: np.ndarray, form: str) -> Response:
@@ -195,10 +202,10 @@ def encode(pixels: np.ndarray, form: str) -> Response:
     return Response(images.png(images.grid(pixels)), media_type="image/png")
 
 
-def create_batcher(models: Mapping[str, Model]) -> Batcher:
+def create_batcher(models: Mapping[str, Model]) -> Batcher[BatchKey]:
     """Merges requests for one (model, k); the sizes of the batches are in /metrics."""
 
-    def run(key: tuple[str, tuple[int, ...]], rows: np.ndarray) -> np.ndarray:
+    def run(key: BatchKey, rows: np.ndarray) -> np.ndarray:
         name, k = key
         sampler = models[name].sampler
         labels = rows["label"] if sampler.classes else None
@@ -217,15 +224,7 @@ def create_batcher(models: Mapping[str, Model]) -> Batcher:
 app = create_app()
 
 
-@bentoml.service(
-    name="sparsegen",
-    traffic={"timeout": 30},  # of what the guards answer; see `deadline`
-    threads=4,
-    metrics={"enabled": False},  # both would show the ids of jobs; `metrics` says more
-    logging={"access": {"enabled": False}},
-)
-@bentoml.asgi_app(app, path="/")
-class SparseGen:
+class Server:
     """Images from generators whose inner representation is a sparse code."""
 
     def __init__(self) -> None:
@@ -240,11 +239,11 @@ class SparseGen:
         if self._uploads:
             os.environ[GRADIO_FOLDER] = self._uploads.name
         models, refused = open_models(models_folder())
-        for warning in (*refused, *exposure.direct_warnings()):
+        for warning in (*refused, *settings.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
         app.state.queued, app.state.handlers, app.state.sessions = mount(
-            app, models, lambda: app.state.jobs(), asks_token=exposure.token is not None
+            app, models, lambda: app.state.jobs(), asks_token=settings.token is not None
         )
 
     @bentoml.on_shutdown
@@ -254,15 +253,23 @@ class SparseGen:
             self._uploads.cleanup()
 
 
-exposure, own_routes = Exposure.from_environment(), [*app.routes, *restoration.router.routes]
+# Not as decorators, after which `SparseGen` would still have the type of the class.
+SparseGen = bentoml.service(
+    name="sparsegen",
+    traffic={"timeout": 30},  # of what the guards answer; see `deadline`
+    threads=4,
+    metrics={"enabled": False},  # both would show the ids of jobs; `metrics` says more
+    logging={"access": {"enabled": False}},
+)(bentoml.asgi_app(app, path="/")(Server))
+settings, own_routes = ServiceSettings.from_environment(), [*app.routes, *restoration.router.routes]
 arbiter.use()
-connections.use(exposure.proxies)
+connections.use(settings.proxy)
 # The first is the outermost.
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
 SparseGen.add_asgi_middleware(OwnTime)
 # For what breaks in the middleware, too.
 SparseGen.add_asgi_middleware(ServerErrorMiddleware, handler=broken)
-for guard, options in guards(exposure, own_routes):
+for guard, options in guards(settings, own_routes):
     SparseGen.add_asgi_middleware(guard, **options)
 SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
 SparseGen.add_asgi_middleware(JsonErrors)
@@ -273,5 +280,5 @@ SparseGen.add_asgi_middleware(
     queued=lambda: app.state.queued(),
     handlers=lambda: app.state.handlers,
     sessions=lambda: app.state.sessions,
-    limit=exposure.client_events,
+    limit=settings.client_events,
 )

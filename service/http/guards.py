@@ -9,6 +9,7 @@ import hmac
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,9 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparsegen.service.clients import client_of
 from sparsegen.service.errors import SENTENCES, busy
-from sparsegen.service.exposure import Exposure, host_of
 from sparsegen.service.page import markup
 from sparsegen.service.page.events import API, EVENTS, FILE
+from sparsegen.service.settings import ServiceSettings, host_of
 from sparsegen.service.uploads import UPLOAD
 
 READ, WRITE = frozenset({"GET", "HEAD"}), frozenset({"POST"})
@@ -52,7 +53,7 @@ SESSION_SECONDS = 30 * 24 * 3600
 ALL_REQUESTS, ALL_STREAMS = 512, 1024  # of all clients, at once
 
 
-def guards(exposure: Exposure, routes: Iterable[BaseRoute]) -> list[tuple[type, dict]]:
+def guards(settings: ServiceSettings, routes: Iterable[BaseRoute]) -> list[tuple[type, dict[str, Any]]]:
     """The middleware that every request passes, the outermost first, each with its options.
 
     Args:
@@ -63,20 +64,20 @@ def guards(exposure: Exposure, routes: Iterable[BaseRoute]) -> list[tuple[type, 
         for route in routes
         if isinstance(route, Route)
     ]
-    cors = {"allow_origins": exposure.origins, "allow_methods": ["GET", "POST", "DELETE"]}
+    cors = {"allow_origins": settings.allow_origin, "allow_methods": ["GET", "POST", "DELETE"]}
     cors |= {
         "allow_headers": ["authorization", "content-type"],
         "expose_headers": ["location", "retry-after"],
     }
     return [
-        *([(CORSMiddleware, cors)] if exposure.origins else []),
-        (SecurityHeaders, {"exposure": exposure}),
-        (AllowedHosts, {"exposure": exposure}),
-        (OwnOrigin, {"exposure": exposure}),
-        (KnownAddresses, {"known": [*own, *FOREIGN, *([(WRITE, PAGES)] if exposure.token else [])]}),
+        *([(CORSMiddleware, cors)] if settings.allow_origin else []),
+        (SecurityHeaders, {"settings": settings}),
+        (AllowedHosts, {"settings": settings}),
+        (OwnOrigin, {"settings": settings}),
+        (KnownAddresses, {"known": [*own, *FOREIGN, *([(WRITE, PAGES)] if settings.token else [])]}),
         # Before the login, whose form somebody without a token may send slowly.
-        (ClientLimits, {"requests": exposure.client_requests, "streams": exposure.client_streams}),
-        *([(Login, {"token": exposure.token})] if exposure.token else []),
+        (ClientLimits, {"requests": settings.client_requests, "streams": settings.client_streams}),
+        *([(Login, {"token": settings.token})] if settings.token else []),
     ]
 
 
@@ -106,10 +107,10 @@ class SecurityHeaders:
     What Gradio says about other origins is dropped: `CORSMiddleware` outside of it says it, if anybody does.
     """
 
-    def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
+    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
         self.app = app
-        self.frames = " ".join(["'self'", *exposure.frames]) if exposure.frames else "'none'"
-        self.readers = "cross-origin" if exposure.origins else "same-origin"
+        self.frames = " ".join(["'self'", *settings.allow_frame]) if settings.allow_frame else "'none'"
+        self.readers = "cross-origin" if settings.allow_origin else "same-origin"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -138,14 +139,14 @@ class SecurityHeaders:
 class AllowedHosts:
     """Answers 421 to a request that addresses the server by a name that is not its own."""
 
-    def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
-        self.app, self.exposure = app, exposure
+    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
+        self.app, self.settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PROBES:
             given = Headers(scope=scope).getlist("host")
             name = host_of(given[0]) if len(given) == 1 else ""
-            if not self.exposure.allows_host(name):
+            if not self.settings.allows_host(name):
                 sentence = (
                     f"this server is not called {name[:100]!r}: its operator allows a name with --allow-host"
                 )
@@ -161,8 +162,8 @@ class OwnOrigin:
     Programs that are not browsers send neither.
     """
 
-    def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
-        self.app, self.origins = app, exposure.origins
+    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
+        self.app, self.origins = app, settings.allow_origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._foreign(scope["method"], Headers(scope=scope)):

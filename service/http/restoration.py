@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.datastructures import FormData, UploadFile
@@ -38,12 +38,14 @@ from sparsegen.service.jobs.decoding import DecodersBusy
 from sparsegen.service.jobs.errors import Busy, NoWorker, StoreError, StoreFull
 from sparsegen.service.jobs.orders import MAX_PIXELS, SCALARS, TEXTS, Turns, check_room, order
 from sparsegen.service.jobs.places import default_place, is_redis
-from sparsegen.service.jobs.store import FILES, JOB_NOT_FOUND, STORED_PIXELS, Store, open_store
+from sparsegen.service.jobs.store import FILES, JOB_NOT_FOUND, STORED_PIXELS, Status, Store, open_store
 from sparsegen.service.jobs.worker import WORKERS
-from sparsegen.service.options import Options
+from sparsegen.service.settings import ServiceSettings
 from sparsegen.zoo.noise import MAX_SEED
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "tiff": "image/tiff", "webp": "image/webp"}
 REFRESH_EVERY, SWEEP_EVERY = 5, 60
@@ -94,11 +96,11 @@ FORM = {
 }
 
 
-def described(content: str, schema: dict, meaning: str) -> dict:
+def described(content: str, schema: dict[str, Any], meaning: str) -> dict[str, Any]:
     return {"description": meaning, "content": {content: {"schema": schema}}}
 
 
-def _answers(status: int, answer: dict, **refusals: str) -> dict[int | str, dict[str, Any]]:
+def _answers(status: int, answer: dict[str, Any], **refusals: str) -> dict[int | str, dict[str, Any]]:
     """The answers of a route, as OpenAPI has them; `default` keeps FastAPI from adding errors of its own form."""
     meanings = refusals | {
         "503": "The jobs cannot be reached.",
@@ -116,7 +118,7 @@ UNKNOWN = "There is no such job."
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Keeps the gauges of /metrics and the health of the server right, and old jobs swept, while it runs."""
     app.state.jobs, app.state.health = Jobs(), Health()
-    app.state.turns = Turns(Options.from_environment())
+    app.state.turns = Turns(ServiceSettings.from_environment())
     task = asyncio.create_task(_look_after(app.state.jobs, app.state.health))
     try:
         yield
@@ -295,7 +297,9 @@ def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
     return texts, files
 
 
-async def _status(request: Request, job_id: str, ask: Callable[[Store], dict | None] | None = None) -> dict:
+async def _status(
+    request: Request, job_id: str, ask: Callable[[Store], Status | None] | None = None
+) -> Status:
     """Raises: HTTPException 404 if there is no such job."""
     status = await _with(request, ask or (lambda store: store.status(job_id)))
     if status is None:
@@ -303,18 +307,18 @@ async def _status(request: Request, job_id: str, ask: Callable[[Store], dict | N
     return status
 
 
-def _check_result_possible(status: dict) -> None:
+def _check_result_possible(status: Status) -> None:
     if status["status"] in ("failed", "canceled"):
         reason = f": {status['error']}" if status["error"] else ""
         raise HTTPException(410, f"the job is {status['status']}, so it has no result{reason}")
 
 
-def _check_result_kept(status: dict) -> None:
+def _check_result_kept(status: Status) -> None:
     if status["status"] == "done":
         raise HTTPException(410, "the job is done, but its picture is gone from the store: submit it again")
 
 
-async def _with(request: Request, ask: Callable[[Store], Any]) -> Any:
+async def _with(request: Request, ask: Callable[[Store], Answer]) -> Answer:
     """Asks the store, in a thread.
 
     Raises: HTTPException where it cannot answer, or takes no job.

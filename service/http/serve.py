@@ -18,11 +18,10 @@ from typing import IO
 
 import psutil
 
-from sparsegen.service.exposure import Exposure
 from sparsegen.service.jobs.places import ENVIRONMENT as JOBS
 from sparsegen.service.jobs.worker import WORKERS, stop_signals
 from sparsegen.service.models import models_folder, open_models
-from sparsegen.service.options import Options
+from sparsegen.service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +46,16 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
         jobs: Where the restorations are kept, a SQLite file or a Redis URL; see `jobs.default_place`.
 
     Raises: FileNotFoundError if there are no models, OSError if the port is taken or the host unknown,
-        ValueError if a setting of `Exposure` or a limit of `Options` cannot be used, RuntimeError if the server or
-        its worker ends before it answers.
+        ValueError if a setting of `ServiceSettings` cannot be used, RuntimeError if the server or its worker ends
+        before it answers.
     """
-    Options.from_environment()  # here, as the models
-    exposure = Exposure.from_environment(host=host)
-    for warning in exposure.warnings():
+    settings = ServiceSettings.from_environment(host=host)
+    for warning in settings.warnings():
         logger.warning(warning)
     open_models(models_folder())  # here, since bentoml starts a worker that fails again and again
     check_port(host, port)
     with private_folder() as home, stop_signals() as stopped:
-        variables = environment(home, jobs) | exposure.environment() | {WORKERS: str(workers)}
+        variables = environment(home, jobs) | settings.environment() | {WORKERS: str(workers)}
         pool, server = WorkerPool(workers, variables), HttpServer(host, port, variables | {"TMPDIR": home})
         try:
             while not stopped:
@@ -83,7 +81,7 @@ class HttpServer:
         self._command = [sys.executable, "-m", BENTO, "serve", SERVICE, "--host", host, "--port", str(port)]
         # An open page would keep its connection for good.
         self._command += ["--timeout-graceful-shutdown", "3"]
-        self._arbiter: subprocess.Popen | None = None
+        self._arbiter: subprocess.Popen[bytes] | None = None
         self._workers: set[psutil.Process] = set()
         self._answers = self._announced = False
         self._started = -math.inf
@@ -96,7 +94,7 @@ class HttpServer:
         if self._arbiter is None:
             if time.monotonic() - self._started >= RESTART_AFTER:
                 self._start()
-        elif what := self._ended():
+        elif what := self._ended(self._arbiter):
             if not self._announced:
                 raise RuntimeError(f"{what} before it was ready; see above")
             logger.warning("%s: the server is started again", what)
@@ -123,7 +121,7 @@ class HttpServer:
             with suppress(psutil.NoSuchProcess):
                 worker.kill()
         psutil.wait_procs(self._workers, timeout=patience)
-        self._arbiter.stdin.close()
+        _close_stdin(self._arbiter)
         self._arbiter = None
 
     def _start(self) -> None:
@@ -132,12 +130,12 @@ class HttpServer:
         )
         self._workers, self._answers, self._started = set(), False, time.monotonic()
 
-    def _ended(self) -> str | None:
-        """Says which part of the server has ended, if one has."""
-        if self._arbiter.poll() is not None:
-            return f"the server ended with exit code {self._arbiter.returncode}"
+    def _ended(self, arbiter: subprocess.Popen[bytes]) -> str | None:
+        """The part of the server that has ended, in a sentence; None if none has."""
+        if arbiter.poll() is not None:
+            return f"the server ended with exit code {arbiter.returncode}"
         if not self._answers:
-            self._workers |= _http_workers(self._arbiter.pid)
+            self._workers |= _http_workers(arbiter.pid)
         for worker in self._workers:
             if not _lives(worker):
                 return "the server's worker ended"
@@ -160,7 +158,7 @@ class WorkerPool:
 
     def __init__(self, count: int, variables: dict[str, str]) -> None:
         self._variables = {**variables, WORKERS: str(count)}
-        self._workers: list[subprocess.Popen | None] = [None] * count
+        self._workers: list[subprocess.Popen[bytes] | None] = [None] * count
         self._started, self._pause = [-math.inf] * count, [RESTART_AFTER] * count
 
     def restart_dead(self) -> None:
@@ -172,7 +170,7 @@ class WorkerPool:
                 continue
             if worker is not None:
                 logger.warning("a worker ended with exit code %d: another takes its place", worker.returncode)
-                worker.stdin.close()
+                _close_stdin(worker)
                 at_once = age < 2 * self._pause[index]
                 self._pause[index] = min(2 * self._pause[index], 60) if at_once else RESTART_AFTER
             self._workers[index] = subprocess.Popen(
@@ -186,7 +184,7 @@ class WorkerPool:
     def ask_to_stop(self) -> None:
         """Lets the workers put their jobs back."""
         for worker in filter(None, self._workers):
-            worker.stdin.close()
+            _close_stdin(worker)
 
     def stop(self) -> None:
         """Waits until the workers have ended, and kills those that take too long."""
@@ -225,6 +223,12 @@ def check_port(host: str, port: int) -> None:
             raise OSError(
                 f"cannot listen on {host}:{port} ({error.strerror}): choose another {option}"
             ) from None
+
+
+def _close_stdin(process: subprocess.Popen[bytes]) -> None:
+    """Asks a process to end that reads the pipe at its standard input."""
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _http_workers(arbiter: int) -> set[psutil.Process]:

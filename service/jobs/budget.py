@@ -1,7 +1,7 @@
 """What a restoration may take at most, checked before it is accepted: time of a worker, and memory."""
 
 from sparsegen.restoration.settings import Task
-from sparsegen.service.options import Options, variable
+from sparsegen.service.settings import ServiceSettings, variable
 
 # Processor seconds per unit of effort: the median of the 168 runs of table 3 with the fast preset.
 DEFAULT_PACE = 2.1e-6
@@ -10,7 +10,7 @@ DEFAULT_PACE = 2.1e-6
 PACES = (DEFAULT_PACE / 4, DEFAULT_PACE * 4)
 
 
-def check_budget(task: Task, height: int, width: int, pace: float | None, options: Options) -> None:
+def check_budget(task: Task, height: int, width: int, pace: float | None, settings: ServiceSettings) -> None:
     """Checks the expected hours and gigabytes of a task whose result has this size.
 
     Args:
@@ -21,15 +21,15 @@ def check_budget(task: Task, height: int, width: int, pace: float | None, option
     pace = DEFAULT_PACE if pace is None else min(max(pace, PACES[0]), PACES[1])
     hours = task.effort(height, width) * pace / 3600
     gigabytes = task.memory(height, width) / 1e9
-    if hours > options.job_hours:
+    if hours > settings.job_hours:
         raise ValueError(
-            f"the restoration would take about {hours:.3g} hours, and the limit is {options.job_hours:g}: use fewer "
+            f"the restoration would take about {hours:.3g} hours, and the limit is {settings.job_hours:g}: use fewer "
             f"iterations, a smaller picture or ensemble, or the preset fast; the operator can raise "
             f"{variable('job_hours')}"
         )
-    if gigabytes > options.job_memory_gb:
+    if gigabytes > settings.job_memory_gb:
         raise ValueError(
             f"the restoration would take about {gigabytes:.3g} GB of memory, and the limit is "
-            f"{options.job_memory_gb:g} GB: use a smaller picture or ensemble, or the preset fast; the operator can "
+            f"{settings.job_memory_gb:g} GB: use a smaller picture or ensemble, or the preset fast; the operator can "
             f"raise {variable('job_memory_gb')}"
         )

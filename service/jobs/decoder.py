@@ -8,7 +8,7 @@ decoder, and what such a process answers must not run code in the one that asked
 import json
 import os
 import sys
-from typing import IO
+from typing import IO, Any
 
 from sparsegen.pictures.picture import Picture, TooLarge
 from sparsegen.pictures.reading import read_picture
@@ -41,7 +41,7 @@ def limit_next(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (round(usage.ru_utime + usage.ru_stime) + 1 + seconds, hard))
 
 
-def answer(request: dict, content: bytes) -> tuple[dict, list[bytes]]:
+def answer(request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """Decodes one picture; returns the head of the answer and the parts that follow it."""
     try:
         picture = read_picture(content, request["name"], request["max_pixels"], request["min_side"])
@@ -53,7 +53,7 @@ def answer(request: dict, content: bytes) -> tuple[dict, list[bytes]]:
     return pack(picture)
 
 
-def pack(picture: Picture) -> tuple[dict, list[bytes]]:
+def pack(picture: Picture) -> tuple[dict[str, Any], list[bytes]]:
     """A picture as a head and bytes; `decoding.unpack` undoes it."""
     head = {
         "shape": picture.pixels.shape,

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from sparsegen.pictures.picture import MIN_SIDE, Picture
 from sparsegen.service.jobs.decoder import ERRORS
 from sparsegen.service.jobs.errors import Busy
-from sparsegen.service.options import Options
+from sparsegen.service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,13 @@ class _Gone(Exception):
 class Decoders:
     """A pool of processes that decode; one is started when a picture needs it, and reused.
 
-    Pictures are decoded side by side, up to `options.decoders` of them; MAX_WAITING more wait for their turn.
+    Pictures are decoded side by side, up to `settings.decoders` of them; MAX_WAITING more wait for their turn.
     """
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self._slots = threading.BoundedSemaphore(options.decoders)
-        self._places = threading.BoundedSemaphore(options.decoders + MAX_WAITING)
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._options = settings
+        self._slots = threading.BoundedSemaphore(settings.decoders)
+        self._places = threading.BoundedSemaphore(settings.decoders + MAX_WAITING)
         self._idle: list[_Decoder] = []  # append and pop are atomic
         self._clients: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -133,26 +133,27 @@ class Decoders:
                     del self._clients[client]
 
 
-def patience(options: Options) -> float:
+def patience(settings: ServiceSettings) -> float:
     """Seconds after which a decoder is killed: the kernel counts processor time, this the time of a clock."""
-    return START + 3 * options.decoder_seconds
+    return START + 3 * settings.decoder_seconds
 
 
 class _Decoder:
     """One process that decodes, and what is said to it."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
         self.reads = 0
-        self._patience = patience(options)
+        self._patience = patience(settings)
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", DECODER, str(options.decoder_mb), str(options.decoder_seconds)],
+            [sys.executable, "-m", DECODER, str(settings.decoder_mb), str(settings.decoder_seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders print what strangers wrote
             env=environment | SINGLE,
             start_new_session=True,  # Ctrl-C is for the server, whose end closes standard input
         )
+        self._requests, self._answers = _pipes(self._process)
 
     def read(self, source: bytes | Path, name: str, max_pixels: int, min_side: int) -> Picture:
         """Raises: _Gone if the process does not answer as it should; else the errors of `read_picture`."""
@@ -163,7 +164,7 @@ class _Decoder:
             with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
                 request = {"name": name, "max_pixels": max_pixels, "min_side": min_side}
                 self._ask(file, request | {"size": file.seek(0, os.SEEK_END)})
-            head = json.loads(self._process.stdout.readline(MAX_HEAD))
+            head = json.loads(self._answers.readline(MAX_HEAD))
             if "error" not in head:
                 return self._unpack(head, max_pixels)
         except (BrokenPipeError, KeyError, TypeError, ValueError) as error:
@@ -173,13 +174,13 @@ class _Decoder:
             watchdog.cancel()
         raise ERRORS.get(head["error"], ValueError)(str(head["sentence"])[:MAX_SENTENCE])
 
-    def _ask(self, file: IO[bytes], request: dict) -> None:
+    def _ask(self, file: IO[bytes], request: dict[str, Any]) -> None:
         file.seek(0)
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        shutil.copyfileobj(file, self._process.stdin)
-        self._process.stdin.flush()
+        self._requests.write(json.dumps(request).encode() + b"\n")
+        shutil.copyfileobj(file, self._requests)
+        self._requests.flush()
 
-    def _unpack(self, head: dict, max_pixels: int) -> Picture:
+    def _unpack(self, head: dict[str, Any], max_pixels: int) -> Picture:
         """Undoes `decoder.pack`.  Raises: KeyError, TypeError, ValueError for what is no picture within the limits."""
         height, width, channels = head["shape"]
         if not (0 < height * width <= max_pixels and channels in (1, 3)):
@@ -188,7 +189,7 @@ class _Decoder:
             raise ValueError(f"a decoder answered with alpha of {head['alpha']}")
         pixels = self._array((height, width, channels), "<f4")
         alpha = None if head["alpha"] is None else self._array((height, width), head["alpha"])
-        icc = None if head["icc"] is None else self._take(min(head["icc"], MAX_PROFILE))
+        icc = None if head["icc"] is None else bytes(self._take(min(head["icc"], MAX_PROFILE)))
         notes = tuple(str(note) for note in head["notes"])
         return Picture(pixels, alpha, int(head["depth"]), str(head["mode"]), notes, icc)
 
@@ -199,22 +200,29 @@ class _Decoder:
     def _take(self, size: int) -> bytearray:
         """Raises: ValueError if the process ends before."""
         taken = bytearray(size)
-        if self._process.stdout.readinto(taken) != size:
+        if self._answers.readinto(taken) != size:
             raise ValueError("a decoder ended in the middle of its answer")
         return taken
 
     def end(self) -> int:
         """Ends the process, whatever it does, and returns its exit code."""
         self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._requests, self._answers):
             with suppress(OSError):  # what was not written when it ended
                 pipe.close()
         return self._process.wait()
 
 
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], io.BufferedReader]:
+    """The ends of the pipes to a process.  Raises: TypeError if it was started without them."""
+    if process.stdin is None or not isinstance(process.stdout, io.BufferedReader):
+        raise TypeError("a decoder must have buffered pipes at its standard input and output")
+    return process.stdin, process.stdout
+
+
 @cache
 def decoders() -> Decoders:
     """Those of this process, with the limits of its environment."""
-    pool = Decoders(Options.from_environment())
+    pool = Decoders(ServiceSettings.from_environment())
     atexit.register(pool.close)
     return pool

@@ -16,8 +16,8 @@ from sparsegen.restoration.settings import OLD_NAMES, Task, rename_settings
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs.budget import check_budget
 from sparsegen.service.jobs.decoding import DecodersBusy, decoders, patience
-from sparsegen.service.jobs.store import FILES, MAX_WAITING, STORED_PIXELS, Store
-from sparsegen.service.options import Options
+from sparsegen.service.jobs.store import FILES, MAX_WAITING, STORED_PIXELS, Status, Store
+from sparsegen.service.settings import ServiceSettings
 
 MAX_UPLOAD = 32 << 20
 MAX_PIXELS = STORED_PIXELS  # of the picture that is computed
@@ -25,7 +25,11 @@ TILED = f"{LARGEST / 1e6:g} million"  # pixels, of the command line
 SCALARS = [field.name for field in fields(Task)]
 TEXTS = {*SCALARS, *OLD_NAMES}
 INTEGERS = ("seed", "iterations", "ensemble_size", "members", "by")
-NUMBERS = {"density": float, "sigma": float, **dict.fromkeys(INTEGERS, int)}
+NUMBERS: dict[str, type[int] | type[float]] = {
+    "density": float,
+    "sigma": float,
+    **dict.fromkeys(INTEGERS, int),
+}
 TURN_SECONDS = 20.0  # that an upload waits at most to be read
 STORE_SECONDS = 20.0  # more than the store of the jobs takes, or Redis to be found away
 
@@ -36,8 +40,8 @@ class Turns:
     One client's pictures, which may take long to decode, so keep no decoder from all others.
     """
 
-    def __init__(self, options: Options) -> None:
-        self._all, self._quota = CapacityLimiter(options.decoders), options.jobs_per_client
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._all, self._quota = CapacityLimiter(settings.decoders), settings.jobs_per_client
         self._clients: Counter[str] = Counter()
         self._own: dict[str, asyncio.Lock] = {}
 
@@ -81,24 +85,24 @@ class Order:
 
 def longest_submission() -> float:
     """Seconds in which POST /restore answers whatever it is given: the sum of all that limits itself."""
-    return TURN_SECONDS + len(FILES) * patience(Options.from_environment()) + STORE_SECONDS
+    return TURN_SECONDS + len(FILES) * patience(ServiceSettings.from_environment()) + STORE_SECONDS
 
 
 def check_room(store: Store, client: str) -> None:
     """Raises: Busy, NoWorker, StoreError if `order` would refuse whatever this client asks."""
-    store.check_room(client=client, quota=Options.from_environment().jobs_per_client)
+    store.check_room(client=client, quota=ServiceSettings.from_environment().jobs_per_client)
 
 
 def order(
     store: Store, given: Mapping[str, str], files: Mapping[str, bytes], client: str
-) -> tuple[dict, Picture]:
+) -> tuple[Status, Picture]:
     """Checks a request and submits it as a job; returns the status of the job, and the picture that was given.
 
     Raises: Refused as `check`, and with 422 above the budget; Busy, StoreError.
     """
-    options, checked = Options.from_environment(), check(given, files)
+    settings, checked = ServiceSettings.from_environment(), check(given, files)
     try:
-        check_budget(checked.task, *checked.size, store.pace(), options)
+        check_budget(checked.task, *checked.size, store.pace(), settings)
     except ValueError as error:
         raise Refused(422, str(error)) from None
     effort = checked.task.effort(*checked.size)
@@ -108,7 +112,7 @@ def order(
         checked.notes,
         effort=effort,
         client=client,
-        quota=options.jobs_per_client,
+        quota=settings.jobs_per_client,
     )
     return status, checked.image
 
@@ -118,12 +122,14 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
 
     Raises: Refused with 400 for a picture that cannot be read, else with 422; DecodersBusy.
     """
-    values = {name: _number(name, text) if name in NUMBERS else text for name, text in given.items()}
+    values: dict[str, object] = {
+        name: _number(name, text) if name in NUMBERS else text for name, text in given.items()
+    }
     if "kernel" in files:
         values["kernel"] = "file"
     try:
-        values, renamed = rename_settings(values)
-        task = Task.of(**values)
+        settings, renamed = rename_settings(values)
+        task = Task.of(**settings)
     except (TypeError, ValueError) as error:
         raise Refused(422, str(error)[:300]) from None
     _check_files(task, files)

@@ -5,10 +5,10 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huey.exceptions import ConfigurationError
 from huey.storage import BaseStorage, RedisStorage, SqliteStorage
@@ -18,13 +18,17 @@ from sparsegen.service.jobs.places import ENVIRONMENT, check_redis_url, is_redis
 
 logger = logging.getLogger(__name__)
 
+Fault = TypeVar("Fault", bound=Exception)
+Guard = Callable[
+    [], AbstractContextManager[None]
+]  # a context that turns the errors of a storage into StoreErrors
 SHELVES = ("jobs", "attempts", "ends", "workers", "blobs")  # one key-value store each
 
 
 class KeyValueStore:
     """Bytes by name that outlive a process: one storage of huey, its errors told in a sentence."""
 
-    def __init__(self, storage: BaseStorage, guard: Callable) -> None:
+    def __init__(self, storage: BaseStorage, guard: Guard) -> None:
         self.storage, self._guard = storage, guard
 
     def get(self, key: str) -> bytes | None:
@@ -92,18 +96,18 @@ def open_storage(where: str) -> Storage:
 
 
 def _open_sqlite(path: Path) -> Storage:
-    def told(error: sqlite3.Error) -> StoreError:
+    def store_error(error: sqlite3.Error) -> StoreError:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             return StoreFull(f"no room for jobs in {path}: the disk is full, free some space")
         return FileError(f"jobs cannot be kept in {path} ({error}): set {ENVIRONMENT} to another file")
 
-    guard = _guard(sqlite3.Error, told)
+    guard = _guard(sqlite3.Error, store_error)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds people's pictures
     except OSError as error:
         raise FileError(
-            f"jobs cannot be kept in {path} ({os.strerror(error.errno)}): set {ENVIRONMENT} to another file"
+            f"jobs cannot be kept in {path} ({error.strerror}): set {ENVIRONMENT} to another file"
         ) from error
     with guard():
         storages = {name: _Sqlite(name, filename=str(path), cache_mb=1) for name in SHELVES}
@@ -134,14 +138,14 @@ def _open_redis(url: str) -> Storage:
     except ValueError as error:
         raise NoStore(str(error)) from None
 
-    def told(error: Exception) -> StoreError:
+    def store_error(error: Exception) -> StoreError:
         if isinstance(error, OutOfMemoryError):
             return StoreFull(f"no room for jobs in {public(url)}: raise its maxmemory")
         away = isinstance(error, NoConnection | NoAnswer) and not isinstance(error, AuthenticationError)
         remedy = "is Redis running there?" if away else "check user, password and database of the URL"
         return RedisDown(f"jobs cannot be kept in {public(url)} ({error}): {remedy}")
 
-    guard = _guard((RedisError, ConfigurationError), told)
+    guard = _guard((RedisError, ConfigurationError), store_error)
     with guard():
         try:
             pool = ConnectionPool.from_url(url, socket_timeout=5, socket_connect_timeout=5)
@@ -222,12 +226,14 @@ def _check_policy(connection: Any, place: str) -> None:
         )
 
 
-def _guard(errors: type | tuple[type, ...], told: Callable[[Exception], StoreError]) -> Callable:
+def _guard(
+    errors: type[Fault] | tuple[type[Fault], ...], store_error: Callable[[Fault], StoreError]
+) -> Guard:
     @contextmanager
     def guard() -> Iterator[None]:
         try:
             yield
         except errors as error:
-            raise told(error) from error
+            raise store_error(error) from error
 
     return guard

@@ -16,14 +16,15 @@ import math
 import re
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
 
 from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError
 from sparsegen.service.jobs.places import default_place
 from sparsegen.service.jobs.storage import SHELVES, KeyValueStore, open_storage
-from sparsegen.service.options import Options
+from sparsegen.service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +43,40 @@ JOB_NOT_FOUND = (
 )
 END_SIZE = 64 << 10  # bytes that an end counts beside its picture, since `sweep` reads all of them
 STORED_PIXELS = 1_000_000  # of a picture that lies here, whether it was uploaded or restored
-UNKNOWN = {  # what a status says of an attempt before there is one
-    "iteration": None,
-    "fraction": None,
-    "seconds": None,
-    "best_iteration": None,
-    "history": [],
-}
+PROGRESS = (
+    "iteration",
+    "fraction",
+    "seconds",
+    "best_iteration",
+    "history",
+    "notes",
+)  # kept when a job is canceled
+Json = dict[str, Any]  # a value of the storage, decoded
+State = Literal["waiting", "running", "done", "failed", "canceled"]
+
+
+class Status(TypedDict):
+    """The state of a job, as GET /restore/ID returns it; None is not known, or not known yet.
+
+    Fields:
+        position: Place in the queue, the first being 1, of a job that waits.
+        fraction: Estimated share of the work that is done, 0 to 1.
+        seconds, seconds_left: Duration so far, and its estimated rest.
+        history: Pairs of iteration and the statistic of the stopping rule.
+    """
+
+    id: str
+    status: State
+    position: int | None
+    iteration: int | None
+    fraction: float | None
+    seconds: float | None
+    best_iteration: int | None
+    history: list[Sequence[float]]
+    seconds_left: float | None
+    stopped_because: str | None
+    error: str | None
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -58,7 +86,7 @@ class Claim:
     id: str
     attempt: int
     worker: str
-    record: dict
+    record: Json
     files: dict[str, bytes] = field(repr=False)
 
     @property
@@ -71,8 +99,8 @@ class Live:
     """An unfinished job: its record, its attempts from the first to the last, and whether the last goes on."""
 
     id: str
-    record: dict
-    attempts: list[dict]
+    record: Json
+    attempts: list[Json]
     running: bool
 
     @property
@@ -104,14 +132,14 @@ class Store:
 
     def submit(
         self,
-        task: dict,
+        task: Json,
         files: Mapping[str, bytes],
         notes: Iterable[str] = (),
         limit: int = MAX_WAITING,
         effort: float = 1.0,
         client: str = "",
         quota: int = MAX_WAITING,
-    ) -> dict:
+    ) -> Status:
         """Takes a job, and returns its status; `effort` is how much work it is, beside others.
 
         A `client` has `quota` unfinished jobs at most; unless one is named, only `limit` counts.
@@ -172,14 +200,14 @@ class Store:
                 min(running, default=60),
             )
 
-    def status(self, job_id: str) -> dict | None:
+    def status(self, job_id: str) -> Status | None:
         """Where a job is, or None if there is none of this id, whatever that is."""
         if not ID.fullmatch(job_id):
             return None
-        job = self.jobs.get(job_id)  # before its end: a job goes only once that is written
+        record = self.jobs.get(job_id)  # before its end: a job goes only once that is written
         if (end := self.ends.get(job_id)) is not None:
             return _ended(job_id, end)
-        if job is None or _load(job).get("draft"):
+        if record is None or _load(record).get("draft"):
             return None
         live = self.live()
         for job in live:
@@ -204,7 +232,7 @@ class Store:
         attempt = None if end is None else _load(end).get("attempt")
         return None if attempt is None else self.blobs.get(f"{job_id}:result:{attempt}")
 
-    def delete(self, job_id: str) -> dict | None:
+    def delete(self, job_id: str) -> Status | None:
         """Cancels a job that lives, or removes one that has ended and all that is known of it; returns its last status.
 
         Of a job that was removed a mark stays for as long as its end would have: a worker that comes back from the
@@ -224,11 +252,12 @@ class Store:
         self._scrub()
         return status
 
-    def cancel(self, job_id: str) -> dict | None:
+    def cancel(self, job_id: str) -> Status | None:
         """Ends a job unless it has ended, and returns its status; its worker stops within one iteration."""
         status = self.status(job_id)
         if status is not None and status["status"] in LIVE:
-            self._end(job_id, "canceled", **{name: status[name] for name in (*UNKNOWN, "notes")})
+            progress = {name: value for name, value in status.items() if name in PROGRESS}
+            self._end(job_id, "canceled", **progress)
             status = self.status(job_id)
         return status
 
@@ -276,11 +305,13 @@ class Store:
             number = len(job.attempts) + 1
             if not self.attempts.create(_key(job.id, number), _pack({"worker": worker})):
                 continue  # another worker was faster
-            files = {name: self.blobs.get(f"{job.id}:{name}") for name in job.record["files"]}
+            names = job.record["files"]
+            found = {name: self.blobs.get(f"{job.id}:{name}") for name in names}
+            files = {name: content for name, content in found.items() if content is not None}
             if self.ends.present(job.id) or not self.jobs.present(job.id):
                 self._clear_up(job.id)  # it ended while we looked
                 self.attempts.delete(_key(job.id, number))
-            elif None in files.values():
+            elif len(files) < len(names):
                 self._end(job.id, "failed", error="its pictures are gone from the store: submit it again")
             else:
                 return Claim(job.id, number, worker, job.record, files)
@@ -291,7 +322,7 @@ class Store:
         following = _key(claim.id, claim.attempt + 1)
         return self.attempts.present(claim.key, following) == {claim.key} and not self.ends.present(claim.id)
 
-    def report(self, claim: Claim, progress: dict) -> None:
+    def report(self, claim: Claim, progress: Json) -> None:
         self.attempts.put(claim.key, _pack({"worker": claim.worker, "at": self.clock()} | progress))
 
     def show(self, claim: Claim, preview: bytes) -> None:
@@ -306,7 +337,7 @@ class Store:
         if self.holds(claim):
             self.attempts.put(claim.key, _pack({"worker": claim.worker, "given_back": True}))
 
-    def finish(self, claim: Claim, result: bytes, facts: dict) -> bool:
+    def finish(self, claim: Claim, result: bytes, facts: Json) -> bool:
         """Ends a job with its result; False if it had ended otherwise. May be called again after a StoreError."""
         # The result comes first: a kill between the two lets the job run again, and this blob go with it.
         key = f"{claim.id}:result:{claim.attempt}"
@@ -323,7 +354,7 @@ class Store:
             self.blobs.put("done", _pack({name: 0.7 * before.get(name, 0) + done[name] for name in done}))
         return True
 
-    def fail(self, claim: Claim, sentence: str, facts: dict) -> bool:
+    def fail(self, claim: Claim, sentence: str, facts: Json) -> bool:
         return self._end(claim.id, "failed", error=sentence, notes=claim.record["notes"], **facts)
 
     # What both do.
@@ -374,7 +405,7 @@ class Store:
         beats, now = self.workers.all(), self.clock()
         return {worker for worker, beat in beats.items() if abs(now - _load(beat)["at"]) < LEASE}
 
-    def _attempts(self, job_id: str) -> list[dict]:
+    def _attempts(self, job_id: str) -> list[Json]:
         return _own(job_id, self.attempts.all())
 
     def _end(self, job_id: str, status: str, **facts: object) -> bool:
@@ -427,22 +458,19 @@ class Store:
         left, pace = job.attempts[-1].get("seconds_left") if job.running else None, self.pace()
         return pace * job.record["effort"] if left is None and pace is not None else left
 
-    def _status(self, job: Live, live: list[Live]) -> dict:
+    def _status(self, job: Live, live: list[Live]) -> Status:
         if job.running:
-            last = {name: job.attempts[-1].get(name, nothing) for name, nothing in UNKNOWN.items()}
-            left = job.attempts[-1].get("seconds_left")
-            return _status_fields(job.id, "running", **last, seconds_left=left, notes=job.record["notes"])
+            return _status_of(job.id, "running", job.attempts[-1] | {"notes": job.record["notes"]})
         ahead = [other for other in live[: live.index(job)] if other.waiting and not other.record["draft"]]
         before = [self._left(other) for other in live if other.running or other in ahead]
         left = own = self._left(job)
         if own is not None:
             left = round(sum(other or 0 for other in before) / max(len(self._alive()), 1) + own, 1)
-        return _status_fields(
-            job.id, "waiting", position=1 + len(ahead), seconds_left=left, notes=job.record["notes"]
-        )
+        known = {"position": 1 + len(ahead), "seconds_left": left, "notes": job.record["notes"]}
+        return _status_of(job.id, "waiting", known)
 
 
-def too_many(ends: Mapping[str, dict], room: float) -> set[str]:
+def too_many(ends: Mapping[str, Json], room: float) -> set[str]:
     """The ended jobs that are to go so that the others fit into `room` bytes.
 
     Each is the oldest of the client that has most bytes by then, so that nobody's pictures go because of another's.
@@ -454,7 +482,7 @@ def too_many(ends: Mapping[str, dict], room: float) -> set[str]:
         client = ends[job_id].get("client", "")
         oldest[client].append(job_id)
         own[client] += sizes[job_id]
-    gone = set()
+    gone: set[str] = set()
     while total > room:
         client = max(own, key=own.__getitem__)
         job_id = oldest[client].pop()
@@ -470,31 +498,37 @@ def open_store(where: str | None = None) -> Store:
     Raises: StoreError; NoStore for a URL of another kind, or if the client of Redis is missing.
     """
     storage = open_storage(where or default_place())
-    room = Options.from_environment().results_mb << 20
+    room = ServiceSettings.from_environment().results_mb << 20
     return Store(storage.shelves, storage.clock, storage.close, storage.scrub, room)
 
 
-def _status_fields(job_id: str, status: str, **known: object) -> dict:
-    """A status, which has all keys whatever is known."""
-    nothing = {
-        "position": None,
-        **UNKNOWN,
-        "seconds_left": None,
-        "stopped_because": None,
-        "error": None,
-        "notes": [],
-    }
-    return {"id": job_id, "status": status} | {name: known.get(name, none) for name, none in nothing.items()}
+def _status_of(job_id: str, status: State, known: Json) -> Status:
+    """A status with all of its keys; those that are not in `known` are None or empty."""
+    return Status(
+        id=job_id,
+        status=status,
+        position=known.get("position"),
+        iteration=known.get("iteration"),
+        fraction=known.get("fraction"),
+        seconds=known.get("seconds"),
+        best_iteration=known.get("best_iteration"),
+        history=known.get("history", []),
+        seconds_left=known.get("seconds_left"),
+        stopped_because=known.get("stopped_because"),
+        error=known.get("error"),
+        notes=known.get("notes", []),
+    )
 
 
-def _ended(job_id: str, end: bytes) -> dict | None:
+def _ended(job_id: str, end: bytes) -> Status | None:
     """The status of a job that has ended; None if it was removed."""
     facts = _load(end)
-    return None if facts["status"] == REMOVED else _status_fields(job_id, **facts)
+    return None if facts["status"] == REMOVED else _status_of(job_id, facts["status"], facts)
 
 
-def _own(job_id: str, attempts: Mapping[str, bytes]) -> list[dict]:
-    own, number = [], 1
+def _own(job_id: str, attempts: Mapping[str, bytes]) -> list[Json]:
+    own: list[Json] = []
+    number = 1
     while (attempt := attempts.get(_key(job_id, number))) is not None:
         own.append(_load(attempt))
         number += 1
@@ -509,5 +543,6 @@ def _pack(value: object) -> bytes:
     return json.dumps(value, allow_nan=False).encode()
 
 
-def _load(value: bytes) -> dict | float:
-    return json.loads(value)
+def _load(value: bytes) -> Json:
+    loaded: Json = json.loads(value)
+    return loaded

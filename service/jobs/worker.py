@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsegen.pictures.picture import Picture
 from sparsegen.restoration.settings import Task, fair_threads, rename_settings
@@ -19,7 +19,7 @@ from sparsegen.service.jobs.decoding import decoders
 from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.store import HEARTBEAT_EVERY, STORED_PIXELS, Claim, Store, open_store
 from sparsegen.service.logs import set_up_logs
-from sparsegen.service.options import Options
+from sparsegen.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from sparsegen.restoration.restore import Restoration, TaskProgress
@@ -45,7 +45,8 @@ class Curve:
 
     def __init__(self) -> None:
         self.points: list[tuple[int, float]] = []
-        self._stride, self._seen, self._last = 1, 0, None
+        self._stride, self._seen = 1, 0
+        self._last: float | None = None
 
     def add(self, iteration: int, statistic: float | None) -> None:
         """Takes what was seen in an iteration; unless it changes, nobody has looked again."""
@@ -69,7 +70,8 @@ class Reporter:
     def __init__(self, store: Store, claim: Claim, stopped: list[int], deadline: float = math.inf) -> None:
         self.store, self.claim, self.stopped = store, claim, stopped
         self.expires, self.expired = time.monotonic() + deadline, False
-        self.curve, self.facts = Curve(), {}
+        self.curve = Curve()
+        self.facts: dict[str, Any] = {}
         self.lost = self.left = False  # to another, or canceled; because the worker is to stop
         self._report_at = self._show_at = 0.0
 
@@ -121,7 +123,7 @@ def work(
     Raises: StoreError, ValueError if the store cannot be opened, a limit of the environment is out of range, or
         the result of a job cannot be stored. The job is then run again.
     """
-    hours = Options.from_environment().job_deadline_hours
+    hours = ServiceSettings.from_environment().job_deadline_hours
     store = open_store(where)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     with stop_signals() as stopped, beating(store, name):

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from itertools import islice
+from typing import TypeVar
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 from fastapi import FastAPI
@@ -29,7 +30,11 @@ LOOK = {
 MAX_SESSIONS = 256  # visitors for whom the page keeps answers, settings and how far an upload has come
 
 
-class Latest(dict):
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Latest(dict[Key, Value]):
     """The latest MAX_SESSIONS items, and those in use; those that are missing are made, if it was said how.
 
     Args:
@@ -38,19 +43,19 @@ class Latest(dict):
 
     def __init__(
         self,
-        make: Callable[[], object] | None = None,
-        in_use: Callable[[], Collection[object]] = tuple,
+        make: Callable[[], Value] | None = None,
+        in_use: Callable[[], Collection[Key]] = tuple,
     ) -> None:
         super().__init__()
         self._make, self._in_use = make, in_use
 
-    def __missing__(self, key: object) -> object:
+    def __missing__(self, key: Key) -> Value:
         if self._make is None:
             raise KeyError(key)
         self[key] = self._make()
         return self[key]
 
-    def __setitem__(self, key: object, value: object) -> None:
+    def __setitem__(self, key: Key, value: Value) -> None:
         super().__setitem__(key, value)
         if (extra := len(self) - MAX_SESSIONS) > 0:
             kept = {key, *self._in_use()}
@@ -81,12 +86,13 @@ def mount(
 
     # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte. It removes
     # sessions whose events wait, too, and the queue then stops for all visitors.
-    blocks._queue.pending_messages_per_session = Latest(asyncio.Queue, busy)
+    blocks._queue.pending_messages_per_session = Latest(asyncio.Queue, busy)  # type: ignore[assignment]  # in place of an LRUCache
     blocks._queue.pending_event_ids_session = Latest(set, busy)
     # The settings of a visitor take 120 kB, and Gradio keeps them for 10,000; of uploads, it forgets none.
     blocks.state_holder.capacity = MAX_SESSIONS
     uploads = gr.routes.file_upload_statuses
-    uploads._statuses, uploads._signals = Latest(), Latest(asyncio.Event)
+    uploads._statuses = Latest()
+    uploads._signals = Latest(asyncio.Event)  # type: ignore[assignment]  # in place of a defaultdict
 
     def queued() -> Counter[str]:
         return Counter(client_of(event.request) for event in blocks._queue.event_ids_to_events.values())

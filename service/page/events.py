@@ -11,6 +11,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import MutableHeaders
@@ -73,8 +74,8 @@ class PageRequests:
         try:
             scope = {**scope, "query_string": ids(scope["query_string"])}
             if scope["path"] == DATA and not self._has_session(scope["query_string"]):
-                event = f"data: {json.dumps(UNKNOWN_SESSION)}\n\n"
-                await Response(event, media_type="text/event-stream")(scope, receive, send)
+                answer = f"data: {json.dumps(UNKNOWN_SESSION)}\n\n"
+                await Response(answer, media_type="text/event-stream")(scope, receive, send)
                 return
             if named := FILE.fullmatch(scope["path"]):
                 stored(named[1], self.folder())
@@ -106,7 +107,7 @@ DEEPEST = 16  # levels of lists and objects in it
 FILE_KEYS = {"path", "url", "meta", "orig_name", "mime_type", "is_stream"}
 
 
-def read_event(body: bytes, handlers: Collection[int]) -> dict:
+def read_event(body: bytes, handlers: Collection[int]) -> dict[str, Any]:
     """Decodes what the page sends when something on it is touched.
 
     Args:
@@ -140,7 +141,7 @@ def ids(query: bytes) -> bytes:
         given = dict(parse_qsl(query.decode("latin-1"), max_num_fields=32))
     except ValueError:
         raise Refused(400, "a query has at most 32 parameters") from None
-    kept = {name: given[name] for name in ("session_hash", "upload_id") if name in given}
+    kept: dict[str, str] = {name: given[name] for name in ("session_hash", "upload_id") if name in given}
     for name, value in kept.items():
         _check_id(name, value)
     return urlencode(kept).encode()

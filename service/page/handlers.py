@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import iscoroutinefunction
+from typing import Any
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 
@@ -22,7 +23,7 @@ class Page(gr.Blocks):
     Anybody may send any value, and Gradio logs a traceback for each.
     """
 
-    async def preprocess_data(self, *arguments: object, **options: object) -> object:
+    async def preprocess_data(self, *arguments: Any, **options: Any) -> Any:
         try:
             return await super().preprocess_data(*arguments, **options)
         except Exception as error:  # whatever a component raises for what it cannot read
@@ -55,16 +56,16 @@ def _errors_shown() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
-def show_errors(handler: Callable) -> Callable:
+def show_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
     """Shows what is wrong with a value, a file or the server on the page, in place of "Error"."""
 
     @wraps(handler)
-    def wrapped(*arguments: object) -> object:
+    def wrapped(*arguments: object) -> Any:
         with _errors_shown():
             return handler(*arguments)
 
     @wraps(handler)
-    async def awaited(*arguments: object) -> object:
+    async def awaited(*arguments: object) -> Any:
         with _errors_shown():
             return await handler(*arguments)
 

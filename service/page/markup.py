@@ -1,14 +1,13 @@
 """The HTML, style and script of the page's pictures, most of which travel inside it."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
 from sparsegen.pictures import images
-from sparsegen.service.jobs.store import LIVE
+from sparsegen.service.jobs.store import LIVE, Status
 from sparsegen.service.page import inspector
 from sparsegen.zoo.k_range import KRange
 
@@ -177,7 +176,7 @@ def notice(sentence: str) -> str:
     return f'<div class="fact notice" role="status">{escape(sentence)}</div>'
 
 
-def progress(status: Mapping[str, Any]) -> str:
+def progress(status: Status) -> str:
     """How a restoration is going, from its status as GET /restore/ID has it."""
     name, job = status["status"], escape(status["id"])
     heading = {
@@ -209,7 +208,7 @@ def progress(status: Mapping[str, Any]) -> str:
     return f'<div class="progress">{"".join(parts)}</div>'
 
 
-def _numbers(status: Mapping[str, Any]) -> str:
+def _numbers(status: Status) -> str:
     known = []
     if status["iteration"] is not None:
         known.append(("Iterations", f"{status['iteration']:,}"))
@@ -232,7 +231,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def curve(history: Sequence[tuple[int, float]], best: int | None) -> str:
+def curve(history: Sequence[Sequence[float]], best: int | None) -> str:
     """The course of the stop statistic as SVG, the best iteration marked; nothing before there are two points.
 
     On a logarithmic scale where all values allow it: the first are many times the last.

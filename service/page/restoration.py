@@ -20,6 +20,7 @@ from sparsegen.common.checks import check_integer
 from sparsegen.pictures.picture import Picture
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.damage import FACTORS, MAX_BLUR
+from sparsegen.restoration.kinds import KINDS
 from sparsegen.restoration.settings import (
     LOSSES,
     MAX_ENSEMBLE,
@@ -33,7 +34,7 @@ from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.decoding import decoders
 from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.orders import MAX_PIXELS
-from sparsegen.service.jobs.store import JOB_NOT_FOUND, LIVE, Store
+from sparsegen.service.jobs.store import JOB_NOT_FOUND, LIVE, Status, Store
 from sparsegen.service.page import markup
 from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
 from sparsegen.service.page.static import read_static
@@ -45,7 +46,6 @@ ASK_EVERY = 1.5  # seconds
 INTRODUCTION = """A network that has seen nothing but your picture learns to draw it. Structure comes before noise,
 and its codes are kept **sparse**, so it is stopped at the right moment: that is a *sparse Deep Image Prior*. It
 takes some minutes of a processor."""
-KINDS = {"Remove noise": "denoise", "Fill holes": "inpaint", "Enlarge": "upscale", "Undo blur": "deblur"}
 PRESETS_SAID = {"fast": "fast: stops by itself, minutes", "paper": "paper: the original's settings, hours"}
 
 
@@ -59,8 +59,13 @@ class Example:
     mask: str | None = None
     sigma: float = 0
 
-    def path(self, name: str | None) -> str | None:
-        return None if name is None else str(EXAMPLES / name)
+    @property
+    def image_path(self) -> str:
+        return str(EXAMPLES / self.image)
+
+    @property
+    def mask_path(self) -> str | None:
+        return None if self.mask is None else str(EXAMPLES / self.mask)
 
 
 SHOWN = (
@@ -83,7 +88,7 @@ def dropped(label: str, elem_id: str) -> gr.File:
     def preprocess(payload: FileData | None) -> Path | None:
         return None if payload is None else Path(payload.path)
 
-    file.preprocess = preprocess
+    file.preprocess = preprocess  # type: ignore[method-assign, assignment]  # see "Choice"
     return file
 
 
@@ -97,7 +102,8 @@ def tab(
         with gr.Column(scale=2, min_width=280):
             examples = gr.HTML(thumbnails(), js_on_load=read_static("pick.js"), elem_id="examples")
             image = dropped(f"Your picture, up to {MAX_PIXELS / 1e6:g} megapixel", "image")
-            kind = gr.Radio(list(KINDS.items()), value="denoise", label="What to do", elem_id="kind")
+            kinds = [(kind.label, name) for name, kind in KINDS.items()]
+            kind = gr.Radio(kinds, value=Task.kind, label="What to do", elem_id="kind")
             with gr.Column(visible=False) as holes:
                 mask = dropped("Mask, white in the holes", "mask")
             factors = [(f"× {factor}", factor) for factor in FACTORS]
@@ -130,13 +136,13 @@ def tab(
     given = [image, mask, kind, by, blur, *advanced]
     seen = [panel, stage, timer, start, cancel]
     # No limit and no queue: a look takes milliseconds, and must not wait for those who draw or submit.
-    quiet = {
+    quiet: dict[str, Any] = {
         "show_progress": "hidden",
         "api_visibility": "private",
         "queue": False,
         "concurrency_limit": None,
     }
-    look = {"fn": handlers.look, "inputs": job, "outputs": seen, **quiet}
+    look: dict[str, Any] = {"fn": handlers.look, "inputs": job, "outputs": seen, **quiet}
     examples.pick(handlers.pick, None, [image, mask, kind, by, advanced.sigma], **quiet)
     kind.change(handlers.choose, kind, [holes, by, blur], **quiet)
     image.change(handlers.take, [image, job], [job, panel, stage], **quiet).then(
@@ -210,22 +216,25 @@ class Handlers:
         self.jobs, self.turns = jobs, turns
 
     @show_errors
-    def pick(self, event: gr.EventData):
+    def pick(self, event: gr.EventData) -> tuple[str, str | None, str, int, float]:
         """Puts an example in the place of a dropped file, with the settings that suit it."""
         index = check_integer(
             "example", detail(event, "index"), 0, len(SHOWN) - 1, "the picture, the first being 0"
         )
         example = SHOWN[index]
-        return example.path(example.image), example.path(example.mask), example.kind, 2, example.sigma
+        return example.image_path, example.mask_path, example.kind, FACTORS[0], example.sigma
 
-    def choose(self, kind):
+    def choose(self, kind: str) -> tuple[dict[str, Any], ...]:
         """Asks for what a kind of restoration needs."""
         return tuple(gr.update(visible=kind == wanting) for wanting in ("inpaint", "upscale", "deblur"))
 
     @show_errors
-    def take(self, image, job, request: gr.Request):
+    def take(
+        self, image: Path | None, job: str, request: gr.Request
+    ) -> tuple[object, object, dict[str, Any]]:
         """Shows a picture that was dropped; one that comes while a job is watched has to wait for its start."""
-        if image is None or (job and (self._status(job) or {}).get("status") in LIVE):
+        watched = self._status(job) if job else None
+        if image is None or (watched and watched["status"] in LIVE):
             return gr.skip(), gr.skip(), gr.skip()
         with dropped_files():
             picture = decoders().read(image, "the picture", MAX_PIXELS, client=client_of(request))
@@ -235,25 +244,25 @@ class Handlers:
     @show_errors
     async def start(
         self,
-        image,
-        mask,
-        kind,
-        by,
-        blur,
-        preset,
-        regularizer,
-        ensemble_size,
-        sigma,
-        seed,
-        loss,
+        image: Path | None,
+        mask: Path | None,
+        kind: str,
+        by: int,
+        blur: float,
+        preset: str,
+        regularizer: str,
+        ensemble_size: int,
+        sigma: float | None,
+        seed: object,
+        loss: str,
         request: gr.Request,
-    ):
+    ) -> tuple[str, dict[str, Any]]:
         """Submits a job, and returns its id and the picture as it was given."""
         if image is None:
             raise ValueError("there is no picture yet: drop one, or pick an example")
         if kind == "inpaint" and mask is None:
             raise ValueError("fill holes needs to know where they are: drop a mask, white in the holes")
-        asked = {
+        asked: dict[str, object] = {
             "kind": kind,
             "preset": preset,
             "regularizer": regularizer,
@@ -265,12 +274,14 @@ class Handlers:
         asked |= {"by": by} if kind == "upscale" else {}
         asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
         given = {name: str(value) for name, value in asked.items()}
-        paths = {"image": image} | ({"mask": mask} if kind == "inpaint" else {})
+        paths = {"image": image} | ({"mask": mask} if mask is not None and kind == "inpaint" else {})
         client = client_of(request)
         async with self.turns().of(client):
             return await asyncio.to_thread(self._order, given, paths, client)
 
-    def _order(self, given: dict[str, str], paths: dict[str, Path], client: str) -> tuple[str, dict]:
+    def _order(
+        self, given: dict[str, str], paths: dict[str, Path], client: str
+    ) -> tuple[str, dict[str, Any]]:
         store = self.jobs()
         orders.check_room(store, client)  # before anything is read
         with dropped_files():
@@ -278,7 +289,7 @@ class Handlers:
         status, picture = orders.order(store, given, files, client)
         return status["id"], gr.update(before=shown(picture), after=None)
 
-    def look(self, job):
+    def look(self, job: str) -> tuple[object, ...]:
         """Says how a job is going: the panel, the pictures, whether to ask again, and what can be pressed."""
         if not job:
             return "", gr.skip(), *buttons(live=False)
@@ -295,17 +306,17 @@ class Handlers:
         return markup.progress(status), stage, *buttons(status["status"] in LIVE)
 
     @show_errors
-    def cancel(self, job):
+    def cancel(self, job: str) -> None:
         """Cancels the job, which frees its worker."""
         if job:
             self.jobs().cancel(job)
 
-    def find(self, anchor):
+    def find(self, anchor: str | None) -> tuple[object, str]:
         """Opens what the address of the page names: a tab, or a job."""
         name, _, job = str(anchor or "").removeprefix("#").partition("=")
         return gr.Tabs(selected="restore") if name == "restore" else gr.skip(), job
 
-    def _status(self, job: object) -> dict | None:
+    def _status(self, job: object) -> Status | None:
         return self.jobs().status(str(job))
 
 
@@ -321,7 +332,7 @@ def dropped_files() -> Iterator[None]:
         ) from None
 
 
-def buttons(live: bool) -> tuple[gr.Timer, dict, dict]:
+def buttons(live: bool) -> tuple[gr.Timer, dict[str, Any], dict[str, Any]]:
     """Whether to ask again, and whether Start and Cancel are there."""
     return gr.Timer(active=live), gr.update(visible=not live), gr.update(visible=live)
 

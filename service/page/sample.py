@@ -6,6 +6,7 @@ import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
@@ -82,9 +83,9 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
             loss = gr.HTML(elem_id="loss")
 
     chosen = [name, label, seed, count, k_1, apart, k_2, index]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    draw = {"fn": handlers.draw, "inputs": chosen, "outputs": [gallery, facts, python, curl]}
-    look = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    draw: dict[str, Any] = {"fn": handlers.draw, "inputs": chosen, "outputs": [gallery, facts, python, curl]}
+    look: dict[str, Any] = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
 
     def redraw(event: gr.events.Dependency) -> None:
         event.then(**draw, **quiet).then(**look, **quiet)
@@ -98,7 +99,7 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
     gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet)
     redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
     redraw(dice.click(handlers.roll, None, seed, **quiet))
-    choose = {"fn": handlers.choose, "outputs": [name, column, label, k_1, apart, k_2, note]}
+    choose: dict[str, Any] = {"fn": handlers.choose, "outputs": [name, column, label, k_1, apart, k_2, note]}
     redraw(name.input(**choose, inputs=[name, label], show_progress="hidden", api_name="choose"))
     redraw(column.input(**choose, inputs=[column, label], **quiet))
     redraw(apart.input(handlers.part, [name, apart, k_1], [k_1, k_2], **quiet))
@@ -143,7 +144,18 @@ class Handlers:
 
     # Gradio hands the values of the components over one by one: hence the long signatures.
     @show_errors
-    def draw(self, model, label, seed, count, k_1, apart, k_2, index, request: gr.Request):
+    def draw(
+        self,
+        model: object,
+        label: Any,
+        seed: object,
+        count: object,
+        k_1: object,
+        apart: object,
+        k_2: object,
+        index: object,
+        request: gr.Request,
+    ) -> tuple[str, ...]:
         """Draws the images of a seed, says how sparse they are, and how to get the same pixels elsewhere."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         image, codes = shown.run(0, shown.count)
@@ -155,38 +167,63 @@ class Handlers:
         )
 
     @show_errors
-    def look(self, model, label, seed, count, k_1, apart, k_2, index):
+    def look(
+        self,
+        model: object,
+        label: Any,
+        seed: object,
+        count: object,
+        k_1: object,
+        apart: object,
+        k_2: object,
+        index: object,
+    ) -> tuple[str, ...]:
         """Inspects one image of a seed: where its needles are dense, and its most used atoms."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         image, codes = shown.run(shown.index, 1)
-        pixels, codes, sampler = images.to_uint8(image)[0], [code[0] for code in codes], shown.model.sampler
+        pixels, inspected, sampler = (
+            images.to_uint8(image)[0],
+            [code[0] for code in codes],
+            shown.model.sampler,
+        )
         (called,) = shown.classes(shown.index, 1)
-        figures = markup.inside(pixels, codes, sampler.k_ranges, shown.k, called)
-        return figures, markup.atoms(codes[0], sampler.dictionary()), markup.HINT
+        figures = markup.inside(pixels, inspected, sampler.k_ranges, shown.k, called)
+        return figures, markup.atoms(inspected[0], sampler.dictionary()), markup.HINT
 
     @show_errors
-    def switch(self, model, label, seed, count, k_1, apart, k_2, index, event: gr.EventData):
+    def switch(
+        self,
+        model: object,
+        label: Any,
+        seed: object,
+        count: object,
+        k_1: object,
+        apart: object,
+        k_2: object,
+        index: object,
+        event: gr.EventData,
+    ) -> str:
         """Draws one image without the atoms that are switched off."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         sampler = shown.model.sampler
         last = sampler.code_shapes[0][0] - 1
-        off = detail(event, "off")
-        if not isinstance(off, list):
-            raise ValueError(f"the atoms that are off are a list of their numbers; got {str(off)[:40]!r}")
-        off = [check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in off]
+        given = detail(event, "off")
+        if not isinstance(given, list):
+            raise ValueError(f"the atoms that are off are a list of their numbers; got {str(given)[:40]!r}")
+        off = [check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in given]
         if not off:
             return markup.HINT
         image, codes = shown.run(shown.index, 1)
         after = sampler.synthesize(inspector.without(codes[0][0], off)[None])
         return markup.loss(images.to_uint8(image)[0], images.to_uint8(after)[0], off)
 
-    def roll(self):
+    def roll(self) -> int:
         return secrets.randbelow(2**32)
 
     @show_errors
-    def choose(self, model, label):
+    def choose(self, name: object, label: object) -> tuple[object, ...]:
         """Sets the range of k to that of another model, and keeps the class where it has one of that number."""
-        model = self._model(model)
+        model = self._model(name)
         return (
             gr.update(value=model.name),
             gr.update(**columns(model, self.models)),
@@ -198,36 +235,50 @@ class Handlers:
         )
 
     @show_errors
-    def part(self, model, apart, k_1):
+    def part(self, model: object, apart: bool, k_1: object) -> tuple[dict[str, Any], dict[str, Any]]:
         """Shows the k of Γ2, set to that of Γ1, or hides it."""
         both = self._model(model).sampler.k_ranges
         return gr.update(info=meaning(both[:1] if apart else both)), gr.update(visible=apart, value=k_1)
 
     @show_errors
-    def fit(self, count, index):
+    def fit(self, count: object, index: object) -> int:
         """Keeps the index within the images that are drawn."""
-        return min(whole(index), whole(count) - 1)
+        return _index(index, noise.check_count(whole(count), MAX_COUNT))
 
     @show_errors
-    def pick(self, event: gr.EventData):
+    def pick(self, event: gr.EventData) -> int:
         """Chooses the image that was clicked."""
-        return check_integer(
-            "index", detail(event, "index"), 0, MAX_COUNT - 1, "the image, the first being 0"
-        )
+        return _index(detail(event, "index"), MAX_COUNT)
 
     def _model(self, name: object) -> Model:
-        if name not in self.models:
+        if not isinstance(name, str) or name not in self.models:
             raise ValueError(f"no model {name!r}; this server has {', '.join(self.models)}")
         return self.models[name]
 
-    def _choice(self, name, label, seed, count, k_1, apart, k_2, index) -> "Choice":
+    def _choice(
+        self,
+        name: object,
+        label: Any,
+        seed: object,
+        count: object,
+        k_1: object,
+        apart: object,
+        k_2: object,
+        index: object,
+    ) -> Choice:
         model = self._model(name)
         label = None if label == ANY else label
-        given = [whole(k_1), whole(k_2 if apart else k_1)][: projected_levels(model)]
-        count = noise.check_count(whole(count), MAX_COUNT)
-        index = check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
+        given: list[Any] = [whole(k_1), whole(k_2 if apart else k_1)][: projected_levels(model)]
+        images_drawn = noise.check_count(whole(count), MAX_COUNT)
         k = resolve(given or None, model.sampler.k_ranges)
-        return Choice(model, noise.check_seed(whole(seed)), count, k, min(index, count - 1), label)
+        seed = noise.check_seed(whole(seed))
+        return Choice(model, seed, images_drawn, k, _index(index, images_drawn), label)
+
+
+def _index(index: object, count: int) -> int:
+    """The index of an image, at most that of the last of `count` images."""
+    given = check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
+    return min(given, count - 1)
 
 
 def projected_levels(model: Model) -> int:
@@ -245,7 +296,7 @@ def title(model: Model) -> str:
     return f"{model.name} · {len(model.classes)} classes" if model.classes else model.name
 
 
-def columns(model: Model, models: Mapping[str, Model]) -> dict:
+def columns(model: Model, models: Mapping[str, Model]) -> dict[str, Any]:
     """The settings of the choice among the regularizers of one network; hidden where there is but one.
 
     What they regularize alike is before the last dot of their names.
@@ -256,14 +307,14 @@ def columns(model: Model, models: Mapping[str, Model]) -> dict:
     return {"choices": choices, "value": model.name, "visible": len(alike) > 1}
 
 
-def class_choice(model: Model, label: object = ANY) -> dict:
+def class_choice(model: Model, label: object = ANY) -> dict[str, Any]:
     """The settings of the choice of a class; hidden where the model has none."""
     choices = [("any", ANY), *((called, number) for number, called in enumerate(model.classes))]
     known = label in range(len(model.classes))
     return {"choices": choices, "value": label if known else ANY, "visible": bool(model.classes)}
 
 
-def slider(model: Model, place: int) -> dict:
+def slider(model: Model, place: int) -> dict[str, Any]:
     """The settings of the slider for the k of one level; hidden where the model has none."""
     if place >= projected_levels(model):
         return {"minimum": 1, "maximum": 2, "value": 1, "step": 1, "visible": False, "label": "k", "info": ""}

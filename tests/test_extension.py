@@ -1,4 +1,4 @@
-"""A further column, row or kind of restoration: everything takes it, without a figure of the paper."""
+"""A new regularizer, architecture or kind of restoration works everywhere, without a number in the paper."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +40,7 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("extended")
 @pytest.mark.parametrize("name", ["dcgan-8.l0_both", "narrow-8.l0_both", "narrow-8.ml"])
-def test_a_further_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: Path) -> None:
+def test_a_new_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: Path) -> None:
     spec = ModelSpec.parse(name)
     assert spec.name == name
     generator = warmed(spec.generator())
@@ -57,7 +57,9 @@ def test_a_further_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: P
 
 
 @pytest.mark.usefixtures("extended")
-def test_the_papers_tables_and_figures_do_not_need_a_further_cell(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_and_figures_of_the_paper_do_not_need_a_new_cell(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     path, show = tables.TABLES["table1"]
     records = tables.read_records(path)
     show(Console(width=200), records)
@@ -91,7 +93,7 @@ def test_a_regularizer_with_levels_needs_a_projection() -> None:
 
 
 class Gray(operators.Operator):
-    """The mean of the channels, in each of them."""
+    """Replaces each channel by the mean of the channels."""
 
     reach = 1
 
@@ -99,7 +101,7 @@ class Gray(operators.Operator):
         return image.mean(1, keepdim=True).expand_as(image)
 
 
-def test_a_further_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "Gray", Gray, raising=False)
     monkeypatch.setitem(KINDS, "color", Kind("Add color", "Gray"))
     task = Task.of(kind="color", iterations=12, ensemble_size=1)
@@ -119,7 +121,7 @@ def test_an_unknown_kind_is_an_error_and_never_denoised() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_row_and_its_operator_say_the_same(name: str) -> None:
+def test_a_row_and_its_operator_agree(name: str) -> None:
     kind = KINDS[name]
     values = {"by": 2, "kernel": "gaussian:1"}
     own = {kind.setting.name: values[kind.setting.name]} if kind.setting else {}

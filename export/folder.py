@@ -50,5 +50,5 @@ def check_target(folder: Path, source: Path) -> None:
         )
     if names and not {CONFIG, GRAPH} <= names <= set(HUB_FILES):
         raise FileExistsError(
-            f"{folder} holds files that are not part of an exported model: choose another folder"
+            f"{folder} holds other files than those of an exported model: choose another folder"
         )

@@ -91,7 +91,7 @@ def test_a_regularizer_with_levels_needs_a_projection() -> None:
 
 
 class Gray(operators.Operator):
-    """The mean of the channels, in each of them."""
+    """Replaces each channel by the mean of the channels."""
 
     reach = 1
 

@@ -253,7 +253,7 @@ REFUSALS = [
     ([("image", TEXT)], 400, "the image"),
     ([("image", picture()[:-200])], 400, "the image"),
     ([("image", b"<svg/>")], 400, "the image"),
-    ([("image", picture(15, 40))], 400, "16 at least"),
+    ([("image", picture(15, 40))], 400, "at least 16"),
     ([("image", plain(0, 1001, 1000))], 400, "the command line takes up to 12 million, in tiles"),
     ([("image", plain(0, 20000, 20000))], 400, "limit is 1 million"),
     ([("image", "http://127.0.0.1:1/a.png")], 422, "image is to be a file"),

@@ -172,7 +172,7 @@ def test_what_is_chosen_becomes_the_task(tab, given, task):
     ("given", "words"),
     [
         ({"image": b"no picture"}, "the image"),
-        ({"image": png(side=8)}, "16 at least"),
+        ({"image": png(side=8)}, "at least 16"),
         ({"kind": "inpaint"}, "drop a mask"),
         ({"kind": "inpaint", "mask": mask(20)}, "20 x 20"),
         ({"kind": "upscale", "image": png(side=900)}, "1,000,000"),

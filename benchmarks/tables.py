@@ -277,7 +277,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def fill(text: str) -> str:
     """Replaces the tables of a page.
 
-    Raises: ValueError if a comment does not name a table, or has no end.
+    Raises:
+        ValueError: If a comment does not name a table, or has no end.
     """
 
     def table(match: re.Match[str]) -> str:

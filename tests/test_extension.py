@@ -1,4 +1,4 @@
-"""A new regularizer, architecture or kind of restoration works everywhere, without a number in the paper."""
+"""An additional regularizer, architecture or kind of restoration works in all commands."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +40,7 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("extended")
 @pytest.mark.parametrize("name", ["dcgan-8.l0_both", "narrow-8.l0_both", "narrow-8.ml"])
-def test_a_new_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: Path) -> None:
+def test_an_additional_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: Path) -> None:
     spec = ModelSpec.parse(name)
     assert spec.name == name
     generator = warmed(spec.generator())
@@ -57,9 +57,7 @@ def test_a_new_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("extended")
-def test_the_tables_and_figures_of_the_paper_do_not_need_a_new_cell(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_papers_tables_and_figures_omit_an_additional_cell(capsys: pytest.CaptureFixture[str]) -> None:
     path, show = tables.TABLES["table1"]
     records = tables.read_records(path)
     show(Console(width=200), records)
@@ -93,7 +91,7 @@ def test_a_regularizer_with_levels_needs_a_projection() -> None:
 
 
 class Gray(operators.Operator):
-    """Replaces each channel by the mean of the channels."""
+    """The mean of the channels, in each of them."""
 
     reach = 1
 
@@ -101,7 +99,7 @@ class Gray(operators.Operator):
         return image.mean(1, keepdim=True).expand_as(image)
 
 
-def test_a_new_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_additional_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "Gray", Gray, raising=False)
     monkeypatch.setitem(KINDS, "color", Kind("Add color", "Gray"))
     task = Task.of(kind="color", iterations=12, ensemble_size=1)
@@ -113,7 +111,7 @@ def test_a_new_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) ->
     assert np.isfinite(outcome.history["statistic"]).all()  # some pixels were held out
 
 
-def test_an_unknown_kind_is_an_error_and_never_denoised() -> None:
+def test_an_unknown_kind_is_an_error() -> None:
     task, picture = Task(kind="colour"), from_array(np.zeros((64, 64, 3), np.float32))
     for fails in (lambda: make_operator(task, None), lambda: run(task, picture)):
         with pytest.raises(ValueError, match="kind must be one of denoise, inpaint, .*; got 'colour'"):

@@ -19,7 +19,7 @@ from sparsegen.common.hardware import has_bfloat16, processors
         (False, None, False),
     ],
 )
-def test_bfloat16_is_used_where_the_processor_has_it_and_may_use_it(
+def test_bfloat16_is_used_if_the_processor_supports_it_and_it_is_not_disabled(
     instructions: bool, allowed: str | None, found: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": instructions})

@@ -27,7 +27,8 @@ def export_folder(
         progress: As in `export_onnx`.
 
     Raises:
-        FileExistsError, FileNotFoundError, ValueError: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export_onnx`.
+        FileExistsError, FileNotFoundError, ValueError: As `check_target`, `from_pretrained`,
+            `save_auxiliary_networks` and `export_onnx`.
     """
     check_utf8(folder)
     check_target(folder, source)

@@ -91,7 +91,7 @@ def test_a_regularizer_with_levels_needs_a_projection() -> None:
 
 
 class Gray(operators.Operator):
-    """Replaces each channel by the mean of the channels."""
+    """The mean of the channels, in each of them."""
 
     reach = 1
 

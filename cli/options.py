@@ -20,7 +20,8 @@ K = Annotated[
 def _check_jobs(jobs: str | None) -> str | None:
     """Rejects a URL that contains a password.
 
-    Raises: typer.BadParameter, since all users of a machine can read the arguments of its processes.
+    Raises:
+        typer.BadParameter: Since all users of a machine can read the arguments of its processes.
     """
     from sparsegen.service.jobs.places import has_password, public
 
@@ -68,7 +69,9 @@ def check_target(path: Path, *suffixes: str, folder: bool = False, option: str =
 
     The name of a new folder may end like a model name, e.g. dcgan.ml, so that `serve` finds it.
 
-    Raises: OSError if the path cannot be written, ValueError for other suffixes.
+    Raises:
+        OSError: If the path cannot be written.
+        ValueError: For other suffixes.
     """
     from sparsegen.common.files import check_writable
     from sparsegen.zoo.regularizers import REGULARIZERS

@@ -26,7 +26,8 @@ def export_folder(
         discriminator: Whether to include the discriminator (and encoder) for fine-tuning.
         progress: As in `export_onnx`.
 
-    Raises: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export_onnx`.
+    Raises:
+        FileExistsError, FileNotFoundError, ValueError: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export_onnx`.
     """
     check_utf8(folder)
     check_target(folder, source)
@@ -41,7 +42,8 @@ def export_folder(
 def check_target(folder: Path, source: Path) -> None:
     """Checks before any work that the export of `source` may replace `folder`.
 
-    Raises: FileExistsError if `folder` is the source itself, or not an older export.
+    Raises:
+        FileExistsError: If `folder` is the source itself, or not an older export.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if folder.resolve() == source.resolve():

@@ -43,8 +43,9 @@ def export_onnx(
             m.onnx, synthesis.onnx for generator.onnx.
         progress: Called with the number of finished steps, 0 to `STEPS`, and the name of the next one.
 
-    Raises: OSError or ValueError before any work if the file cannot be written; RuntimeError, and nothing is written,
-        if onnxruntime and torch disagree.
+    Raises:
+        OSError: Or ValueError before any work if the file cannot be written.
+        RuntimeError: And nothing is written, if onnxruntime and torch disagree.
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx" or path.is_dir():
@@ -83,7 +84,8 @@ def export_onnx(
 def bundle(folder: str | Path, progress: Callable[[int, str], object] | None = None) -> ParityReport:
     """Writes generator.onnx and synthesis.onnx into the folder of a checkpoint; both read its weights.
 
-    Raises: As `from_pretrained` and `export_onnx`.
+    Raises:
+        FileNotFoundError, ValueError: As `from_pretrained` and `export_onnx`.
     """
     folder = Path(folder).resolve()
     generator = from_pretrained(folder)

@@ -59,7 +59,8 @@ def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
         file: The present path of the file.
         path: The path that the verified file will be moved to; recorded in the report.
 
-    Raises: RuntimeError if one of them does not hold.
+    Raises:
+        RuntimeError: If one of them does not hold.
     """
     for function in onnx.load(file, load_external_data=False).functions:
         _verify_function(generator, function)
@@ -88,7 +89,8 @@ def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
 def verify_synthesis(generator: Generator, file: Path) -> None:
     """Compares an exported synthesis graph with torch: images, and atoms in units of the largest, to TOLERANCE.
 
-    Raises: RuntimeError if they differ.
+    Raises:
+        RuntimeError: If they differ.
     """
     session, _ = open_graph(file)
     shape = (3, *generator.code_shapes[0])
@@ -104,7 +106,8 @@ def verify_synthesis(generator: Generator, file: Path) -> None:
 def _verify_function(generator: Generator, function: onnx.FunctionProto) -> None:
     """Runs a model of one projection on codes with many ties, and compares the bits with those of torch.
 
-    Raises: RuntimeError if they differ.
+    Raises:
+        RuntimeError: If they differ.
     """
     session = open_session(_one_node(function).SerializeToString())
     random = np.random.default_rng(0)
@@ -181,7 +184,9 @@ def compare_selection(projection: nn.Module, code: Tensor, got: Tensor, level: i
     """Checks the Γ of onnxruntime against the code that torch projects.
 
     Returns: The number of units compared, and of those in which other entries of equal magnitude were kept.
-    Raises: RuntimeError if the selection is wrong.
+
+    Raises:
+        RuntimeError: If the selection is wrong.
     """
     if not isinstance(projection, Projection):
         _require_close(((got - code).abs().max() / _scale(code)).item(), f"Γ{level}")

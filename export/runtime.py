@@ -62,7 +62,9 @@ class OnnxSampler:
         code_shapes: (C, H, W) of each Γ, Γ1 first, projected or not.
         metadata: The JSON metadata of the file.
 
-    Raises: FileNotFoundError if a file is missing; ValueError if one is corrupt, too new, or not from sparsegen.
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If one is corrupt, too new, or not from sparsegen.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
@@ -107,7 +109,10 @@ class OnnxSampler:
                 drawn.
             truncation: Bound of the truncated normal that z is drawn from, at least 0.05; None: no bound.
 
-        Shape: uint8 (count, H, W, 3).  Raises: TypeError, ValueError on a value out of range.
+        Shape: uint8 (count, H, W, 3).
+
+        Raises:
+            TypeError, ValueError: On a value out of range.
         """
         classes = noise.labels(count, self.classes, seed, labels, self.class_names)
         values, parts = resolve(k, self.k_ranges) or None, []
@@ -128,7 +133,9 @@ class OnnxSampler:
 
         Shape: z float32 (B, z_dim), labels (B,) for a conditional generator -> image float32 (B, 3, H, W) in [-1, 1];
         codes[i] float32 (B, C, H', W').
-        Raises: TypeError, ValueError if k, the labels or the shape of z do not fit.
+
+        Raises:
+            TypeError, ValueError: If k, the labels or the shape of z do not fit.
         """
         z = np.asarray(z, np.float32)
         if z.ndim != 2 or z.shape[1] != self.z_dim or not len(z):
@@ -149,7 +156,10 @@ class OnnxSampler:
         """Returns the image of a Γ1, e.g. an edited one; it is not projected.
 
         Shape: Γ1 float32 (B, C, H', W') -> image float32 (B, 3, H, W) in [-1, 1].
-        Raises: ValueError on another shape; FileNotFoundError if the folder of this file has no synthesis graph.
+
+        Raises:
+            ValueError: On another shape.
+            FileNotFoundError: If the folder of this file has no synthesis graph.
         """
         code_1 = np.asarray(code_1, np.float32)
         if code_1.ndim != 4 or code_1.shape[1:] != self.code_shapes[0] or not len(code_1):
@@ -160,7 +170,10 @@ class OnnxSampler:
     def dictionary(self) -> np.ndarray:
         """Returns the atoms of D1: what one unit entry of Γ1 adds to the image, before bias and tanh.
 
-        Shape: float32 (atoms, 3, h, w).  Raises: FileNotFoundError as `synthesize`.
+        Shape: float32 (atoms, 3, h, w).
+
+        Raises:
+            FileNotFoundError: As `synthesize`.
         """
         return self._run_synthesis("dictionary", np.zeros((1, *self.code_shapes[0]), np.float32))
 
@@ -181,7 +194,9 @@ class OnnxSampler:
 def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSampler:
     """Opens a bundled model by its name, the generator.onnx of a folder, or an .onnx file.
 
-    Raises: As `OnnxSampler`; ValueError listing the bundled models if it is none of these.
+    Raises:
+        FileNotFoundError, ValueError: As `OnnxSampler`.
+        ValueError: Listing the bundled models if it is none of these.
     """
     given, path = str(name_or_folder_or_file), Path(name_or_folder_or_file).expanduser()
     known = bundled.list_models()
@@ -207,7 +222,8 @@ def synthesis_path(path: Path) -> Path:
 def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
     """Opens an exported graph on the CPU, with the weights in its folder; returns the session and the metadata.
 
-    Raises: FileNotFoundError, ValueError with the file and the reason.
+    Raises:
+        FileNotFoundError, ValueError: With the file and the reason.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write it with sparsegen export")
@@ -275,7 +291,8 @@ def _metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, An
 def _check_weights(metadata: dict[str, Any], path: Path) -> None:
     """Checks the digest of the weights, since the graph records only their positions in the file.
 
-    Raises: ValueError if the file has changed since the export.
+    Raises:
+        ValueError: If the file has changed since the export.
     """
     if metadata["weights"] is not None:
         weights = path.with_name(bundled.WEIGHTS)

@@ -24,7 +24,8 @@ class Weights:
     def read(cls, path: Path) -> "Weights":
         """Reads the header of a file, without the tensors.
 
-        Raises: FileNotFoundError; ValueError if it is not a safetensors file.
+        Raises:
+            FileNotFoundError, ValueError: If it is not a safetensors file.
         """
         if not path.is_file():
             raise FileNotFoundError(
@@ -48,7 +49,8 @@ class Weights:
     def place(self, model: ir.Model) -> None:
         """Makes the initializers of a model refer to the file; weights that are not float32 are cast in the graph.
 
-        Raises: ValueError if a weight is not in the file, or has another shape there.
+        Raises:
+            ValueError: If a weight is not in the file, or has another shape there.
         """
         graph, first = model.graph, model.graph[0]
         for name, weight in list(graph.initializers.items()):

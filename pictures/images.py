@@ -9,7 +9,10 @@ from PIL import Image
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Scales images in [-1, 1] to pixels, rounded: -1 becomes 0, 1 becomes 255.
 
-    Shape: float (B, 3, H, W) -> uint8 (B, H, W, 3).  Raises: FloatingPointError on NaN and infinities.
+    Shape: float (B, 3, H, W) -> uint8 (B, H, W, 3).
+
+    Raises:
+        FloatingPointError: On NaN and infinities.
     """
     if broken := int((~np.isfinite(image)).any(axis=(1, 2, 3)).sum()):
         raise FloatingPointError(

@@ -88,7 +88,10 @@ class Picture:
     def with_pixels(self, pixels: np.ndarray) -> "Picture":
         """Returns the picture with other pixels, clipped to [0, 1]; alpha is resized bicubically if H, W differ.
 
-        Shape: float (H', W', C), the C of this picture.  Raises: ValueError on another C, NaN and infinities.
+        Shape: float (H', W', C), the C of this picture.
+
+        Raises:
+            ValueError: On another C, NaN and infinities.
         """
         channels = self.pixels.shape[2]
         if pixels.ndim != 3 or pixels.shape[2] != channels or 0 in pixels.shape:
@@ -105,7 +108,8 @@ class Picture:
 
         Choice: WebP is lossless. It does not support gray, so gray is written as RGB.
 
-        Raises: ValueError, ImportError as `check_suffix`.
+        Raises:
+            ValueError, ImportError: As `check_suffix`.
         """
         kind = _format(suffix, self)
         samples = _join(self, np.dtype(np.uint8 if self.depth == 8 else np.uint16))
@@ -119,7 +123,9 @@ class Picture:
 def check_suffix(path: str | Path, picture: Picture) -> None:
     """Checks whether a picture can be written to this path.
 
-    Raises: ValueError with a suffix to use instead; ImportError if the library for 16 bits is missing.
+    Raises:
+        ValueError: With a suffix to use instead.
+        ImportError: If the library for 16 bits is missing.
     """
     _format(path, picture)
 
@@ -127,7 +133,9 @@ def check_suffix(path: str | Path, picture: Picture) -> None:
 def write_picture(path: str | Path, picture: Picture) -> None:
     """Writes a picture atomically; the suffix determines the format.
 
-    Raises: ValueError, ImportError as `check_suffix`; OSError with the path.
+    Raises:
+        ValueError, ImportError: As `check_suffix`.
+        OSError: With the path.
     """
     check_suffix(path, picture)  # for the path in the error, since `encode` gets only the suffix
     content = picture.encode(f".{Path(path).name.rpartition('.')[2]}")
@@ -138,7 +146,8 @@ def write_picture(path: str | Path, picture: Picture) -> None:
 def check_array(array: np.ndarray, name: str = "the array", max_pixels: int = MAX_PIXELS) -> None:
     """Checks that an array is a picture: channels last, uint8, uint16 or floats in [0, 1].
 
-    Raises: ValueError with the problem and the remedy.
+    Raises:
+        ValueError: With the problem and the remedy.
     """
     if not isinstance(array, np.ndarray) or isinstance(array, np.matrix | np.ma.MaskedArray):
         raise ValueError(
@@ -163,7 +172,9 @@ def from_array(array: np.ndarray, name: str = "the array", max_pixels: int = MAX
     """Converts an array to a picture; a fourth channel is alpha.
 
     Shape: uint8, uint16 or float in [0, 1], (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
-    Raises: ValueError as `check_array`.
+
+    Raises:
+        ValueError: As `check_array`.
     """
     check_array(array, name, max_pixels)
     pixels, alpha = split(array.astype(array.dtype.newbyteorder("="), copy=False))
@@ -177,7 +188,8 @@ def to_array(picture: Picture, like: np.ndarray) -> np.ndarray:
 
     Integers are rounded to the nearest.
 
-    Raises: ValueError if `like` has other channels than the picture.
+    Raises:
+        ValueError: If `like` has other channels than the picture.
     """
     array = _join(picture, like.dtype)
     if like.ndim == 3 and array.ndim == 2:
@@ -286,7 +298,8 @@ def _encode_tiff16(samples: np.ndarray, icc: bytes | None) -> bytes:
 def codecs() -> tuple[ModuleType, ModuleType]:
     """Imports imagecodecs and tifffile, since Pillow does not support color with 16 bits.
 
-    Raises: ImportError with the pip command.
+    Raises:
+        ImportError: With the pip command.
     """
     try:
         import imagecodecs

@@ -96,8 +96,11 @@ def read_picture(
         max_pixels: Maximum number of pixels, checked in the header before decoding.
         min_side: Minimum height and width.
 
-    Raises: ValueError of one line with the name, unless it is a complete picture within the limits; TooLarge above
-        `max_pixels`; OSError of the file system; ImportError if the library for 16 bits is missing.
+    Raises:
+        ValueError: Of one line with the name, unless it is a complete picture within the limits.
+        TooLarge: Above `max_pixels`.
+        OSError: Of the file system.
+        ImportError: If the library for 16 bits is missing.
     """
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), _one_line(name or "the image"), Limits(max_pixels, min_side))
@@ -246,7 +249,10 @@ def _picture(
 ) -> Picture:
     """Scales decoded samples to [0, 1] and turns them upright.
 
-    Shape: (H, W) or (H, W, 1 to 4).  Raises: ValueError for integers above 16 bits, and floats outside [0, 1].
+    Shape: (H, W) or (H, W, 1 to 4).
+
+    Raises:
+        ValueError: For integers above 16 bits, and floats outside [0, 1].
     """
     notes = list(notes)
     if array.dtype in (np.int32, np.uint32):

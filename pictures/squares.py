@@ -28,7 +28,10 @@ def decode(file: bytes, size: int) -> tuple[np.ndarray, bool]:
     Choice: CMYK is converted by Pillow's formula, without color profiles; 32-bit gray is read as 16-bit, clipped.
 
     Returns: The pixels, and whether the image had another size or shape.
-    Shape: uint8 (3, size, size).  Raises: ValueError with the reason why the file cannot be decoded.
+    Shape: uint8 (3, size, size).
+
+    Raises:
+        ValueError: With the reason why the file cannot be decoded.
     """
     try:
         with (

@@ -105,8 +105,9 @@ def draw(what: str, models: Sequence[str], seed: int = 0) -> bytes:
         what: "atoms", "density" or "samples" of models; or "tradeoff" (figures 3a and 6).
         models: One or more models; for the tradeoff, architectures (default: all that have records).
 
-    Raises: ValueError if there is no such figure, no model is given, or an architecture has no records; as
-        `from_pretrained`.
+    Raises:
+        ValueError: If there is no such figure, no model is given, or an architecture has no records; as
+            `from_pretrained`.
     """
     if what == "tradeoff":
         return figures.png(tradeoff(read_records(TABLES["table1"][0]), models))

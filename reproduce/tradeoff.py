@@ -25,7 +25,8 @@ def tradeoff(records: Iterable[Record], rows: Sequence[str] = ()) -> "Figure":
         records: The records of table 1.
         rows: Architectures (default: all that have records).
 
-    Raises: ValueError listing the architectures that have records, if a given one has none.
+    Raises:
+        ValueError: Listing the architectures that have records, if a given one has none.
     """
     runs: dict[str, list[Record]] = defaultdict(list)
     for record in records:

@@ -64,7 +64,8 @@ class Options:
         history: A .csv file, or a .png plot, of loss, statistic and density.
         overwrite: Whether existing files are replaced.
 
-    Raises: TypeError, ValueError if a number is out of range.
+    Raises:
+        TypeError, ValueError: If a number is out of range.
     """
 
     out_path: Path
@@ -155,7 +156,9 @@ def prepare(
         mask: The mask of an inpainting task.
         kernel: The kernel of a deblurring task, if it is a file: a picture, or a .npy array.
 
-    Raises: OSError, ValueError, ImportError of one line, for an error that concerns all pictures or the only one.
+    Raises:
+        OSError, ValueError, ImportError: Of one line, for an error that concerns all pictures or the only
+            one.
     """
     pictures = read_input("the mask", mask) if mask else None, read_kernel(kernel) if kernel else None
     reads = tuple(path for path in (mask, kernel, options.clean) if path)
@@ -175,7 +178,9 @@ def prepare(
 def restore_all(batch: Batch, interrupted: Callable[[], bool], report: Report) -> bool:
     """Restores the pictures one after another; returns False if it was interrupted, else True.
 
-    Raises: The error of a single picture; for several pictures, RuntimeError at the end that lists the failed ones.
+    Raises:
+        OSError, ValueError: The error of a single picture.
+        RuntimeError: For several pictures, at the end; it lists those that failed.
     """
     for done, job in enumerate(batch.ready, 1):
         with batch.catch_errors(job, report):
@@ -195,7 +200,9 @@ def restore_all(batch: Batch, interrupted: Callable[[], bool], report: Report) -
 def check_extras(options: Options) -> None:
     """Checks that the packages that an option needs are installed.
 
-    Raises: ImportError with the pip command; ValueError if the history is neither a .csv nor a .png file.
+    Raises:
+        ImportError: With the pip command.
+        ValueError: If the history is neither a .csv nor a .png file.
     """
     if options.clean:
         require("restore", "the comparison with a clean picture", "skimage")
@@ -209,7 +216,8 @@ def check_extras(options: Options) -> None:
 def plan(inputs: Sequence[Path], work: Work) -> list[Job]:
     """Chooses the output paths, from names alone.
 
-    Raises: ValueError if two results have the same path, or a result would overwrite an input.
+    Raises:
+        ValueError: If two results have the same path, or a result would overwrite an input.
     """
     options, several = work.options, len(inputs) > 1
     for name, given in (("clean picture", options.clean), ("history", options.history)):
@@ -270,7 +278,8 @@ def _identity(path: Path) -> object:
 def check(job: Job, work: Work, keep: bool) -> Job:
     """Checks a picture and the paths of its results before any work.
 
-    Raises: OSError, ValueError, ImportError of one line.
+    Raises:
+        OSError, ValueError, ImportError: Of one line.
     """
     if job.source.is_dir():
         raise ValueError(f"{job.source} is a folder: give the pictures in it, e.g. {job.source}/*.png")
@@ -328,7 +337,8 @@ def read_input(name: str, path: Path, min_side: int = MIN_SIDE) -> Picture:
 def read_kernel(path: Path) -> Picture:
     """Reads a blur kernel, a picture or a .npy array, and returns it as a picture with the maximum 1.
 
-    Raises: OSError, ValueError with the path.
+    Raises:
+        OSError, ValueError: With the path.
     """
     if path.suffix.lower() != ".npy":
         return read_input("the kernel", path, min_side=1)
@@ -350,7 +360,8 @@ def read_kernel(path: Path) -> Picture:
 def restore_one(job: Job, work: Work, interrupted: Callable[[], bool], report: Report) -> None:
     """Restores a picture, writes the results and reports them.
 
-    Raises: OSError if tiles failed or a file could not be written; the message contains the path of the result.
+    Raises:
+        OSError: If tiles failed or a file could not be written; the message contains the path of the result.
     """
     from sparsegen.restoration.tiles import Unfinished  # here, since it imports torch
 

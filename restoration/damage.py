@@ -20,7 +20,8 @@ def known_pixels(mask: Picture | None) -> np.ndarray:
     Choice: holes are white, the convention of image editors and OpenCV. The gray edge of a soft brush lies on
     pixels that are partly damaged; treated as known, they would remain visible as an outline.
 
-    Raises: ValueError if the mask is missing, has less than `LEAST_KNOWN` known pixels, or as `check_mask`.
+    Raises:
+        ValueError: If the mask is missing, has less than `LEAST_KNOWN` known pixels, or as `check_mask`.
     """
     if mask is None:
         raise ValueError("inpainting needs a mask: a picture that is white in the holes and black elsewhere")
@@ -40,7 +41,8 @@ def known_pixels(mask: Picture | None) -> np.ndarray:
 def check_mask(known: np.ndarray, hole: str = "white", kept: str = "black") -> None:
     """Checks a mask, true where the image is known; the error calls false `hole` and true `kept`.
 
-    Raises: ValueError unless it is boolean (H, W), with both true and false pixels.
+    Raises:
+        ValueError: Unless it is boolean (H, W), with both true and false pixels.
     """
     if known.ndim != 2 or known.dtype != bool:
         raise ValueError(f"a mask must be boolean (H, W); got {known.dtype} {known.shape}")
@@ -64,7 +66,8 @@ def check_mask_size(mask: Sequence[int], image: Sequence[int]) -> None:
 def kernel_sigma(kernel: object) -> float | None:
     """Returns SIGMA of "gaussian:SIGMA", and None for "file".
 
-    Raises: ValueError for anything else, or unless sigma is above 0 and at most `MAX_BLUR`.
+    Raises:
+        ValueError: For anything else, or unless sigma is above 0 and at most `MAX_BLUR`.
     """
     if kernel == "file":
         return None
@@ -83,7 +86,8 @@ def kernel_sigma(kernel: object) -> float | None:
 def blur_kernel(kernel: str | None, picture: Picture | None = None) -> np.ndarray:
     """The kernel of a task, float (h, w): a Gaussian for "gaussian:SIGMA", the picture for "file".
 
-    Raises: ValueError if the picture is missing, or as `check_kernel`.
+    Raises:
+        ValueError: If the picture is missing, or as `check_kernel`.
     """
     if (sigma := kernel_sigma(kernel)) is not None:
         return gaussian_kernel(sigma)
@@ -97,7 +101,8 @@ def blur_kernel(kernel: str | None, picture: Picture | None = None) -> np.ndarra
 def gaussian_kernel(sigma: float) -> np.ndarray:
     """A Gaussian of standard deviation `sigma` pixels, truncated at 3 sigma; its sum is not 1.
 
-    Raises: ValueError unless sigma is above 0 and at most `MAX_BLUR`.
+    Raises:
+        ValueError: Unless sigma is above 0 and at most `MAX_BLUR`.
     """
     if not isinstance(sigma, Real) or not 0 < sigma <= MAX_BLUR:
         raise ValueError(f"sigma of a Gaussian blur is above 0 and up to {MAX_BLUR} pixels; got {sigma!r}")

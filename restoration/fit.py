@@ -81,8 +81,10 @@ class Fit:
         make_rule: Makes the stopping rule from a random generator and the ensemble size, after the check of the
             operator. The rule selects the best average and, if the preset stops, the last iteration.
 
-    Raises: ValueError before any work if the output of the operator has no gradient, or not the shape of the
-        observation; FloatingPointError in an iteration whose loss is not finite.
+    Raises:
+        ValueError: Before any work if the output of the operator has no gradient, or not the shape of the
+            observation.
+        FloatingPointError: In an iteration whose loss is not finite.
     """
 
     def __init__(
@@ -212,7 +214,8 @@ class Member:
     def step(self, iteration: int, misfit: Callable[[Tensor], Tensor]) -> tuple[float, Tensor, list[Tensor]]:
         """Takes an optimization step; returns the misfit, the image (1, C, H, W) and the codes before the step.
 
-        Raises: FloatingPointError if the misfit is not finite.
+        Raises:
+            FloatingPointError: If the misfit is not finite.
         """
         output, codes = self._forward()
         loss = misfit(output)
@@ -360,7 +363,8 @@ def _density(code: Tensor) -> float:
 def _check_operator(operator: Operator, shape: tuple[int, ...], observation: Tensor) -> None:
     """Applies an operator to an image of this shape.
 
-    Raises: ValueError if its output has not the shape of the observation, or no gradient.
+    Raises:
+        ValueError: If its output has not the shape of the observation, or no gradient.
     """
     trial = torch.full((1, *shape), 0.5, device=observation.device, requires_grad=True)
     observed = operator(trial)

@@ -126,7 +126,9 @@ def check_damage(
     """Checks the mask or kernel of a task and, if a (height, width) is given, that it fits an image of this size.
 
     Returns: The array that the operator is built from, e.g. the known pixels of inpaint; None for kinds without one.
-    Raises: ValueError as the functions in `damage`.
+
+    Raises:
+        ValueError: As the functions in `damage`.
     """
     damage = find_kind(task.kind).read(task, mask, kernel)
     if size is not None:

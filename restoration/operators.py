@@ -42,7 +42,8 @@ class Operator:
     def of(cls, task: Task, damage: np.ndarray | None) -> Self:
         """The operator of a task and of the result of `check_damage` for it.
 
-        Raises: ValueError if it needs a mask or kernel, and `damage` is None.
+        Raises:
+            ValueError: If it needs a mask or kernel, and `damage` is None.
         """
         return cls()
 
@@ -73,7 +74,8 @@ class Mask(Operator):
     Args:
         mask: bool (H, W), true where the picture is known.
 
-    Raises: ValueError if no pixel or every pixel is known.
+    Raises:
+        ValueError: If no pixel or every pixel is known.
     """
 
     known: Tensor
@@ -100,7 +102,8 @@ class Mask(Operator):
 class Downsample(Operator):
     """Shrinks an image by the factor `by`, 2 or 4, bicubic with anti-aliasing; for super-resolution.
 
-    Raises: ValueError for another factor.
+    Raises:
+        ValueError: For another factor.
     """
 
     reach = 2  # bicubic
@@ -129,7 +132,8 @@ class Blur(Operator):
     Args:
         kernel: float (h, w), both odd; it is normalized to the sum 1.
 
-    Raises: ValueError as `check_kernel`.
+    Raises:
+        ValueError: As `check_kernel`.
     """
 
     def __init__(self, kernel: np.ndarray) -> None:
@@ -149,7 +153,8 @@ class Blur(Operator):
     def gaussian(cls, sigma: float) -> Self:
         """A Gaussian of standard deviation `sigma` pixels.
 
-        Raises: ValueError as `gaussian_kernel`.
+        Raises:
+            ValueError: As `gaussian_kernel`.
         """
         return cls(gaussian_kernel(sigma))
 

@@ -65,7 +65,8 @@ def plan(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
     Args:
         tile: The longest side of a tile; if the picture is shorter, a tile is as long as the picture.
 
-    Raises: ValueError unless `tile` is positive and `overlap` from 0 to a third of it.
+    Raises:
+        ValueError: Unless `tile` is positive and `overlap` from 0 to a third of it.
     """
     if tile < 1 or not 0 <= overlap <= tile // 3:
         raise ValueError(

@@ -93,7 +93,9 @@ def restore(
         device: Device of the computation; None: that of the tensor, the CPU for arrays.
         stops: Whether a stopping rule ends the fit and selects the best average; None: as in the preset.
 
-    Raises: TypeError, ValueError before any work; FloatingPointError once the loss is not finite.
+    Raises:
+        TypeError, ValueError: Before any work.
+        FloatingPointError: Once the loss is not finite.
     """
     forward = declared(operator)
     task = Task.of(
@@ -133,7 +135,9 @@ def run(
         mask: The mask of inpainting: white in the holes, gray or white at their edges, black elsewhere.
         kernel: The kernel of deblurring, if it comes from a file.
 
-    Raises: ValueError before any work; FloatingPointError once the loss is not finite.
+    Raises:
+        ValueError: Before any work.
+        FloatingPointError: Once the loss is not finite.
     """
     return run_checked(task, picture, check_damage(task, mask, kernel), callback)
 
@@ -164,7 +168,8 @@ def make_operator(task: Task, damage: np.ndarray | None) -> Operator:
     Args:
         damage: As `check_damage` returned it.
 
-    Raises: ValueError if there is no such kind, or it needs a mask or kernel and `damage` is None.
+    Raises:
+        ValueError: If there is no such kind, or it needs a mask or kernel and `damage` is None.
     """
     operator: type[Operator] = getattr(operators, find_kind(task.kind).operator)
     return operator.of(task, damage)

@@ -200,7 +200,8 @@ class Task:
     def of(cls, **given: Any) -> "Task":
         """Creates a task of these settings and checks it.
 
-        Raises: TypeError, ValueError with the value, the allowed values and, for names, similar ones.
+        Raises:
+            TypeError, ValueError: With the value, the allowed values and, for names, similar ones.
         """
         known = [field.name for field in fields(cls)]
         for name in given:
@@ -285,7 +286,8 @@ class Task:
 def rename_settings(given: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
     """Replaces old names of settings by the present ones; returns the settings, and a warning for each old name.
 
-    Raises: ValueError if a setting is given under both names.
+    Raises:
+        ValueError: If a setting is given under both names.
     """
     settings, warnings = dict(given), []
     for old, new in OLD_NAMES.items():

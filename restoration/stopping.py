@@ -97,7 +97,8 @@ class HeldOutRule(StoppingRule):
         observation: Of any shape; for an image (1, C, h, w), whole pixels are held out.
         known: 1 where the observation is known, (h, w) of an image; None: everywhere.
 
-    Raises: ValueError if too few pixels are known.
+    Raises:
+        ValueError: If too few pixels are known.
     """
 
     share, least = 0.02, LEAST_KNOWN // 2

@@ -184,7 +184,9 @@ def run_tiled(
         overlap: Minimum overlap of neighbors in pixels of the result, in addition to the reach of the operator.
         threads: Number of threads of each worker. The last digits of the result depend on it.
 
-    Raises: TypeError, ValueError before any work; Unfinished, which has the outcome, if tiles fail with one worker.
+    Raises:
+        TypeError, ValueError: Before any work.
+        Unfinished: With the outcome if tiles fail with one worker.
 
     Returns: An outcome whose `iterations`, `best_iteration` and `history` are means over the fitted tiles.
     """
@@ -504,7 +506,8 @@ def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
     Args:
         wanted: Minimum share of known pixels.
 
-    Raises: ValueError if a margin of half a tile is not enough.
+    Raises:
+        ValueError: If a margin of half a tile is not enough.
     """
     side = max(tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start)
     for margin in range(0, side // 2 + 1, side // 8):

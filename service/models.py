@@ -70,7 +70,8 @@ def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
 
     Hidden folders are left out.
 
-    Raises: FileNotFoundError with these sentences if there is no model.
+    Raises:
+        FileNotFoundError: With these sentences if there is no model.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no models to serve: there is no folder {folder}. {REMEDY}")
@@ -93,7 +94,8 @@ def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
 def open_model(folder: Path) -> Model:
     """Opens all that the server needs of a model.
 
-    Raises: OSError, ValueError naming the file and what is wrong with it.
+    Raises:
+        OSError, ValueError: Naming the file and what is wrong with it.
     """
     config = read_entries(folder)
     sampler = OnnxSampler(folder / GRAPH)

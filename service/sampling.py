@@ -40,7 +40,8 @@ class SampleRequest:
     def of(cls, body: object, models: Mapping[str, Model]) -> "SampleRequest":
         """Checks what the JSON of a request says.
 
-        Raises: Refused with 422, or with 404 if there is no such model.
+        Raises:
+            Refused: With 422, or with 404 if there is no such model.
         """
         if not isinstance(body, dict):
             raise Refused(422, f'the body is a JSON object, as {{"model": "dcgan.ml"}}; got {_kind(body)}')
@@ -76,7 +77,8 @@ class SampleRequest:
 def read_json(body: bytes, content_type: str) -> object:
     """Decodes the JSON of a request.
 
-    Raises: Refused with 415 or 400.
+    Raises:
+        Refused: With 415 or 400.
     """
     media = content_type.split(";")[0].strip().lower()
     if media != "application/json":

@@ -1,5 +1,6 @@
 """What a type checker sees of the public names."""
 
+import os
 import subprocess
 import sys
 
@@ -28,15 +29,19 @@ generator.sample("four")
 
 
 @pytest.fixture(scope="module")
-def seen() -> list[str]:
+def seen(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> list[str]:
     """What mypy says of a script that reveals the type of each public name and then uses some."""
     names = sorted(set(sparsegen.__all__) - {"__version__"})
-    text = "import sparsegen\n" + "".join(f"reveal_type(sparsegen.{name})\n" for name in names) + USE
-    run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "-c", text], cwd=ROOT, capture_output=True, text=True
+    # A name of its own: mypy keeps what it said of a module of this name, with the path of that time.
+    script = tmp_path_factory.mktemp("types") / f"script_{os.getpid()}.py"
+    script.write_text(
+        "import sparsegen\n" + "".join(f"reveal_type(sparsegen.{name})\n" for name in names) + USE
     )
+    cache = pytestconfig.cache.mkdir("mypy")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", cache, script]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert not run.stderr, run.stderr
-    return [line.partition(": ")[2] for line in run.stdout.splitlines() if line.startswith("<string>")]
+    return [line.partition(": ")[2] for line in run.stdout.splitlines() if line.startswith(str(script))]
 
 
 def test_every_public_name_is_a_function_or_a_class(seen: list[str]) -> None:

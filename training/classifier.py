@@ -90,7 +90,8 @@ class Classifier(nn.Module):
 def open_classifier(path: Path = WEIGHTS) -> Classifier:
     """Opens trained weights, in eval mode.
 
-    Raises: FileNotFoundError with the remedy if the file is missing.
+    Raises:
+        FileNotFoundError: With the remedy if the file is missing.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -148,7 +149,8 @@ def train(
 ) -> Generator[Epoch, None, Classifier]:
     """Trains a new network, or a given one in place; returns it with the averaged weights, in eval mode.
 
-    Raises: ValueError if the images have no labels.
+    Raises:
+        ValueError: If the images have no labels.
     """
     labels, random = images.require_labels(), torch.Generator().manual_seed(recipe.seed)
     if network is None:

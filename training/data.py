@@ -75,7 +75,8 @@ class Images:
     def part(self, share: float) -> "Images":
         """Returns a share of the images: the first of each class, the same number of each; without labels the first.
 
-        Raises: ValueError unless the share is above 0 and at most 1.
+        Raises:
+            ValueError: Unless the share is above 0 and at most 1.
         """
         if check_share(share) == 1:
             return self
@@ -99,7 +100,8 @@ class ImageLoader:
     from (seed, step). Both are drawn for the global batch of batch_size * world_size images, and each rank takes
     its slice: two ranks together see the same images as one rank with twice the batch size.
 
-    Raises: ValueError if there are fewer images than one global batch, or an argument is out of range.
+    Raises:
+        ValueError: If there are fewer images than one global batch, or an argument is out of range.
     """
 
     def __init__(
@@ -211,7 +213,8 @@ def open_images(
 def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: OnProgress | None) -> Images:
     """Decodes the rows in order and omits damaged ones.
 
-    Raises: ValueError if no image is left.
+    Raises:
+        ValueError: If no image is left.
     """
     order = _first(limit, rows.count, rows.labels)
     decoded = np.empty((len(order), 3, size, size), np.uint8)

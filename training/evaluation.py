@@ -84,7 +84,8 @@ def evaluate_samples(samples: Samples, references: Mapping[str, Statistics]) -> 
     Args:
         references: Statistics of real images by metric, the headline's first; `samples` must have the features of each.
 
-    Raises: ValueError if `samples` lacks the features of a reference.
+    Raises:
+        ValueError: If `samples` lacks the features of a reference.
     """
     if missing := [metric for metric in references if metric not in samples.features] or not references:
         raise ValueError(

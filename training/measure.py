@@ -34,7 +34,8 @@ class MeasureConfig:
         image_size: Side in pixels of the real images if no generator is measured; else that of the generator.
         quick: Measure distances only.
 
-    Raises: TypeError, ValueError if a number is out of range.
+    Raises:
+        TypeError, ValueError: If a number is out of range.
     """
 
     data: str
@@ -87,7 +88,8 @@ def evaluate(
         quick: Measure distances only.
         test: Real test images; None: the split `test` of `data`.
 
-    Raises: TypeError, ValueError if a number is out of range, or the data or a feature network does not exist.
+    Raises:
+        TypeError, ValueError: If a number is out of range, or the data or a feature network does not exist.
 
     >>> import sparsegen
     >>> measured = sparsegen.evaluate(sparsegen.from_pretrained("dcgan.ml"), "cifar10")  # doctest: +SKIP
@@ -107,7 +109,8 @@ def measure(
         name: Its name in progress bars and remarks.
         bar: Progress bar of long computations.
 
-    Raises: ValueError if test images are to be measured and there are none; as `open_images`, `open_features`.
+    Raises:
+        ValueError: If test images are to be measured and there are none; as `open_images`, `open_features`.
     """
     opened = {  # before the images are decoded, which may take long
         network: networks.open_features(network, config.weights if network == "inception" else None)
@@ -157,7 +160,8 @@ def measure(
 def _open_test(config: MeasureConfig, images: Images, bar: ProgressBar, needed: bool) -> Images | None:
     """Opens the test images; None if the data has no test images that differ from its training images.
 
-    Raises: ValueError if there are none and they are needed.
+    Raises:
+        ValueError: If there are none and they are needed.
     """
     try:
         found = open_with_bar(

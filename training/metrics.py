@@ -24,7 +24,10 @@ class Statistics:
     def of(cls, features: np.ndarray) -> Self:
         """Computes the sample mean and the unbiased covariance (divisor N - 1), in float64.
 
-        Shape: features (N, D), N >= 2.  Raises: ValueError on another shape, or on NaN or infinite entries.
+        Shape: features (N, D), N >= 2.
+
+        Raises:
+            ValueError: On another shape, or on NaN or infinite entries.
         """
         features = np.asarray(features)
         check_features(features, least=2)
@@ -39,7 +42,8 @@ class Statistics:
 def check_features(*sets: np.ndarray, least: int = 1) -> None:
     """Checks that features are finite and of equal dimension, (N, D), N >= `least`.
 
-    Raises: ValueError naming the given shape or the number of bad features.
+    Raises:
+        ValueError: Naming the given shape or the number of bad features.
     """
     for features in sets:
         if features.ndim != 2 or len(features) < least or features.shape[1] < 1:
@@ -67,7 +71,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     dimensions Σ is singular; its null space is removed before the square root, which would amplify rounding errors of
     1e-16 to 1e-8, as the eigenvalues of Σa Σb do.
 
-    Raises: ValueError if the two have different dimensions.
+    Raises:
+        ValueError: If the two have different dimensions.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(

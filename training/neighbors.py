@@ -28,7 +28,9 @@ def nearest(
         progress: Called with the number of queries done.
 
     Shape: (N, D) and (M, D) -> distances float32 (N, count) and rows int64 (N, count), the nearest first.
-    Raises: ValueError on other shapes, NaN or infinities, and if there are fewer than `count` references.
+
+    Raises:
+        ValueError: On other shapes, NaN or infinities, and if there are fewer than `count` references.
     """
     if not 1 <= count <= len(references):
         raise ValueError(
@@ -51,7 +53,9 @@ def coverage(points: np.ndarray, centers: np.ndarray, k: int = K, progress: OnRo
         progress: Called with the number of rows done, of N + M.
 
     Shape: points (N, D), centers (M, D).
-    Raises: ValueError on other shapes, NaN or infinities, and unless there are more than k centers.
+
+    Raises:
+        ValueError: On other shapes, NaN or infinities, and unless there are more than k centers.
     """
     if len(centers) <= k:
         raise ValueError(

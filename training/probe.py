@@ -30,7 +30,10 @@ class Probe:
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Returns the class of each feature.
 
-        Shape: (N, D) -> int64 (N,).  Raises: ValueError on NaN or another shape.
+        Shape: (N, D) -> int64 (N,).
+
+        Raises:
+            ValueError: On NaN or another shape.
         """
         check_features(features, self.mean[None].numpy())
         x = (torch.from_numpy(np.asarray(features, np.float32)) - self.mean) / self.scale
@@ -44,7 +47,9 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, l2: float = L2) -> Probe
     The minimum is unique up to a constant added to the bias, so the result depends only on the data, up to rounding.
 
     Shape: features (N, D), labels int (N,), all >= 0.
-    Raises: ValueError on other shapes, NaN or infinities, and if there are fewer than two classes.
+
+    Raises:
+        ValueError: On other shapes, NaN or infinities, and if there are fewer than two classes.
     """
     check_features(features)
     if labels.shape != (len(features),) or labels.min() < 0 or labels.min() == labels.max():

@@ -58,7 +58,8 @@ def classifier_features() -> FrozenFeatures:
 def efficientnet_features() -> FrozenFeatures:
     """Opens EfficientNet-Lite0, trained on ImageNet; images are enlarged three times, to at least 96 pixels.
 
-    Raises: ImportError if its packages are not installed.
+    Raises:
+        ImportError: If its packages are not installed.
     """
     from sparsegen.training.features import efficientnet_lite0
 
@@ -87,7 +88,9 @@ FEATURES = {"cifar10-classifier": classifier_features, "efficientnet-lite0": eff
 def open_frozen(name: str) -> FrozenFeatures:
     """Opens a feature network by its name.
 
-    Raises: ValueError listing the names; FileNotFoundError, ImportError if it is not installed.
+    Raises:
+        ValueError: Listing the names.
+        FileNotFoundError, ImportError: If it is not installed.
     """
     if name not in FEATURES:
         raise ValueError(f"no feature network {name!r}: choose one of {', '.join(FEATURES)}")
@@ -98,7 +101,9 @@ def find_frozen(spec: ModelSpec, name: str) -> dict[str, FrozenFeatures]:
     """Opens the feature networks that a model may be trained with; `frozen_for` selects one by the images.
 
     Returns: By name: the named network, all for "auto", none for another recipe.
-    Raises: ValueError if a network is named for another recipe; as `open_frozen`.
+
+    Raises:
+        ValueError: If a network is named for another recipe; as `open_frozen`.
     """
     if spec.recipe != NETWORK:
         if name != "auto":
@@ -181,7 +186,9 @@ class ProjectedDiscriminator(nn.Module):
         width: Channels of the finest mixed map; the coarser ones have twice as many.
 
     Shape: images (B, 3, side, side) in [-1, 1], labels (B,) where there are classes -> scores (B, 1, h, w) per scale.
-    Raises: ValueError if the images are too small for the feature network.
+
+    Raises:
+        ValueError: If the images are too small for the feature network.
     """
 
     def __init__(self, features: FrozenFeatures, side: int, classes: int, width: int = 64):

@@ -51,7 +51,10 @@ def measure_quality(
     """Measures samples in the features of the network of `real`.
 
     Returns: The results, and one sentence per expected result that is missing.
-    Raises: ValueError if there are fewer than `LEAST` samples or training images, or features hold NaN or infinity.
+
+    Raises:
+        ValueError: If there are fewer than `LEAST` samples or training images, or features hold NaN or
+            infinity.
     """
     features = samples.features[real.network.metric]
     generated, training = equal_counts(features, real.train_features)
@@ -138,7 +141,8 @@ def real_samples(references: Sequence[Reference], count: int | None = None) -> S
         references: The real images in each feature network.
         count: Number of images, drawn with a fixed seed; None, or more than there are: all.
 
-    Raises: ValueError without test images.
+    Raises:
+        ValueError: Without test images.
     """
     test = references[0].require_test()
     rows = _draw_rows(len(test), min(count or len(test), len(test)))

@@ -36,7 +36,10 @@ def reference_features(
             written, a warning is logged and the features are returned.
         progress: Called with the images done and N; not called if the features are cached.
 
-    Shape: float32 (N, D).  Raises: ValueError on other images or another fingerprint.
+    Shape: float32 (N, D).
+
+    Raises:
+        ValueError: On other images or another fingerprint.
     """
     check_images(images, least=2)
 
@@ -133,7 +136,10 @@ class Reference:
     def test_distances(self) -> np.ndarray:
         """The distance from each test image to its nearest training image.
 
-        Shape: (N,).  Raises: ValueError without test images.
+        Shape: (N,).
+
+        Raises:
+            ValueError: Without test images.
         """
 
         def compute() -> dict[str, torch.Tensor]:

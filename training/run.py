@@ -87,8 +87,9 @@ class Run:
             evaluation. It is set after the run was accepted, because making one may take minutes.
         stopped: Whether `until` was stopped before the last step.
 
-    Raises: ValueError if the folder holds another run, or this one and `resume` is not set. The folder is then
-        unchanged.
+    Raises:
+        ValueError: If the folder holds another run, or this one and `resume` is not set. The folder is then
+            unchanged.
     """
 
     def __init__(
@@ -208,7 +209,8 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint atomically.
 
-        Raises: RuntimeError if training has diverged; older checkpoints are then kept.
+        Raises:
+            RuntimeError: If training has diverged; older checkpoints are then kept.
         """
         if self.accelerator.is_main_process:
             state = self._finite_state()

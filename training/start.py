@@ -85,7 +85,8 @@ def start(
         bar: Progress bar of decoding images and computing their features.
         on_evaluation: Called during an evaluation with the images measured so far and their total.
 
-    Raises: TypeError, ValueError, OSError, before any work if possible.
+    Raises:
+        TypeError, ValueError, OSError: Before any work if possible.
     """
     spec = _sized(ModelSpec.parse(config.model), config.image_size)
     if config.k is not None:
@@ -137,7 +138,9 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
         callbacks: Each is called after every step with the run and its progress; if one returns True, the run saves
             and stops. `Run.stopped` is then True, and the same config with `resume=True` continues.
 
-    Raises: As `start`; FloatingPointError if training diverges.
+    Raises:
+        TypeError, ValueError, OSError: As `start`.
+        FloatingPointError: If training diverges.
 
     >>> import sparsegen, tempfile, numpy as np, pathlib
     >>> from PIL import Image
@@ -162,7 +165,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
 def _sized(spec: ModelSpec, image_size: int | None) -> ModelSpec:
     """Returns the model at an image size.
 
-    Raises: ValueError on an invalid size, or if the name has another one.
+    Raises:
+        ValueError: On an invalid size, or if the name has another one.
     """
     if image_size in (None, spec.image_size):
         return spec

@@ -254,7 +254,9 @@ class Score(nn.Module):
         pooling: `torch.sum` or `torch.mean`.
 
     Shape: features (B, C, H, W), labels (B,) -> scores (B,).
-    Raises: ValueError if there are classes and no labels.
+
+    Raises:
+        ValueError: If there are classes and no labels.
     """
 
     def __init__(self, channels: int, classes: int = 0, pooling: Callable[..., Tensor] = torch.sum):

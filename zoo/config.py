@@ -32,7 +32,8 @@ SINCE_SEVERAL = ("distances",)  # missing in older evaluations
 def read_entries(folder: Path) -> dict[str, Any]:
     """Reads a checkpoint's config.json and checks the presence and types of its entries.
 
-    Raises: FileNotFoundError, ValueError naming the file, the entry and the expected value.
+    Raises:
+        FileNotFoundError, ValueError: Naming the file, the entry and the expected value.
     """
     path = folder / CONFIG
     if not path.is_file():

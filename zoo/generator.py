@@ -101,8 +101,11 @@ class Generator(nn.Module):
         """Makes images and returns them with their codes, Γ1 first, in the dtype of the weights.
 
         Shape: z (B, z_dim), labels int (B,) -> image (B, 3, H, W) in [-1, 1]; codes[i] (B, C, H', W').
-        Raises: TypeError if z or labels are not tensors; ValueError on another shape, and if labels are missing, out
-            of range, or given to an unconditional generator.
+
+        Raises:
+            TypeError: If z or labels are not tensors.
+            ValueError: On another shape, and if labels are missing, out of range, or given to an
+                unconditional generator.
         """
         code, bypass = self.begin(z, labels)
         codes = []
@@ -121,7 +124,8 @@ class Generator(nn.Module):
     def begin(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Makes Γ_L before its projection, and the bypass.
 
-        Raises: As `forward`.
+        Raises:
+            TypeError, ValueError: As `forward`.
         """
         z = self._real("z", z)
         if z.ndim != 2 or z.shape[1] != self.z_dim:
@@ -133,7 +137,8 @@ class Generator(nn.Module):
     def _real(self, name: str, values: object) -> Tensor:
         """Converts a tensor to the dtype of the generator.
 
-        Raises: TypeError if it is not a tensor, or complex or boolean.
+        Raises:
+            TypeError: If it is not a tensor, or complex or boolean.
         """
         if not isinstance(values, Tensor):
             raise TypeError(
@@ -170,8 +175,10 @@ class Generator(nn.Module):
             bypass: See `bypass`; only for a residual generator and a given Γ_L. None adds nothing.
 
         Shape: Γ1 (B, C, H', W') -> image (B, 3, H, W) in [-1, 1].
-        Raises: TypeError, ValueError if there is no code, on another type or shape, and on a bypass that this code
-            does not have.
+
+        Raises:
+            TypeError, ValueError: If there is no code, on another type or shape, and on a bypass that this
+                code does not have.
         """
         if not isinstance(codes, Tensor | Sequence):
             raise TypeError(
@@ -228,7 +235,10 @@ class Generator(nn.Module):
             progress: Called with the number of images done, after each batch of 64.
 
         Shape: uint8 (count, H, W, 3).
-        Raises: TypeError, ValueError on a value out of range; FloatingPointError if the images hold NaN.
+
+        Raises:
+            TypeError, ValueError: On a value out of range.
+            FloatingPointError: If the images hold NaN.
         """
         drawn = noise.labels(count, self.classes, seed, labels, self.class_names)
         network, parts = self.view(k), []
@@ -245,7 +255,8 @@ class Generator(nn.Module):
     def view(self, k: int | Sequence[int] | None = None) -> "Generator":
         """Returns a generator that shares these weights, in eval mode, with its own k and mode.
 
-        Raises: TypeError, ValueError if k does not fit this generator's projections.
+        Raises:
+            TypeError, ValueError: If k does not fit this generator's projections.
         """
         shared = {id(tensor): tensor for tensor in [*self.parameters(), *self.buffers()]}
         other = copy.deepcopy(self, shared).eval()
@@ -268,7 +279,8 @@ class Generator(nn.Module):
     def set_k(self, k: int | Sequence[int] | None) -> None:
         """Sets k; None does not change it.
 
-        Raises: TypeError, ValueError if k does not fit this generator's projections.
+        Raises:
+            TypeError, ValueError: If k does not fit this generator's projections.
         """
         for (_, projection), value in zip(self._projected_levels, resolve(k, self.k_ranges), strict=True):
             projection.k = value
@@ -296,7 +308,9 @@ class Generator(nn.Module):
             dtype: Floating-point type of the stored weights. They are loaded as float32.
             training, evaluation: As in `make_config`.
 
-        Raises: TypeError unless `dtype` is a floating-point type; OSError if the folder cannot be written.
+        Raises:
+            TypeError: Unless `dtype` is a floating-point type.
+            OSError: If the folder cannot be written.
         """
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type, e.g. torch.float16; got {dtype}")

@@ -33,7 +33,9 @@ class Projection(nn.Module):
 
     Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same. The first dim is the batch: pass a code
     without a batch as `code[None]`.
-    Raises: TypeError, ValueError unless k is an integer from 1 to `limit` of the code.
+
+    Raises:
+        TypeError, ValueError: Unless k is an integer from 1 to `limit` of the code.
     """
 
     _k: int
@@ -108,7 +110,8 @@ class NeedleProjection(Projection):
         k: Number of entries kept in each needle.
         dim: The dim of the needle, not 0: 1, the channels, in a code (B, C, H, W); -1 in a transformer's (B, T, C).
 
-    Raises: TypeError, ValueError if `dim` is not an integer or is 0; in `forward`, if the code has no such dim.
+    Raises:
+        TypeError, ValueError: If `dim` is not an integer or is 0; in `forward`, if the code has no such dim.
     """
 
     dim: int
@@ -387,8 +390,10 @@ def sparsify(module: nn.Module, projections: Mapping[str, Projection]) -> Sparsi
 
     Returns: A handle with the projections; `remove()`, or the end of its `with` block, removes them. A copy of the
         network made before that keeps its own projections.
-    Raises: ValueError if a layer does not exist, TypeError if a value is not a Projection; the network is then
-        unchanged.
+
+    Raises:
+        ValueError: If a layer does not exist.
+        TypeError: If a value is not a Projection; the network is then unchanged.
     """
     if not isinstance(projections, Mapping):
         raise TypeError(

@@ -44,7 +44,8 @@ class Regularizer:
             code_shapes: (C, H, W) of each code, Γ1 first.
             k: Of each projected level; None: those of the density.
 
-        Raises: TypeError, ValueError if k does not fit.
+        Raises:
+            TypeError, ValueError: If k does not fit.
         """
         k_ranges: list[KRange] = []
         for level, shape in enumerate(code_shapes[: self.levels], 1):

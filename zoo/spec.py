@@ -46,7 +46,8 @@ class ModelSpec:
     def parse(cls, name: str) -> "ModelSpec":
         """Reads a model name, `architecture[-atoms][-SIZEpx].regularizer[.recipe]`.
 
-        Raises: ValueError listing the known names.
+        Raises:
+            ValueError: Listing the known names.
         """
         body, dot, column = name.partition(".")
         if not dot:
@@ -82,7 +83,8 @@ class ModelSpec:
     ) -> "ModelSpec":
         """Checks that there is such an architecture, regularizer and recipe, and that the numbers fit them.
 
-        Raises: TypeError, ValueError listing the known names or the allowed range.
+        Raises:
+            TypeError, ValueError: Listing the known names or the allowed range.
         """
         row, column = get_architecture(architecture), get_regularizer(regularizer)
         known("recipe", recipe, dict.fromkeys(RECIPES))
@@ -141,7 +143,8 @@ class ModelSpec:
     def k_ranges(self) -> list[KRange]:
         """Level, unit, k and largest k of each projected level, Γ1 first; builds nothing.
 
-        Raises: TypeError, ValueError if k does not fit.
+        Raises:
+            TypeError, ValueError: If k does not fit.
         """
         return REGULARIZERS[self.regularizer].k_ranges(self.code_shapes, self.k)
 
@@ -185,7 +188,8 @@ def create_model(
         classes: Number of labels, 0 for none; None: the architecture's.
         k: Non-zeros kept: one number for all projected levels, or one per level, Γ1 first; None: a quarter.
 
-    Raises: TypeError, ValueError if there is no such model.
+    Raises:
+        TypeError, ValueError: If there is no such model.
 
     >>> import sparsegen
     >>> generator = sparsegen.create_model("biggan", "ml", width=8, image_size=64, classes=3)

@@ -40,7 +40,9 @@ class Batcher(Generic[Key]):
         observe: Is told the rows of every batch.
         kind: Keys of one kind take equally long; there are few of them.
 
-    Raises: ValueError if a request has more rows than a batch, Overloaded if it would wait too long.
+    Raises:
+        ValueError: If a request has more rows than a batch.
+        Overloaded: If it would wait too long.
     """
 
     def __init__(

@@ -275,7 +275,8 @@ async def _turn(request: Request, client: str) -> AsyncIterator[None]:
 def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
     """Parts the text of a form from its files.
 
-    Raises: Refused with 422 for what is unknown, there twice, or text where a file is to be and the reverse.
+    Raises:
+        Refused: With 422 for what is unknown, there twice, or text where a file is to be and the reverse.
     """
     texts, files = {}, {}
     for name, value in form.multi_items():
@@ -321,7 +322,8 @@ def _check_result_kept(status: Status) -> None:
 async def _with(request: Request, ask: Callable[[Store], Answer]) -> Answer:
     """Asks the store, in a thread.
 
-    Raises: HTTPException where it cannot answer, or takes no job.
+    Raises:
+        HTTPException: Where it cannot answer, or takes no job.
     """
     try:
         return await asyncio.to_thread(lambda: ask(request.app.state.jobs()))
@@ -372,7 +374,8 @@ def _look(store: Store) -> str | None:
 
     A server that was started without workers, on a file that no other machine reaches, is not there to restore.
 
-    Raises: StoreError if the store cannot be read or written.
+    Raises:
+        StoreError: If the store cannot be read or written.
     """
     store.check_writable()
     waiting, running = store.counts()

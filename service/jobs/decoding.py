@@ -82,7 +82,9 @@ class Decoders:
 
             client: who sent it, and may send PER_CLIENT at once; unless one is named, only MAX_WAITING counts.
 
-        Raises: DecodersBusy if too many wait; ValueError if the limits are exceeded.
+        Raises:
+            DecodersBusy: If too many wait.
+            ValueError: If the limits are exceeded.
         """
         with self._slot(client):
             decoder = self._idle.pop() if self._idle else _Decoder(self._options)

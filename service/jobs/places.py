@@ -46,7 +46,8 @@ def check_redis_url(url: str) -> None:
 def default_place() -> str:
     """What the environment variable SPARSEGEN_JOBS says, else a file in the user's folder for states.
 
-    Raises: StoreError where none of the variables is set and the user has no home folder.
+    Raises:
+        StoreError: Where none of the variables is set and the user has no home folder.
     """
     if own := os.environ.get(ENVIRONMENT):
         return own

@@ -120,8 +120,9 @@ def work(
         once: End after one job, or at once if there is none.
         until_stdin_closes: End with the process that holds the other end of standard input, even if it is killed.
 
-    Raises: StoreError, ValueError if the store cannot be opened, a limit of the environment is out of range, or
-        the result of a job cannot be stored. The job is then run again.
+    Raises:
+        StoreError, ValueError: If the store cannot be opened, a limit of the environment is out of range, or
+            the result of a job cannot be stored. The job is then run again.
     """
     hours = ServiceSettings.from_environment().job_deadline_hours
     store = open_store(where)
@@ -153,7 +154,8 @@ def work(
 def do(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: float = math.inf) -> None:
     """Does one job, for some hours at most, and tells the store how it ended.
 
-    Raises: StoreError if that cannot be told.
+    Raises:
+        StoreError: If that cannot be told.
     """
     logger.info("job %s, attempt %d", claim.id, claim.attempt)
     report = Reporter(store, claim, stopped, hours * 3600)
@@ -236,7 +238,8 @@ def stop_signals() -> Iterator[list[int]]:
 def _insist(tell: Callable[[], bool], stopped: list[int]) -> None:
     """Tells the store how a job ended, again if that fails, since it may stand for hours of work.
 
-    Raises: StoreError after half a minute, or once the worker is to stop.
+    Raises:
+        StoreError: After half a minute, or once the worker is to stop.
     """
     for pause in (1, 2, 4, 8, 16):
         try:

@@ -114,7 +114,9 @@ def read_event(body: bytes, handlers: Collection[int]) -> dict[str, Any]:
         handlers: The numbers of the functions that an event may name; what Gradio does not know, it logs in hundreds
             of lines.
 
-    Raises: Refused with 400 unless it is a JSON object of Unicode text with short ids and a known function, if any.
+    Raises:
+        Refused: With 400 unless it is a JSON object of Unicode text with short ids and a known function, if
+            any.
     """
     try:
         event = json.loads(body)
@@ -135,7 +137,8 @@ def read_event(body: bytes, handlers: Collection[int]) -> dict[str, Any]:
 def ids(query: bytes) -> bytes:
     """The query of a request with nothing in it but the ids that Gradio keeps; it opens what its `deep_link` names.
 
-    Raises: Refused with 400 if an id is long, or there are very many parameters.
+    Raises:
+        Refused: With 400 if an id is long, or there are very many parameters.
     """
     try:
         given = dict(parse_qsl(query.decode("latin-1"), max_num_fields=32))
@@ -155,7 +158,8 @@ def _check_id(name: str, value: object) -> None:
 def clean(value: object, folder: Path, levels: int = DEEPEST) -> object:
     """A copy of a JSON value in which each file is one that was uploaded, and is nothing but its path.
 
-    Raises: Refused with 403 if a file is not, with 400 if the value has more than `levels`.
+    Raises:
+        Refused: With 403 if a file is not, with 400 if the value has more than `levels`.
     """
     if not isinstance(value, list | dict):
         return value
@@ -172,7 +176,8 @@ def clean(value: object, folder: Path, levels: int = DEEPEST) -> object:
 def stored(path: object, folder: Path) -> Path:
     """A path as Gradio gave it out for an upload: below `folder`, in a folder named after the file's hash.
 
-    Raises: Refused with 403 if it is another, or leads through a symbolic link, or no file is there.
+    Raises:
+        Refused: With 403 if it is another, or leads through a symbolic link, or no file is there.
     """
     try:
         if isinstance(path, str):

@@ -37,7 +37,8 @@ class Page(gr.Blocks):
 def detail(event: gr.EventData, name: str) -> object:
     """What the script of the page says about an event.
 
-    Raises: ValueError if it does not say that.
+    Raises:
+        ValueError: If it does not say that.
     """
     try:
         return getattr(event, name)

@@ -127,7 +127,7 @@ def sample(
     truncation: Annotated[
         float | None,
         typer.Option(
-            help="Bound of the truncated normal distribution of z, above 0 (default: no truncation)."
+            help="Bound of the truncated normal distribution of z, at least 0.05 (default: no truncation)."
         ),
     ] = None,
     out_path: Annotated[

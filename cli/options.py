@@ -11,7 +11,8 @@ Seed = Annotated[int, typer.Option(help="Random seed, 0 to 2^64 - 1.")]
 K = Annotated[
     str | None,
     typer.Option(
-        help="Sparsity (k), the non-zeros kept: one number, or one per level, Γ1 first, e.g. 16,32."
+        help="Sparsity (k), the non-zeros kept: one number, or one per level, Γ1 first, e.g. 16,32 (default: that of "
+        "the model)."
     ),
 ]
 

@@ -238,7 +238,7 @@ def evaluate(
         typer.Option(
             "--neighbors",
             "--neighbours",
-            help="Write the first 16 samples with their nearest training images: a .png file.",
+            help="Write the first 16 samples with their nearest training images to a .png file.",
         ),
     ] = None,
     out_path: Annotated[Path | None, typer.Option("--out", help="Write the figures to a .json file.")] = None,

@@ -1,4 +1,4 @@
-"""How long work reports its progress: a callback, or a progress bar that the caller supplies."""
+"""The types of progress callbacks and of progress bars that a caller supplies."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

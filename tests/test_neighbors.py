@@ -48,12 +48,16 @@ def test_the_nearest_equal_those_of_a_loop_for_any_block_size(
 ) -> None:
     monkeypatch.setattr(neighbors, "PART", part)
     references, queries = clouds(40, 5)
-    told: list[int] = []
-    distances, rows = nearest(queries[:30] + 100, references + 100, 4, told.append)
+    reported: list[int] = []
+    distances, rows = nearest(queries[:30] + 100, references + 100, 4, reported.append)
     expected, expected_rows = naive_nearest(queries[:30] + 100, references + 100, 4)
     np.testing.assert_allclose(distances, expected, rtol=1e-3)
     assert np.array_equal(rows, expected_rows)
-    assert told[-1] == 30 and told == sorted(told) and len(told) == {1: 30, 150: 10, 2**25: 1}[part]
+    assert (
+        reported[-1] == 30
+        and reported == sorted(reported)
+        and len(reported) == {1: 30, 150: 10, 2**25: 1}[part]
+    )
 
 
 def test_a_copy_is_nearest_to_its_original() -> None:
@@ -109,9 +113,9 @@ def test_known_cases() -> None:
 
 def test_progress_counts_the_rows_of_both() -> None:
     real, generated = clouds(20, 4)
-    told: list[int] = []
-    coverage(generated[:15], real, progress=told.append)
-    assert told == [20, 35]
+    reported: list[int] = []
+    coverage(generated[:15], real, progress=reported.append)
+    assert reported == [20, 35]
 
 
 def test_the_distances_of_ten_thousand_features_are_computed_in_parts() -> None:

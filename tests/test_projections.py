@@ -292,7 +292,7 @@ def test_gradients_agree_with_finite_differences_twice(kind: type[Projection]) -
     code = (distinct / 7).requires_grad_()
     assert torch.autograd.gradcheck(kind(2), (code,))
     assert torch.autograd.gradgradcheck(lambda x: kind(2)(x) ** 3, (code,))
-    single = code.detach().float().requires_grad_()  # the fast form has a gradient of its own
+    single = code.detach().float().requires_grad_()  # the compiled implementation has its own gradient
     first = torch.autograd.grad((kind(2)(single) ** 3).sum(), single, create_graph=True)[0]
     second = torch.autograd.grad(first.sum(), single)[0]
     torch.testing.assert_close(first, 3 * kind(2)(single) ** 2)

@@ -265,9 +265,9 @@ def test_any_checkpoint_can_be_fine_tuned_into_any_regularizer(tmp_path: Path, r
     )
     for _ in run:
         pass
-    told = from_pretrained(tmp_path / "second" / "checkpoints" / "00000001").config["training"]
-    assert told["start_from"] == "dcgan-8.baseline after 2 steps"
-    assert str(tmp_path) not in json.dumps(told)
+    training = from_pretrained(tmp_path / "second" / "checkpoints" / "00000001").config["training"]
+    assert training["start_from"] == "dcgan-8.baseline after 2 steps"
+    assert str(tmp_path) not in json.dumps(training)
 
 
 def test_fine_tuning_starts_from_all_networks_of_the_run(tmp_path: Path) -> None:
@@ -427,8 +427,8 @@ def test_a_fine_tuned_run_resumes_without_its_source(tmp_path: Path) -> None:
     for _ in start(tmp_path / "broken", 9, resume=True, **moved):
         pass
     assert_equal(state(tmp_path / "broken"), state(tmp_path / "unbroken"))
-    told = from_pretrained(tmp_path / "broken" / "checkpoints" / "00000009").config["training"]
-    assert told["start_from"] == "dcgan-8.ml after 2 steps"
+    training = from_pretrained(tmp_path / "broken" / "checkpoints" / "00000009").config["training"]
+    assert training["start_from"] == "dcgan-8.ml after 2 steps"
 
 
 def test_a_new_discriminator_warms_up_before_the_generator_is_trained(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_folder_without_images_is_refused_with_the_suffixes(tmp_path):
         open_images(tmp_path)
 
 
-# ---- what is no source ----
+# ---- invalid sources ----
 
 
 @pytest.mark.parametrize(

@@ -421,7 +421,7 @@ ADVERSARIAL = {  # the losses of discriminator and generator, by name
         {"wasserstein": terms.wasserstein, "gradient_penalty": terms.GradientPenalty(10, 1.0)},
         {"negative_score": terms.negative_score},
     ),
-    "both copies": (  # Mao et al. (2019)
+    "two fakes": (  # Mao et al. (2019)
         {"cross_entropy": terms.Weighted(2, terms.cross_entropy)},
         {"non_saturating": terms.Weighted(2, terms.non_saturating), "mode_seeking": terms.ModeSeeking(1)},
     ),
@@ -441,12 +441,12 @@ ADVERSARIAL = {  # the losses of discriminator and generator, by name
 
 
 @pytest.mark.parametrize(
-    ("architecture", "loss", "copies", "ema"),
+    ("architecture", "loss", "fakes_per_real", "ema"),
     [
         ("dcgan", "cross-entropy", 1, 0.999),
         ("cgan", "cross-entropy", 1, 0.999),
         ("wgan_gp", "wasserstein", 1, 0.999),
-        ("msgan", "both copies", 2, 0.999),
+        ("msgan", "two fakes", 2, 0.999),
         ("sngan", "hinge", 1, 0.999),
         ("sagan", "hinge", 1, 0.999),
         ("ssgan", "multi-class", 1, 0.999),
@@ -455,7 +455,7 @@ ADVERSARIAL = {  # the losses of discriminator and generator, by name
     ],
 )
 def test_each_row_minimizes_the_losses_of_its_paper(
-    architecture: str, loss: str, copies: int, ema: float
+    architecture: str, loss: str, fakes_per_real: int, ema: float
 ) -> None:
     recipe = RECIPES[architecture]
     found = {phase.network: phase.terms for phase in recipe.phases}
@@ -463,7 +463,7 @@ def test_each_row_minimizes_the_losses_of_its_paper(
     discriminator, generator = ADVERSARIAL[loss]
     assert found == {**encoding, "discriminator": discriminator, "generator": generator}
     assert list(found) == [*encoding, "discriminator", "generator"]  # in this order
-    assert (recipe.fakes_per_real, recipe.ema) == (copies, ema)
+    assert (recipe.fakes_per_real, recipe.ema) == (fakes_per_real, ema)
     augmented = "cutout" if architecture == "diffcr_biggan" else "nothing"
     assert recipe.augment is getattr(augment, augmented)
 

@@ -1,4 +1,4 @@
-"""Whatever kind of image comes, it becomes an upright RGB square."""
+"""Images of all kinds become upright RGB squares."""
 
 import struct
 import zlib

@@ -1,34 +1,34 @@
-"""How much sooner the preset `fast` gives what the original gives: CPU seconds on one thread, as ratios.
+"""Speed of the preset `fast` compared with the original Deep Image Prior: ratios of CPU seconds on one thread.
 
     python -m benchmarks.dip --images ../shared/data/set9 --only lena,house --size 128
     python -m benchmarks.dip --print
 
 Both fit the same noisy crop. The original is the preset `paper` without sparsity: the network, the optimizer and the
-padding of Ulyanov et al. (2018), in float32. Its best averaged PSNR is the goal, found with the clean picture; it is
-followed `PAST` iterations beyond it. That takes up to an hour, and what comes out does not depend on how fast the
-machine is, so it is done once a crop: later settings of `fast` take the goal and its iteration from the records. What
-an iteration of the original takes is measured anew each time, in the process that then measures `fast`, and its CPU
-seconds are that many iterations of those. Three ratios:
+padding of Ulyanov et al. (2018), in float32. Its best averaged PSNR, computed with the clean picture, is the goal; the
+fit ends `PAST` iterations after it. This takes up to an hour, and the PSNR does not depend on the speed of the machine,
+so it is measured once per crop: later settings of `fast` read the goal and its iteration from the records. The CPU
+seconds of an iteration of the original are measured each time, in the process that measures `fast`; its total is this
+number times its iterations. Three ratios:
 
-    to the goal     CPU seconds of the original to its best average / of `fast` until its average is as good
-    as it is used   CPU seconds of 3,000 iterations of the original / of `fast` until it stops by itself
-    an iteration    CPU seconds of an iteration of the original / of `fast`, with all of its members
+    to the goal     CPU seconds of the original to its best average / of `fast` to an equally good average
+    in normal use   CPU seconds of 3,000 iterations of the original / of `fast` until the stopping rule ends it
+    per iteration   CPU seconds of an iteration of the original / of `fast`, with all of its members
 
-With
+With the environment variables
 
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 NUMBA_CPU_NAME=haswell
 
-in front, both do without AVX-512 and bfloat16, as they must on most laptops; such records stand by themselves.
+both run without AVX-512 and bfloat16, as on most laptops; such records are separate.
 
-A crop that has its record is skipped. Prints the records of the present settings, and draws the curves of each crop
-into --curves.
+Crops with a record are skipped. Prints the records of the present settings, and draws the curves of each crop to
+--curves.
 """
 
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -36,27 +36,27 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import circumstances
-from benchmarks.table3 import FOLLOWED, PAST, crop, follow, observe, psnr, tensor
+from benchmarks.table3 import FOLLOWED, PAST, Trace, crop, follow, observe, tensor
 from sparsegen.cli.console import progress
 from sparsegen.common.files import append_line, atomic_write
 from sparsegen.common.hardware import has_bfloat16
-from sparsegen.reproduce.tables import read_records
+from sparsegen.reproduce.tables import Record, read_records
 from sparsegen.restoration.restore import make_fit
 from sparsegen.restoration.settings import PRESETS, Task
 
 RECORDS = Path(__file__).parent / "records" / "dip.jsonl"
 SIGMA = 25
-AS_USED = PRESETS["paper"].iterations
+NORMAL_USE = PRESETS["paper"].iterations
 GOAL = ("image", "size", "noise", "seed", "original_settings")
 KEY = (*GOAL, "settings", "instructions")
-EVERY = 10  # iterations from one point of a curve to the next
+EVERY = 10  # iterations between two points of a curve
 WARM_UP, TIMED = 3, 30  # iterations
 
 
 def original(clean: torch.Tensor, noisy: torch.Tensor, seed: int, label: str) -> dict:
-    """The original's best average, when it came, and its curve over the iterations."""
+    """The best average of the original, its iteration, and the curve over the iterations."""
     best, at, curve = -1.0, 0, []
-    with progress(f"{label} original", AS_USED) as show:
+    with progress(f"{label} original", NORMAL_USE) as show:
         for trace in follow(make_fit(_original(seed), noisy), clean):
             if trace.average > best:
                 best, at = trace.average, trace.iteration
@@ -69,13 +69,13 @@ def original(clean: torch.Tensor, noisy: torch.Tensor, seed: int, label: str) ->
 
 
 def seconds_per_iteration(clean: torch.Tensor, noisy: torch.Tensor, seed: int) -> float:
-    """CPU seconds of one iteration of the original, here and now."""
+    """Measures the CPU seconds of one iteration of the original."""
     traces = list(islice(follow(make_fit(_original(seed), noisy), clean), WARM_UP + TIMED))
     return (traces[-1].cpu - traces[WARM_UP - 1].cpu) / TIMED
 
 
 def instructions() -> str:
-    """The widest vectors that torch uses here, and whether `fast` computes in bfloat16."""
+    """The widest vector instructions of torch on this machine, and whether `fast` computes in bfloat16."""
     return torch.backends.cpu.get_cpu_capability() + ", bfloat16" * has_bfloat16("cpu")
 
 
@@ -84,9 +84,11 @@ def _original(seed: int) -> Task:
 
 
 def ours(clean: torch.Tensor, noisy: torch.Tensor, seed: int, goal: float, label: str) -> dict:
-    """When `fast` is as good as the goal, when it stops by itself, and what it returns."""
+    """When `fast` reaches the goal, when the stopping rule ends it, and its result."""
     fit = make_fit(Task.of(sigma=SIGMA, seed=seed), noisy)
-    best, best_iteration, reached, stop, curve = -1.0, 0, None, None, []
+    best, best_iteration, curve = -1.0, 0, []
+    reached: Trace | None = None
+    stop: Trace | None = None
     fit.preset = replace(fit.preset, stops=False)
     with progress(f"{label} fast", fit.preset.iterations) as show:
         for trace in follow(fit, clean):
@@ -95,12 +97,14 @@ def ours(clean: torch.Tensor, noisy: torch.Tensor, seed: int, goal: float, label
             if reached is None and trace.average >= goal:
                 reached = trace
             if stop is None and trace.iteration >= min(fit.best.patience_ends, fit.preset.iterations):
-                stop, returned = trace, psnr(fit.image, clean)
+                stop = trace
             if trace.iteration % EVERY == 0:
                 curve.append((round(trace.cpu, 2), round(trace.average, 3)))
                 show(trace.iteration, f"{label} fast {trace.average:.2f} dB")
             if stop and trace.iteration >= FOLLOWED * best_iteration + 100:
                 break
+    if stop is None:
+        raise RuntimeError("the fit ended before its last iteration")
     return {
         "best": best,
         "best_iteration": best_iteration,
@@ -108,7 +112,7 @@ def ours(clean: torch.Tensor, noisy: torch.Tensor, seed: int, goal: float, label
         "reached_cpu": reached and reached.cpu,
         "stopped_at": stop.iteration,
         "stop_cpu": stop.cpu,
-        "returned": returned,
+        "returned": stop.returned,
         "iteration_cpu": trace.cpu / trace.iteration,
         "curve": curve,
     }
@@ -116,16 +120,16 @@ def ours(clean: torch.Tensor, noisy: torch.Tensor, seed: int, goal: float, label
 
 def main(
     images: Annotated[Path, typer.Option(help="Folder of clean pictures.")] = Path("../shared/data/set9"),
-    only: Annotated[str, typer.Option(help="Names of some of them.")] = "",
-    size: Annotated[int, typer.Option(help="Side of the central crop.")] = 128,
+    only: Annotated[
+        str, typer.Option(help="Names of the pictures, separated by commas (default: all).")
+    ] = "",
+    size: Annotated[int, typer.Option(help="Side of the central crop in pixels.")] = 128,
     seeds: Annotated[str, typer.Option()] = "0",
     records: Annotated[Path, typer.Option()] = RECORDS,
-    curves: Annotated[
-        Path | None, typer.Option(help="Folder for a picture of the curves of each crop.")
-    ] = None,
+    curves: Annotated[Path | None, typer.Option(help="Folder for a plot of the curves of each crop.")] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Print the table of the records.")] = False,
 ) -> None:
-    """Times what is missing, then prints the ratios."""
+    """Measures crops without a record, then prints the ratios."""
     torch.set_num_threads(1)
     names = only.split(",") if only else sorted(path.stem for path in images.glob("*.png"))
     present = {
@@ -139,7 +143,7 @@ def main(
     goals = {_key(record, GOAL): record["original"] for record in known}
     for seed in [] if only_print else map(int, seeds.split(",")):
         for name in names:
-            cell = {"image": name, "size": size, "seed": seed, **present}
+            cell: Record = {"image": name, "size": size, "seed": seed, **present}
             if _key(cell, KEY) in done:
                 continue
             picture = crop(images / f"{name}.png", size)
@@ -155,19 +159,20 @@ def main(
             )
     found = [record for record in read_records(records) if present.items() <= record.items()]
     show_table(found)
-    for record in found if curves else ():
-        draw(record, curves / f"{record['image']}-{record['size']}-{record['seed']}.png")
+    if curves:
+        for record in found:
+            draw(record, curves / f"{record['image']}-{record['size']}-{record['seed']}.png")
 
 
-def _key(record: dict, names: tuple[str, ...]) -> tuple:
+def _key(record: Record, names: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(record[name] for name in names)
 
 
 def ratios(record: dict) -> tuple[float | None, float, float]:
-    """To the goal (None if `fast` never got there), as it is used, an iteration."""
+    """The ratios to the goal (None if `fast` does not reach it), in normal use, and per iteration."""
     theirs, mine = record["original"], record["fast"]
     to_goal = best_cpu(theirs) / mine["reached_cpu"] if mine["reached_cpu"] else None
-    used = AS_USED * theirs["iteration_cpu"] / mine["stop_cpu"]
+    used = NORMAL_USE * theirs["iteration_cpu"] / mine["stop_cpu"]
     return to_goal, used, theirs["iteration_cpu"] / mine["iteration_cpu"]
 
 
@@ -177,10 +182,10 @@ def best_cpu(theirs: dict) -> float:
 
 
 def show_table(records: list[dict]) -> None:
-    """Prints a line per crop, and the means per size."""
+    """Prints one line per crop, and the means per size."""
     table = Table(
-        "crop", "seed", "original: best average", "fast: best, returned", "to the goal", "as it is used",
-        "an iteration", box=None,
+        "crop", "seed", "original: best average", "fast: best, returned", "to the goal", "in normal use",
+        "per iteration", box=None,
     )  # fmt: skip
     sizes: dict[int, list[tuple]] = {}
     for record in records:
@@ -199,7 +204,7 @@ def show_table(records: list[dict]) -> None:
     console = Console(width=130)
     console.print(table)
     for size, rows in sizes.items():
-        for place, what in enumerate(("to the goal", "as it is used", "an iteration")):
+        for place, what in enumerate(("to the goal", "in normal use", "per iteration")):
             values = [row[place] for row in rows if row[place]]
             deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
             if values:
@@ -209,7 +214,7 @@ def show_table(records: list[dict]) -> None:
 
 
 def draw(record: dict, path: Path) -> None:
-    """Draws PSNR of the average over CPU seconds, for both."""
+    """Plots the PSNR of both averages over CPU seconds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
@@ -220,7 +225,7 @@ def draw(record: dict, path: Path) -> None:
     axes.plot(cpu, average, color="tab:gray", label="original")
     axes.plot(*zip(*mine["curve"], strict=True), color="tab:green", label="fast")
     axes.axhline(theirs["best"], color="tab:gray", linewidth=0.8, linestyle=":")
-    axes.plot(mine["stop_cpu"], mine["returned"], "o", color="tab:green", label="fast: stopped by itself")
+    axes.plot(mine["stop_cpu"], mine["returned"], "o", color="tab:green", label="fast: stopped")
     axes.set(
         xscale="log", xlabel="CPU seconds, one thread", ylabel="PSNR of the average, dB",
         title=f"{record['image']}, {record['size']} x {record['size']}",

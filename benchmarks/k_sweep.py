@@ -1,13 +1,14 @@
-"""What bundled models draw when k is changed after training: distances at parts and multiples of their k.
+"""Distances of bundled models whose k is changed after training, at factors of their k.
 
     python -m benchmarks.k_sweep --data train.parquet --test test.parquet
     python -m benchmarks.k_sweep --data train.parquet --models dcgan.ml --factors 0.125,0.25
 
 Each line of records/k_sweep.jsonl is the Fréchet distance of `--count` samples of one seed to all images of `--data`,
-with all levels scaled by one factor; what has its line is skipped. With --test it also measures real images against
-real ones, which no generator needs to go below.
+with the k of all levels multiplied by one factor. Existing lines are skipped. With --test, the distance between two
+sets of real images is measured too, as a lower limit for generators.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ import typer
 import sparsegen
 from sparsegen.cli.console import progress
 from sparsegen.common.files import append_line, read_lines
+from sparsegen.reproduce.tables import Record
 from sparsegen.training.data import open_images
 from sparsegen.training.evaluation import draw, evaluate_samples
 from sparsegen.training.features import open_features
@@ -37,17 +39,17 @@ def main(
     data: Annotated[
         str, typer.Option(help="The reference: a parquet file, a folder or a Hub id.")
     ] = "cifar10",
-    test: Annotated[str | None, typer.Option(help="Other real images, to be measured like samples.")] = None,
-    models: Annotated[str, typer.Option(help="Bundled models with a projection; all by default.")] = "",
-    factors: Annotated[str, typer.Option(help="Of the k that a model was trained with.")] = ",".join(
+    test: Annotated[str | None, typer.Option(help="Other real images, measured like samples.")] = None,
+    models: Annotated[str, typer.Option(help="Bundled models with a projection (default: all).")] = "",
+    factors: Annotated[str, typer.Option(help="Factors of the k that a model was trained with.")] = ",".join(
         map(str, FACTORS)
     ),
-    count: Annotated[int, typer.Option(help="Samples that are measured.")] = 5000,
+    count: Annotated[int, typer.Option(help="Number of samples.")] = 5000,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option()] = 1,
     records: Annotated[Path, typer.Option()] = RECORDS,
 ) -> None:
-    """Measures what has no record yet."""
+    """Measures cells without a record."""
     torch.set_num_threads(threads)
     images, features = open_images(data), open_features()
     real = Reference(features, images, bar=progress).statistics
@@ -74,12 +76,12 @@ def main(
             append_line(records, about | {"k": [], "distance": distance})
 
 
-def scaled(k_ranges: tuple[KRange, ...], factor: float) -> tuple[int, ...]:
-    """The k of each level at a multiple of its own, 1 at least and its limit at most."""
+def scaled(k_ranges: Sequence[KRange], factor: float) -> tuple[int, ...]:
+    """The k of each level times a factor, clamped to 1 and its limit."""
     return tuple(min(max(1, round(factor * k_range.k)), k_range.limit) for k_range in k_ranges)
 
 
-def is_done(records: Path, about: dict) -> bool:
+def is_done(records: Path, about: Record) -> bool:
     return any(all(record[name] == about[name] for name in KEY) for record in read_lines(records))
 
 

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Processor, date and versions of a measurement."""
 
 import platform
 from datetime import UTC, datetime
@@ -14,8 +14,8 @@ def processor() -> str:
     return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
 
 
-def circumstances() -> dict:
-    """When and where a record was made."""
+def circumstances() -> dict[str, str]:
+    """Date and hardware of a record."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{processor()}, {torch.get_num_threads()} thread",

@@ -1,17 +1,18 @@
-"""How fast the projections are, as ratios to the usual topk + scatter, in torch and in onnxruntime.
+"""Speed of the projections relative to topk + scatter, in torch and in onnxruntime.
 
     python -m benchmarks.projection
     python -m benchmarks.projection --quick
 
-Every candidate is first checked against a stable numpy sort, on tied values too. Then all candidates take
-turns on one thread, in CPU time of that thread, and the median of the ratios of each turn counts, so that
-what else runs on the machine slows all of them alike. Writes records/projection.json, but not with --quick.
+Every candidate is first checked against a stable sort in numpy, also with ties. Then the candidates run in turns on one
+thread. The median of the ratios of each turn, in CPU time of the thread, is reported, so that other load on the machine
+slows all of them equally. Writes records/projection.json unless --quick is given.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,7 +112,7 @@ NEEDLES = """
     kept = Reshape (rows, last_shape)
     y = Transpose <perm: ints = [0, 3, 1, 2]> (kept)
 """
-# The k-th largest magnitude, where k = 0 asks for the largest and then has no free place.
+# The k-th largest magnitude; for k = 0 the largest, of which none is kept.
 THRESHOLD = """
     magnitude = Abs (LINES)
     asked = Max (count, one)
@@ -133,7 +134,7 @@ REPAIR = """
     mask = Or (above, first)
     KEPT = Where (mask, LINES, zero)
 """
-# Ties at zero need no repair, since a kept zero is a zero; others are rare, and then the repair runs.
+# Ties at zero need no repair, since a kept zero is zero. Other ties are rare; the repair runs only for them.
 REPAIR_IF_TIED = """
     reach = GreaterOrEqual (magnitude, kth)
     reach_int = Cast <to: int = 6> (reach)
@@ -150,7 +151,7 @@ REPAIR_IF_TIED = """
         else_branch = repaired () => (kept_repaired) { REPAIR }
     >
 """
-# Halves [low, high) of floats until it holds one value: 31 counts in the sizes of x.
+# Bisects [low, high) of floats until it holds one value: 31 counts over the shape of x.
 BISECT = """
     magnitude = Abs (LINES)
     tiny = Constant <value_float: float = 1e-38> ()
@@ -281,8 +282,8 @@ def torch_form(code: Tensor, k: int, whole: bool) -> Tensor:
     return torch.where(projections._by_keys(code, k, whole), code, 0)
 
 
-def turns(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Times the candidates in turns: CPU seconds of this thread, one list for each."""
+def turns(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Runs the candidates in turns and returns the CPU seconds of this thread, one list per candidate."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for repeat in range(repeats + 1):
         for name, run in candidates.items():
@@ -293,8 +294,8 @@ def turns(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, l
     return seconds
 
 
-def compare(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Returns median milliseconds, and how many times faster than the first candidate each is."""
+def compare(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """Returns the median milliseconds of each candidate and its speedup over the first one."""
     seconds = turns(candidates, repeats)
     baseline = seconds[next(iter(seconds))]
     return {
@@ -324,7 +325,7 @@ def in_torch(repeats: int) -> list[dict[str, Any]]:
                     candidates = {"topk + scatter": naive, backend(): ours, "torch form": torch_form}
                     for candidate in candidates.values():
                         assert torch.equal(candidate(*arguments), expected)
-                    bound = {name: lambda f=f, a=arguments: f(*a) for name, f in candidates.items()}
+                    bound = {name: partial(candidate, *arguments) for name, candidate in candidates.items()}
                     for name, result in compare(bound, repeats).items():
                         what = {"shape": shape, "layout": layout, "k": f"1/{share}", "unit": unit}
                         rows.append({**what, "candidate": name, **result})
@@ -342,7 +343,7 @@ def in_onnxruntime(repeats: int) -> list[dict[str, Any]]:
             for unit, kind in PROJECTIONS.items():
                 k = np.array(kind(1).limit(shape) // share, np.int64)
                 feed = {"x": relu_code(shape, torch.contiguous_format).numpy(), "k": k}
-                bound = {n: lambda s=s, feed=feed: s.run(None, feed) for n, s in sessions[unit].items()}
+                bound = {name: partial(opened.run, None, feed) for name, opened in sessions[unit].items()}
                 for name, result in compare(bound, repeats).items():
                     what = {"shape": shape, "k": f"1/{share}", "unit": unit}
                     rows.append({**what, "candidate": name, **result})
@@ -351,7 +352,7 @@ def in_onnxruntime(repeats: int) -> list[dict[str, Any]]:
 
 @torch.inference_mode()
 def in_dcgan(repeats: int, batch: int = 64) -> list[dict[str, Any]]:
-    """The share of the projection in the forward of the zoo's DCGAN generator at full width."""
+    """The share of the projection in the forward pass of the DCGAN generator at full width."""
     rows = []
     for column in ("l0_inf", "l0"):
         generator = create_model("dcgan", column).eval()
@@ -363,9 +364,9 @@ def in_dcgan(repeats: int, batch: int = 64) -> list[dict[str, Any]]:
         handle.remove()
         whole = isinstance(layer, GlobalProjection)
         bound = {
-            "forward": lambda generator=generator, z=z: generator(z),
-            backend(): lambda code=codes[0], k=layer.k, whole=whole: ours(code, k, whole),
-            "topk + scatter": lambda code=codes[0], k=layer.k, whole=whole: naive(code, k, whole),
+            "forward": partial(generator, z),
+            backend(): partial(ours, codes[0], layer.k, whole),
+            "topk + scatter": partial(naive, codes[0], layer.k, whole),
         }
         seconds = turns(bound, repeats)
         pairs = zip(seconds["forward"], seconds[backend()], seconds["topk + scatter"], strict=True)
@@ -393,10 +394,10 @@ def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three turns instead of nine, and no record")
+    parser.add_argument("--quick", action="store_true", help="three turns instead of nine, without a record")
     repeats = 3 if parser.parse_args().quick else 9
     torch.set_num_threads(1)
-    # glibc keeps freed blocks up to the size of the largest: 31 MiB spare every candidate the page faults.
+    # glibc keeps freed blocks up to the size of the largest, so 31 MiB prevent page faults in the candidates.
     torch.empty(31 << 18)
     console = Console()
     results = {

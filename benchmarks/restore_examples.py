@@ -1,6 +1,6 @@
-"""Draws the example pictures of the page's Restore tab: python -m benchmarks.restore_examples
+"""Draws the example pictures of the Restore tab: python -m benchmarks.restore_examples
 
-They are our own, drawn by the code below with fixed seeds, so that they may go wherever the package goes.
+The pictures are drawn by the code below with fixed seeds, so they have the license of the package.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 FOLDER = Path(__file__).resolve().parent.parent / "service" / "examples"
-SCALE = 4  # drawn so much larger, then averaged
+SCALE = 4  # supersampling: drawn larger by this factor, then averaged
 Pixels = np.ndarray  # float (H, W, 3) in [0, 1]
 
 
@@ -21,7 +21,9 @@ def main() -> None:
     save("dark.jpg", random.poisson(night * photons) / photons)
     valley, holes = hills(208, 208), scratches(208, 208)
     save("damaged.jpg", np.where(holes[..., None], 1, valley))
-    wider = Image.fromarray(holes).convert("L").filter(ImageFilter.MaxFilter(3))  # JPEG smears its edges
+    wider = (
+        Image.fromarray(holes).convert("L").filter(ImageFilter.MaxFilter(3))
+    )  # JPEG blurs the edges of holes
     wider.save(FOLDER / "damaged-mask.png", optimize=True)
     save("small.png", butterfly(80, 80))
 
@@ -34,7 +36,7 @@ def save(name: str, pixels: Pixels) -> None:
 
 
 def still_life(height: int, width: int) -> Pixels:
-    """Three balls on a wooden table before a striped wall, and a word on a card."""
+    """Three balls on a wooden table in front of a striped wall, and a card with text."""
     y, x = grid(height, width)
     horizon = 0.5
     stripes = 0.5 + 0.5 * np.sign(np.sin(x * 44))
@@ -81,7 +83,7 @@ def ball(scene: Pixels, y: Pixels, x: Pixels, center: tuple, radius: float, colo
 
 
 def harbor(height: int, width: int) -> Pixels:
-    """A town at night whose windows and moon lie on the water."""
+    """A town at night, with windows and moon reflected by the water."""
     random = np.random.default_rng(3)
     y, x = grid(height, width)
     shore = 0.62
@@ -116,7 +118,7 @@ def harbor(height: int, width: int) -> Pixels:
 
 
 def hills(height: int, width: int) -> Pixels:
-    """Hills one behind the other in the evening, the nearest with a fence and trees."""
+    """Hills in the evening, the nearest with a fence and trees."""
     random = np.random.default_rng(11)
     y, x = grid(height, width)
     scene = mix((0.98, 0.72, 0.42), (0.38, 0.56, 0.78), np.clip(1 - y / 0.55, 0, 1))
@@ -148,7 +150,7 @@ def hills(height: int, width: int) -> Pixels:
 
 
 def scratches(height: int, width: int) -> Pixels:
-    """Holes: a scribble, a few spots and a word, as bool (height, width)."""
+    """Holes: lines, spots and a word.  Shape: bool (height, width)."""
     image = Image.new("L", (width * SCALE, height * SCALE))
     draw = ImageDraw.Draw(image)
     along = np.linspace(0, 1, 200)
@@ -198,7 +200,7 @@ def butterfly(height: int, width: int) -> Pixels:
 
 
 def grid(height: int, width: int) -> tuple[Pixels, Pixels]:
-    """The centers of the enlarged pixels, from 0 to 1."""
+    """The centers y, x of the supersampled pixels, from 0 to 1."""
     return np.meshgrid(
         (np.arange(height * SCALE) + 0.5) / (height * SCALE),
         (np.arange(width * SCALE) + 0.5) / (width * SCALE),
@@ -216,7 +218,7 @@ def smaller(scene: Pixels) -> Pixels:
     return blocks.mean((1, 3))
 
 
-def font(size: float) -> ImageFont.FreeTypeFont:
+def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 

@@ -1,14 +1,15 @@
-"""How fast whole images are sampled, in torch and in onnxruntime, and what the projections take of it.
+"""Speed of sampling images in torch and in onnxruntime, and the share of the projections.
 
     python -m benchmarks.sampling [--quick]
 
-The full-width networks, untrained (the arithmetic is the same), one thread; candidates take turns, and the
-median of the ratios of each turn counts. Writes records/sampling.json, but not with --quick.
+Measures untrained networks of full width (the arithmetic is the same) on one thread. The candidates run in turns, and
+the median of the ratios of each turn is reported. Writes records/sampling.json unless --quick is given.
 """
 
 import argparse
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,16 +25,16 @@ from sparsegen.common.files import write_json
 from sparsegen.export import onnx_file
 from sparsegen.export.runtime import OnnxSampler
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.projections import GlobalProjection
+from sparsegen.zoo.projections import GlobalProjection, Projection
 from sparsegen.zoo.spec import create_model
 
 RECORDS = Path(__file__).parent / "records" / "sampling.json"
 
 
 class Naive(nn.Module):
-    """The usual topk + scatter in the place of a projection."""
+    """A projection by topk and scatter, for comparison."""
 
-    def __init__(self, k: int, whole: bool):
+    def __init__(self, k: int, whole: bool) -> None:
         super().__init__()
         self.k, self.whole = k, whole
 
@@ -42,11 +43,11 @@ class Naive(nn.Module):
 
 
 def variants(column: str, folder: Path) -> dict[str, Callable[[np.ndarray], Any]]:
-    """Each way to draw a batch of images from one column's generator."""
+    """The candidates that draw a batch of images from the generator of a column."""
     ours, bare, usual, last = (create_model("dcgan", column).eval() for _ in range(4))
     last.to(memory_format=torch.channels_last)
     for index, projection in enumerate(ours.projections):
-        if not isinstance(projection, nn.Identity):
+        if isinstance(projection, Projection):
             usual.projections[index] = Naive(projection.k, isinstance(projection, GlobalProjection))
             bare.projections[index] = nn.Identity()
 
@@ -69,7 +70,7 @@ def variants(column: str, folder: Path) -> dict[str, Callable[[np.ndarray], Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three turns instead of nine, and no record")
+    parser.add_argument("--quick", action="store_true", help="three turns instead of nine, without a record")
     repeats = 3 if parser.parse_args().quick else 9
     torch.set_num_threads(1)
     rows = []
@@ -78,7 +79,7 @@ def main() -> None:
             candidates = variants(column, Path(folder))
             for batch in (1, 64):
                 z = np.random.default_rng(0).standard_normal((batch, 128), np.float32)
-                bound = {name: (lambda run=run, z=z: run(z)) for name, run in candidates.items()}
+                bound = {name: partial(run, z) for name, run in candidates.items()}
                 for name, result in compare(bound, repeats).items():
                     rows.append({"model": f"dcgan.{column}", "batch": batch, "candidate": name, **result})
     show(Console(), "sampling", rows)

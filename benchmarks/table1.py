@@ -1,14 +1,14 @@
-"""Tables 1 and 2 at the scale that a CPU affords: a resumable matrix of architecture x regularizer x k x seed.
+"""Tables 1 and 2 at a small scale for CPUs: a resumable matrix of architecture x regularizer x k x seed.
 
     python -m benchmarks.table1 --data cifar10.parquet --seeds 0,1,2
     python -m benchmarks.table1 --data cifar10.parquet --rows dcgan --columns ml --densities 0.0625,0.125,0.5
     python -m benchmarks.table1 --data cifar10.parquet --rows biggan,diffcr_biggan --shares 0.1,0.2
     python -m benchmarks.table1 --print
 
-A run that has its record is skipped; one that was broken off goes on from its last checkpoint. Each finished
-run appends one line to reproduce/records/table1.jsonl. The distance is that of the averaged generator after the
-last step (no best checkpoint is picked), between `--count` samples and all images of `--data`, whatever part of
-them it was trained on. `sparsegen reproduce table1` prints them beside the paper's.
+Runs with a record are skipped; an interrupted run continues from its last checkpoint. Each finished run appends one
+line to reproduce/records/table1.jsonl. The distance is that of the averaged generator after the last step (not of the
+best checkpoint), between `--count` samples and all images of `--data`, also if it was trained on a part of them.
+`sparsegen reproduce table1` prints the records and the numbers of the paper.
 """
 
 import sys
@@ -16,7 +16,7 @@ from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from sparsegen.common.files import append_line
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.common.interrupt import stop_on_interrupt
 from sparsegen.reproduce import paper
-from sparsegen.reproduce.tables import RECORDS, read_records
+from sparsegen.reproduce.tables import RECORDS, Record, read_records
 from sparsegen.training.data import Images, open_images
 from sparsegen.training.evaluation import draw, evaluate_samples
 from sparsegen.training.features import open_features
@@ -44,16 +44,16 @@ from sparsegen.zoo.spec import ModelSpec
 
 
 class Scale(NamedTuple):
-    """Width and length of a row, and its learning rates as a multiple of the recipe's."""
+    """Width and number of steps of a row, and a factor of the learning rates of its recipe."""
 
     atoms: int
     steps: int
     rate: float = 1.0
 
 
-# A quarter of the full width, of residual rows an eighth, and 4,000 updates of the discriminator, whose number in a
-# step is the recipe's. Where nothing normalizes the discriminator, a narrow one hardly learns in so short a time at
-# the recipe's rate.
+# A quarter of the full width (an eighth for residual rows) and 4,000 updates of the discriminator; the recipe sets
+# their number per step. A narrow discriminator without normalization hardly learns in this time at the learning rate of
+# the recipe.
 SCALES = {
     "dcgan": Scale(32, 4000),
     "cgan": Scale(32, 4000),
@@ -88,28 +88,31 @@ def main(
     rows: Annotated[str, typer.Option(help="Architectures.")] = ",".join(SCALES),
     columns: Annotated[str, typer.Option(help="Regularizers.")] = ",".join(REGULARIZERS),
     densities: Annotated[
-        str, typer.Option(help="Budgets k/limit of the projections; the columns' own by default.")
+        str, typer.Option(help="Densities k/limit of the projections (default: those of the columns).")
     ] = "",
     seeds: Annotated[str, typer.Option()] = "0,1,2",
-    shares: Annotated[str, typer.Option(help="Parts of the images that are trained on.")] = "1",
-    atoms: Annotated[int | None, typer.Option(help="Width of the networks; the row's by default.")] = None,
-    steps: Annotated[int | None, typer.Option(help="The row's by default.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="The recipe's by default.")] = None,
+    shares: Annotated[str, typer.Option(help="Shares of the images used for training.")] = "1",
+    atoms: Annotated[
+        int | None, typer.Option(help="Width of the networks (default: that of the row).")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps (default: that of the row).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Batch size (default: that of the recipe).")] = None,
     rate: Annotated[
-        float | None, typer.Option(help="A multiple of the recipe's learning rates; the row's by default.")
+        float | None,
+        typer.Option(help="Factor of the learning rates of the recipe (default: that of the row)."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="no or bf16; by default what this CPU is faster with.")
+        str | None, typer.Option(help="no or bf16 (default: the faster one on this CPU).")
     ] = None,
-    count: Annotated[int, typer.Option(help="Samples that are measured.")] = 5000,
+    count: Annotated[int, typer.Option(help="Number of samples.")] = 5000,
     threads: Annotated[int, typer.Option()] = 1,
-    runs: Annotated[Path, typer.Option(help="Where unfinished runs keep their checkpoints.")] = Path(
+    runs: Annotated[Path, typer.Option(help="Folder for the checkpoints of unfinished runs.")] = Path(
         "runs/table1"
     ),
     records: Annotated[Path, typer.Option()] = RECORDS / "table1.jsonl",
     only_print: Annotated[bool, typer.Option("--print", help="Print the table of the records.")] = False,
 ) -> None:
-    """Trains what is missing of the matrix, then prints Table 1 with mean ± s.d. next to the paper's."""
+    """Trains the runs without a record, then prints table 1 with mean ± s.d. and the numbers of the paper."""
     if not only_print:
         torch.set_num_threads(threads)
         precision = precision or ("bf16" if has_bfloat16("cpu") else "no")
@@ -117,7 +120,7 @@ def main(
         features = open_features()
         real = Reference(features, images, bar=progress).statistics
         budgets = [float(text) for text in densities.split(",")] if densities else [None]
-        cells = dict.fromkeys(  # two budgets may give one cell, and a list may name one twice
+        cells = dict.fromkeys(  # without duplicates, e.g. from two densities that give the same k
             (seed, share, cell(row, column, atoms, budget))
             for seed in map(int, seeds.split(","))
             for share in map(float, shares.split(","))
@@ -141,7 +144,7 @@ def main(
             ):  # read anew, since another process may work on others
                 continue
             part = f"-share{share:g}" if share < 1 else ""
-            k = "_".join(map(str, spec.k))
+            k = "_".join(map(str, spec.k or ()))
             part += f"-rate{protocol['rate']:g}" if protocol["rate"] != 1 else ""
             name = f"{spec.name}-k{k}-{protocol['steps']}-{precision}-seed{seed}{part}"
             record = {**about, **measure(spec, images, real, features, protocol, count, runs / name)}
@@ -151,7 +154,7 @@ def main(
 
 
 def cell(row: str, column: str, atoms: int | None, density: float | None) -> ModelSpec:
-    """The cell of Table 1 with its k written out, at the column's own density or at another."""
+    """The cell of table 1 with explicit k, at the density of the column or at another."""
     spec = ModelSpec.of(row, column, atoms or SCALES[row].atoms)
     k_ranges = spec.k_ranges
     return replace(
@@ -165,7 +168,7 @@ def cell(row: str, column: str, atoms: int | None, density: float | None) -> Mod
 def measure(
     spec: ModelSpec, images: Images, real, features, protocol: dict, count: int, folder: Path
 ) -> dict:
-    """Trains one cell, or what is left of it, and measures it."""
+    """Trains a cell, from its last checkpoint if there is one, and measures it."""
     steps = protocol["steps"]
     plan = RunPlan(
         spec.name,
@@ -210,13 +213,15 @@ def measure(
     }
 
 
-def key(record: dict) -> tuple:
+def key(record: Record) -> tuple[Any, ...]:
     return tuple(tuple(value) if isinstance(value := record[name], list) else value for name in KEY)
 
 
-def show_table(records: list[dict]) -> None:
-    """Prints, for each protocol, a line per column and k with mean ± s.d. over the seeds, and the paper's FID."""
-    protocols = defaultdict(lambda: defaultdict(list))
+def show_table(records: list[Record]) -> None:
+    """Prints, per protocol, one line per column and k: mean ± s.d. over the seeds, and the FID of the paper."""
+    protocols: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Record]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for record in records:
         protocol = tuple(record[name] for name in PROTOCOL)
         protocols[protocol][record["regularizer"], tuple(record["k"])].append(record)
@@ -227,7 +232,7 @@ def show_table(records: list[dict]) -> None:
         table = Table(
             "regularizer", "k", "seeds", about["metric"], "density Γ1", "density Γ2", "paper's FID", box=None
         )
-        fids = paper.FID.get(about["architecture"], {})  # none of the rows that the paper does not have
+        fids = paper.FID.get(about["architecture"], {})  # empty for rows that are not in the paper
         for (column, k), found in sorted(
             cells.items(), key=lambda item: (list(REGULARIZERS).index(item[0][0]), item[0][1])
         ):

@@ -1,15 +1,15 @@
-"""Table 3 at the scale that a CPU affords, and what the blind stop loses: a resumable campaign of restorations.
+"""Table 3 at a small scale for CPUs, and the loss by the stopping rule: a resumable campaign of restorations.
 
     python -m benchmarks.table3 --images ../shared/data/set9 --preset paper --bf16 --size 128 --seeds 0,1,2
     python -m benchmarks.table3 --images ../shared/data/set9 --preset fast --size 256
     python -m benchmarks.table3 --images ../shared/data/set9 --noises poisson:30,salt-and-pepper:0.1,jpeg:10
     python -m benchmarks.table3 --print
 
-Each cell is one fit to a central crop of one picture with noise of a fixed seed. Its record has the best PSNR of
-one output ("single") and of the averaged output ("average"), as the paper takes them, with the clean picture;
-and what the blind stop, which does not see it, gave back in the same run. The preset `paper` has no stop: it runs
-until it is `--past` iterations beyond its best average, or the preset's end. A cell that has its record is skipped.
-BM3D (--bm3d, for which install `bm3d`) stands beside it as a yardstick.
+Each cell is one fit to a central crop of one picture with noise of a fixed seed. Its record has the best PSNR of one
+output ("single") and of the averaged output ("average"), selected with the clean picture as in the paper, and the PSNR
+of the result that the stopping rule selects in the same run without the clean picture. The preset `paper` does not
+stop: it runs until `PAST` iterations after its best average, or to the end of the preset. Cells with a record are
+skipped. With --bm3d, BM3D (package `bm3d`) is measured for comparison.
 """
 
 import io
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -29,34 +29,34 @@ from rich.console import Console
 from benchmarks.machine import circumstances
 from sparsegen.cli.console import progress
 from sparsegen.common.files import append_line
-from sparsegen.reproduce.tables import RECORDS, read_records, show_table3
+from sparsegen.reproduce.tables import RECORDS, Record, read_records, show_table3
 from sparsegen.restoration.fit import Fit
 from sparsegen.restoration.restore import make_fit
 from sparsegen.restoration.settings import PRESETS, SPARSITIES, Preset, Task
 
 KEY = ("image", "size", "noise", "preset", "settings", "regularizer", "density", "seed", "end", "know_sigma")
-PAST = 200  # iterations that a run without a stop goes beyond its best average
-FOLLOWED = 1.25  # times the best iteration, and 100 more: how far a run is followed after its blind stop
+PAST = 200  # iterations after the best average at which a run without a stopping rule ends
+FOLLOWED = 1.25  # a run with a stopping rule continues to this multiple of the best iteration plus 100
 
 
 def poisson(clean: np.ndarray, peak: float, random: np.random.Generator) -> np.ndarray:
-    """Photon noise: `peak` photons in a white pixel."""
+    """Photon noise with `peak` photons in a white pixel."""
     return random.poisson(clean * peak) / peak
 
 
 def salt_and_pepper(clean: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """Makes that share of the pixels black or white."""
+    """Makes a share of the pixels black or white."""
     hit = random.random(clean.shape[:2]) < share
     return np.where(hit[..., None], random.integers(0, 2, clean.shape[:2])[..., None], clean)
 
 
 def gaussian(clean: np.ndarray, sigma: float, random: np.random.Generator) -> np.ndarray:
-    """White noise of that many gray levels of 255."""
+    """White noise with a standard deviation of `sigma` gray levels of 255."""
     return clean + sigma / 255 * random.standard_normal(clean.shape)
 
 
 def jpeg(clean: np.ndarray, quality: float, random: np.random.Generator) -> np.ndarray:
-    """What a JPEG file of that quality keeps."""
+    """Compresses with JPEG of this quality."""
     file = io.BytesIO()
     Image.fromarray(np.rint(clean * 255).astype(np.uint8)).save(file, "JPEG", quality=int(quality))
     return np.asarray(Image.open(file), np.float32) / 255
@@ -72,13 +72,13 @@ NOISES: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True)
 class Trace:
-    """What is known of one iteration once the clean picture may be looked at; PSNR in dB."""
+    """Measurements of one iteration: CPU seconds, and the PSNR in dB of output, average and result so far."""
 
     iteration: int
     cpu: float
     single: float
     average: float
-    statistic: float | None
+    returned: float
 
 
 def crop(path: Path, size: int) -> np.ndarray:
@@ -86,14 +86,14 @@ def crop(path: Path, size: int) -> np.ndarray:
     pixels = np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
     if min(pixels.shape[:2]) < size:
         raise typer.BadParameter(
-            f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, no {size} x {size} of them"
+            f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, less than {size} x {size}"
         )
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     return pixels[top : top + size, left : left + size]
 
 
 def observe(clean: np.ndarray, noise: str, seed: int) -> np.ndarray:
-    """Adds noise of a kind and a strength, as "gaussian:25", and clips to [0, 1]."""
+    """Adds noise "kind:strength", e.g. "gaussian:25", and clips to [0, 1]."""
     kind, _, strength = noise.partition(":")
     noisy = NOISES[kind](clean, float(strength), np.random.default_rng(seed))
     return noisy.clip(0, 1).astype(np.float32)
@@ -108,40 +108,41 @@ def tensor(picture: np.ndarray) -> torch.Tensor:
 
 
 def follow(fit: Fit, clean: torch.Tensor) -> Iterator[Trace]:
-    """Runs a fit and measures each output; the CPU seconds are those of the fit alone."""
+    """Runs a fit and measures each output; the CPU seconds are those of the fit only."""
     spent, since = 0.0, process_time()
     for now in fit:
         spent += process_time() - since
-        yield Trace(now.iteration, spent, psnr(now.output, clean), psnr(now.average, clean), now.statistic)
+        values = (psnr(image, clean) for image in (now.output, now.average, now.image))
+        yield Trace(now.iteration, spent, *values)
         since = process_time()
 
 
 def measure(
     task: Task, clean: np.ndarray, noisy: np.ndarray, preset: Preset, show: Callable[[int, str], None]
-) -> dict:
-    """One cell: the oracle's best, and what the blind stop gave back.
+) -> Record:
+    """Measures a cell: the best PSNR, and the PSNR of the result that the stopping rule selects.
 
-    A run that stops by itself is followed beyond its stop, to see what would have come. `preset` is in place of the
-    task's.
+    A run with a stopping rule continues after its stop, to find the best PSNR. `preset` replaces that of the task.
     """
     truth, observation = tensor(clean), tensor(noisy)
     fit = make_fit(task, observation, preset=preset)
     has_rule = fit.rule is not None
     fit.preset = replace(preset, stops=False)
-    single, average, given = (-math.inf, 0), (-math.inf, 0), {}
+    single, average = (-math.inf, 0), (-math.inf, 0)
+    stopped: dict[str, float] = {}
     for trace in follow(fit, truth):
         single = max(single, (trace.single, -trace.iteration))
         average = max(average, (trace.average, -trace.iteration))
-        if has_rule and not given and trace.iteration >= min(fit.best.patience_ends, fit.preset.iterations):
-            given = {
+        if has_rule and not stopped and trace.iteration >= min(fit.best.patience_ends, fit.preset.iterations):
+            stopped = {
                 "stopped_at": trace.iteration,
                 "stopped_cpu_seconds": round(trace.cpu, 2),
                 "returned_iteration": fit.best.iteration,
-                "returned": psnr(fit.image, truth),
+                "returned": trace.returned,
             }
         show(trace.iteration, f"{trace.average:.2f} dB")
         enough = -average[1] * FOLLOWED + 100 if has_rule else -average[1] + PAST
-        if trace.iteration >= enough and (given or not has_rule):
+        if trace.iteration >= enough and (stopped or not has_rule):
             break
     return {
         "noisy": psnr(observation, truth),
@@ -151,40 +152,44 @@ def measure(
         "average_iteration": -average[1],
         "iterations": trace.iteration,
         "cpu_seconds": round(trace.cpu, 2),
-        **given,
+        **stopped,
     }
 
 
 def bm3d_psnr(clean: np.ndarray, noisy: np.ndarray, sigma: float) -> float:
-    """What BM3D (Dabov et al., 2007) makes of the same observation, knowing sigma."""
-    from bm3d import bm3d_rgb
+    """The PSNR of BM3D (Dabov et al., 2007) for the same observation, with known sigma."""
+    from bm3d import bm3d_rgb  # type: ignore[import-not-found]  # not a dependency
 
     return psnr(tensor(bm3d_rgb(noisy, sigma / 255).clip(0, 1).astype(np.float32)), tensor(clean))
 
 
 def main(
     images: Annotated[Path, typer.Option(help="Folder of clean pictures.")] = Path("../shared/data/set9"),
-    only: Annotated[str, typer.Option(help="Names of some of them.")] = "",
-    size: Annotated[int, typer.Option(help="Side of the central crop.")] = 128,
-    noises: Annotated[str, typer.Option(help=f"kind:strength, of {', '.join(NOISES)}.")] = "gaussian:25",
+    only: Annotated[
+        str, typer.Option(help="Names of the pictures, separated by commas (default: all).")
+    ] = "",
+    size: Annotated[int, typer.Option(help="Side of the central crop in pixels.")] = 128,
+    noises: Annotated[str, typer.Option(help=f"kind:strength; kinds: {', '.join(NOISES)}.")] = "gaussian:25",
     preset: Annotated[str, typer.Option()] = "fast",
     regularizers: Annotated[str, typer.Option()] = "baseline,l0_inf,l0",
-    densities: Annotated[str, typer.Option(help="In place of the regularizers' own.")] = "",
+    densities: Annotated[str, typer.Option(help="Densities (default: those of the regularizers).")] = "",
     seeds: Annotated[str, typer.Option()] = "0,1,2",
-    iterations: Annotated[int, typer.Option(help="The end of a run at the latest.")] = 3000,
-    know_sigma: Annotated[bool, typer.Option(help="Tell the blind stop the noise level of gaussian.")] = True,
+    iterations: Annotated[int, typer.Option(help="Maximum number of iterations.")] = 3000,
+    know_sigma: Annotated[
+        bool, typer.Option(help="Give the noise level of gaussian to the stopping rule.")
+    ] = True,
     threads: Annotated[int, typer.Option()] = 1,
     bf16: Annotated[
-        bool, typer.Option(help="Compute the preset paper in bfloat16, too, in half of the time.")
+        bool, typer.Option(help="Also compute the preset paper in bfloat16, which halves its time.")
     ] = False,
     ensemble: Annotated[
-        int | None, typer.Option(help="Networks averaged, in place of the preset's number.")
+        int | None, typer.Option(help="Number of networks averaged (default: that of the preset).")
     ] = None,
-    bm3d: Annotated[bool, typer.Option(help="Also run BM3D on gaussian noise.")] = False,
+    bm3d: Annotated[bool, typer.Option(help="Also measure BM3D on gaussian noise.")] = False,
     records: Annotated[Path, typer.Option()] = RECORDS / "table3.jsonl",
     only_print: Annotated[bool, typer.Option("--print", help="Print the tables of the records.")] = False,
 ) -> None:
-    """Runs what is missing of the campaign, then prints the tables."""
+    """Runs the cells without a record, then prints the tables."""
     if not only_print:
         torch.set_num_threads(threads)
         own = PRESETS[preset]
@@ -199,7 +204,9 @@ def main(
         }
         for cell in cells(images, only, size, noises, preset, regularizers, densities, seeds):
             cell |= about
-            if key(cell) in map(key, read_records(records)):  # read anew: another process may work on others
+            if key(cell) in map(
+                key, read_records(records)
+            ):  # read again, since another process may add records
                 continue
             clean = crop(images / f"{cell['image']}.png", size)
             noisy = observe(clean, cell["noise"], cell["seed"])
@@ -228,8 +235,8 @@ def cells(
     regularizers: str,
     densities: str,
     seeds: str,
-) -> Iterator[dict]:
-    """The cells of a campaign, seed by seed, so that a broken-off one has whole rows."""
+) -> Iterator[Record]:
+    """The cells of a campaign, seed by seed, so that an interrupted one has complete rows."""
     names = only.split(",") if only else sorted(path.stem for path in images.glob("*.png"))
     if not names:
         raise typer.BadParameter(f"{images} holds no .png files")
@@ -247,7 +254,7 @@ def cells(
                         }  # fmt: skip
 
 
-def key(record: dict) -> tuple:
+def key(record: Record) -> tuple[Any, ...]:
     return tuple(record[name] for name in KEY)
 
 

@@ -144,17 +144,17 @@ def sparsity() -> str:
     return markdown(("", "L0,∞: single", "averaged", "L0: single", "averaged"), rows)
 
 
-def yardstick() -> str:
+def bm3d() -> str:
     """BM3D and `fast` on the same noisy crops. The records of the baseline contain BM3D."""
     known = [record for record in read_records(TABLES["table3"][0]) if "bm3d" in record]
-    bm3d = {
+    theirs = {
         (record["image"], record["size"], record["noise"], record["seed"]): record["bm3d"] for record in known
     }
     ours = {
         cell: record
         for record in restorations("fast")
         if record["regularizer"] == "l0_inf"
-        and (cell := (record["image"], record["size"], record["noise"], record["seed"])) in bm3d
+        and (cell := (record["image"], record["size"], record["noise"], record["seed"])) in theirs
     }
     rows = []
     for size in sorted({cell[1] for cell in ours}):
@@ -162,14 +162,14 @@ def yardstick() -> str:
         values = (
             mean(ours[cell]["returned"] for cell in cells),
             mean(ours[cell]["average"] for cell in cells),
-            mean(bm3d[cell] for cell in cells),
+            mean(theirs[cell] for cell in cells),
         )
         rows.append((f"{size} x {size}, {len(cells)} crops", *(f"{value:.2f} dB" for value in values)))
     return markdown(("σ 25", "`fast` returns", "best of `fast`", "BM3D with known σ"), rows)
 
 
 def distances(lines: dict[tuple[str, float], dict[str, float]], columns: Iterable[str]) -> str:
-    """A table of our distances: a line per architecture and share of the data, with the paper's change."""
+    """A table of our distances: one line per architecture and share of the data, with the change in the paper."""
     records = [record for record in read_records(TABLES["table1"][0]) if own_k(record)]
     rows, columns, ours = [], list(columns), []
     for (row, share), fids in lines.items():
@@ -268,27 +268,28 @@ def bundled_names() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
-        speed, stop, sparsity, yardstick, table1, again, table2, bundled, bundled_names, real, k_sweep_table
+        speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table
     )
 }  # fmt: skip
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def fill(text: str) -> str:
-    """Replaces each table that a page has.
+    """Replaces the tables of a page.
 
-    Raises: ValueError if a mark is not that of a table, or has no end.
+    Raises:
+        ValueError: If a comment does not name a table, or has no end.
     """
-    for name in re.findall(r"<!-- (\w+) -->", text):
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        if name not in BLOCKS or not re.search(pattern, text, re.S):
+
+    def table(match: re.Match[str]) -> str:
+        name, content = match.groups()
+        if name not in BLOCKS or content is None:
             raise ValueError(
                 f"<!-- {name} --> … <!-- /{name} --> is not a table; there are {', '.join(BLOCKS)}"
             )
-        text = re.sub(
-            pattern, lambda match, name=name: f"{match[1]}{BLOCKS[name]()}\n{match[2]}", text, flags=re.S
-        )
-    return text
+        return f"<!-- {name} -->\n{BLOCKS[name]()}\n<!-- /{name} -->"
+
+    return re.sub(r"<!-- (\w+) -->(\n.*?<!-- /\1 -->)?", table, text, flags=re.S)
 
 
 def main() -> None:

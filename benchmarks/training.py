@@ -1,31 +1,31 @@
-"""How fast our training step is: ratios to the steps of two libraries, rebuilt, and what each regularizer costs.
+"""Speed of our training step relative to reimplemented steps of two libraries, and the cost of each regularizer.
 
     python -m benchmarks.training
     python -m benchmarks.training --settings dcgan --atoms 64 --quick
 
-The rebuilds do, in our words and with the same torch, what kwotsin/mimicry and POSTECH-CVLab/PyTorch-StudioGAN do
-in one step of the generator, on networks that compute the same function as ours: this is checked, outputs and
-gradients, on the same weights. What is compared is therefore
+The reimplementations perform one generator step of kwotsin/mimicry and of POSTECH-CVLab/PyTorch-StudioGAN with the same
+torch, on networks that compute the same function as ours; this is checked for outputs and gradients, with the same
+weights. So the differences are:
 
-- the memory format (theirs contiguous, ours channels last) and Adam (theirs a loop over the parameters, ours fused);
-- the order of what commutes: theirs double the side before the 1 x 1 convolution of a generator's shortcut, and halve
-  it after that of a discriminator's (but for the first block), ours the other way around;
-- the passes: theirs draw new images for the generator's update, ours goes on with those of the discriminator's last;
-- mimicry lets gradients reach whatever a pass touched: the discriminator's update records a graph of the generator,
-  the generator's update computes gradients of the discriminator's weights, which are then thrown away;
-- StudioGAN freezes the network that stands still, as ours does, and walks all modules to do so, batch norm's too;
-- spectral norm: both use `torch.nn.utils.spectral_norm` (mimicry has one of its own, which is not its default);
-- what belongs to a step: numbers for the log in mimicry; in ours the running average of the generator, noise and
-  batch as functions of (seed, step), the check that losses are finite.
+- Memory format (theirs contiguous, ours channels last) and Adam (theirs a loop over the parameters, ours fused).
+- Order of commuting operations: theirs double the side before the 1 x 1 convolution of a generator's shortcut, and
+  halve it after that of a discriminator's (except in the first block); ours do the opposite.
+- Passes: theirs draw new images for the generator update; ours reuses those of the last discriminator update.
+- mimicry does not freeze networks: the discriminator update records a graph of the generator, and the generator update
+  computes gradients of the discriminator weights, which are discarded.
+- StudioGAN freezes the network that is not trained, like ours, and iterates over all modules for it and for batch norm.
+- Spectral norm: both use `torch.nn.utils.spectral_norm` (mimicry has another implementation, not used by default).
+- Parts of a step: numbers for the log in mimicry; in ours the running average of the generator, noise and batch as
+  functions of (seed, step), and the check that losses are finite.
 
-Not as in the originals, so that the function is the same: mimicry doubles by bilinear interpolation, here by
-repetition; their in-place ReLU at the start of a discriminator's block also changes what the shortcut sees, here it
-has a copy; batch norm's epsilon and Adam's are torch's own (1e-4 and 1e-6 in StudioGAN). And for like with like,
-StudioGAN's DCGAN has one update of the discriminator a step, not two; its SNGAN is conditional, here it is not.
+Changes of the originals, so that the function is the same: mimicry doubles by bilinear interpolation, here by
+repetition; their in-place ReLU at the start of a discriminator block also changes the input of the shortcut, here it is
+not in-place; the epsilons of batch norm and Adam are the defaults of torch (1e-4 and 1e-6 in StudioGAN). For an equal
+comparison, StudioGAN's DCGAN has one discriminator update per step, not two, and its SNGAN is unconditional.
 
-Loading is timed on its own and added: theirs is torchvision's transforms, image by image, in the process itself; with
-workers it costs other cores the same. Steps take turns on one thread, in CPU time of that thread, and the medians of
-the ratios of each turn count. Writes records/training.json, but not with --quick.
+Loading is measured separately and added. Theirs applies the transforms of torchvision to one image at a time in the
+same process; workers would move the same cost to other cores. Steps run in turns on one thread. The median of the
+ratios of each turn, in CPU time of the thread, is reported. Writes records/training.json unless --quick is given.
 """
 
 import os
@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torchvision import transforms  # type: ignore[import-untyped]  # it has no annotations
 
 from benchmarks.machine import processor, versions
 from benchmarks.projection import show, turns
@@ -68,7 +68,7 @@ SEED, BATCH, ENDLESS = 0, 64, 1_000_000_000
 
 
 class Bfloat16(Accelerator):
-    """As `Accelerator(mixed_precision="bf16")`, of which a process has one kind only."""
+    """Like `Accelerator(mixed_precision="bf16")`; a process can have only one precision in Accelerate."""
 
     def autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)
@@ -76,7 +76,7 @@ class Bfloat16(Accelerator):
 
 @dataclass(frozen=True)
 class Given:
-    """Batches that are there already."""
+    """A constant batch."""
 
     real: Tensor
 
@@ -92,7 +92,7 @@ def activation() -> nn.Module:
 
 
 class UpBlock(nn.Module):
-    """The side is doubled before either convolution. Shape: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Doubles the side before the convolutions. Shape: (B, C, H, W) -> (B, C, 2H, 2W)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -120,11 +120,11 @@ class ResidualGenerator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """The side is halved after the convolutions, the first block's shortcut excepted."""
+    """Halves the side after the convolutions, except in the shortcut of the first block."""
 
     def __init__(self, inputs: int, outputs: int, halves: bool, first: bool = False):
         super().__init__()
-        self.halves, self.first, self.activation = halves, first, activation()
+        self.first, self.activation = first, activation()
         self.conv_1 = spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1))
         self.conv_2 = spectral_norm(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = spectral_norm(nn.Conv2d(inputs, outputs, 1)) if halves else None
@@ -132,7 +132,7 @@ class DownBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv_1(x if self.first else F.relu(x))
         main = self.conv_2(self.activation(main))
-        if not self.halves:
+        if self.shortcut is None:
             return main + x
         main = F.avg_pool2d(main, 2)
         if self.first:
@@ -197,7 +197,7 @@ class ConvDiscriminator(nn.Module):
         return self.conv(self.blocks(image)).flatten(1)
 
 
-# From the names of our weights to theirs, replaced in this order.
+# Names of our weights and of theirs, replaced in this order.
 SPECTRAL_NAMES = (
     (".parametrizations.weight.original", ".weight_orig"),
     (".parametrizations.weight.0._", ".weight_"),
@@ -242,23 +242,23 @@ def negative_mean(fake: Tensor) -> Tensor:
 
 
 def cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
-    """With labels, as mimicry has it."""
+    """With labels, as in mimicry."""
     of_real = F.binary_cross_entropy_with_logits(real, torch.full((len(real), 1), 1.0))
     return of_real + F.binary_cross_entropy_with_logits(fake, torch.full((len(fake), 1), 0.0))
 
 
 def log_sigmoid(fake: Tensor) -> Tensor:
-    """As mimicry has it."""
+    """As in mimicry."""
     return -torch.mean(torch.log(torch.sigmoid(fake) + 1e-8))
 
 
 def softplus(real: Tensor, fake: Tensor) -> Tensor:
-    """As StudioGAN has it."""
+    """As in StudioGAN."""
     return torch.mean(F.softplus(-real)) + torch.mean(F.softplus(fake))
 
 
 def softplus_generator(fake: Tensor) -> Tensor:
-    """As StudioGAN has it."""
+    """As in StudioGAN."""
     return torch.mean(F.softplus(-fake))
 
 
@@ -267,10 +267,12 @@ Losses = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Setting:
-    """A row under its recipe, and how others have it.
+    """A row of the zoo, and its networks and losses in the other libraries.
 
-    `row` is the name of ours; `atoms` is the width that is measured by default; `names` are those of the generator's
-    and of the discriminator's weights.
+    Attributes:
+        row: Name of the architecture.
+        atoms: Default width.
+        names: Pairs of names of the weights, for the generator and the discriminator.
     """
 
     row: str
@@ -311,7 +313,7 @@ SETTINGS = {
 
 
 class Usual:
-    """A pair of networks, contiguous, on the weights of ours, and two Adams that are not fused."""
+    """A pair of contiguous networks with our weights, and two Adam optimizers that are not fused."""
 
     def __init__(self, setting: Setting, ours: Networks, losses: Losses):
         self.z_dim, self.updates = ARCHITECTURES[setting.row].z_dim, setting.updates
@@ -332,9 +334,13 @@ class Usual:
     def networks(self) -> tuple[nn.Module, nn.Module]:
         return self.generator, self.discriminator
 
+    def step(self, reals: Iterator[Tensor]) -> object:
+        """Runs one step of the generator and returns its losses."""
+        raise NotImplementedError
+
 
 class Mimicry(Usual):
-    """What mimicry's trainer does for one step."""
+    """One step of the trainer of mimicry."""
 
     def step(self, reals: Iterator[Tensor]) -> dict[str, float]:
         log = {}
@@ -361,7 +367,7 @@ class Mimicry(Usual):
 
 
 class StudioGan(Usual):
-    """What StudioGAN's worker does for one step; it logs every hundredth only."""
+    """One step of the worker of StudioGAN, which logs only every hundredth step."""
 
     def step(self, reals: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
         self.prepare(self.generator, self.discriminator)
@@ -392,7 +398,7 @@ class StudioGan(Usual):
 
     def fake(self, count: int) -> Tensor:
         z = torch.randn(count, self.z_dim)
-        torch.randint(0, 10, (count,), dtype=torch.long)  # labels, of unconditional images too
+        torch.randint(0, 10, (count,), dtype=torch.long)  # labels are drawn for unconditional models too
         return self.generator(z)
 
 
@@ -405,7 +411,7 @@ def count_statistics(part: nn.Module, counts: bool) -> None:
 
 
 class Pictures(Dataset):
-    """CIFAR-10 as torchvision has it: an array in memory, from which each image goes through PIL."""
+    """CIFAR-10 as in torchvision: an array in memory; each image is converted by PIL."""
 
     def __init__(self, pixels: np.ndarray, transform: Callable[[Image.Image], Tensor]):
         self.pixels, self.transform = pixels, transform
@@ -423,7 +429,7 @@ def endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def loading(images: Images, updates: int) -> dict[str, Callable[[], Any]]:
-    """What loads the batches of one step, by whose step it is."""
+    """Functions that load the batches of one step, by library."""
     scaled = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     plain, flipped = (
         Pictures(images.numpy(), transforms.Compose(steps))
@@ -443,14 +449,14 @@ def loading(images: Images, updates: int) -> dict[str, Callable[[], Any]]:
 
 
 def check(setting: Setting, ours: Networks, theirs: Usual) -> None:
-    """Raises: AssertionError unless images, scores and the gradients of all weights are the same."""
+    """Raises: AssertionError unless images, scores and the gradients of all weights agree."""
     z = torch.from_numpy(
         np.random.default_rng(SEED).standard_normal((8, ARCHITECTURES[setting.row].z_dim), np.float32)
     )
     results = []
     for generator, discriminator in (ours.trained.values(), theirs.networks):
         generator.train()
-        discriminator.eval()  # where one power iteration differs in its order from torch's older one
+        discriminator.eval()  # in training, the order of the power iteration differs between the two spectral norms
         image = generator(z)
         image = image[0] if isinstance(image, tuple) else image
         scores = discriminator(image).flatten()
@@ -463,7 +469,7 @@ def check(setting: Setting, ours: Networks, theirs: Usual) -> None:
     for mine, other, names in zip(*results, ((), *setting.names), strict=True):
         mine = renamed(mine, names)
         assert mine.keys() == other.keys()
-        # Of all: a bias before a batch norm has no gradient but the rounding's.
+        # Over all weights, since the gradient of a bias before a batch norm is only rounding error.
         largest = max(float(tensor.abs().max()) for tensor in mine.values())
         for key, tensor in mine.items():
             difference = float((other[key].detach() - tensor).abs().max())
@@ -471,7 +477,7 @@ def check(setting: Setting, ours: Networks, theirs: Usual) -> None:
 
 
 def stepper(setting: Setting, column: str, atoms: int, batches: Any, accelerator: Accelerator) -> Callable:
-    """One step of ours at each call."""
+    """Returns a function that runs one step of ours per call."""
     spec = ModelSpec.of(setting.row, column, atoms)
     recipe = recipe_of(spec)
     networks = Networks(spec, recipe, SEED)
@@ -482,7 +488,7 @@ def stepper(setting: Setting, column: str, atoms: int, batches: Any, accelerator
 
 
 def candidates(setting: Setting, atoms: int, images: Images) -> dict[str, Callable[[], Any]]:
-    """Steps and loadings by name; the rebuilds are checked against ours."""
+    """Steps and loading functions by name; the reimplementations are checked against ours."""
     real = ImageLoader(images, BATCH, SEED).at(0)[0]
     spec = ModelSpec.of(setting.row, "baseline", atoms)
     ours = Networks(spec, recipe_of(spec), SEED)
@@ -502,13 +508,13 @@ def candidates(setting: Setting, atoms: int, images: Images) -> dict[str, Callab
 
 
 def columns(setting: Setting, atoms: int, images: Images) -> dict[str, Callable[[], Any]]:
-    """A step of ours in each column."""
+    """Our step for each column."""
     given, accelerator = Given(ImageLoader(images, BATCH, SEED).at(0)[0]), Accelerator(cpu=True)
     return {column: stepper(setting, column, atoms, given, accelerator) for column in REGULARIZERS}
 
 
-def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-    """The median of the ratios of each turn, and their quartiles."""
+def ratio(numerator: list[float], denominator: list[float]) -> dict[str, Any]:
+    """The median and quartiles of the ratios of each turn."""
     ratios = [n / d for n, d in zip(numerator, denominator, strict=True)]
     low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
@@ -571,12 +577,12 @@ def text(value: Any) -> Any:
 
 
 def main(
-    settings: Annotated[str, typer.Option(help="What is trained.")] = ",".join(SETTINGS),
-    atoms: Annotated[int, typer.Option(help="Width; 0: 32 for sngan, and 128, its own, for dcgan.")] = 0,
-    repeats: Annotated[int, typer.Option("--turns", help="Steps of each candidate.")] = 9,
-    quick: Annotated[bool, typer.Option("--quick", help="Three turns, and no record.")] = False,
+    settings: Annotated[str, typer.Option(help="Settings, separated by commas.")] = ",".join(SETTINGS),
+    atoms: Annotated[int, typer.Option(help="Width; 0: 32 for sngan, 128 for dcgan.")] = 0,
+    repeats: Annotated[int, typer.Option("--turns", help="Number of steps of each candidate.")] = 9,
+    quick: Annotated[bool, typer.Option("--quick", help="Three turns, without a record.")] = False,
 ) -> None:
-    """Times the steps in turns and prints how many times as long as ours each takes."""
+    """Measures the steps in turns and prints their times relative to ours."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     images, names = noise_images(), settings.split(",")

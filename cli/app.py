@@ -10,7 +10,7 @@ from rich.logging import RichHandler
 
 import sparsegen
 from sparsegen.cli import models, paper, restoring, serving, training
-from sparsegen.cli.console import err, write_what_cannot_be_encoded
+from sparsegen.cli.console import err, substitute_unencodable
 
 EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
 
@@ -45,7 +45,7 @@ def main() -> None:
 
     Exit codes: 2 for bad input and other expected errors, 1 for a bug in sparsegen, 130 for Ctrl-C.
     """
-    write_what_cannot_be_encoded(sys.stdout, sys.stderr)
+    substitute_unencodable(sys.stdout, sys.stderr)
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",

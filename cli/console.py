@@ -2,7 +2,7 @@
 
 import codecs
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from math import isfinite
@@ -38,10 +38,10 @@ def say(console: Console, text: str) -> None:
 PLAIN = {"Γ": "Gamma", "∞": "inf", "σ": "sigma", "…": "...", "→": "->", "±": "+-"}
 
 
-def write_what_cannot_be_encoded(*streams: TextIO) -> None:
-    """Makes streams write a substitute for each character that their encoding lacks, instead of failing.
+def substitute_unencodable(*streams: TextIO) -> None:
+    """Makes streams write a substitute for each character that their encoding lacks, instead of raising an error.
 
-    Such characters are Greek letters in a pipe that is not UTF-8, and the bytes of file names that are not UTF-8.
+    Examples are Greek letters in a pipe that is not UTF-8, and bytes of file names that are not UTF-8.
     """
     codecs.register_error("sparsegen.substitute", _substitute)
     for stream in streams:
@@ -63,8 +63,11 @@ class Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str, total: int | None, done: int = 0) -> Iterator:
-    """Shows a bar with rate and remaining time; yields a function that takes the number of steps done."""
+def progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[..., object]]:
+    """Shows a bar with rate and remaining time.
+
+    Yields: A function of the number of steps done and, optionally, a new description and total.
+    """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -81,7 +84,7 @@ def progress(what: str, total: int | None, done: int = 0) -> Iterator:
 
 @contextmanager
 def shown(name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
-    """Shows the progress of a fit: as a bar, or without a terminal as a line every `LINE_EVERY` seconds."""
+    """Shows the progress of a fit as a bar, or without a terminal as one line every `LINE_EVERY` seconds."""
     if err.is_terminal:
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -109,7 +112,10 @@ def shown(name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
 
 
 def state_of(progress: "AnyProgress", total: int) -> tuple[float, str]:
-    """The share that is done, from 0 to 1, and a line on it. A fit may stop early, so the remaining time is a range."""
+    """Returns the completed share, 0 to 1, and a status text.
+
+    The remaining time is a range, because a fit may stop early.
+    """
     from sparsegen.restoration.tiles import TiledProgress
 
     statistic = "" if progress.statistic is None else f" statistic {progress.statistic:.3g}"
@@ -133,7 +139,8 @@ def _short(name: str, limit: int = 14) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
-def show_record(record: dict) -> None:
+def show_record(record: Mapping[str, object]) -> None:
+    """Prints names and values, one per line."""
     table = Table(show_header=False, box=None)
     for name, value in record.items():
         table.add_row(name, Text(_text(value)))

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -11,6 +11,7 @@ from rich.text import Text
 import sparsegen
 from sparsegen.cli.console import err, out, progress, say, show_record
 from sparsegen.cli.options import K, Model, Seed, check_target, parse_k, parse_labels
+from sparsegen.common.hardware import use_threads
 
 app = typer.Typer()
 
@@ -48,12 +49,12 @@ def list_models(
         out.print(f"{column}: {value}{COMMON[column]}", style="dim")
 
 
-# Columns that are printed once, below the table, where all models have the same value, each with a remark.
+# Columns printed once below the table, with a unit or remark, if all models have the same value.
 COMMON = {"size": " pixels", "trained on": "", "distance by": ", lower is better", "license": ""}
 
 
-def _summary(config: dict) -> dict[str, str]:
-    """A bundled model in the columns of the list."""
+def _summary(config: dict[str, Any]) -> dict[str, str]:
+    """Returns the row of a bundled model in the table, by column."""
     from sparsegen.zoo.architectures import ARCHITECTURES
     from sparsegen.zoo.blocks import IMAGE_SIZES
 
@@ -75,7 +76,7 @@ def _summary(config: dict) -> dict[str, str]:
 
 @app.command(epilog="Example: sparsegen info dcgan.ml")
 def info(model: Model) -> None:
-    """Shows what a model is: its shape, its classes, the ranges of its k, how it was trained and measured."""
+    """Shows the shape, classes, range of k, training and evaluation of a model."""
     from sparsegen.zoo import noise
 
     generator = sparsegen.from_pretrained(model)
@@ -137,7 +138,7 @@ def sample(
         ),
     ] = Path("samples.png"),
     scale: Annotated[
-        int, typer.Option(min=1, max=16, help="Side in pixels that each pixel of a grid is enlarged to.")
+        int, typer.Option(min=1, max=16, help="Factor by which the pictures of a grid are enlarged.")
     ] = 2,
 ) -> None:
     """Draws images from a model."""
@@ -151,6 +152,7 @@ def sample(
         noise.check_count(count)
     noise.check_seed(seed)
     suffix = check_target(out_path, ".png", ".npy", folder=True)
+    use_threads()
     generator = sparsegen.from_pretrained(model)
     chosen = parse_labels(labels)
     if count is None:

@@ -16,10 +16,11 @@ K = Annotated[
 ]
 
 
-def _place(jobs: str | None) -> str | None:
+def _check_jobs(jobs: str | None) -> str | None:
     """Rejects a URL that contains a password.
 
-    Raises: typer.BadParameter, since all users of a machine can read the arguments of its processes.
+    Raises:
+        typer.BadParameter: Since all users of a machine can read the arguments of its processes.
     """
     from sparsegen.service.jobs.places import has_password, public
 
@@ -35,7 +36,7 @@ Jobs = Annotated[
     str | None,
     typer.Option(
         envvar="SPARSEGEN_JOBS",
-        callback=_place,
+        callback=_check_jobs,
         help="Storage of restoration jobs: a SQLite file, or redis://… for several machines (default: a file in "
         "the home folder).",
     ),
@@ -52,6 +53,7 @@ def parse_labels(labels: str | None) -> str | list[str] | None:
 
 
 def parse_k(k: str | None) -> int | list[int] | None:
+    """Reads one integer, or several separated by commas. Raises: ValueError on other text."""
     if k is None:
         return None
     try:
@@ -64,9 +66,11 @@ def parse_k(k: str | None) -> int | list[int] | None:
 def check_target(path: Path, *suffixes: str, folder: bool = False, option: str = "--out") -> str:
     """Checks before any work that `path` can be written; returns its suffix in lower case, "" for a folder.
 
-    The name of a new folder may end like that of a model, e.g. dcgan.ml, so that `serve` finds it.
+    The name of a new folder may end like a model name, e.g. dcgan.ml, so that `serve` finds it.
 
-    Raises: OSError if the path cannot be written, ValueError for other suffixes.
+    Raises:
+        OSError: If the path cannot be written.
+        ValueError: For other suffixes.
     """
     from sparsegen.common.files import check_writable
     from sparsegen.zoo.regularizers import REGULARIZERS
@@ -75,8 +79,8 @@ def check_target(path: Path, *suffixes: str, folder: bool = False, option: str =
     suffix = path.suffix.lower()
     if suffix in suffixes and not path.is_dir():
         return suffix
-    named_as_one = suffix.removeprefix(".") in ("", *REGULARIZERS) and not path.is_file()
-    if folder and (path.is_dir() or named_as_one):
+    is_folder_name = suffix.removeprefix(".") in ("", *REGULARIZERS) and not path.is_file()
+    if folder and (path.is_dir() or is_folder_name):
         return ""
-    or_folder = ", or be a folder whose name has no dot or is that of a model" if folder else ""
+    or_folder = ", or be a folder whose name has no dot or is a model name" if folder else ""
     raise ValueError(f"{option} must end in {' or '.join(suffixes)}{or_folder}; got {path}")

@@ -1,4 +1,4 @@
-"""The commands that show the tables and figures of the paper beside our measurements."""
+"""The commands that show tables and figures of the paper with our measurements."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +10,7 @@ from rich.console import Console
 from sparsegen.cli.console import out, say
 from sparsegen.cli.options import Seed, check_target
 from sparsegen.common.extras import require
+from sparsegen.common.hardware import use_threads
 
 app = typer.Typer()
 
@@ -22,7 +23,7 @@ class TableName(StrEnum):
 
 @app.command(epilog="Example: sparsegen reproduce table1")
 def reproduce(table: Annotated[TableName, typer.Argument(help="Table of the paper.")]) -> None:
-    """Prints a table of the paper beside our measurements, which are at a smaller, stated scale."""
+    """Prints a table of the paper with our measurements, which are at a smaller, stated scale."""
     from sparsegen.reproduce.tables import TABLES, read_records
 
     records, show = TABLES[table]
@@ -60,6 +61,7 @@ def plot(
         require("plot", f"the plot of {what}", "matplotlib")
     out_path, models = out_path or Path(f"{what}.png"), models or []
     check_target(out_path, ".png")
+    use_threads()
     picture = draw(what, models, seed)
     with atomic_write(out_path) as file:
         file.write_bytes(picture)

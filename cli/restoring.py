@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -101,7 +101,7 @@ class Options:
     ] = False
 
     def task(self) -> dict[str, object]:
-        """Settings of `Task.of`; warns where the old name of an option is used."""
+        """Returns the settings of `Task.of`; warns if the old name of an option is used."""
         names = ("preset", "regularizer", "density", "loss", "seed", "iterations")
         size = self.ensemble_size
         if self.members is not None:
@@ -112,7 +112,7 @@ class Options:
         return {name: getattr(self, name) for name in names} | {"ensemble_size": size}
 
     def batch(self) -> batch.Options:
-        """The options of a batch."""
+        """Returns the options of a batch."""
         return batch.Options(**{each.name: getattr(self, each.name) for each in fields(batch.Options)})
 
 
@@ -123,13 +123,13 @@ def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]
         own, shared = inspect.signature(function).parameters, inspect.signature(Options).parameters
 
         @wraps(function)
-        def call(**given: object) -> None:
+        def call(**given: Any) -> None:
             options = Options(**{name: given.pop(name) for name in shared})
             function(**given, options=options)
 
         every = [*(own[name] for name in own if name != "options"), *shared.values()]
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in every]
-        call.__signature__ = inspect.Signature(keywords)
+        call.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]  # PEP 362; not in typeshed
         del call.__annotations__["options"]
         return app.command(epilog=f"Example: {example}")(call)
 
@@ -207,7 +207,9 @@ def deblur(
         return restore(inputs, task, options)
     task, path = Task.of(kind="deblur", kernel="file", **options.task()), Path(kernel)
     if not path.exists():
-        raise FileNotFoundError(f"--kernel {kernel}: there is no such file; a Gaussian is e.g. gaussian:1.6")
+        raise FileNotFoundError(
+            f"--kernel {kernel}: the file does not exist; a Gaussian is, e.g., gaussian:1.6"
+        )
     restore(inputs, task, options, kernel=path)
 
 
@@ -230,6 +232,7 @@ def restore(
     mask: Path | None = None,
     kernel: Path | None = None,
 ) -> None:
+    """Restores pictures, shows the progress, and exits with code 130 if it was interrupted."""
     report = Report()
     prepared = batch.prepare(inputs, task, options.batch(), report, mask, kernel)
     if prepared.ready:
@@ -240,7 +243,7 @@ def restore(
 
 
 def _load_torch(threads: int | None, ensemble_size: int) -> None:
-    """Imports torch, which takes seconds, before signals are caught: until then Ctrl-C exits at once."""
+    """Imports torch, which takes seconds, before Ctrl-C is handled; during the import it exits at once."""
     import torch
 
     if threads or "OMP_NUM_THREADS" not in os.environ:

@@ -82,7 +82,8 @@ def serve(
 def read_token(path: Path) -> str:
     """Reads the token in a file.
 
-    Raises: ValueError if the file cannot be read; the message shows nothing of its content.
+    Raises:
+        ValueError: If the file cannot be read; the message shows nothing of its content.
     """
     try:
         return path.read_text(encoding="utf-8").strip()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ import sparsegen
 from sparsegen.cli.console import err, out, progress, say, show_record
 from sparsegen.cli.options import Data, K, Seed, check_target, parse_k
 from sparsegen.common.extras import require
+from sparsegen.common.hardware import use_threads
 from sparsegen.common.interrupt import stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -36,52 +37,60 @@ def train(
     ],
     data: Data,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Length; the recipe's by default.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps (default: the recipe's).")] = None,
     size: Annotated[
         int | None,
         typer.Option(
-            help="Side of the square images in pixels: 32, 64 or 128; by default that of the model's name."
+            help="Side of the square images in pixels: 32, 64 or 128 (default: that of the model's name)."
         ),
     ] = None,
     classes: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Labels of a conditional model, 0 for none; by default those of --from or the data."
+            min=0,
+            help="Number of labels of a conditional model, 0 for none (default: that of --from or the data).",
         ),
     ] = None,
     k: Annotated[
         str | None,
         typer.Option(
-            help="Non-zeros kept: one number, or one per level, Γ1 first, e.g. 16,32; by default those of --from if it "
-            "has the same regularizer, or of the regularizer's density."
+            help="Sparsity (k), the non-zeros kept: one number, or one per level, Γ1 first, e.g. 16,32 (default: that "
+            "of --from if it has the same regularizer, else the regularizer's)."
         ),
     ] = None,
     seed: Seed = 0,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Images in a step; the recipe's by default.")
+        int | None, typer.Option(min=2, help="Images per step (default: the recipe's).")
     ] = None,
     start_from: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this model: a bundled one, a folder or a Hub id.")
     ] = None,
     warm_up: Annotated[
-        int, typer.Option(min=0, help="Steps that a new discriminator gets to catch up, if --from has none.")
+        int,
+        typer.Option(min=0, help="Steps in which only a new discriminator is trained, if --from has none."),
     ] = 500,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    precision: Annotated[Precision, typer.Option(help="float32 (no), or bfloat16 where it may be.")] = "no",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first images only.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
+    precision: Annotated[
+        Precision, typer.Option(help="no (float32) or bf16 (mixed precision).")
+    ] = Precision.no,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of images read, equal per class (default: all).")
+    ] = None,
     share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Train on this part of the images, e.g. 0.1, classes taken in turn."),
+        typer.Option(
+            min=0, max=1, help="Share of the images used for training, above 0 to 1, equal for each class."
+        ),
     ] = 1.0,
     rate: Annotated[
         float,
-        typer.Option(help="Learning rates, as a multiple of the recipe's: less to fine-tune gently."),
+        typer.Option(help="Factor of the recipe's learning rates; below 1 for careful fine-tuning."),
     ] = 1.0,
     features: Annotated[
         str,
         typer.Option(
-            help="Frozen network of the projected recipe: cifar10-classifier, efficientnet-lite0, or auto, which takes "
-            "the first for the images that it was trained on, and the second for others."
+            help="Frozen network of the projected recipe: cifar10-classifier, efficientnet-lite0, or auto: the "
+            "classifier for the images that it was trained on, else efficientnet-lite0."
         ),
     ] = "auto",
     eval_every: Annotated[
@@ -94,19 +103,16 @@ def train(
     judge_count: Annotated[int | None, typer.Option(hidden=True)] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:N or mps; by default a GPU where there is one.")
+        str | None, typer.Option(help="cpu, cuda, cuda:N or mps (default: a GPU if there is one).")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
 ) -> None:
     """Trains a model, or fine-tunes one (--from). Ctrl-C saves the run; --resume continues it."""
     require("train", "training", "accelerate")
-    import torch
-
     from sparsegen.training.plan import checkpoints
     from sparsegen.training.start import TrainConfig, start
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     config = TrainConfig(
         model=model,
         data=data,
@@ -136,23 +142,23 @@ def train(
 
     def announce_stop() -> None:
         if run.accelerator.is_main_process:
-            say(err, "stopping after this step, and saving; Ctrl-C again stops at once")
+            say(err, "stopping and saving after this step; press Ctrl-C again to stop at once")
 
     run = start(config, progress, on_evaluation)
     name, total = run.plan.model, run.schedule.steps
     with stop_on_interrupt(announce_stop) as interrupted, progress(name, total, run.step) as show:
         try:
             _follow(run, interrupted, show)
-        except KeyboardInterrupt:  # the second one, which does not wait until all is saved
+        except KeyboardInterrupt:  # the second Ctrl-C, before the checkpoint was saved
             saved = checkpoints(run.folder)
-            goes_on = (
-                f"--resume goes on from step {int(saved[-1].name)}" if saved else "nothing was saved before"
+            remedy = (
+                f"--resume continues from step {int(saved[-1].name)}" if saved else "there is no checkpoint"
             )
-            say(err, f"interrupted at step {run.step} and not saved: {goes_on}")
+            say(err, f"interrupted at step {run.step} and not saved: {remedy}")
             sys.exit(130)
     if run.stopped:
         if run.accelerator.is_main_process:
-            say(err, f"stopped and saved at step {run.step}: the same command with --resume goes on")
+            say(err, f"stopped and saved at step {run.step}: the same command with --resume continues")
         sys.exit(130)
     best = (
         f"; best {run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
@@ -171,7 +177,7 @@ def _renamed(old: str, old_value: int | None, new: str, value: int) -> int:
 
 
 def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., object]) -> None:
-    """Trains and shows the losses: in the progress bar, or without a terminal as a line per measurement."""
+    """Trains and shows the losses in the progress bar, or without a terminal in one line per measurement."""
     losses = ""
     for step, metrics in run.until(interrupted):
         if metrics:
@@ -182,8 +188,8 @@ def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., obj
         show(step, f"{run.plan.model}  {losses}")
 
 
-def _pace(run: "Run", metrics: dict) -> str:
-    """How fast a run is, and how long it takes yet at this rate, without evaluations."""
+def _pace(run: "Run", metrics: dict[str, Any]) -> str:
+    """Returns the speed of a run and the time left, without evaluations."""
     rate = metrics["images_per_second"]
     images = (run.schedule.steps - run.step) * run.batches.whole
     return f"{rate:.0f} images/s  {timedelta(seconds=round(images / rate))} left"
@@ -194,8 +200,8 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A bundled model, a checkpoint's folder, or owner/name on the Hub; or the word real: then the test "
-            "images are measured like samples, as the yardstick."
+            help="A bundled model, a checkpoint folder, or owner/name on the Hub; or the word real, which measures the "
+            "test images for comparison."
         ),
     ],
     data: Data,
@@ -203,26 +209,28 @@ def evaluate(
         str | None, typer.Option(help="Real test images (default: the split `test` of --data).")
     ] = None,
     count: Annotated[
-        int, typer.Option(help="Images measured; compare figures over equal counts only.")
+        int, typer.Option(help="Number of images measured; compare only figures of equal counts.")
     ] = 10_000,
     seed: Seed = 0,
     k: K = None,
     features: Annotated[
         str,
         typer.Option(
-            help="Feature networks, separated by commas: inception (FID), efficientnet-lite0, cifar10-classifier. By "
-            "default (auto) inception if its weights are there, else efficientnet-lite0; on CIFAR-10 the classifier, "
-            "too. The headline figure is that of the first network that was not in the model's discriminator."
+            help="Feature networks, separated by commas: inception (FID), efficientnet-lite0, cifar10-classifier; or "
+            "auto: inception if its weights are on this machine, else efficientnet-lite0, and on CIFAR-10 also the "
+            "classifier. The headline figure is that of the first network that was not in the model's discriminator."
         ),
     ] = "auto",
-    weights: Annotated[Path | None, typer.Option(help="Inception's weights as a file.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File of Inception's weights (default: torch.hub's folder).")
+    ] = None,
     size: Annotated[
-        int, typer.Option(help="Side of the real images in pixels, where MODEL is the word real.")
+        int, typer.Option(help="Side of the real images in pixels, if MODEL is the word real.")
     ] = 32,
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Leave out class accuracy, precision, recall and memorization: only distances."
+            "--quick", help="Measure distances only: no class accuracy, precision, recall and memorization."
         ),
     ] = False,
     neighbors: Annotated[
@@ -230,18 +238,18 @@ def evaluate(
         typer.Option(
             "--neighbors",
             "--neighbours",
-            help="A .png file: the first 16 samples beside their nearest training images.",
+            help="Write the first 16 samples with their nearest training images: a .png file.",
         ),
     ] = None,
-    out_path: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
+    out_path: Annotated[Path | None, typer.Option("--out", help="Write the figures to a .json file.")] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Also write them into the config of the checkpoint's folder.")
+        bool, typer.Option("--record", help="Write the figures to the config.json of the checkpoint folder.")
     ] = False,
 ) -> None:
     """Measures a model against real images: Fréchet distances, class accuracy of conditional samples, precision and
-    recall, memorization; the density of its codes, samples a second.
+    recall, memorization; also the density of its codes and its speed.
 
-    The first time takes longer, since the features of the real images are computed and kept.
+    The first run takes longer, because the features of the real images are computed and cached.
     """
     from sparsegen.common.files import atomic_write, check_writable, write_json
     from sparsegen.pictures import images
@@ -250,28 +258,29 @@ def evaluate(
     from sparsegen.zoo.bundled import CONFIG
 
     is_real = model == REAL
+    use_threads()
     config = MeasureConfig(data, test, count, seed, features, weights, size, quick)
     if out_path:
         check_writable(out_path)
         if out_path.is_dir():
-            raise IsADirectoryError(f"--out takes the name of a JSON file; {out_path} is a folder")
+            raise IsADirectoryError(f"--out must be a JSON file; {out_path} is a folder")
     if neighbors:
         check_target(neighbors, ".png", option="--neighbors")
     if is_real and (record or k):
         raise ValueError(
-            f"{REAL} stands for the test images, not for a model: leave --record and --k out, or give the path of a "
-            f"folder of this name as ./{REAL}"
+            f"{REAL} measures the test images, not a model: omit --record and --k, or give ./{REAL} for a folder of "
+            f"this name"
         )
     if record:
         if not Path(model).is_dir():
-            raise ValueError(f"--record writes into a checkpoint's folder of yours; {model} is none")
+            raise ValueError(f"--record needs the folder of a checkpoint; {model} is not a folder")
         check_writable(Path(model) / CONFIG)
     generator = None if is_real else sparsegen.from_pretrained(model)
     if generator:
         trained = generator.k_ranges
         generator.set_k(parse_k(k))
         if record and generator.k_ranges != trained:
-            raise ValueError("--record writes the figures of a model as it is: leave --k out, or --record")
+            raise ValueError("--record needs the k of the checkpoint: omit --k, or --record")
     found = measure(generator, config, model, progress)
     for remark in found.remarks:
         say(err, remark)
@@ -281,5 +290,5 @@ def evaluate(
             file.write_bytes(images.png(neighbor_picture(found.samples, found.reference), 2))
     if out_path:
         write_json(out_path, {"model": model, **found.figures})
-    if record:
+    if record and generator:
         write_json(Path(model) / CONFIG, {**generator.config, "evaluation": found.figures})

@@ -6,7 +6,9 @@ from numbers import Integral, Real
 def check_integer(name: str, value: object, low: int, high: int, meaning: str) -> int:
     """Returns `value` as an int from `low` to `high`.
 
-    Raises: TypeError if it is not an integer (bool and float included), ValueError if it is out of range.
+    Raises:
+        TypeError: If it is not an integer (bool and float included).
+        ValueError: If it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {meaning}, an integer from {low} to {high}; got {value!r}")

@@ -11,7 +11,8 @@ def require(extra: str, purpose: str, *modules: str) -> None:
         purpose: What needs the packages; begins the error.
         modules: Top-level modules that the packages provide.
 
-    Raises: ImportError that names the missing modules and the pip command.
+    Raises:
+        ImportError: With the missing modules and the pip command.
     """
     if missing := [module for module in modules if not _is_there(module)]:
         raise ImportError(f"{purpose} needs {', '.join(missing)}: pip install 'sparsegen[{extra}]'")

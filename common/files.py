@@ -23,7 +23,8 @@ def cache_folder() -> Path:
 
     Does not create it: `atomic_write` creates folders when it writes.
 
-    Raises: RuntimeError if none of the variables is set and the user has no home folder.
+    Raises:
+        RuntimeError: If none of the variables is set and the user has no home folder.
     """
     if own := os.environ.get("SPARSEGEN_CACHE"):
         return Path(own).expanduser().absolute()
@@ -45,7 +46,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Readers see the complete old file or the complete new one. If anything fails, the old file is unchanged and the
     temporary file is deleted. Missing folders are created. The target of a symbolic link is replaced, not the link.
 
-    Raises: OSError that names `path`, also if safetensors reports a full disk by its own exception.
+    Raises:
+        OSError: With `path`, also if safetensors reports a full disk by its own exception.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
@@ -99,8 +101,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, obj: Any) -> None:
     """Writes `obj` as indented UTF-8 JSON, atomically; bytes of file names that are not UTF-8 as \\udcXX escapes.
 
-    Raises: ValueError on NaN and infinities, which are not JSON (write None); TypeError on types that JSON lacks.
-        Both name the path and are raised before writing.
+    Raises:
+        ValueError: On NaN and infinities, which are not JSON (write None).
+        TypeError: On types that JSON lacks. Both name the path and are raised before writing.
     """
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -142,7 +145,8 @@ def _flush_folder(folder: Path) -> None:
 def check_writable(path: str | Path) -> None:
     """Checks before any work that a file can be written at `path`, or in it if it is a folder.
 
-    Raises: OSError that names the path and the reason.
+    Raises:
+        OSError: With the path and the reason.
     """
     target = Path(os.path.realpath(path))
     folder = target if target.is_dir() else next(parent for parent in target.parents if parent.exists())
@@ -157,7 +161,8 @@ def check_writable(path: str | Path) -> None:
 def check_utf8(path: str | Path) -> None:
     """Checks the path of a model: safetensors, onnx and onnxruntime open UTF-8 paths only.
 
-    Raises: ValueError that names the path and the remedy.
+    Raises:
+        ValueError: With the path and the remedy.
     """
     try:
         str(path).encode()
@@ -167,7 +172,7 @@ def check_utf8(path: str | Path) -> None:
         ) from None
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads JSON lines and skips a line that was not written completely."""
     records = []
     for number, line in enumerate(
@@ -180,7 +185,7 @@ def read_lines(path: Path) -> list[dict]:
     return records
 
 
-def append_line(path: Path, record: dict) -> None:
+def append_line(path: Path, record: dict[str, Any]) -> None:
     """Appends a JSON line, after a line break if the last line is incomplete, and waits for the disk."""
     with path.open("a+b") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))

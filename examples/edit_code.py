@@ -1,4 +1,4 @@
-"""An image, the image without its strongest atom, and their difference, side by side.
+"""Saves an image, the image without its strongest atom, and their difference, side by side.
 
 python examples/edit_code.py edited.png
 """

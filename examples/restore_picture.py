@@ -2,7 +2,7 @@
 
     python examples/restore_picture.py restored.png
 
-A complete fit has no limit on the iterations: it stops by itself, after some minutes.
+Without `iterations`, the stopping rule ends the fit after a few minutes.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A needle projection in a network of your own, trained for a few steps, and changed after training."""
+"""Trains an own network with a needle projection for a few steps, and changes k after training."""
 
 import torch
 from torch import nn

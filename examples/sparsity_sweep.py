@@ -1,4 +1,4 @@
-"""Samples of one seed at several k, one row per k, as one picture.
+"""Saves samples of one seed at several k as one picture, with one row per k.
 
 python examples/sparsity_sweep.py sweep.png
 """

@@ -24,9 +24,10 @@ def export_folder(
 
     Args:
         discriminator: Whether to include the discriminator (and encoder) for fine-tuning.
-        progress: As of `export`.
+        progress: As in `export_onnx`.
 
-    Raises: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export`.
+    Raises:
+        FileExistsError, FileNotFoundError, ValueError: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export_onnx`.
     """
     check_utf8(folder)
     check_target(folder, source)
@@ -39,14 +40,17 @@ def export_folder(
 
 
 def check_target(folder: Path, source: Path) -> None:
-    """Checks before any work that an exported `source` may replace `folder`.
+    """Checks before any work that the export of `source` may replace `folder`.
 
-    Raises: FileExistsError if it is the source itself, or not an older export.
+    Raises:
+        FileExistsError: If `folder` is the source itself, or not an older export.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if folder.resolve() == source.resolve():
         raise FileExistsError(
-            f"{folder} is the model itself, whose weights would be lost: choose another folder"
+            f"{folder} is the model itself, and the export would overwrite its weights: choose another folder"
         )
     if names and not {CONFIG, GRAPH} <= names <= set(HUB_FILES):
-        raise FileExistsError(f"{folder} holds other files than an exported model: choose another folder")
+        raise FileExistsError(
+            f"{folder} holds files that are not part of an exported model: choose another folder"
+        )

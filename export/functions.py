@@ -1,13 +1,13 @@
-"""The projections in standard ONNX operators: the functions that an exported file carries."""
+"""The projections as ONNX functions of standard operators, which are part of an exported file."""
 
 OPSET, IR_VERSION = 20, 10
 DOMAIN = "ai.sparsegen"
 
-# k, an input, is clamped to 1 … limit. TopK prefers the lowest index among equals, as zoo.projections does,
-# and scattering by index keeps exactly k entries, ties or not. The zeros are made, not computed from the
-# code, where an infinity would turn them into NaN. Of the bodies that benchmarks/projection.py compares,
-# these are the fastest: a needle is sorted where it lies together (channels last) and only its mask is
-# carried back; for a whole code the values are moved as they are.
+# The input k is clamped to 1 … limit. TopK prefers the lowest index among equals, as zoo.projections does. Scattering
+# by index keeps exactly k entries, also with ties. The zeros are constants: zeros computed from the code would be NaN
+# where it is infinite. These bodies are the fastest of those that benchmarks/projection.py compares: needles are sorted
+# with the channels last, where their entries are contiguous, and only the mask is transposed back; the values of a
+# whole code are scattered without a mask.
 _CLAMP = """
     one = Constant <value_ints = [1]> ()
     k_1d = Reshape (k, one)

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from sparsegen.zoo.projections import Projection
 
 
 def trace(generator: Generator) -> ir.Graph:
-    """Traces a generator to a graph whose initializers are its weights, under their keys, and no others."""
+    """Traces a generator to a graph whose only initializers are its weights, named by their state-dict keys."""
     batch, labels = {0: torch.export.Dim("batch")}, [torch.zeros(2, dtype=torch.int64)][: generator.classes]
     traced = torch.export.export(
         _Traced(generator).eval(),
@@ -43,7 +44,7 @@ def trace(generator: Generator) -> ir.Graph:
         dynamic_shapes=(batch, [None for _ in generator.k_ranges], *(batch for _ in labels)),
     )
     names = [f"code_{level}" for level in range(1, len(generator.code_shapes) + 1)]
-    program = torch.onnx.export(
+    exported = torch.onnx.export(
         traced,
         input_names=[
             "z",
@@ -55,6 +56,7 @@ def trace(generator: Generator) -> ir.Graph:
         optimize=False,  # it would fold the batch norms into copies of the weights
         verbose=False,
     )
+    program = cast(torch.onnx.ONNXProgram, exported)  # it is None only for dynamo=False
     model, graph = program.model, program.model.graph
     weights = set(graph.initializers.values())
 
@@ -62,17 +64,19 @@ def trace(generator: Generator) -> ir.Graph:
         return None if node.op_type == "Shape" or weights.isdisjoint(node.inputs) else False
 
     onnxscript.optimizer.fold_constants(model, should_fold=may_fold)
-    onnxscript.rewriter.rewrite(model, [collapse_slice2_rule])  # z[:, :, None, None] begins by slicing all
+    onnxscript.rewriter.rewrite(
+        model, [collapse_slice2_rule]
+    )  # z[:, :, None, None] starts with slices of everything
     for node in graph:
         if node.op_type == "Conv" and len(node.inputs) == 3 and node.inputs[2] not in weights:
-            node.resize_inputs(2)  # the exporter writes "no bias" as zeros
+            node.resize_inputs(2)  # the exporter writes a missing bias as zeros
     for tidy in (IdentityEliminationPass(), RemoveUnusedNodesPass(), ClearMetadataAndDocStringPass()):
         tidy(model)
-    for value in list(graph.initializers.values()):
+    for name, value in list(graph.initializers.items()):
         if value in weights:
-            value.name = value.name.removeprefix("generator.")
+            value.name = name.removeprefix("generator.")
         else:
-            _make_constant_node(graph, value)
+            _make_constant_node(graph, name)
     _name_batch(graph)
     return graph
 
@@ -86,16 +90,16 @@ def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Mo
         producer_version=__version__,
     )
     for name in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
-        function = ir.from_proto(onnx.parser.parse_function(FUNCTIONS[name]))
+        function = ir.serde.deserialize_function(onnx.parser.parse_function(FUNCTIONS[name]))
         model.functions[function.identifier()] = function
     RemoveUnusedOpsetsPass()(model)
-    for name in sorted(model.graph.initializers):  # extract returns them in random order
+    for name in sorted(model.graph.initializers):  # `extract` returns them in random order
         model.graph.initializers[name] = model.graph.initializers.pop(name)
     return model
 
 
-def save(model: ir.Model, about: dict, file: Path) -> None:
-    """Writes a model with its metadata and checks the file with onnx."""
+def save(model: ir.Model, about: dict[str, Any], file: Path) -> None:
+    """Writes a model with the metadata `about`, and checks the file with onnx."""
     model.metadata_props[METADATA] = json.dumps(about)
     file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     onnx.checker.check_model(file, full_check=True)
@@ -114,7 +118,7 @@ class _Node(nn.Module):
 
 
 class _Traced(nn.Module):
-    """The generator as a function of z, the k of each projected level and the labels; and the atoms of D1."""
+    """Maps z, the k of each projected level and the labels to the image, the codes and the atoms of D1."""
 
     def __init__(self, generator: Generator):
         super().__init__()
@@ -123,27 +127,30 @@ class _Traced(nn.Module):
         self.generator = copy.deepcopy(generator)
         for level in self.levels:
             projections = self.generator.projections
-            projections[level - 1] = _Node(projections[level - 1], level, self.k)
+            projection = cast(Projection, projections[level - 1])  # nn.ModuleList is not generic
+            projections[level - 1] = _Node(projection, level, self.k)
 
     def forward(self, z: Tensor, k: list[Tensor], labels: Tensor | None = None) -> tuple[Tensor, ...]:
         self.k.update(zip(self.levels, k, strict=True))
         image, codes = self.generator(z, labels)
-        self.k.clear()  # torch.export wants a network as it found it
+        self.k.clear()  # torch.export requires that attributes are unchanged
         return image, *codes, self.generator.dictionary()
 
 
-def _make_constant_node(graph: ir.Graph, value: ir.Value) -> None:
-    node = ir.node("Constant", [], {"value": value.const_value}, name=f"node_{value.name}")
-    del graph.initializers[value.name]
+def _make_constant_node(graph: ir.Graph, name: str) -> None:
+    """Replaces an initializer by a Constant node."""
+    value = graph.initializers.pop(name)
+    node = ir.node("Constant", [], {"value": value.const_value}, name=f"node_{name}")
     graph.insert_before(graph[0], node)
     node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
     ir.convenience.replace_all_uses_with(value, node.outputs[0])
-    node.outputs[0].name = value.name
+    node.outputs[0].name = name
 
 
 def _name_batch(graph: ir.Graph) -> None:
-    """Calls the one dynamic axis "batch", where torch numbers its symbols."""
+    """Names the only dynamic axis "batch"; torch names it by a number."""
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
-        for axis, size in enumerate(value.shape or ()):
-            if isinstance(size, ir.SymbolicDim):
-                value.shape[axis] = "batch"
+        if shape := value.shape:
+            for axis, size in enumerate(shape):
+                if isinstance(size, ir.SymbolicDim):
+                    shape[axis] = "batch"

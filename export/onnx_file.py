@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sparsegen import __version__
 from sparsegen.common.files import atomic_write, check_utf8, check_writable
@@ -17,7 +18,7 @@ from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.config import LICENSE
 from sparsegen.zoo.generator import Generator
 
-STEPS = 3  # reported to `progress`
+STEPS = 3  # of `progress`
 
 
 def export_onnx(
@@ -31,23 +32,24 @@ def export_onnx(
     """Writes a generator as an ONNX file, after verifying in onnxruntime that it agrees with torch.
 
     Inputs of the graph: z (batch, z_dim); k_1, k_2, …, the int64 k of each projected level, clamped to its
-    range; and of a conditional generator labels, int64 (batch,), from 0 to classes - 1, which the graph does not
-    check: onnxruntime counts negative ones from the last. Outputs: image, and code_1, code_2, … of every level. The
+    range; for a conditional generator also labels, int64 (batch,), 0 to classes - 1. The graph does not check labels:
+    onnxruntime counts negative ones from the end. Outputs: image, and code_1, code_2, … of every level. The
     arithmetic is float32.
 
     Args:
-        embed: Whether the file holds the weights. If not, it reads those of the generator.safetensors beside
-            it, which must be this generator's.
-        synthesis: Whether to write also the graph from an edited Γ1 to its image: `m.synthesis.onnx` beside
-            m.onnx, synthesis.onnx beside generator.onnx.
-        progress: Called with the steps done, of STEPS, and what comes next.
+        embed: Whether the file contains the weights. If not, it reads them from the generator.safetensors in its
+            folder, which must be that of this generator.
+        synthesis: Whether to write also the graph from an edited Γ1 to its image: m.synthesis.onnx for
+            m.onnx, synthesis.onnx for generator.onnx.
+        progress: Called with the number of finished steps, 0 to `STEPS`, and the name of the next one.
 
-    Raises: OSError or ValueError before any work if the file cannot be written; RuntimeError if the comparison fails.
-        Then nothing is written.
+    Raises:
+        OSError: Or ValueError before any work if the file cannot be written.
+        RuntimeError: And nothing is written, if onnxruntime and torch disagree.
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx" or path.is_dir():
-        raise ValueError(f"give the name of a file that ends in .onnx; got {path}")
+        raise ValueError(f"the path must be that of a file and end in .onnx; got {path}")
     check_utf8(path)
     check_writable(path)
     _check_hooks(generator)
@@ -67,8 +69,8 @@ def export_onnx(
             return file
 
         report(1, "writing")
-        inputs, outputs = ([value.name for value in values] for values in (traced.inputs, traced.outputs))
-        outputs.remove("dictionary")
+        inputs = [value.name for value in traced.inputs if value.name]
+        outputs = [value.name for value in traced.outputs if value.name and value.name != "dictionary"]
         file = write(path, "generator", inputs, outputs)
         if synthesis:
             beside = write(synthesis_path(path), "synthesis", ["code_1"], ["image", "dictionary"])
@@ -80,21 +82,22 @@ def export_onnx(
 
 
 def bundle(folder: str | Path, progress: Callable[[int, str], object] | None = None) -> ParityReport:
-    """Writes generator.onnx and synthesis.onnx into a checkpoint's folder, whose weights both of them read.
+    """Writes generator.onnx and synthesis.onnx into the folder of a checkpoint; both read its weights.
 
-    Raises: as from_pretrained and export_onnx do.
+    Raises:
+        FileNotFoundError, ValueError: As `from_pretrained` and `export_onnx`.
     """
     folder = Path(folder).resolve()
     generator = from_pretrained(folder)
     return export_onnx(generator, folder / bundled.GRAPH, embed=False, synthesis=True, progress=progress)
 
 
-def describe(generator: Generator, graph: str, weights: str | None) -> dict:
-    """Returns the metadata of an exported file, which runtime.OnnxSampler reads.
+def describe(generator: Generator, graph: str, weights: str | None) -> dict[str, Any]:
+    """Returns the metadata of an exported file, which `runtime.OnnxSampler` reads.
 
     Args:
         graph: What the file computes, "generator" or "synthesis".
-        weights: SHA-256 of the safetensors file that it reads; None if it holds its weights.
+        weights: SHA-256 of the safetensors file that it reads; None if it contains its weights.
     """
     return {
         "format": FORMAT,
@@ -106,7 +109,7 @@ def describe(generator: Generator, graph: str, weights: str | None) -> dict:
         "classes": generator.classes,
         "class_names": generator.class_names,
         "code_shapes": generator.code_shapes,
-        "dials": [asdict(k_range) for k_range in generator.k_ranges],  # k runs from 1 to limit, in each unit
+        "dials": [asdict(k_range) for k_range in generator.k_ranges],  # k is 1 to limit in each unit
         "weights": weights,
         "license": generator.config.get("license", LICENSE),
         "sparsegen": __version__,
@@ -117,6 +120,6 @@ def _check_hooks(generator: Generator) -> None:
     for name, module in generator.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(
-                f"only a generator's own projections can be exported, and its layer {name!r} carries a hook: "
-                "remove it, e.g. by remove() of what sparsify returned"
+                f"hooks cannot be exported, only the generator's own projections; the layer {name!r} has a hook: "
+                "remove it, e.g. with the remove() of what sparsify returned"
             )

@@ -1,4 +1,4 @@
-"""Compares an exported file in onnxruntime with the torch generator it was made from."""
+"""Compares an exported file, run in onnxruntime, with the generator in torch."""
 
 import copy
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ BATCHES = (1, 2, 5)
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What an exported file was measured to do in onnxruntime, compared with torch.
+    """The measured agreement of an exported file in onnxruntime with torch.
 
-    A selection jumps where two magnitudes at its border are equal up to rounding: torch and onnxruntime may
-    then rightly keep different entries. Such a swap is counted, and accepted only at such a border.
+    If the k-th and the next magnitude are equal up to rounding, torch and onnxruntime may keep different entries, and
+    both are right. Such swaps are counted; any other difference of the selections is an error.
 
     Attributes:
         path: The file.
         max_difference: Largest |torch - onnxruntime| of images in [-1, 1], and of codes in units of their
             largest magnitude, over the samples in which both kept the same entries.
-        samples, same: Samples compared; of them, those in which both kept the same entries.
-        units, swapped: Needles (or whole codes) compared; of them, those in which they kept different ones.
+        samples, same: Number of samples compared, and of those in which both kept the same entries.
+        units, swapped: Number of needles (or whole codes) compared, and of those in which both kept different entries.
         k: The values of k compared, Γ1 first.
         batches: The batch sizes compared.
     """
@@ -49,16 +49,18 @@ class ParityReport:
 def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
     """Compares an exported file, run in onnxruntime, with the torch generator it was made from.
 
-    Three things must hold. Each projection alone keeps the entries that torch keeps, bit for bit, on codes
-    full of ties. Each part between two codes, started from the code that onnxruntime made, agrees with torch
-    to TOLERANCE, and each selection is a right one for what torch selects from. And from z to the image, all
-    agrees to TOLERANCE in every sample in which the two kept the same entries.
+    Three conditions must hold:
+    1. Each projection alone returns the same bits as torch, on codes with many ties.
+    2. Each part between two codes, applied to the code that onnxruntime computed, agrees with torch to `TOLERANCE`, and
+       each selection is right for the code that torch selects from.
+    3. From z to the image, everything agrees to `TOLERANCE` in every sample in which both kept the same entries.
 
     Args:
-        file: Where the file lies now.
-        path: Where the verified file will be moved to; recorded in the report.
+        file: The present path of the file.
+        path: The path that the verified file will be moved to; recorded in the report.
 
-    Raises: RuntimeError if one of them does not.
+    Raises:
+        RuntimeError: If one of them does not hold.
     """
     for function in onnx.load(file, load_external_data=False).functions:
         _verify_function(generator, function)
@@ -72,8 +74,8 @@ def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
             z = noise.z(batch, generator.z_dim, seed=0, first=first)
             labels = noise.labels(batch, generator.classes, names=generator.class_names, first=first)
             first += batch
-            image, codes = sampler.run(z, k or None, labels=labels)
-            image, *codes = (torch.from_numpy(array) for array in (image, *codes))
+            image_array, code_arrays = sampler.run(z, k or None, labels=labels)
+            image, codes = torch.from_numpy(image_array), [torch.from_numpy(code) for code in code_arrays]
             given = [torch.from_numpy(array) for array in (z, labels) if array is not None]
             with torch.no_grad(), generator.use_k(k or None):
                 parts += _compare_parts(generator, given, image, codes)
@@ -87,7 +89,8 @@ def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
 def verify_synthesis(generator: Generator, file: Path) -> None:
     """Compares an exported synthesis graph with torch: images, and atoms in units of the largest, to TOLERANCE.
 
-    Raises: RuntimeError if they differ.
+    Raises:
+        RuntimeError: If they differ.
     """
     session, _ = open_graph(file)
     shape = (3, *generator.code_shapes[0])
@@ -96,17 +99,21 @@ def verify_synthesis(generator: Generator, file: Path) -> None:
     with torch.no_grad():
         wanted = generator.synthesize(torch.from_numpy(code)).numpy()
     _require_close(np.abs(image - wanted).max(), "the synthesis graph")
-    atoms = generator.dictionary()  # under spectral norm a quotient, which rounding may tell apart
+    atoms = generator.dictionary()  # under spectral norm a quotient, so rounding may differ
     _require_close(((torch.from_numpy(dictionary) - atoms).abs().max() / _scale(atoms)).item(), "the atoms")
 
 
 def _verify_function(generator: Generator, function: onnx.FunctionProto) -> None:
-    """Runs a model of one projection on codes full of ties: it gives what torch's does, bit for bit."""
+    """Runs a model of one projection on codes with many ties, and compares the bits with those of torch.
+
+    Raises:
+        RuntimeError: If they differ.
+    """
     session = open_session(_one_node(function).SerializeToString())
     random = np.random.default_rng(0)
     for k_range in generator.k_ranges:
         projection = copy.deepcopy(generator.projections[k_range.level - 1])
-        if type(projection).__name__ != function.name:
+        if not isinstance(projection, Projection) or type(projection).__name__ != function.name:
             continue
         shape = (2, *generator.code_shapes[k_range.level - 1])
         codes = [
@@ -120,8 +127,8 @@ def _verify_function(generator: Generator, function: onnx.FunctionProto) -> None
                 (got,) = session.run(None, {"code": code, "k": np.array(k, np.int64)})
                 if got.tobytes() != projection(torch.from_numpy(code)).numpy().tobytes():
                     raise RuntimeError(
-                        f"the exported {function.name} keeps other entries than torch's, at k={k} in a code "
-                        f"of shape {shape}: the file was wrong and is not kept"
+                        f"the exported {function.name} keeps other entries than torch, at k={k} in a code "
+                        f"of shape {shape}: the wrong file was deleted"
                     )
 
 
@@ -139,9 +146,12 @@ def _one_node(function: onnx.FunctionProto) -> onnx.ModelProto:
 def _compare_parts(
     generator: Generator, given: list[Tensor], image: Tensor, codes: list[Tensor]
 ) -> list[tuple[int, int]]:
-    """Compares part by part, each from the code that onnxruntime made of the `given` z, and labels if there are any.
+    """Compares part by part, each applied to the code that onnxruntime computed.
 
-    Returns: of each level what compare_selection does.
+    Args:
+        given: z, and the labels of a conditional generator.
+
+    Returns: The result of `compare_selection` for each level.
     """
     counts, (made, bypass) = [], generator.begin(*given)
     for level in range(len(codes), 0, -1):
@@ -154,9 +164,9 @@ def _compare_parts(
 def _compare_whole(
     generator: Generator, given: list[Tensor], image: Tensor, codes: list[Tensor]
 ) -> tuple[float, int]:
-    """Compares from z to the image, in the samples in which the two kept the same entries.
+    """Compares from z to the image, in the samples in which both kept the same entries.
 
-    Returns: the largest difference, and how many samples these are.
+    Returns: The largest difference, and the number of these samples.
     """
     wanted_image, wanted_codes = generator(*given)
     differences = [(image - wanted_image).abs().flatten(1).amax(1)]  # (B,)
@@ -171,10 +181,12 @@ def _compare_whole(
 
 
 def compare_selection(projection: nn.Module, code: Tensor, got: Tensor, level: int) -> tuple[int, int]:
-    """Checks onnxruntime's Γ against what torch has before its projection.
+    """Checks the Γ of onnxruntime against the code that torch projects.
 
-    Returns: the units compared, and those in which others of equal magnitudes were kept.
-    Raises: RuntimeError if the selection is wrong.
+    Returns: The number of units compared, and of those in which other entries of equal magnitude were kept.
+
+    Raises:
+        RuntimeError: If the selection is wrong.
     """
     if not isinstance(projection, Projection):
         _require_close(((got - code).abs().max() / _scale(code)).item(), f"Γ{level}")
@@ -184,14 +196,14 @@ def compare_selection(projection: nn.Module, code: Tensor, got: Tensor, level: i
         code, wanted, got = code.flatten(1), wanted.flatten(1), got.flatten(1)
     border = torch.where(wanted == 0, torch.inf, wanted.abs()).amin(1, keepdim=True)  # the smallest kept
     differs = ~((got - wanted).abs() <= slack)  # NaN differs
-    came, went = differs & (wanted == 0), differs & (got == 0)
+    added, dropped = differs & (wanted == 0), differs & (got == 0)
     at_border = (code.abs() - border).abs() <= slack
-    right = at_border & (went | (came & ((got - code).abs() <= slack)))
-    as_many = came.sum(1) == went.sum(1)
+    right = at_border & (dropped | (added & ((got - code).abs() <= slack)))
+    as_many = added.sum(1) == dropped.sum(1)
     if (differs & ~right).any() or not as_many.all() or ((got != 0).sum(1) > projection.k).any():
         raise RuntimeError(
             f"the exported projection of Γ{level} does not keep the largest magnitudes at k={projection.k}: "
-            "the file was wrong and is not kept"
+            "the wrong file was deleted"
         )
     return as_many.numel(), int(differs.any(1).sum())
 
@@ -204,5 +216,5 @@ def _require_close(difference: float, what: str) -> None:
     if not difference <= TOLERANCE:  # NaN fails too
         raise RuntimeError(
             f"onnxruntime and torch differ by {difference:.1e} in {what}, more than {TOLERANCE}: "
-            "the file was wrong and is not kept"
+            "the wrong file was deleted"
         )

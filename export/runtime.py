@@ -1,8 +1,8 @@
-"""Sampling from an exported generator with numpy and onnxruntime alone: no torch, no onnx.
+"""Sampling from an exported generator with numpy and onnxruntime only; neither torch nor onnx is needed.
 
-The same file, seed and k give the same pixels bit for bit here, over HTTP and on the page. `Generator.sample` of
-torch differs from them by at most one gray level at a few in a million values; and where two magnitudes at the
-border of a selection are equal up to rounding, a needle may keep another entry.
+The same file, seed and k give the same pixels bit for bit here, over HTTP and on the page. `Generator.sample` in torch
+differs by at most one gray level in a few of a million values; and if the k-th and the next magnitude of a needle are
+equal up to rounding, it may keep the other entry.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +29,10 @@ from sparsegen.pictures import images
 from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.k_range import KRange, resolve
 
-onnxruntime.disable_telemetry_events()  # for a program that imported onnxruntime before sparsegen
+onnxruntime.disable_telemetry_events()  # if onnxruntime was imported before sparsegen
 
 FORMAT = 1
-METADATA = "sparsegen"  # key of the model's metadata_props, which holds the JSON of onnx_file.describe
+METADATA = "sparsegen"  # key in the model's metadata_props of the JSON of `onnx_file.describe`
 _LOAD_ERRORS = (
     state.Fail,
     state.InvalidArgument,
@@ -41,41 +42,45 @@ _LOAD_ERRORS = (
     state.NotImplemented,
     state.RuntimeException,
 )
-_AGAIN = "get both files anew, or export again"
+_AGAIN = "download both files again, or export again"
 
 
 class OnnxSampler:
-    """Draws images from an exported generator. May be used from several threads at once.
+    """Draws images from an exported generator. Thread-safe.
 
     Args:
         path: The .onnx file.
-        threads: CPU threads of one call.
+        threads: CPU threads of one call, 1 to 1024.
 
     Attributes:
         name, regularizer, license: E.g. `dcgan.ml`, `ml`, `apache-2.0`.
-        k_ranges: Level, unit, k of training and largest k of each projected level, Γ1 first; empty without a
-            projection.
-        z_dim: Entries of z.
+        k_ranges: Level, unit, k of training and largest k of each projected level, Γ1 first; empty without
+            projections.
+        z_dim: Number of entries of z.
         image_size: Side of the square images in pixels.
-        classes, class_names: Number of labels, 0 if unconditional; their names, if known.
+        classes, class_names: Number of classes, 0 if unconditional; their names, if known.
         code_shapes: (C, H, W) of each Γ, Γ1 first, projected or not.
-        metadata: All that the file says about itself, from its JSON.
+        metadata: The JSON metadata of the file.
 
-    Raises: FileNotFoundError if a file is missing; ValueError if one is corrupt, from elsewhere or too new.
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If one is corrupt, too new, or not from sparsegen.
     """
 
-    def __init__(self, path: str | Path, threads: int = 1):
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
         self.path = Path(path)
         self.threads = check_integer("threads", threads, 1, 1024, "the CPU threads of one call")
         self._session, self.metadata = open_graph(self.path, self.threads)
         if self.metadata["graph"] != "generator":
-            raise ValueError(f"{self.path} makes images of codes, not of noise: open the file beside it")
+            raise ValueError(
+                f"{self.path} is a synthesis graph, from codes to images: open the file of its generator"
+            )
         self.name: str = self.metadata["name"]
         self.regularizer: str = self.metadata["regularizer"]
         self.license: str = self.metadata["license"]
         self.k_ranges = [KRange(**k_range) for k_range in self.metadata["dials"]]
         self.z_dim: int = self.metadata["z_dim"]
-        self.image_size: int = self.metadata.get("image_size", 32)  # older files are all of 32 x 32
+        self.image_size: int = self.metadata.get("image_size", 32)  # older files lack it, and have 32 x 32
         self.classes: int = self.metadata.get("classes", 0)
         self.class_names: tuple[str, ...] = tuple(self.metadata.get("class_names", ()))
         self.code_shapes = tuple(tuple(shape) for shape in self.metadata["code_shapes"])
@@ -93,24 +98,27 @@ class OnnxSampler:
         labels: int | str | Sequence[int | str] | None = None,
         truncation: float | None = None,
     ) -> np.ndarray:
-        """Draws `count` images of a seed; the i-th is the same whatever the count, and nearly torch's.
+        """Draws `count` images of a seed; image i does not depend on the count, and is nearly that of torch.
 
         Args:
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
             k: Non-zeros kept in these images: one number for all projected levels, or one per level, Γ1
                 first; None for the k of training.
-            labels: Of a conditional generator the class of each image, or one for all, by number or by name; None
-                draws them.
-            truncation: Bound of the truncated normal that z is drawn from; None for no bound.
+            labels: For a conditional generator, the class of each image or one for all, as numbers or names; None:
+                drawn.
+            truncation: Bound of the truncated normal that z is drawn from, at least 0.05; None: no bound.
 
-        Shape: uint8 (count, H, W, 3).  Raises: TypeError, ValueError on a value out of range.
+        Shape: uint8 (count, H, W, 3).
+
+        Raises:
+            TypeError, ValueError: On a value out of range.
         """
-        labels, parts = noise.labels(count, self.classes, seed, labels, self.class_names), []
-        k = resolve(k, self.k_ranges) or None
+        classes = noise.labels(count, self.classes, seed, labels, self.class_names)
+        values, parts = resolve(k, self.k_ranges) or None, []
         for first, z in noise.batches(count, self.z_dim, seed, truncation):
-            chosen = None if labels is None else labels[first : first + len(z)]
-            image, _ = self.run(z, k, codes=False, labels=chosen)
+            chosen = None if classes is None else classes[first : first + len(z)]
+            image, _ = self.run(z, values, codes=False, labels=chosen)
             parts.append(images.to_uint8(image))
         return np.concatenate(parts)
 
@@ -121,52 +129,64 @@ class OnnxSampler:
         codes: bool = True,
         labels: Sequence[int] | np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Makes images of given noise and returns them with their codes, Γ1 first (none if `codes` is false).
+        """Returns the images of given noise and their codes, Γ1 first (none if `codes` is false).
 
-        Shape: z float32 (B, z_dim), labels (B,) where it is conditional -> image float32 (B, 3, H, W) in [-1, 1];
+        Shape: z float32 (B, z_dim), labels (B,) for a conditional generator -> image float32 (B, 3, H, W) in [-1, 1];
         codes[i] float32 (B, C, H', W').
-        Raises: TypeError, ValueError if k, the labels or the shape of z do not fit.
+
+        Raises:
+            TypeError, ValueError: If k, the labels or the shape of z do not fit.
         """
         z = np.asarray(z, np.float32)
         if z.ndim != 2 or z.shape[1] != self.z_dim or not len(z):
-            raise ValueError(f"z has the shape (B, {self.z_dim}), B from 1 on; got {z.shape}")
+            raise ValueError(f"z must have the shape (B, {self.z_dim}), B at least 1; got {z.shape}")
         values = resolve(k, self.k_ranges)
         inputs = {"z": z}
         noise.check_conditional(labels is not None, self.classes, self.class_names)
-        if labels is not None:
-            inputs["labels"] = noise.labels(len(z), self.classes, 0, labels, self.class_names)
+        classes = None if labels is None else noise.labels(len(z), self.classes, 0, labels, self.class_names)
+        if classes is not None:
+            inputs["labels"] = classes
         for k_range, value in zip(self.k_ranges, values, strict=True):
             inputs[f"k_{k_range.level}"] = np.array(value, np.int64)
         names = [f"code_{level}" for level in range(1, len(self.code_shapes) + 1)] if codes else []
-        image, *made = self._session.run(["image", *names], inputs)
-        return image, tuple(made)
+        image, *levels = self._session.run(["image", *names], inputs)
+        return image, tuple(levels)
 
     def synthesize(self, code_1: np.ndarray) -> np.ndarray:
-        """Returns the image of a (possibly edited) Γ1, which is not projected.
+        """Returns the image of a Γ1, e.g. an edited one; it is not projected.
 
         Shape: Γ1 float32 (B, C, H', W') -> image float32 (B, 3, H, W) in [-1, 1].
-        Raises: ValueError on another shape; FileNotFoundError if the synthesis graph is not beside this file.
+
+        Raises:
+            ValueError: On another shape.
+            FileNotFoundError: If the folder of this file has no synthesis graph.
         """
         code_1 = np.asarray(code_1, np.float32)
         if code_1.ndim != 4 or code_1.shape[1:] != self.code_shapes[0] or not len(code_1):
             expected = ", ".join(map(str, self.code_shapes[0]))
-            raise ValueError(f"Γ1 has the shape (B, {expected}), B from 1 on; got {code_1.shape}")
-        return self._open_synthesis().run(["image"], {"code_1": code_1})[0]
+            raise ValueError(f"Γ1 must have the shape (B, {expected}), B at least 1; got {code_1.shape}")
+        return self._run_synthesis("image", code_1)
 
     def dictionary(self) -> np.ndarray:
-        """The atoms of D1: what one unit entry of Γ1 adds to the image, before bias and tanh.
+        """Returns the atoms of D1: what one unit entry of Γ1 adds to the image, before bias and tanh.
 
-        Shape: float32 (atoms, 3, h, w).  Raises: FileNotFoundError as `synthesize` does.
+        Shape: float32 (atoms, 3, h, w).
+
+        Raises:
+            FileNotFoundError: As `synthesize`.
         """
-        nothing = np.zeros((1, *self.code_shapes[0]), np.float32)
-        return self._open_synthesis().run(["dictionary"], {"code_1": nothing})[0]
+        return self._run_synthesis("dictionary", np.zeros((1, *self.code_shapes[0]), np.float32))
+
+    def _run_synthesis(self, output: str, code_1: np.ndarray) -> np.ndarray:
+        result: np.ndarray = self._open_synthesis().run([output], {"code_1": code_1})[0]
+        return result
 
     def _open_synthesis(self) -> onnxruntime.InferenceSession:
         with self._lock:
             if self._synthesis is None:
                 path = synthesis_path(self.path)
                 if not path.is_file():
-                    raise FileNotFoundError(f"{path} is missing: export again, with the synthesis graph")
+                    raise FileNotFoundError(f"{path} is missing: export again with the synthesis graph")
                 self._synthesis, _ = open_graph(path, self.threads)
             return self._synthesis
 
@@ -174,7 +194,9 @@ class OnnxSampler:
 def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSampler:
     """Opens a bundled model by its name, the generator.onnx of a folder, or an .onnx file.
 
-    Raises: as OnnxSampler; ValueError listing the bundled models if none is meant.
+    Raises:
+        FileNotFoundError, ValueError: As `OnnxSampler`.
+        ValueError: Listing the bundled models if it is none of these.
     """
     given, path = str(name_or_folder_or_file), Path(name_or_folder_or_file).expanduser()
     known = bundled.list_models()
@@ -193,14 +215,15 @@ def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSa
 
 
 def synthesis_path(path: Path) -> Path:
-    """Where the synthesis graph of a generator lies: m.synthesis.onnx, synthesis.onnx in a bundle."""
+    """Returns the path of a generator's synthesis graph: m.synthesis.onnx for m.onnx, synthesis.onnx in a folder."""
     return path.with_name(bundled.SYNTHESIS if path.name == bundled.GRAPH else f"{path.stem}.synthesis.onnx")
 
 
-def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSession, dict]:
-    """Opens an exported graph on the CPU, with the weights beside it, and its metadata.
+def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
+    """Opens an exported graph on the CPU, with the weights in its folder; returns the session and the metadata.
 
-    Raises: FileNotFoundError, ValueError naming the file and the reason.
+    Raises:
+        FileNotFoundError, ValueError: With the file and the reason.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write it with sparsegen export")
@@ -214,22 +237,22 @@ def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSessi
 
 
 def open_session(model: str | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Opens a file, or a serialized model, on the CPU; waiting threads do not spin."""
+    """Opens a file or a serialized model on the CPU. Idle threads do not spin."""
     _share_arena()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # whatever goes wrong is raised
+    options.log_severity_level = 4  # errors are raised, not logged
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @cache
 def _share_arena() -> None:
-    """Makes one memory arena for all sessions of this process.
+    """Creates one memory arena for all sessions of this process.
 
-    An arena keeps the memory of the largest batch so far, and by default each session has its own: 56 sessions that
-    have each drawn 64 images took 1,360 MB, with one arena they take 250.
+    An arena keeps the memory of the largest batch so far, and by default each session has its own: 56 sessions, each
+    after 64 images, took 1,360 MB, and 250 MB with one arena.
     """
     kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
@@ -244,27 +267,33 @@ def _explain(error: Exception, path: Path) -> Exception:
         return FileNotFoundError(f"{weights} is missing: {path.name} reads its weights from there")
     if "escapes" in reason:
         return ValueError(
-            f"{weights} is a link to another folder, which onnxruntime refuses: copy the file here"
+            f"{weights} is a link to another folder, which onnxruntime does not follow: copy the file here"
         )
     return ValueError(f"{weights} is truncated, or not the file that {path.name} was exported with: {_AGAIN}")
 
 
-def _metadata(session: onnxruntime.InferenceSession, path: Path) -> dict:
+def _metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, Any]:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     try:
-        metadata = json.loads(text or "")
+        metadata: dict[str, Any] = json.loads(text or "")
         version = int(metadata["format"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{path} was not exported by sparsegen: its metadata has no JSON with a format under {METADATA!r}"
         ) from None
     if version > FORMAT:
-        raise ValueError(f"{path} has format {version}, beyond {FORMAT} of this sparsegen: upgrade sparsegen")
+        raise ValueError(
+            f"{path} has format {version}, and this sparsegen reads up to format {FORMAT}: upgrade sparsegen"
+        )
     return metadata
 
 
-def _check_weights(metadata: dict, path: Path) -> None:
-    """Checks that the weights are those of the export: the graph records only their positions."""
+def _check_weights(metadata: dict[str, Any], path: Path) -> None:
+    """Checks the digest of the weights, since the graph records only their positions in the file.
+
+    Raises:
+        ValueError: If the file has changed since the export.
+    """
     if metadata["weights"] is not None:
         weights = path.with_name(bundled.WEIGHTS)
         if digest(weights) != metadata["weights"]:

@@ -14,7 +14,7 @@ _DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.Data
 
 @dataclass(frozen=True)
 class Weights:
-    """A safetensors file as a store of external data: dtype, shape, first byte and bytes of each tensor."""
+    """A safetensors file as external data of a graph: dtype, shape, offset and number of bytes of each tensor."""
 
     name: str
     digest: str
@@ -22,12 +22,15 @@ class Weights:
 
     @classmethod
     def read(cls, path: Path) -> "Weights":
-        """Reads where each tensor lies, and none of them.
+        """Reads the header of a file, without the tensors.
 
-        Raises: FileNotFoundError; ValueError if it is not a safetensors file.
+        Raises:
+            FileNotFoundError, ValueError: If it is not a safetensors file.
         """
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: without embed, the graph reads its weights there")
+            raise FileNotFoundError(
+                f"{path} is missing: with embed=False, the graph reads its weights from it"
+            )
         try:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
@@ -44,28 +47,28 @@ class Weights:
         return cls(path.name, digest(path), tensors)
 
     def place(self, model: ir.Model) -> None:
-        """Points the initializers into the file; other types than float32 are cast in the graph.
+        """Makes the initializers of a model refer to the file; weights that are not float32 are cast in the graph.
 
-        Raises: ValueError if they are not in the file, or of another shape.
+        Raises:
+            ValueError: If a weight is not in the file, or has another shape there.
         """
         graph, first = model.graph, model.graph[0]
-        for weight in list(graph.initializers.values()):
-            if weight.name not in self.tensors:
-                raise ValueError(f"{self.name} holds another network: it has no {weight.name}")
-            dtype, shape, offset, length = self.tensors[weight.name]
-            if shape != list(weight.shape):
+        for name, weight in list(graph.initializers.items()):
+            if name not in self.tensors:
+                raise ValueError(f"{self.name} holds another network: it has no {name}")
+            dtype, shape, offset, length = self.tensors[name]
+            if shape != (wanted := list(weight.shape or ())):
                 raise ValueError(
-                    f"{self.name} holds another network: its {weight.name} has the shape {shape}, "
-                    f"not {list(weight.shape)}"
+                    f"{self.name} holds another network: its {name} has the shape {shape}, not {wanted}"
                 )
             weight.const_value = ir.ExternalTensor(
-                self.name, offset, length, dtype, shape=weight.shape, name=weight.name
+                self.name, offset, length, dtype, shape=ir.Shape(shape), name=name
             )
             if dtype != ir.DataType.FLOAT:
                 uses = weight.uses()
-                cast = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT}, name=f"node_{weight.name}")
+                cast = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT}, name=f"node_{name}")
                 (single,) = cast.outputs
-                single.name, single.shape = f"{weight.name}.float32", weight.shape
+                single.name, single.shape = f"{name}.float32", weight.shape
                 single.dtype, weight.dtype = ir.DataType.FLOAT, dtype
                 for node, index in uses:
                     node.replace_input_with(index, single)

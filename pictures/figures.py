@@ -1,4 +1,4 @@
-"""Drawings by matplotlib, which is loaded when one is drawn."""
+"""Figures drawn with matplotlib, which is imported only when a figure is drawn."""
 
 import io
 from typing import TYPE_CHECKING
@@ -8,14 +8,14 @@ if TYPE_CHECKING:
 
 
 def figure(width: float, height: float) -> "Figure":
-    """An empty drawing of this size in inches."""
+    """Returns an empty figure of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=130)
 
 
-def png(drawing: "Figure") -> bytes:
-    """Encodes a drawing as PNG."""
+def png(figure: "Figure") -> bytes:
+    """Encodes a figure as PNG."""
     buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()

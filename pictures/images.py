@@ -1,4 +1,4 @@
-"""Images at the borders: from a network's [-1, 1] to uint8 pixels, grids and PNG files. Needs no torch."""
+"""Converts images in [-1, 1] to uint8 pixels, grids and PNG files. Does not import torch."""
 
 import io
 
@@ -7,21 +7,24 @@ from PIL import Image
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Rounds images in [-1, 1] to pixels: -1 is 0, 1 is 255.
+    """Scales images in [-1, 1] to pixels, rounded: -1 becomes 0, 1 becomes 255.
 
-    Shape: float (B, 3, H, W) -> uint8 (B, H, W, 3).  Raises: FloatingPointError on NaN and infinities.
+    Shape: float (B, 3, H, W) -> uint8 (B, H, W, 3).
+
+    Raises:
+        FloatingPointError: On NaN and infinities.
     """
     if broken := int((~np.isfinite(image)).any(axis=(1, 2, 3)).sum()):
         raise FloatingPointError(
             f"{broken} of {len(image)} generated images hold NaN or infinity: the weights have diverged, "
-            f"go back to an earlier checkpoint"
+            f"use an earlier checkpoint"
         )
     pixels = np.rint((np.clip(image, -1, 1).astype(np.float32) + np.float32(1)) * np.float32(127.5))
     return np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
-    """Lays images out row by row on white; as square as the count allows unless `columns` is given.
+    """Arranges images row by row on white, in a nearly square grid unless `columns` is given.
 
     Shape: uint8 (B, H, W, 3) -> uint8 (rows·(H + gap) + gap, columns·(W + gap) + gap, 3).
     """
@@ -37,7 +40,7 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
 
 
 def atom_pictures(atoms: np.ndarray) -> np.ndarray:
-    """Turns atoms into pictures: mid-gray is zero, each has the contrast of its largest entry.
+    """Converts atoms to pictures: zero is mid-gray, and each atom is scaled by its largest magnitude.
 
     Shape: (C, 3, h, w) -> uint8 (C, h, w, 3).
     """
@@ -47,7 +50,7 @@ def atom_pictures(atoms: np.ndarray) -> np.ndarray:
 
 
 def png(image: np.ndarray, scale: int = 1) -> bytes:
-    """Encodes one uint8 image (H, W, 3) or (H, W) as PNG, each pixel enlarged to scale x scale."""
+    """Encodes a uint8 image (H, W, 3) or (H, W) as PNG, with each pixel enlarged to scale x scale."""
     buffer = io.BytesIO()
     Image.fromarray(image.repeat(scale, 0).repeat(scale, 1)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures at the borders of restoration: what one is, as a file to be written and as an array. Needs no torch."""
+"""The pictures that are restored: conversion from and to arrays, and writing of files. Does not import torch."""
 
 import io
 import math
@@ -15,67 +15,67 @@ from PIL import Image
 from sparsegen.common.files import atomic_write
 
 MAX_PIXELS = 12_000_000
-MIN_SIDE = 16  # the hourglass halves a picture several times
+MIN_SIDE = 16  # pixels, since the hourglass halves a picture several times
 SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
 
 
 class TooLarge(ValueError):
-    """A picture has more pixels than whoever reads it takes."""
+    """A picture has more pixels than the limit."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The sizes of pictures that are read."""
+    """The sizes of pictures that may be read."""
 
     max_pixels: int = MAX_PIXELS
     min_side: int = MIN_SIDE
 
     def check(self, name: str, width: int, height: int) -> None:
-        """Raises: TooLarge if there are too many pixels; ValueError unless both sides are long enough."""
+        """Raises: TooLarge above `max_pixels`; ValueError if a side is shorter than `min_side`."""
         if width * height > self.max_pixels:
             raise TooLarge(
                 f"{name} has {width} x {height} = {width * height / 1e6:.4g} million pixels, "
-                f"the limit is {self.max_pixels / 1e6:g} million: scale it down, or cut a part out"
+                f"the limit is {self.max_pixels / 1e6:g} million: scale it down, or crop it"
             )
         if min(width, height) < self.min_side:
             raise ValueError(
-                f"{name} has {width} x {height} pixels: each side is to have {self.min_side} at least"
+                f"{name} has {width} x {height} pixels: each side must have at least {self.min_side}"
             )
 
-    def hold(self, block: tuple[int, ...]) -> bool:
-        """Whether a tile of a file of this shape may be decoded; one much larger than any picture is a bomb."""
+    def allow_block(self, block: tuple[int, ...]) -> bool:
+        """Whether a tile or strip of this shape may be decoded; it may exceed `max_pixels` 16 times, not more."""
         return math.prod(block) <= 16 * self.max_pixels
 
 
 @dataclass(frozen=True)
 class _Format:
-    """What a file format can hold, and how Pillow is asked to write it."""
+    """What a file format supports, and Pillow's options to write it."""
 
     name: str
-    side: int  # the longest side in pixels
-    rich: bool = True  # holds alpha
-    deep: bool = True  # holds 16 bits
+    max_side: int  # pixels
+    alpha: bool = True
+    sixteen_bits: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
 
-PNG = _Format("PNG", side=2**31 - 1)
-TIFF = _Format("TIFF", side=2**31 - 1, options={"compression": "tiff_adobe_deflate"})
-JPEG = _Format("JPEG", side=65500, rich=False, deep=False, options={"quality": 95, "subsampling": 0})  # 4:4:4
-WEBP = _Format("WebP", side=16383, deep=False, options={"lossless": True, "exact": True})
+PNG = _Format("PNG", 2**31 - 1)
+TIFF = _Format("TIFF", 2**31 - 1, options={"compression": "tiff_adobe_deflate"})
+JPEG = _Format("JPEG", 65500, False, False, {"quality": 95, "subsampling": 0})  # 4:4:4
+WEBP = _Format("WebP", 16383, sixteen_bits=False, options={"lossless": True, "exact": True})
 WRITABLE = {".png": PNG, ".tif": TIFF, ".tiff": TIFF, ".jpg": JPEG, ".jpeg": JPEG, ".webp": WEBP}
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture, upright, and what is needed to write it the way it came.
+    """An upright picture, with the properties of its file that are needed to write it.
 
     Attributes:
-        pixels: float32 (H, W, C) in [0, 1], C = 1 (gray) or 3 (RGB); the stored integers, scaled, no gamma.
-        alpha: (H, W) as it was stored, or None.
-        depth: bits of a channel, 8 or 16. Choice: floats count as 16, the deepest that PNG holds.
-        mode: what the file held: gray, RGB, palette, 1-bit, CMYK, YCbCr, LAB or HSV.
-        notes: what the user may want to know, a sentence each.
-        icc: the color profile, where it describes `pixels`.
+        pixels: float32 (H, W, C) in [0, 1], C = 1 (gray) or 3 (RGB): the stored integers, scaled, without gamma.
+        alpha: (H, W) with the dtype of the file, or None.
+        depth: Bits per channel, 8 or 16. Choice: floats count as 16, the maximum of PNG.
+        mode: Color mode of the file: gray, RGB, palette, 1-bit, CMYK, YCbCr, LAB or HSV.
+        notes: Notes for the user, e.g. on conversions.
+        icc: The color profile, if it describes `pixels`.
     """
 
     pixels: np.ndarray
@@ -86,13 +86,16 @@ class Picture:
     icc: bytes | None = None
 
     def with_pixels(self, pixels: np.ndarray) -> "Picture":
-        """The same picture with other pixels, clipped to [0, 1]; alpha is resized bicubically where H, W differ.
+        """Returns the picture with other pixels, clipped to [0, 1]; alpha is resized bicubically if H, W differ.
 
-        Shape: float (H', W', C), the C of this picture.  Raises: ValueError on another C, NaN and infinities.
+        Shape: float (H', W', C), the C of this picture.
+
+        Raises:
+            ValueError: On another C, NaN and infinities.
         """
         channels = self.pixels.shape[2]
         if pixels.ndim != 3 or pixels.shape[2] != channels or 0 in pixels.shape:
-            raise ValueError(f"pixels of this picture are (H, W, {channels}); got {pixels.shape}")
+            raise ValueError(f"the pixels of this picture must be (H, W, {channels}); got {pixels.shape}")
         _check_finite(pixels, "the restored picture")
         pixels = np.clip(pixels, 0, 1).astype(np.float32)
         alpha = self.alpha
@@ -101,35 +104,40 @@ class Picture:
         return replace(self, pixels=pixels, alpha=alpha)
 
     def encode(self, suffix: str = ".png") -> bytes:
-        """The bytes of a file of this kind, in the picture's depth, with its alpha and color profile.
+        """Encodes the picture as a file with its depth, alpha and color profile.
 
-        Choice: WebP is written without loss; it has no gray, so there gray becomes equal red, green and blue.
+        Choice: WebP is lossless. It does not support gray, so gray is written as RGB.
 
-        Raises: ValueError where the format cannot hold the picture (`check_suffix`).
+        Raises:
+            ValueError, ImportError: As `check_suffix`.
         """
         kind = _format(suffix, self)
-        samples = _joined(self, np.dtype(np.uint8 if self.depth == 8 else np.uint16))
+        samples = _join(self, np.dtype(np.uint8 if self.depth == 8 else np.uint16))
         if self.depth == 16:
-            return (_deep_png if kind is PNG else _deep_tiff)(samples, self.icc)
+            return (_encode_png16 if kind is PNG else _encode_tiff16)(samples, self.icc)
         buffer = io.BytesIO()
         Image.fromarray(samples).save(buffer, kind.name.upper(), icc_profile=self.icc, **kind.options)
         return buffer.getvalue()
 
 
 def check_suffix(path: str | Path, picture: Picture) -> None:
-    """Finds out before any work whether a picture can be written under this name.
+    """Checks whether a picture can be written to this path.
 
-    Raises: ValueError that says which suffix to take instead; ImportError where 16 bits lack their library.
+    Raises:
+        ValueError: With a suffix to use instead.
+        ImportError: If the library for 16 bits is missing.
     """
     _format(path, picture)
 
 
 def write_picture(path: str | Path, picture: Picture) -> None:
-    """Writes a picture, whole or not at all; the suffix says the format.
+    """Writes a picture atomically; the suffix determines the format.
 
-    Raises: ValueError as `check_suffix`; OSError that names the path.
+    Raises:
+        ValueError, ImportError: As `check_suffix`.
+        OSError: With the path.
     """
-    check_suffix(path, picture)  # here as well, since `encode` sees but the suffix
+    check_suffix(path, picture)  # for the path in the error, since `encode` gets only the suffix
     content = picture.encode(f".{Path(path).name.rpartition('.')[2]}")
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
@@ -138,32 +146,35 @@ def write_picture(path: str | Path, picture: Picture) -> None:
 def check_array(array: np.ndarray, name: str = "the array", max_pixels: int = MAX_PIXELS) -> None:
     """Checks that an array is a picture: channels last, uint8, uint16 or floats in [0, 1].
 
-    Raises: ValueError that says what is wrong and how to mend it.
+    Raises:
+        ValueError: With the problem and the remedy.
     """
     if not isinstance(array, np.ndarray) or isinstance(array, np.matrix | np.ma.MaskedArray):
         raise ValueError(
-            f"{name} is to be a plain numpy array; got {type(array).__name__}: pass numpy.asarray of it"
-            f"{', and what it masks as a Mask' if isinstance(array, np.ma.MaskedArray) else ''}"
+            f"{name} must be a plain numpy array; got {type(array).__name__}: pass numpy.asarray of it"
+            f"{', and its mask as a Mask' if isinstance(array, np.ma.MaskedArray) else ''}"
         )
     if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
         raise ValueError(
-            f"{name} is to hold uint8, uint16 or floats in [0, 1]; got {array.dtype}: "
+            f"{name} must hold uint8, uint16 or floats in [0, 1]; got {array.dtype}: "
             f"convert it, and scale it to the range of its new type"
         )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
         hint = ": its channels come first, transpose it with array.transpose(1, 2, 0)" if first else ""
-        raise ValueError(f"{name} is to be {SHAPES}; got {array.shape}{hint}")
+        raise ValueError(f"{name} must be {SHAPES}; got {array.shape}{hint}")
     Limits(max_pixels).check(name, array.shape[1], array.shape[0])
     if array.dtype.kind == "f":
         check_range(array, name, "divide by the value of white, 255 or 65535")
 
 
 def from_array(array: np.ndarray, name: str = "the array", max_pixels: int = MAX_PIXELS) -> Picture:
-    """Makes a picture of an array; a fourth channel is alpha.
+    """Converts an array to a picture; a fourth channel is alpha.
 
     Shape: uint8, uint16 or float in [0, 1], (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
-    Raises: ValueError as `check_array`.
+
+    Raises:
+        ValueError: As `check_array`.
     """
     check_array(array, name, max_pixels)
     pixels, alpha = split(array.astype(array.dtype.newbyteorder("="), copy=False))
@@ -173,36 +184,37 @@ def from_array(array: np.ndarray, name: str = "the array", max_pixels: int = MAX
 
 
 def to_array(picture: Picture, like: np.ndarray) -> np.ndarray:
-    """The picture as an array of the dtype and the axes that `like` has, the array it was made of.
+    """Converts a picture to an array with the dtype and axes of `like`, and the height and width of the picture.
 
-    Integers are rounded to the nearest; the height and width are those of the picture.
+    Integers are rounded to the nearest.
 
-    Raises: ValueError if `like` has other channels than the picture.
+    Raises:
+        ValueError: If `like` has other channels than the picture.
     """
-    array = _joined(picture, like.dtype)
+    array = _join(picture, like.dtype)
     if like.ndim == 3 and array.ndim == 2:
         array = array[..., None]
     if array.shape[2:] != like.shape[2:]:
         raise ValueError(
-            f"the picture is {array.shape}, channels included; the array it goes back to {like.shape}"
+            f"the picture has the shape {array.shape}, which does not fit an array of {like.shape}"
         )
     return array
 
 
 def _format(path: str | Path, picture: Picture) -> _Format:
-    """What `path` is to be written as, where that can hold the picture; else the errors of `check_suffix`."""
-    suffix = Path(f"_{Path(path).name}").suffix.lower()  # the underscore: a bare ".png" is a suffix, too
+    """Returns the format of a path, or raises the errors of `check_suffix`."""
+    suffix = Path(f"_{Path(path).name}").suffix.lower()  # the underscore makes the name ".png" a suffix
     if suffix not in WRITABLE:
         raise ValueError(f"{path} ends in none of {', '.join(WRITABLE)}: name the output with one of them")
     kind = WRITABLE[suffix]
-    if picture.alpha is not None and not kind.rich:
+    if picture.alpha is not None and not kind.alpha:
         raise ValueError(f"{path}: {kind.name} holds no alpha, and the picture has some; write .png or .tif")
-    if picture.depth == 16 and not kind.deep:
+    if picture.depth == 16 and not kind.sixteen_bits:
         raise ValueError(f"{path}: {kind.name} holds 8 bits, and the picture has 16; write .png or .tif")
     height, width = picture.pixels.shape[:2]
-    if max(height, width) > kind.side:
+    if max(height, width) > kind.max_side:
         raise ValueError(
-            f"{path}: {kind.name} holds up to {kind.side} pixels a side; got {width} x {height}; write .png"
+            f"{path}: {kind.name} holds up to {kind.max_side} pixels per side; got {width} x {height}; write .png"
         )
     if picture.depth == 16:
         codecs()
@@ -210,7 +222,7 @@ def _format(path: str | Path, picture: Picture) -> _Format:
 
 
 def split(array: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Color and alpha of an array.  Shape: (H, W) or (H, W, 1 to 4) -> (H, W, 1 or 3) and (H, W) or None."""
+    """Splits an array into color and alpha.  Shape: (H, W) or (H, W, 1 to 4) -> (H, W, 1 or 3), (H, W) or None."""
     array = array[..., None] if array.ndim == 2 else array
     if array.shape[2] in (2, 4):
         return array[..., :-1], array[..., -1]
@@ -218,24 +230,24 @@ def split(array: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def scaled(array: np.ndarray) -> np.ndarray:
-    """Stored values as float32 in [0, 1], contiguous."""
+    """Scales stored values to float32 in [0, 1], contiguous."""
     scale = 1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
     return np.ascontiguousarray(array.astype(np.float32) / np.float32(scale))
 
 
-def _joined(picture: Picture, dtype: np.dtype) -> np.ndarray:
-    """Color and alpha in one array of `dtype`.  Shape: (H, W) for gray without alpha, else (H, W, 2 to 4)."""
-    pixels = _stored(picture.pixels, dtype)
+def _join(picture: Picture, dtype: np.dtype) -> np.ndarray:
+    """Joins color and alpha in an array of `dtype`.  Shape: (H, W) for gray without alpha, else (H, W, 2 to 4)."""
+    pixels = _quantize(picture.pixels, dtype)
     if picture.alpha is None:
         return pixels[..., 0] if pixels.shape[2] == 1 else pixels
     alpha = picture.alpha
     if alpha.dtype != dtype:
-        alpha = _stored(alpha if alpha.dtype.kind == "f" else alpha / np.iinfo(alpha.dtype).max, dtype)
+        alpha = _quantize(alpha if alpha.dtype.kind == "f" else alpha / np.iinfo(alpha.dtype).max, dtype)
     return np.concatenate([pixels, alpha[..., None]], axis=2)
 
 
-def _stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Values in [0, 1] as `dtype` stores them: integers scaled and rounded to the nearest."""
+def _quantize(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Converts values in [0, 1] to `dtype`; for integers, scales and rounds to the nearest."""
     if dtype.kind == "f":
         return values.astype(dtype)
     white = np.iinfo(dtype).max
@@ -245,17 +257,17 @@ def _stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _resized(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Alpha of another size, bicubic, without the overshoot.  Shape: (H, W) -> (height, width)."""
+    """Resizes alpha, bicubic and clipped.  Shape: (H, W) -> (height, width)."""
     plane = Image.fromarray(alpha.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
     white = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
     values = np.clip(np.asarray(plane), 0, white)
     return (values if alpha.dtype.kind == "f" else np.rint(values)).astype(alpha.dtype)
 
 
-def _deep_png(samples: np.ndarray, icc: bytes | None) -> bytes:
-    """A PNG of uint16 samples; the profile goes behind the first chunk, since the encoder takes none."""
+def _encode_png16(samples: np.ndarray, icc: bytes | None) -> bytes:
+    """A PNG of uint16 samples. The profile is inserted after the first chunk, since the encoder does not support it."""
     imagecodecs, _ = codecs()
-    content = imagecodecs.png_encode(samples)
+    content: bytes = imagecodecs.png_encode(samples)
     if not icc:
         return content
     body = b"iCCP" + b"ICC Profile\0\0" + zlib.compress(icc)
@@ -263,7 +275,7 @@ def _deep_png(samples: np.ndarray, icc: bytes | None) -> bytes:
     return content[:33] + chunk + content[33:]  # 33: the signature and the header
 
 
-def _deep_tiff(samples: np.ndarray, icc: bytes | None) -> bytes:
+def _encode_tiff16(samples: np.ndarray, icc: bytes | None) -> bytes:
     """A TIFF of uint16 samples."""
     _, tifffile = codecs()
     channels = 1 if samples.ndim == 2 else samples.shape[2]
@@ -284,7 +296,11 @@ def _deep_tiff(samples: np.ndarray, icc: bytes | None) -> bytes:
 
 
 def codecs() -> tuple[ModuleType, ModuleType]:
-    """imagecodecs and tifffile: Pillow knows no color of 16 bits."""
+    """Imports imagecodecs and tifffile, since Pillow does not support color with 16 bits.
+
+    Raises:
+        ImportError: With the pip command.
+    """
     try:
         import imagecodecs
         import tifffile
@@ -296,7 +312,7 @@ def codecs() -> tuple[ModuleType, ModuleType]:
 
 
 def _check_finite(array: np.ndarray, name: str) -> None:
-    """Raises ValueError that counts the NaN and infinities of an array, if any."""
+    """Raises ValueError with the number of NaN and infinities of an array, if any."""
     if broken := int((~np.isfinite(array)).sum()):
         raise ValueError(f"{broken} of {array.size} values of {name} are NaN or infinite: replace them first")
 
@@ -306,4 +322,4 @@ def check_range(array: np.ndarray, name: str, remedy: str) -> None:
     _check_finite(array, name)
     low, high = float(array.min()), float(array.max())
     if low < 0 or high > 1:
-        raise ValueError(f"floats of {name} are to be in [0, 1]; got {low:g} to {high:g}: {remedy}, and clip")
+        raise ValueError(f"floats of {name} must be in [0, 1]; got {low:g} to {high:g}: {remedy}, and clip")

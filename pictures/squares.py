@@ -1,8 +1,8 @@
-"""One image file becomes one square of RGB pixels: how training reads its images.
+"""Decodes an image file to a square of RGB pixels, for training.
 
-Choice: not `reading.read_picture`, which keeps 16 bits, alpha and profiles for restoration: it needs libraries that
-training does not, converts CMYK by its profile, and decodes one file at a time. Other pixels would give images that
-were decoded before another fingerprint, and runs on them could not go on.
+Choice: not by `reading.read_picture`, which keeps 16 bits, alpha and profiles for restoration. It needs additional
+libraries, converts CMYK by its profile, and decodes one file at a time. Other pixels would also change the fingerprint
+of a data set, so that runs could not be resumed.
 """
 
 import contextlib
@@ -15,18 +15,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 DECODED_FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM".split()  # not EPS, for which Pillow runs Ghostscript
 
-# What Pillow raises on files that are not what they claim to be, as found on half a million damaged ones.
-DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
+# What Pillow raises on damaged files, found on half a million of them.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
 
 
 def decode(file: bytes, size: int) -> tuple[np.ndarray, bool]:
-    """Decodes an image: EXIF orientation applied, alpha composited on white, 16-bit gray scaled to 8 bits, the
-    first frame of an animation; then the center square, resized (Lanczos, antialiased).
+    """Decodes the center square of an image and resizes it (Lanczos, antialiased).
 
-    Choice: CMYK by Pillow's plain formula, without color profiles; 32-bit gray is read as 16-bit, clipped.
+    The EXIF orientation is applied, alpha composited on white, and 16-bit gray scaled to 8 bits. Of an animation, the
+    first frame is used.
 
-    Returns: The pixels, and whether they had another size or shape before.
-    Shape: uint8 (3, size, size).  Raises: ValueError that says why the file cannot be decoded.
+    Choice: CMYK is converted by Pillow's formula, without color profiles; 32-bit gray is read as 16-bit, clipped.
+
+    Returns: The pixels, and whether the image had another size or shape.
+    Shape: uint8 (3, size, size).
+
+    Raises:
+        ValueError: With the reason why the file cannot be decoded.
     """
     try:
         with (
@@ -34,12 +39,12 @@ def decode(file: bytes, size: int) -> tuple[np.ndarray, bool]:
             Image.open(io.BytesIO(file), formats=DECODED_FORMATS) as image,
         ):
             image.load()
-            with contextlib.suppress(*DAMAGED):  # the pixels may be good where the EXIF block is not
+            with contextlib.suppress(*DECODE_ERRORS):  # the pixels may be valid even if EXIF is broken
                 ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(_square(_rgb(image), size)).transpose(2, 0, 1), image.size != (size, size)
     except UnidentifiedImageError:
-        raise ValueError(f"not an image, or damaged, or none of {' '.join(DECODED_FORMATS)}") from None
-    except DAMAGED as error:
+        raise ValueError(f"damaged, or not an image of the formats {' '.join(DECODED_FORMATS)}") from None
+    except DECODE_ERRORS as error:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
@@ -56,7 +61,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """The center square, resized. `ImageOps.fit` would shift it by half a pixel where a margin is odd."""
+    """The center square, resized. `ImageOps.fit` would shift it by half a pixel if a margin is odd."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)

@@ -1,4 +1,4 @@
-"""The figures of the paper's tables. The rows and columns of the zoo need none of them."""
+"""The numbers in the tables of the paper."""
 
 COLUMNS = ("baseline", "l0_inf", "l0", "l1", "ml")
 FID = {  # Table 1
@@ -21,7 +21,7 @@ LOW_DATA_FID = {  # Table 2: (architecture, share of CIFAR-10) -> FIDs
     ("diffcr_biggan", 0.2): {"baseline": 11.29, "l0_inf": 10.93, "l0": 10.62, "ml": 10.33},
     ("diffcr_biggan", 0.1): {"baseline": 16.80, "l0_inf": 15.30, "l0": 15.82, "ml": 16.20},
 }
-PSNR = {  # Table 3: single, average; of L0,∞ the scan is damaged, 29.03 is read for "2903"
+PSNR = {  # Table 3: single, average, in dB; for L0,∞ the scan has "2903", read as 29.03
     "baseline": (28.74, 29.88),
     "l0_inf": (29.03, 29.94),
     "l0": (29.22, 30.21),

@@ -1,4 +1,4 @@
-"""Pictures of what a generator has learned: its atoms (fig. 5) and where its codes are dense (fig. 3b)."""
+"""Figures of generators: their atoms (fig. 5), the density of their codes (fig. 3b), and samples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def atoms_sheet(dictionary: Tensor, columns: int = 16) -> np.ndarray:
-    """Lays the atoms of an image dictionary out; mid-gray is zero, each is scaled to its largest entry.
+    """Arranges the atoms of an image dictionary; zero is mid-gray, and each atom is scaled by its largest magnitude.
 
     Shape: (atoms, 3, h, w) -> uint8 (H, W, 3).
     """
@@ -28,7 +28,7 @@ def atoms_sheet(dictionary: Tensor, columns: int = 16) -> np.ndarray:
 
 
 def atoms(generators: Mapping[str, Generator], seed: int = 0) -> "Figure":
-    """Draws the atoms of D1 and of D_eff = D1 D2 of each generator, a row each (fig. 5); of any seed the same."""
+    """Draws the atoms of D1 and of D_eff = D1 D2, one row per generator (fig. 5). They do not depend on the seed."""
     rows = []
     for name, generator in generators.items():
         pairs = {"$D_1$": generator.dictionary(1), "$D_{eff} = D_1 D_2$": generator.effective_dictionary()}
@@ -55,17 +55,18 @@ def needle_density(generator: Generator, count: int = 256, seed: int = 0, level:
 
     Shape: (H, W), in [0, 1].
     """
-    network, total = generator.view(), 0
+    network = generator.view()
+    total = torch.zeros(generator.code_shapes[level - 1][1:], device=network.device)
     labels = noise.labels(count, generator.classes, seed, names=generator.class_names)
     for first, z in noise.batches(count, generator.z_dim, seed):
         given = [z] if labels is None else [z, labels[first : first + len(z)]]
         _, codes = network(*(torch.from_numpy(array).to(network.device) for array in given))
-        total = total + (codes[level - 1] != 0).float().mean(1).sum(0)
+        total += (codes[level - 1] != 0).float().mean(1).sum(0)
     return (total / count).cpu().numpy()
 
 
 def density(generators: Mapping[str, Generator], count: int = 256, seed: int = 0) -> "Figure":
-    """Draws the needle-density map of Γ1 of each generator on one scale (fig. 3b)."""
+    """Draws a map of the needle density of Γ1 for each generator, with a common color scale (fig. 3b)."""
     maps = {name: needle_density(generator, count, seed) for name, generator in generators.items()}
     top = max(values.max() for values in maps.values())
     columns = min(5, len(maps))
@@ -82,7 +83,7 @@ def density(generators: Mapping[str, Generator], count: int = 256, seed: int = 0
 
 
 def samples(generators: Mapping[str, Generator], count: int = 20, seed: int = 0) -> "Figure":
-    """Draws the first images of a seed, a row each generator; of a conditional one class after class."""
+    """Draws the first images of a seed, one row per generator; the classes of a conditional one in order."""
     figure = figures.figure(0.5 * count, 0.72 * len(generators))
     rows = figure.subplots(len(generators), 1, squeeze=False)[:, 0]
     for axes, (name, generator) in zip(rows, generators.items(), strict=True):
@@ -98,18 +99,20 @@ FIGURES: dict[str, Callable[..., "Figure"]] = {"atoms": atoms, "density": densit
 
 
 def draw(what: str, models: Sequence[str], seed: int = 0) -> bytes:
-    """Draws a picture as PNG.
+    """Draws a figure as PNG.
 
     Args:
         what: "atoms", "density" or "samples" of models; or "tradeoff" (figures 3a and 6).
-        models: Models, one or several; of the tradeoff architectures, all that have records if none is given.
+        models: One or more models; for the tradeoff, architectures (default: all that have records).
 
-    Raises: ValueError if there is no such picture, no model is given, or one has no records; as `from_pretrained`.
+    Raises:
+        ValueError: If there is no such figure, no model is given, or an architecture has no records; as
+            `from_pretrained`.
     """
     if what == "tradeoff":
         return figures.png(tradeoff(read_records(TABLES["table1"][0]), models))
     if what not in FIGURES:
-        raise ValueError(f"no picture {what!r}: there are {known_names(what, [*FIGURES, 'tradeoff'])}")
+        raise ValueError(f"no figure {what!r}: there are {known_names(what, [*FIGURES, 'tradeoff'])}")
     if not models:
         raise ValueError(f"{what} needs a model, e.g. dcgan.ml")
     generators = {model: from_pretrained(model) for model in models}

@@ -1,4 +1,4 @@
-"""The paper's tables 1 to 3 beside what was measured here: printed from the committed records."""
+"""Prints tables 1 to 3 of the paper with our measurements, from the committed records."""
 
 import math
 import re
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,25 +22,24 @@ PROTOCOL = (
     "atoms", "steps", "batch_size", "count", "reference_count", "metric", "share", "rate", "fingerprint",
 )  # fmt: skip
 MISSING = "-"
-
-
-OLD_NAMES = {
+OLD_NAMES = {  # of the fields of restoration presets
     "members": "ensemble_size",
     "swift": "mixed_precision",
     "fall": "max_psnr_drop",
-}  # of restoration presets
+}
+Record = dict[str, Any]  # of one run
 
 
-def read_records(path: Path) -> list[dict]:
-    """The records of a campaign, one dict per run, under the present names.
+def read_records(path: Path) -> list[Record]:
+    """Reads the records of a campaign, and replaces old names of fields.
 
-    Early records of table 1 have no `share` and `rate`: they had all of the data, and the recipe's learning rates.
+    Early records of table 1 have no `share` and `rate`: they used all of the data and the learning rates of the recipe.
     """
     return [{"share": 1.0, "rate": 1.0, **_rename(record)} for record in read_lines(path)]
 
 
-def _rename(record: dict) -> dict:
-    """Replaces old names of preset fields: as keys, and in the presets' representations, e.g. "settings"."""
+def _rename(record: Record) -> Record:
+    """Replaces old names of preset fields, both keys and in the repr of presets, e.g. in "settings"."""
     record = {OLD_NAMES.get(name, name): value for name, value in record.items()}
     for name in record.keys() & {"settings", "original_settings"}:
         record[name] = re.sub(
@@ -48,21 +48,21 @@ def _rename(record: dict) -> dict:
     return record
 
 
-def own_k(record: dict) -> bool:
-    """Whether a run had the k of its column, and is none of a sweep."""
+def own_k(record: Record) -> bool:
+    """Whether a run had the k of its column, i.e. is not part of a sweep over k."""
     spec = ModelSpec.of(record["architecture"], record["regularizer"], record["atoms"])
     return [k_range.k for k_range in spec.k_ranges] == list(record["k"])
 
 
-def show_table1(console: Console, records: Iterable[dict]) -> None:
-    """Prints table 1: all architectures, on all of the data."""
+def show_table1(console: Console, records: Iterable[Record]) -> None:
+    """Prints table 1: all architectures, trained on all of the data."""
     whole = [record for record in records if record["share"] == 1 and own_k(record)]
     rows = {row: (by_column(whole, row, 1.0), fids) for row, fids in paper.FID.items()}
     _show(console, "Table 1: CIFAR-10", rows, paper.COLUMNS)
 
 
-def show_table2(console: Console, records: Iterable[dict]) -> None:
-    """Prints table 2: BigGAN and DiffCRBigGAN with a part of the data."""
+def show_table2(console: Console, records: Iterable[Record]) -> None:
+    """Prints table 2: BigGAN and DiffCRBigGAN, trained on a part of the data."""
     part = [record for record in records if record["share"] < 1 and own_k(record)]
     rows = {
         f"{row}, {share:.0%} of the data": (by_column(part, row, share), fids)
@@ -74,30 +74,30 @@ def show_table2(console: Console, records: Iterable[dict]) -> None:
 Distances = dict[str, dict[tuple[int, str], float]]  # of a row: by regularizer, and by seed and precision
 
 
-def by_column(records: Iterable[dict], row: str, share: float) -> tuple[dict, Distances]:
-    """The protocol that most runs of a row had, the newest of several, and their distances; empty if there are none."""
-    protocols = defaultdict(list)
+def by_column(records: Iterable[Record], row: str, share: float) -> tuple[Record, Distances]:
+    """Returns the most frequent protocol of a row (of equal ones the newest) and its distances; empty without runs."""
+    protocols: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         if record["architecture"] == row and record["share"] == share:
             protocols[tuple(protocol_of(record).values())].append(record)
     if not protocols:
         return {}, {}
     found = max(reversed(protocols.values()), key=len)
-    distances = defaultdict(dict)
+    distances: Distances = defaultdict(dict)
     for record in found:
         distances[record["regularizer"]][record["seed"], record["precision"]] = record["distance"]
     return protocol_of(found[0]), dict(distances)
 
 
-def protocol_of(record: dict) -> dict:
-    """What runs must have in common for their distances to be compared."""
+def protocol_of(record: Record) -> Record:
+    """The settings that must be equal for distances to be comparable."""
     return {name: record[name] for name in PROTOCOL}
 
 
 def _show(
     console: Console,
     title: str,
-    rows: dict[str, tuple[tuple[dict, Distances], dict[str, float]]],
+    rows: dict[str, tuple[tuple[Record, Distances], dict[str, float]]],
     columns: Iterable[str],
 ) -> None:
     table = Table("", *columns, title=title, title_justify="left", box=None)
@@ -122,18 +122,17 @@ def _show(
     table.add_row("  of these in the paper", *overall, style="dim")
     console.print(table)
     console.print(
-        "Ours: the mean ± s.d. (runs), and the change from the baseline's runs of the same seed and precision; "
-        "lower is better. All rows: the mean of the changes ± its standard error. "
-        "Not the paper's metric, widths and lengths: compare changes, not numbers. - is not measured yet."
+        "Ours: mean ± s.d. (runs), and the change relative to the baseline's runs of the same seed and precision; "
+        "lower is better. All rows: mean of the changes ± its standard error. "
+        "Metric, widths and training lengths differ from the paper's: compare changes, not numbers. "
+        "-: not measured."
     )
     for note in notes:
         console.print(f"  {note}", highlight=False)
 
 
 def show_distance(distances: Distances, column: str) -> str:
-    """A cell: the mean ± s.d. of a column's distances, their number, and the change from the baseline's runs of the
-    same seeds in the same precision.
-    """
+    """A cell: mean ± s.d. of the distances of a column, their number, and the change relative to the baseline."""
     found = distances.get(column)
     if not found:
         return MISSING
@@ -146,7 +145,7 @@ def show_distance(distances: Distances, column: str) -> str:
 
 
 def change(distances: Distances, column: str) -> float | None:
-    """From the baseline to a column, in percent, over the runs that both have; None where there are none."""
+    """The change from the baseline to a column in percent, over seeds and precisions of both; None without runs."""
     found, base = distances.get(column, {}), distances.get("baseline", {})
     both = found.keys() & base.keys()
     if column == "baseline" or not both:
@@ -155,11 +154,12 @@ def change(distances: Distances, column: str) -> float | None:
 
 
 def paper_change(fids: dict[str, float], column: str) -> float | None:
+    """The change from the baseline to a column in the paper, in percent; None for the baseline."""
     return None if column == "baseline" else 100 * (fids[column] / fids["baseline"] - 1)
 
 
 def over_rows(changes: Iterable[float | None]) -> str:
-    """The mean of the changes of a column, its standard error, and in how many rows it is better than the baseline."""
+    """The mean of the changes of a column, its standard error, and the number of rows better than the baseline."""
     known = [percent for percent in changes if percent is not None]
     if not known:
         return ""
@@ -173,7 +173,7 @@ def _paper(fids: dict[str, float], column: str) -> str:
     return f"{fids[column]:.2f}" + ("" if percent is None else f" {percent:+.1f} %")
 
 
-def _scale(row: str, protocol: dict) -> str:
+def _scale(row: str, protocol: Record) -> str:
     full, rate = ARCHITECTURES[row].atoms, protocol["rate"]
     faster = "" if rate == 1 else f", {rate:g} times the learning rate"
     return (
@@ -187,7 +187,7 @@ def _scale(row: str, protocol: dict) -> str:
 
 
 def paired(differences: list[float]) -> str:
-    """The mean of paired differences, with its 95 % confidence interval (Student's t)."""
+    """The mean of paired differences with its 95 % confidence interval (Student's t)."""
     if len(differences) < 2:
         return f"{differences[0]:+.2f}" if differences else ""
     try:
@@ -199,26 +199,31 @@ def paired(differences: list[float]) -> str:
     return f"{mean(differences):+.3f} ± {half:.3f}"
 
 
-def by_picture(pairs: dict[tuple[str, int], tuple[dict, dict]], what: str) -> list[float]:
-    """For each picture, the mean over its seeds of a difference: the seeds of one picture are not independent."""
-    differences = defaultdict(list)
+def by_picture(pairs: dict[tuple[str, int], tuple[Record, Record]], what: str) -> list[float]:
+    """Returns a difference per picture, the mean over its seeds, since seeds of one picture are not independent."""
+    differences: dict[str, list[float]] = defaultdict(list)
     for (image, _), (record, base) in pairs.items():
         differences[image].append(record[what] - base[what])
     return [mean(values) for values in differences.values()]
 
 
 def spread(values: list[float]) -> str:
+    """The mean ± s.d."""
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def show_table3(console: Console, records: Iterable[dict]) -> None:
-    """Prints table 3: for each preset, size and noise, a line per regularizer and density.
+Column = tuple[str, float | None]  # regularizer and density
+Cells = dict[tuple[str, int], Record]  # of a column: by picture and seed
+
+
+def show_table3(console: Console, records: Iterable[Record]) -> None:
+    """Prints table 3: for each preset, size and noise, one line per regularizer and density.
 
     Means and standard deviations are over the seeds, of the mean over the pictures that every seed has. Differences
     to the baseline are paired (same picture, noise and seed) and averaged over the seeds of a picture; their interval
     is over the pictures.
     """
-    groups = defaultdict(lambda: defaultdict(dict))
+    groups: dict[tuple[Any, ...], dict[Column, Cells]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
         column = record["regularizer"], record["density"]
         groups[
@@ -257,10 +262,10 @@ def show_table3(console: Console, records: Iterable[dict]) -> None:
         )
         console.print(table)
         if known := [record["bm3d"] for record in base.values() if "bm3d" in record]:
-            console.print(f"BM3D, which knows sigma: {mean(known):.2f} over {len(known)} runs")
+            console.print(f"BM3D with known sigma: {mean(known):.2f} over {len(known)} runs")
 
 
-def _place(item: tuple[tuple[str, float | None], dict]) -> tuple[int, float]:
+def _place(item: tuple[Column, Cells]) -> tuple[int, float]:
     (regularizer, density), _ = item
     return list(REGULARIZERS).index(regularizer), density or 0
 
@@ -271,8 +276,8 @@ def _paper_psnr(regularizer: str) -> Iterable[str]:
         yield "" if regularizer == "baseline" else f"{own - base:+.2f}"
 
 
-def over_seeds(found: dict[tuple[str, int], dict], what: str) -> list[float]:
-    """For each seed, the mean over the pictures that every seed has."""
+def over_seeds(found: Cells, what: str) -> list[float]:
+    """Returns a mean per seed, over the pictures that every seed has."""
     seeds = {seed for _, seed in found}
     whole = [name for name in {name for name, _ in found} if all((name, seed) in found for seed in seeds)]
     if not whole:
@@ -280,8 +285,8 @@ def over_seeds(found: dict[tuple[str, int], dict], what: str) -> list[float]:
     return [mean(found[name, seed][what] for name in whole) for seed in sorted(seeds)]
 
 
-Show = Callable[[Console, Iterable[dict]], None]
-TABLES: dict[str, tuple[Path, Show]] = {  # the records, and what prints them
+Show = Callable[[Console, Iterable[Record]], None]
+TABLES: dict[str, tuple[Path, Show]] = {  # the file of the records, and the function that prints them
     "table1": (RECORDS / "table1.jsonl", show_table1),
     "table2": (RECORDS / "table1.jsonl", show_table2),
     "table3": (RECORDS / "table3.jsonl", show_table3),

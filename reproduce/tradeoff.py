@@ -1,4 +1,4 @@
-"""Pictures of what was measured, from the committed records: figures 3a and 6 of the paper."""
+"""Figures 3a and 6 of the paper, drawn from the committed records."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -6,35 +6,36 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from sparsegen.pictures import figures
-from sparsegen.reproduce.tables import by_column, protocol_of
+from sparsegen.reproduce.tables import Record, by_column, protocol_of
 from sparsegen.zoo.architectures import ARCHITECTURES
 from sparsegen.zoo.regularizers import REGULARIZERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MARKS = "osD^PvX*<>"  # of the columns, again from the first beyond the last
+MARKERS = "osD^PvX*<>"  # of the regularizers, in this order and repeated
 
 
-def tradeoff(records: Iterable[dict], rows: Sequence[str] = ()) -> "Figure":
-    """Draws the density of Γ1 against the distance, a panel an architecture (figures 3a and 6).
+def tradeoff(records: Iterable[Record], rows: Sequence[str] = ()) -> "Figure":
+    """Draws the distance over the density of Γ1, one panel per architecture (figures 3a and 6).
 
-    Each run is a small mark, the mean of the runs of one k a large one.
+    A small marker is one run, a large one the mean of the runs with the same k.
 
     Args:
-        records: Of table 1.
-        rows: Architectures; all that have records by default.
+        records: The records of table 1.
+        rows: Architectures (default: all that have records).
 
-    Raises: ValueError naming the architectures that have records, if one asked for has none.
+    Raises:
+        ValueError: Listing the architectures that have records, if a given one has none.
     """
-    runs = defaultdict(list)
+    runs: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record["share"] == 1:
             runs[record["architecture"]].append(record)
     known = [row for row in ARCHITECTURES if row in runs]
     for row in rows or known:
         if row not in runs:
-            raise ValueError(f"no records of {row!r}: there are those of {', '.join(known)}")
+            raise ValueError(f"no records of {row!r}: only of {', '.join(known)}")
     shown = list(rows or known)
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
@@ -47,7 +48,7 @@ def tradeoff(records: Iterable[dict], rows: Sequence[str] = ()) -> "Figure":
             for record in runs[row]:
                 if record["regularizer"] == column and protocol_of(record) == protocol:
                     points[tuple(record["k"])].append((record["density"][0], record["distance"]))
-            style = {"color": f"C{color}", "marker": MARKS[color % len(MARKS)]}
+            style = {"color": f"C{color}", "marker": MARKERS[color % len(MARKERS)]}
             for index, found in enumerate(points.values()):
                 density, distance = (mean(values) for values in zip(*found, strict=True))
                 panel.plot(

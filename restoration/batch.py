@@ -33,13 +33,8 @@ if TYPE_CHECKING:
     from sparsegen.restoration.restore import Restoration
     from sparsegen.restoration.results import AnyProgress
 
-OF_A_PICTURE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    FloatingPointError,
-    ImportError,
-)  # the other pictures are still restored
+# After these errors of one picture, the others are still restored.
+PICTURE_ERRORS = (OSError, ValueError, RuntimeError, FloatingPointError, ImportError)
 
 
 class Report(Protocol):
@@ -61,14 +56,16 @@ class Options:
 
     Attributes:
         out_path: A file, or a folder (required for several pictures).
-        threads: CPU threads of torch; for tiled pictures, of each worker.
+        threads: Number of CPU threads of torch; for tiled pictures, of each worker.
         tile: Side of a tile in pixels.
-        workers: Processes that restore tiles.
+        workers: Number of processes that restore tiles.
         clean: The clean picture, for PSNR and SSIM.
         preview, compare: Whether NAME.preview.png and NAME.compare.png are written.
         history: A .csv file, or a .png plot, of loss, statistic and density.
+        overwrite: Whether existing files are replaced.
 
-    Raises: TypeError, ValueError if a number is out of range.
+    Raises:
+        TypeError, ValueError: If a number is out of range.
     """
 
     out_path: Path
@@ -96,8 +93,8 @@ class Work:
     """The task of a batch.
 
     Attributes:
-        damage: As `check_damage` returned it.
-        reads: The files that are read besides the pictures.
+        damage: The result of `check_damage`.
+        reads: The input files other than the pictures.
     """
 
     task: Task
@@ -109,7 +106,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture and its output paths; `picture` is kept if it cannot be read a second time."""
+    """One picture and its output paths; `picture` is set if the file cannot be read again, e.g. a pipe."""
 
     source: Path
     out: Path
@@ -133,16 +130,16 @@ class Batch:
     failed: list[Path] = field(default_factory=list)
 
     @contextmanager
-    def going_on(self, job: Job, report: Report) -> Iterator[None]:
+    def catch_errors(self, job: Job, report: Report) -> Iterator[None]:
         """Raises an error of a single picture; with several pictures it is reported and the others are restored."""
         try:
             yield
-        except OF_A_PICTURE as error:
+        except PICTURE_ERRORS as error:
             if self.total == 1:
                 raise
             self.failed.append(job.source)
-            named = "" if job.source.name in str(error) else f"{job.source}: "
-            report.note(f"sparsegen: {named}{' '.join(str(error).split())}")
+            prefix = "" if job.source.name in str(error) else f"{job.source}: "
+            report.note(f"sparsegen: {prefix}{' '.join(str(error).split())}")
 
 
 def prepare(
@@ -159,7 +156,9 @@ def prepare(
         mask: The mask of an inpainting task.
         kernel: The kernel of a deblurring task, if it is a file: a picture, or a .npy array.
 
-    Raises: OSError, ValueError, ImportError, each of one line, for an error of all pictures or of the only one.
+    Raises:
+        OSError, ValueError, ImportError: Of one line, for an error that concerns all pictures or the only
+            one.
     """
     pictures = read_input("the mask", mask) if mask else None, read_kernel(kernel) if kernel else None
     reads = tuple(path for path in (mask, kernel, options.clean) if path)
@@ -167,10 +166,11 @@ def prepare(
     damage = check_damage(task, *pictures)
     clean = read_input("the clean picture", options.clean) if options.clean else None
     work = Work(task, options, damage, clean, reads)
-    jobs, ready = plan(inputs, work), []
+    jobs = plan(inputs, work)
+    ready: list[Job] = []
     batch = Batch(work, len(inputs), ready)
     for job in jobs:
-        with batch.going_on(job, report):
+        with batch.catch_errors(job, report):
             ready.append(check(job, work, keep=len(inputs) == 1 or not job.source.is_file()))
     return batch
 
@@ -178,14 +178,16 @@ def prepare(
 def restore_all(batch: Batch, interrupted: Callable[[], bool], report: Report) -> bool:
     """Restores the pictures one after another; returns False if it was interrupted, else True.
 
-    Raises: The error of a single picture; for several pictures, RuntimeError at the end that lists the failed ones.
+    Raises:
+        OSError, ValueError: The error of a single picture.
+        RuntimeError: For several pictures, at the end; it lists those that failed.
     """
     for done, job in enumerate(batch.ready, 1):
-        with batch.going_on(job, report):
+        with batch.catch_errors(job, report):
             restore_one(job, batch.work, interrupted, report)
         if interrupted():
             left = len(batch.ready) - done
-            report.note(f"stopped by a signal{f', {left} more not begun' if left else ''}")
+            report.note(f"stopped by a signal{f', {left} more not started' if left else ''}")
             return False
     if batch.failed:
         names = ", ".join(map(str, batch.failed))
@@ -198,7 +200,9 @@ def restore_all(batch: Batch, interrupted: Callable[[], bool], report: Report) -
 def check_extras(options: Options) -> None:
     """Checks that the packages that an option needs are installed.
 
-    Raises: ImportError with the pip command; ValueError if the history is neither a .csv nor a .png file.
+    Raises:
+        ImportError: With the pip command.
+        ValueError: If the history is neither a .csv nor a .png file.
     """
     if options.clean:
         require("restore", "the comparison with a clean picture", "skimage")
@@ -212,31 +216,32 @@ def check_extras(options: Options) -> None:
 def plan(inputs: Sequence[Path], work: Work) -> list[Job]:
     """Chooses the output paths, from names alone.
 
-    Raises: ValueError if two results have the same path, or a result would overwrite an input.
+    Raises:
+        ValueError: If two results have the same path, or a result would overwrite an input.
     """
     options, several = work.options, len(inputs) > 1
     for name, given in (("clean picture", options.clean), ("history", options.history)):
         if several and given:
             got = ", ".join(map(str, inputs[:3])) + (", …" if len(inputs) > 3 else "")
             raise ValueError(
-                f"a {name} belongs to one picture; got {len(inputs)} pictures, {got}: restore them one by one"
+                f"a {name} is allowed for one picture only; got {len(inputs)} pictures, {got}: restore them one by one"
             )
     folder = _is_folder(options.out_path, several)
     jobs = []
     for source in inputs:
         name = source.name if source.suffix.lower() in WRITABLE else f"{source.stem}.png"
         path = options.out_path / name if folder else options.out_path
-        beside = {kind: path.with_name(f"{path.stem}.{kind}.png") for kind in ("preview", "compare")}
-        preview, compare = (beside[kind] if getattr(options, kind) else None for kind in beside)
+        preview = path.with_name(f"{path.stem}.preview.png") if options.preview else None
+        compare = path.with_name(f"{path.stem}.compare.png") if options.compare else None
         jobs.append(Job(source, path, preview, compare, options.history))
-    _check_apart(jobs, [*inputs, *work.reads])
+    _check_collisions(jobs, [*inputs, *work.reads])
     return jobs
 
 
 def _is_folder(path: Path, several: bool) -> bool:
     if path.is_dir():
         return True
-    suffix = Path(f"_{path.name}").suffix.lower()  # the underscore: a bare ".png" is a suffix, too
+    suffix = Path(f"_{path.name}").suffix.lower()  # the underscore makes the name ".png" a suffix
     if several and (path.exists() or suffix in WRITABLE):
         raise ValueError(
             f"the results of several pictures need a folder, and {path} is a file: give a folder"
@@ -244,27 +249,28 @@ def _is_folder(path: Path, several: bool) -> bool:
     return several or not (path.exists() or suffix)
 
 
-def _check_apart(jobs: Sequence[Job], reads: Sequence[Path]) -> None:
-    read = {_identity(path): path for path in reads}
-    written = {}
+def _check_collisions(jobs: Sequence[Job], reads: Sequence[Path]) -> None:
+    """Raises ValueError if two results have the same path, or one has the path of an input."""
+    read = {_identity(path) for path in reads}
+    written: dict[object, Path] = {}
     for job in jobs:
         for path in job.targets:
             identity = _identity(path)
             if identity in read:
-                raise ValueError(f"{path} is read, and would be overwritten: give the result another name")
+                raise ValueError(f"{path} is an input and would be overwritten: give the result another name")
             if identity in written:
                 both = " and ".join(dict.fromkeys(map(str, (written[identity], job.source))))
                 raise ValueError(
-                    f"two results, of {both}, would be written to {path}: give one another name, or restore them apart"
+                    f"two results, of {both}, would be written to {path}: rename one, or restore them separately"
                 )
             written[identity] = job.source
 
 
 def _identity(path: Path) -> object:
-    """A value that is equal for two names of one file."""
+    """A value that is equal for two paths of the same file."""
     try:
         found = path.stat()
-    except OSError:  # it does not exist yet, or is not accessible, which `check` reports
+    except OSError:  # it does not exist, or is not accessible, which `check` reports
         return os.path.normcase(os.path.realpath(path))
     return found.st_dev, found.st_ino
 
@@ -272,17 +278,16 @@ def _identity(path: Path) -> object:
 def check(job: Job, work: Work, keep: bool) -> Job:
     """Checks a picture and the paths of its results before any work.
 
-    Raises: OSError, ValueError, ImportError of one line.
+    Raises:
+        OSError, ValueError, ImportError: Of one line.
     """
     if job.source.is_dir():
-        raise ValueError(f"{job.source} is a folder: name the pictures in it, e.g. {job.source}/*.png")
+        raise ValueError(f"{job.source} is a folder: give the pictures in it, e.g. {job.source}/*.png")
     for path in job.targets:
         if path.is_dir():
-            raise ValueError(
-                f"{path} is a folder, but a file is to be written there: give another output path"
-            )
+            raise ValueError(f"{path} is a folder, but must be the path of a file: give another output path")
         if os.path.lexists(path) and not work.options.overwrite:
-            raise ValueError(f"{path} exists already: give another output path, or ask to overwrite it")
+            raise ValueError(f"{path} exists already: give another output path, or allow to overwrite it")
         check_writable(path)
     picture = read_picture(job.source)
     height, width, channels = picture.pixels.shape
@@ -312,13 +317,13 @@ def _check_clean(clean: Picture, source: Path, shape: tuple[int, int, int]) -> N
 
 
 def _check_room(path: Path, picture: Picture) -> None:
-    """Raises OSError if the disk has less room than the samples take, uncompressed."""
+    """Raises OSError if the free space on the disk is less than the uncompressed picture needs."""
     folder = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
     free = shutil.disk_usage(folder).free
     samples = picture.pixels.size + (0 if picture.alpha is None else picture.pixels[..., 0].size)
     if free < (needed := samples * picture.depth // 8):
         raise OSError(
-            f"{path}: the disk has {free / 1e6:.3g} MB left, and the picture may take {needed / 1e6:.3g} MB: "
+            f"{path}: the disk has {free / 1e6:.3g} MB left, and the picture may need {needed / 1e6:.3g} MB: "
             f"free some space, or give another output path"
         )
 
@@ -330,16 +335,20 @@ def read_input(name: str, path: Path, min_side: int = MIN_SIDE) -> Picture:
 
 
 def read_kernel(path: Path) -> Picture:
-    """Reads a blur kernel as a picture; its values may exceed 1."""
+    """Reads a blur kernel, a picture or a .npy array, and returns it as a picture with the maximum 1.
+
+    Raises:
+        OSError, ValueError: With the path.
+    """
     if path.suffix.lower() != ".npy":
         return read_input("the kernel", path, min_side=1)
     try:
-        kernel = np.load(path, "r", allow_pickle=False)  # mapped: the header may claim terabytes
+        kernel = np.load(path, "r", allow_pickle=False)  # memory-mapped, since the header may claim terabytes
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a .npy array of numbers, or it is damaged: {error}") from error
     if not isinstance(kernel, np.ndarray) or kernel.ndim != 2 or kernel.dtype.kind not in "uif":
         got = f"{kernel.dtype} {kernel.shape}" if isinstance(kernel, np.ndarray) else "several arrays"
-        raise ValueError(f"a kernel is a matrix (h, w) of numbers; got {got} in {path}")
+        raise ValueError(f"a kernel must be a matrix (h, w) of numbers; got {got} in {path}")
     kernel = np.asarray(kernel, np.float64)
     try:
         check_kernel(kernel)
@@ -351,31 +360,29 @@ def read_kernel(path: Path) -> Picture:
 def restore_one(job: Job, work: Work, interrupted: Callable[[], bool], report: Report) -> None:
     """Restores a picture, writes the results and reports them.
 
-    Raises: OSError if tiles failed or a file could not be written; the message says where the picture is instead.
+    Raises:
+        OSError: If tiles failed or a file could not be written; the message contains the path of the result.
     """
     from sparsegen.restoration.tiles import Unfinished  # here, since it imports torch
 
-    picture, failures = job.picture or read_picture(job.source), []
+    picture = job.picture or read_picture(job.source)
+    failures: list[str] = []
     try:
         outcome = fit_one(job, work, picture, interrupted, report)
     except Unfinished as error:  # the finished tiles are kept
         outcome, failures = error.outcome, [str(error)]
-    stopped = interrupted()  # before writing, during which a signal may arrive
+    stopped = interrupted()  # before writing; a later signal does not concern the result
     place, problems = save(job.out, outcome.image)
     problems = failures + problems
     pair = (enlarged(picture, outcome.image), outcome.image, *([work.clean] if work.clean else []))
-    extras = (
-        (job.history, lambda path: write_history(path, outcome)),
-        (job.compare, lambda path: write_side_by_side(path, pair)),
-    )
-    for path, write in extras:
-        try:
-            if path:
-                write(path)
-        except OSError as error:
-            problems.append(str(error))
+    with _collect_errors(problems):
+        if job.history:
+            write_history(job.history, outcome)
+    with _collect_errors(problems):
+        if job.compare:
+            write_side_by_side(job.compare, pair)
     why = "incomplete" if failures else outcome.stopped_because
-    why = "stopped by a signal, the best so far" if stopped else why
+    why = "stopped by a signal, best result so far" if stopped else why
     measured = f"; {measures(*pair)}" if work.clean else ""
     report.result(
         f"{place}: {why}; iteration {outcome.best_iteration} of {outcome.iterations}, "
@@ -385,6 +392,15 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool], report: R
         report.result(f"  {job.source.name}: {note}")
     if problems:
         raise OSError("; ".join(problems))
+
+
+@contextmanager
+def _collect_errors(problems: list[str]) -> Iterator[None]:
+    """Appends the message of an OSError to `problems` instead of raising it."""
+    try:
+        yield
+    except OSError as error:
+        problems.append(str(error))
 
 
 def fit_one(
@@ -413,7 +429,7 @@ def run(
 ) -> "Restoration[Picture]":
     """Runs the task on one picture, in tiles if it is large.
 
-    Choice: one process per core, at most four by default, since each takes about 1 GB. The result of a tile depends on
+    Choice: one process per core, at most four by default, since each needs about 1 GB. The result of a tile depends on
     the number of threads of its worker: one by default, so that it does not depend on the number of cores.
     """
     from sparsegen.restoration.tiles import OVERLAP, TILE, estimate, is_tiled, run_tiled
@@ -422,11 +438,10 @@ def run(
     threads = options.threads or 1
     workers = options.workers or max(1, min(4, processors() // threads))
     overlap = min(OVERLAP, (options.tile or TILE) // 3)
-    about = {"tile": options.tile, "overlap": overlap, "threads": threads}
     if is_tiled(work.task, picture, options.tile):
-        will = estimate(work.task, picture, workers, work.damage, **about)
+        expected = estimate(work.task, picture, workers, work.damage, options.tile, overlap, threads)
         report.note(
-            f"{will.tiles} tiles: about {timedelta(seconds=round(will.seconds))} and "
-            f"{will.memory_bytes / 1e9:.1f} GB with {workers} workers",
+            f"{expected.tiles} tiles: about {timedelta(seconds=round(expected.seconds))} and "
+            f"{expected.memory_bytes / 1e9:.1f} GB with {workers} workers",
         )
-    return run_tiled(work.task, picture, work.damage, callback, workers, **about)
+    return run_tiled(work.task, picture, work.damage, callback, workers, options.tile, overlap, threads)

@@ -1,4 +1,4 @@
-"""The mask of inpainting and the kernel of deblurring. Does not import torch, since the service checks them, too."""
+"""The mask of inpainting and the kernel of deblurring. Does not import torch, since the service uses it too."""
 
 import math
 from collections.abc import Sequence
@@ -20,12 +20,15 @@ def known_pixels(mask: Picture | None) -> np.ndarray:
     Choice: holes are white, the convention of image editors and OpenCV. The gray edge of a soft brush lies on
     pixels that are partly damaged; treated as known, they would remain visible as an outline.
 
-    Raises: ValueError if it is missing, knows less than `LEAST_KNOWN` pixels, or as `check_mask`.
+    Raises:
+        ValueError: If the mask is missing, has less than `LEAST_KNOWN` known pixels, or as `check_mask`.
     """
     if mask is None:
         raise ValueError("inpainting needs a mask: a picture that is white in the holes and black elsewhere")
     white = mask.pixels.mean(2)
-    known = (white if mask.alpha is None else white * (mask.alpha / mask.alpha.max(initial=1))) <= HOLE
+    known: np.ndarray = (
+        white if mask.alpha is None else white * (mask.alpha / mask.alpha.max(initial=1))
+    ) <= HOLE
     check_mask(known)
     if (count := int(known.sum())) < LEAST_KNOWN:
         raise ValueError(
@@ -36,12 +39,13 @@ def known_pixels(mask: Picture | None) -> np.ndarray:
 
 
 def check_mask(known: np.ndarray, hole: str = "white", kept: str = "black") -> None:
-    """Checks a mask, true where the image is known; `hole` and `kept` name false and true in the error.
+    """Checks a mask, true where the image is known; the error calls false `hole` and true `kept`.
 
-    Raises: ValueError unless it is boolean (H, W) and knows some pixels, but not all.
+    Raises:
+        ValueError: Unless it is boolean (H, W), with both true and false pixels.
     """
     if known.ndim != 2 or known.dtype != bool:
-        raise ValueError(f"a mask is boolean (H, W); got {known.dtype} {known.shape}")
+        raise ValueError(f"a mask must be boolean (H, W); got {known.dtype} {known.shape}")
     if known.all() or not known.any():
         what = (
             f"without a {hole} pixel, so every pixel is known and there is nothing to fill in"
@@ -55,14 +59,15 @@ def check_mask_size(mask: Sequence[int], image: Sequence[int]) -> None:
     """Raises: ValueError unless both have the same (height, width)."""
     if tuple(mask) != tuple(image):
         raise ValueError(
-            f"the mask has {_pixels(mask)} pixels and the image {_pixels(image)}: give one of the same size"
+            f"the mask has {_pixels(mask)} pixels and the image {_pixels(image)}: give a mask of the same size"
         )
 
 
-def kernel_sigma(kernel: str) -> float | None:
-    """Reads "gaussian:SIGMA"; None for "file".
+def kernel_sigma(kernel: object) -> float | None:
+    """Returns SIGMA of "gaussian:SIGMA", and None for "file".
 
-    Raises: ValueError for anything else, or unless sigma is above 0 and at most `MAX_BLUR`.
+    Raises:
+        ValueError: For anything else, or unless sigma is above 0 and at most `MAX_BLUR`.
     """
     if kernel == "file":
         return None
@@ -78,52 +83,54 @@ def kernel_sigma(kernel: str) -> float | None:
     return sigma
 
 
-def blur_kernel(kernel: str, picture: Picture | None = None) -> np.ndarray:
-    """The kernel that a task names, "gaussian:SIGMA" or "file", which is the picture: float (h, w).
+def blur_kernel(kernel: str | None, picture: Picture | None = None) -> np.ndarray:
+    """The kernel of a task, float (h, w): a Gaussian for "gaussian:SIGMA", the picture for "file".
 
-    Raises: ValueError if the picture is missing, or as `check_kernel`.
+    Raises:
+        ValueError: If the picture is missing, or as `check_kernel`.
     """
     if (sigma := kernel_sigma(kernel)) is not None:
         return gaussian_kernel(sigma)
     if picture is None:
-        raise ValueError("the kernel of this task is a picture, which is missing: give it, or gaussian:SIGMA")
-    weights = picture.pixels.mean(2)
+        raise ValueError("the picture of the kernel is missing: give it, or the kernel gaussian:SIGMA")
+    weights: np.ndarray = picture.pixels.mean(2)
     check_kernel(weights)
     return weights
 
 
 def gaussian_kernel(sigma: float) -> np.ndarray:
-    """A Gaussian of standard deviation `sigma` pixels, cut off at 3 of them; its sum is not 1.
+    """A Gaussian of standard deviation `sigma` pixels, truncated at 3 sigma; its sum is not 1.
 
-    Raises: ValueError unless sigma is above 0 and at most `MAX_BLUR`.
+    Raises:
+        ValueError: Unless sigma is above 0 and at most `MAX_BLUR`.
     """
     if not isinstance(sigma, Real) or not 0 < sigma <= MAX_BLUR:
-        raise ValueError(f"a Gaussian blur has a sigma above 0 and up to {MAX_BLUR} pixels; got {sigma!r}")
+        raise ValueError(f"sigma of a Gaussian blur is above 0 and up to {MAX_BLUR} pixels; got {sigma!r}")
     radius = max(1, math.ceil(3 * sigma))
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return np.outer(weights, weights)
 
 
 def check_kernel(kernel: np.ndarray) -> None:
-    """Raises: ValueError unless it is a matrix with a center, of finite numbers that can be scaled to the sum 1."""
+    """Raises: ValueError unless it is a matrix with odd sides, of finite numbers that can be scaled to the sum 1."""
     if kernel.ndim != 2:
-        raise ValueError(f"a blur kernel is a matrix (h, w); got {kernel.shape}")
+        raise ValueError(f"a blur kernel must be a matrix (h, w); got {kernel.shape}")
     if not all(side % 2 for side in kernel.shape):
         raise ValueError(
-            f"a blur kernel has odd sides, so that it has a center; got {_pixels(kernel.shape)}: "
-            f"cut a row or column off, or add one of zeros"
+            f"a blur kernel must have odd sides; got {_pixels(kernel.shape)}: "
+            f"remove a row or column, or add one of zeros"
         )
     if not np.isfinite(kernel).all() or kernel.min() < 0 or not kernel.max() > 0:
         finite = kernel[np.isfinite(kernel)]
         broken = f"{kernel.size - finite.size} that are NaN or infinite, and " * (finite.size < kernel.size)
         span = f"from {finite.min():g} to {finite.max():g}" if finite.size else "no other"
         raise ValueError(
-            f"a blur kernel holds finite numbers from 0 on, some of them above 0; got {broken}numbers {span}"
+            f"a blur kernel must hold finite numbers of 0 or more, some above 0; got {broken}numbers {span}"
         )
 
 
 def check_kernel_size(kernel: Sequence[int], image: Sequence[int]) -> None:
-    """Raises: ValueError if the kernel is higher or wider than the image; both are (height, width)."""
+    """Raises: ValueError if the kernel is taller or wider than the image; both are (height, width)."""
     if any(own > side for own, side in zip(kernel, image, strict=True)):
         raise ValueError(
             f"the image of {_pixels(image)} pixels is smaller than the blur kernel of {_pixels(kernel)}: "

@@ -3,9 +3,10 @@
     min over θ of loss(A(G_θ(z)), y),   Γ1…ΓK of G_θ(z) sparse
 
 z is fixed noise, A the operator, y the observation. The prior is the network itself: it fits the image before it fits
-the noise, so the fit stops in between and averages the outputs of its iterations.
+the noise. So the fit stops in between, and averages the outputs of its iterations.
 
-Results depend on the random initialization of θ and z, so a fit also averages the networks of an ensemble, its members.
+Results depend on the random initialization of θ and z, so a fit also averages several networks, the members of an
+ensemble.
 """
 
 import copy
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean as mean
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,19 +31,22 @@ from sparsegen.restoration.settings import SMALLEST, Preset, Sparsity
 from sparsegen.restoration.stopping import StoppingRule
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
 
-LOOK_EVERY = 10  # iterations between two evaluations of the stopping rule
-Loss = Callable[[Tensor], Tensor]  # of residuals, entry by entry
+EVALUATE_EVERY = 10  # iterations between two evaluations of the stopping rule
+Loss = Callable[[Tensor], Tensor]  # of each residual
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a fit after an iteration.
+    """The state of a fit after an iteration. `loss`, `output`, `average` and `density` are means over the members.
 
-    `output` is the output of the network, `average` the running average of the outputs, both (1, C, H, W) in [0, 1].
-    `looked` is True if the stopping rule was evaluated in this iteration. `statistic` is its latest value, smaller is
-    better, and `best_iteration` the iteration of its minimum; `image` is the result so far; `density` the share of
-    non-zeros in Γ1…ΓK at the latest evaluation; `seconds_left` an estimate. `loss`, `output`, `average` and `density`
-    are means over the members.
+    Attributes:
+        output, average: The output and the running average of the outputs, (1, C, H, W) in [0, 1].
+        image: The result so far.
+        statistic: The latest value of the stopping rule, smaller is better; None without a rule.
+        best_iteration: The iteration of the smallest statistic; None without a rule.
+        density: Share of non-zeros in Γ1…ΓK at the latest evaluation.
+        seconds_left: An estimate.
+        looked: Whether the stopping rule was evaluated in this iteration.
     """
 
     iteration: int
@@ -58,26 +63,28 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """The estimated share of the work that is done, from 0 to 1."""
+        """The estimated share of finished work, 0 to 1."""
         return self.seconds / max(self.seconds + self.seconds_left, 1e-9)
 
 
 class Fit:
     """Fits the networks of an ensemble to one observation; iterating over it runs the fit.
 
-    All randomness is a function of the seed. `image` is the result so far, from the first iteration on: the average
-    with the smallest statistic, or without a stopping rule the latest average. The rule is evaluated on the average
+    All randomness is a function of the seed. `image` is the result so far, None before the first iteration: the average
+    with the smallest statistic, or the latest average without a stopping rule. The rule is evaluated on the average
     over iterations and members, so all members stop together.
 
     Args:
         observation: (1, C', h, w) in [0, 1].
         operator: From the image to the observation, differentiable; the members call it from several threads.
         shape: Shape (C, H, W) of the image; None: as the operator defines it, else that of the observation.
-        make_rule: Makes the stopping rule from a random generator and the ensemble size. The rule selects the best
-            average and, if the preset stops, the last iteration. The operator has been checked before.
+        make_rule: Makes the stopping rule from a random generator and the ensemble size, after the check of the
+            operator. The rule selects the best average and, if the preset stops, the last iteration.
 
-    Raises: ValueError before any work if the operator's output lacks a gradient or the shape of the observation;
-        FloatingPointError in the iteration whose loss is not finite.
+    Raises:
+        ValueError: Before any work if the output of the operator has no gradient, or not the shape of the
+            observation.
+        FloatingPointError: In an iteration whose loss is not finite.
     """
 
     def __init__(
@@ -104,40 +111,45 @@ class Fit:
         self.stopped_because = ""
 
     def __iter__(self) -> Iterator[Progress]:
-        with side_by_side(len(self.members)) as each:
+        with parallel_map(len(self.members)) as each:
             yield from self._iterate(each)
 
-    def _iterate(self, each: Callable[..., Iterator]) -> Iterator[Progress]:
-        rule, started = self.rule, perf_counter()
-        best, averages, density, statistic = self.best, None, (), None
+    def _iterate(self, each: Callable[..., Iterator[Any]]) -> Iterator[Progress]:
+        rule, best, started = self.rule, self.best, perf_counter()
+        averages: Tensor | None = None
+        density: tuple[float, ...] = ()
+        statistic: float | None = None
         targets = rule.targets if rule else [self.observation] * len(self.members)
         last = self.preset.iterations
         self.stopped_because = f"all {last} iterations are done"
         for iteration in range(1, last + 1):
-            looked = iteration % LOOK_EVERY == 0 or iteration in (1, last)
+            looked = iteration % EVALUATE_EVERY == 0 or iteration in (1, last)
             steps = each(partial(self._step, iteration, looked), self.members, targets)
-            losses, outputs, densities = zip(*steps, strict=True)
-            outputs, share = torch.cat(outputs), self.preset.averaging.share(iteration)
+            losses, parts, densities = zip(*steps, strict=True)
+            outputs, share = torch.cat(parts), self.preset.averaging.share(iteration)
             averages = outputs if averages is None else averages.lerp_(outputs, share)
-            average = averages.mean(0, keepdim=True)
+            average, improved = averages.mean(0, keepdim=True), rule is None
             if looked:
                 density = tuple(map(mean, zip(*densities, strict=True)))
                 if rule:
-                    statistic = self._look(averages, average)
-                    best.take(statistic, iteration, average)
-            self.image = best.image if rule else average
-            stops = rule and self.preset.stops
-            ends = min(last, best.patience_ends) if stops else last
-            expected = min(last, best.expected_end(iteration, rule.typical)) if stops else last
+                    statistic = self._evaluate(rule, averages, average)
+                    improved = best.update(statistic, iteration)
+            if improved:  # always in the first iteration
+                self.image = image = average
+            if rule and self.preset.stops:
+                ends = min(last, best.patience_ends)
+                expected = min(last, best.expected_end(iteration, rule.typical))
+            else:
+                ends, expected = last, last
             seconds = perf_counter() - started
             yield Progress(
                 iteration,
                 mean(losses),
                 outputs.mean(0, keepdim=True),
                 average,
-                self.image,
+                image,
                 statistic,
-                best.iteration,
+                best.iteration if rule else None,
                 density,
                 seconds,
                 seconds / iteration * (expected - iteration),
@@ -161,8 +173,8 @@ class Fit:
         return fit, output, tuple(map(_density, codes)) if looked else ()
 
     @torch.no_grad()
-    def _look(self, averages: Tensor, average: Tensor) -> float:
-        return self.rule(averages, self.operator(average))
+    def _evaluate(self, rule: StoppingRule, averages: Tensor, average: Tensor) -> float:
+        return rule(averages, self.operator(average))
 
 
 class Member:
@@ -202,11 +214,12 @@ class Member:
     def step(self, iteration: int, misfit: Callable[[Tensor], Tensor]) -> tuple[float, Tensor, list[Tensor]]:
         """Takes an optimization step; returns the misfit, the image (1, C, H, W) and the codes before the step.
 
-        Raises: FloatingPointError if the misfit is not finite.
+        Raises:
+            FloatingPointError: If the misfit is not finite.
         """
         output, codes = self._forward()
         loss = misfit(output)
-        if self.good.has_fallen(float(loss.detach())):
+        if self.good.has_diverged(float(loss.detach())):
             self.good.restore(self.network, self.optimizer)
             output, codes = self._forward()
             loss = misfit(output)
@@ -221,12 +234,12 @@ class Member:
         if self.sparsity.penalty:
             loss = loss + self.sparsity.penalty * sum(code.float().abs().mean() for code in codes)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         return fit, output.detach(), [code.detach() for code in codes]
 
     def _forward(self) -> tuple[Tensor, list[Tensor]]:
-        """Returns the image of freshly jittered z, and its codes."""
+        """Returns the image of z with new jitter, and its codes."""
         noise = torch.randn(self.z.shape, generator=self.random, device=self.z.device, dtype=self.z.dtype)
         z = torch.add(self.z, noise, alpha=self.preset.jitter)
         if self.preset.mixed_precision:  # randn into this format would be several times slower
@@ -244,7 +257,7 @@ class Member:
                 return GlobalProjection(max(1, round(self.sparsity.density * channels * height * width)))
         return nn.Identity()
 
-    def _precision(self) -> AbstractContextManager:
+    def _precision(self) -> AbstractContextManager[None]:
         kind = self.z.device.type
         return torch.autocast(
             kind, torch.bfloat16, enabled=self.preset.mixed_precision and has_bfloat16(kind)
@@ -252,7 +265,7 @@ class Member:
 
 
 class Best:
-    """The average with the smallest statistic so far, and the patience for a better one.
+    """The iteration with the smallest statistic so far (0 before the first), and when a fit stops after it.
 
     Choice: a patience of at least 60 iterations, since the statistic is noisy. A longer patience costs time but no
     quality, since the best average is kept.
@@ -261,11 +274,14 @@ class Best:
     least = 60
 
     def __init__(self, patience: float) -> None:
-        self.patience, self.statistic, self.iteration, self.image = patience, math.inf, None, None
+        self.patience, self.statistic, self.iteration = patience, math.inf, 0
 
-    def take(self, statistic: float, iteration: int, image: Tensor) -> None:
-        if self.image is None or statistic < self.statistic:
-            self.statistic, self.iteration, self.image = statistic, iteration, image
+    def update(self, statistic: float, iteration: int) -> bool:
+        """Returns whether this statistic is the first or the smallest so far."""
+        better = self.iteration == 0 or statistic < self.statistic
+        if better:
+            self.statistic, self.iteration = statistic, iteration
+        return better
 
     @property
     def patience_ends(self) -> int:
@@ -273,9 +289,9 @@ class Best:
         return self.iteration + max(self.least, math.ceil(self.patience * self.iteration))
 
     def expected_end(self, iteration: int, typical: float) -> float:
-        """The expected last iteration: the typical one while the statistic improves, then closer to `patience_ends`.
+        """The expected last iteration: `typical` while the statistic improves, then gradually `patience_ends`.
 
-        Choice: a fit that still improves after the typical last iteration is expected to take a fifth longer.
+        Choice: if it still improves after `typical`, the fit is expected to take a fifth longer.
         """
         waited = (iteration - self.iteration) / (self.patience_ends - self.iteration)
         later = max(typical, 1.2 * self.iteration) - self.patience_ends
@@ -289,9 +305,10 @@ class LastGood:
     """
 
     def __init__(self, max_psnr_drop: float) -> None:
-        self.growth, self.loss, self.state = 10 ** (max_psnr_drop / 10), math.inf, None
+        self.growth, self.loss = 10 ** (max_psnr_drop / 10), math.inf
+        self.state: tuple[dict[str, Any], dict[str, Any]] | None = None
 
-    def has_fallen(self, loss: float) -> bool:
+    def has_diverged(self, loss: float) -> bool:
         """Whether the loss is not finite, or has grown by more than `max_psnr_drop` dB since the state was taken."""
         return self.state is not None and not loss <= self.growth * self.loss
 
@@ -300,19 +317,21 @@ class LastGood:
         self.state = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
 
     def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.state is None:
+            raise RuntimeError("no state has been taken, so none can be restored")
         parameters, moments = copy.deepcopy(self.state)
         network.load_state_dict(parameters)
         optimizer.load_state_dict(moments)
 
 
 @contextmanager
-def side_by_side(count: int) -> Iterator[Callable[..., Iterator]]:
+def parallel_map(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Yields a `map` that runs up to `count` calls in parallel; the threads of torch are divided among them.
 
-    Inside the context, threads started elsewhere get the same reduced number of torch threads.
+    Inside the context, threads that other code starts get the same reduced number of torch threads.
 
-    Choice: each member has threads of its own before any has several. Measured on two cores at 128 x 128, two threads
-    make one hourglass 1.14 times as fast, and two hourglasses with one each 1.75 times.
+    Choice: members run in parallel before a member gets several threads. Measured on two cores at 128 x 128, two
+    threads make one hourglass 1.14 times as fast; two hourglasses in parallel are 1.75 times as fast.
     """
     threads = torch.get_num_threads()
     abreast = min(count, threads)
@@ -323,11 +342,11 @@ def side_by_side(count: int) -> Iterator[Callable[..., Iterator]]:
         with ThreadPoolExecutor(abreast, "member", torch.set_num_threads, (threads // abreast,)) as pool:
             yield pool.map
     finally:
-        torch.set_num_threads(threads)  # of all threads to come, for which the pool has changed it, too
+        torch.set_num_threads(threads)  # the pool has also changed it for later threads
 
 
 def seeds(seed: int, ensemble_size: int) -> tuple[int, list[tuple[int, int]]]:
-    """Independent seeds: of the stopping rule, and of the weights and the jitter of each member.
+    """Independent seeds of the stopping rule, and of the weights and the jitter of each member.
 
     The seeds of the first members do not depend on the ensemble size.
     """
@@ -342,17 +361,18 @@ def _density(code: Tensor) -> float:
 
 @torch.enable_grad()
 def _check_operator(operator: Operator, shape: tuple[int, ...], observation: Tensor) -> None:
-    """Tries an operator on an image of this shape.
+    """Applies an operator to an image of this shape.
 
-    Raises: ValueError if its output does not have the shape of the observation, or no gradient.
+    Raises:
+        ValueError: If its output has not the shape of the observation, or no gradient.
     """
     trial = torch.full((1, *shape), 0.5, device=observation.device, requires_grad=True)
     observed = operator(trial)
     if not isinstance(observed, Tensor) or observed.shape != observation.shape:
         got = tuple(observed.shape) if isinstance(observed, Tensor) else type(observed).__name__
         raise ValueError(
-            f"the operator turns an image {(1, *shape)} into {got}, but the observation is "
+            f"the operator maps an image {(1, *shape)} to {got}, but the observation is "
             f"{tuple(observation.shape)}: give the shape of the image (shape=...), or another operator"
         )
     if not observed.requires_grad:
-        raise ValueError("the operator has no gradient: use differentiable operations of torch")
+        raise ValueError("the output of the operator has no gradient: use differentiable operations of torch")

@@ -6,22 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsegen.restoration.settings import Widths
+from sparsegen.restoration.settings import Padding, Widths
 
 MakeProjection = Callable[[int, int], nn.Module]  # of the level and the channels of a code
 
 
 class Hourglass(nn.Module):
-    """Maps a noise tensor to an image, by way of one code per scale.
+    """Maps a noise tensor to an image, with one code per scale.
 
         Γ_i = project(act(act(Γ_{i-1} * 3x3, stride 2) * 3x3)),   Γ_0 = z
         X_i = act(act(norm([skip(Γ_{i-1}), up(X_{i+1})]) * 3x3) * 1x1),   X_{K+1} = Γ_K
         image = sigmoid(X_1 * 1x1)
 
     act is batch norm and LeakyReLU(0.2), skip a 1x1 convolution with act, up doubles the size bilinearly. The
-    encoder is the pursuit of the codes, whose deeper stage and skip both read the projected one (App. G.1).
+    encoder is the pursuit of the codes; the next scale and the skip connection both read the projected code (App. G.1).
 
-    Batch norm uses the statistics of the image at hand alone and keeps none: there is nothing to average over.
+    Batch norm uses the statistics of the current image and keeps no running averages.
 
     Args:
         project: Makes the projection of a code from its level and its channels; None for no projections.
@@ -36,7 +36,7 @@ class Hourglass(nn.Module):
         project: MakeProjection | None = None,
         inputs: int = 32,
         outputs: int = 3,
-    ):
+    ) -> None:
         super().__init__()
         self.widths = widths
         below = (inputs, *widths.down[:-1])  # channels of Γ_{i-1}
@@ -76,7 +76,7 @@ def _norm(channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
-def _block(inputs: int, outputs: int, size: int, padding: str, stride: int = 1) -> Sequence[nn.Module]:
+def _block(inputs: int, outputs: int, size: int, padding: Padding, stride: int = 1) -> Sequence[nn.Module]:
     convolution = nn.Conv2d(
         inputs, outputs, size, stride, size // 2, padding_mode=padding if size > 1 else "zeros"
     )

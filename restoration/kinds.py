@@ -1,6 +1,6 @@
 """The kinds of restorations, one row each: its setting, its additional picture, and the operator that it inverts.
 
-A further kind is an operator in `operators.py` and a row here. Does not import torch, since the service checks tasks.
+A new kind needs an operator in `operators.py` and a row here. Does not import torch, since the service checks tasks.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from sparsegen.restoration.damage import (
 if TYPE_CHECKING:
     from sparsegen.restoration.settings import Task
 
-Sizes = Callable[
+CheckSize = Callable[
     [Sequence[int], Sequence[int]], None
-]  # of the damage's shape and the image's (height, width)
+]  # of the shapes of the damage and the image, (height, width)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """An entry of a task that one kind requires and the others do not have.
+    """A setting of a task that one kind requires and the others do not have.
 
     Attributes:
-        meaning: What it is, after "NAME is ".
-        fits: Whether a value is allowed; may raise a ValueError of its own.
+        meaning: Its description, which follows "NAME is " in errors.
+        fits: Whether a value is allowed; may raise a more precise ValueError.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Kind:
     operator: str
     setting: Setting | None = None
     read: Callable[["Task", Picture | None, Picture | None], np.ndarray | None] = _nothing
-    check_size: Sizes | None = None
+    check_size: CheckSize | None = None
     only_noise: bool = False
     keeps_known: bool = False
 
 
 def _is_kernel(name: object) -> bool:
-    kernel_sigma(str(name))
+    kernel_sigma(name)
     return True
 
 
@@ -98,21 +98,21 @@ KINDS = {
 
 
 def find_kind(name: object) -> Kind:
-    """Raises: ValueError listing the kinds if this is none of them."""
+    """Raises: ValueError listing the kinds if there is no such kind."""
     if not isinstance(name, str) or name not in KINDS:
-        raise ValueError(f"kind is one of {known_names(str(name), KINDS)}; got {name!r}")
+        raise ValueError(f"kind must be one of {known_names(str(name), KINDS)}; got {name!r}")
     return KINDS[name]
 
 
 def check_settings(task: "Task") -> None:
-    """Raises: ValueError if the task lacks an entry that its kind needs, or has that of another kind."""
+    """Raises: ValueError if the task lacks the setting of its kind, or has that of another kind."""
     for name, kind in KINDS.items():
         if setting := kind.setting:
             value = getattr(task, setting.name)
             own = name == task.kind
             if (value is not None) != own or (own and not setting.fits(value)):
                 raise ValueError(
-                    f"{setting.name} is {setting.meaning}, and is not allowed for other kinds; "
+                    f"{setting.name} is {setting.meaning}, and not allowed for other kinds; "
                     f"got {value!r} in {task.kind}"
                 )
 
@@ -125,8 +125,10 @@ def check_damage(
 ) -> np.ndarray | None:
     """Checks the mask or kernel of a task and, if a (height, width) is given, that it fits an image of this size.
 
-    Returns: What the operator is built from, e.g. the known pixels of inpaint; None for kinds without one.
-    Raises: ValueError as the functions of `damage`.
+    Returns: The array that the operator is built from, e.g. the known pixels of inpaint; None for kinds without one.
+
+    Raises:
+        ValueError: As the functions in `damage`.
     """
     damage = find_kind(task.kind).read(task, mask, kernel)
     if size is not None:

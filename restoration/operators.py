@@ -24,23 +24,27 @@ from sparsegen.restoration.settings import Task
 
 
 class Operator:
-    """Maps an image (1, C, H, W) to its observation; the attributes describe it to a fit.
+    """Maps an image (1, C, H, W) to its observation; a fit reads the attributes.
 
     Attributes:
         known: 1 where a pixel of the observation is known, (H, W); None: everywhere.
         only_noise: The observation is the image plus noise, so `NoiseFitRule` decides when to stop.
         reach: Radius in pixels of the neighborhood that a pixel of the observation depends on: the margin of tiles.
-        value_range: Range of the observation's values; None: any, e.g. of observations that are not pictures.
+        value_range: Range of the observation's values; None: any, since the observation need not be a picture.
     """
 
     known: Tensor | None = None
     only_noise = False
     reach = 0
-    value_range: tuple[float, float] | None = (-1, 2)  # a noisy picture need not be clipped
+    value_range: tuple[float, float] | None = (-1, 2)  # wider than [0, 1], since noise may not be clipped
 
     @classmethod
     def of(cls, task: Task, damage: np.ndarray | None) -> Self:
-        """The operator of a task, and of what `check_damage` returned for it."""
+        """The operator of a task and of the result of `check_damage` for it.
+
+        Raises:
+            ValueError: If it needs a mask or kernel, and `damage` is None.
+        """
         return cls()
 
     def image_shape(self, observation: Sequence[int]) -> tuple[int, ...]:
@@ -56,7 +60,7 @@ class Operator:
 
 
 class Identity(Operator):
-    """Nothing but noise: denoising."""
+    """The image itself, for denoising."""
 
     only_noise = True
 
@@ -65,13 +69,16 @@ class Identity(Operator):
 
 
 class Mask(Operator):
-    """Keeps the pixels where the mask is true, and zeroes the others: inpainting.
+    """Keeps the pixels where the mask is true, and zeroes the others; for inpainting.
 
     Args:
         mask: bool (H, W), true where the picture is known.
 
-    Raises: ValueError if no pixel or every pixel is known.
+    Raises:
+        ValueError: If no pixel or every pixel is known.
     """
+
+    known: Tensor
 
     def __init__(self, mask: np.ndarray | Tensor) -> None:
         known = np.asarray(mask)
@@ -80,6 +87,8 @@ class Mask(Operator):
 
     @classmethod
     def of(cls, task: Task, damage: np.ndarray | None) -> Self:
+        if damage is None:
+            raise ValueError(f"{task.kind} needs the known pixels that check_damage returns; got None")
         return cls(damage)
 
     def masked(self, observation: Tensor) -> Tensor:
@@ -91,9 +100,10 @@ class Mask(Operator):
 
 
 class Downsample(Operator):
-    """Shrinks an image `by` 2 or 4, bicubic with anti-aliasing: super-resolution.
+    """Shrinks an image by the factor `by`, 2 or 4, bicubic with anti-aliasing; for super-resolution.
 
-    Raises: ValueError for another factor.
+    Raises:
+        ValueError: For another factor.
     """
 
     reach = 2  # bicubic
@@ -105,7 +115,7 @@ class Downsample(Operator):
 
     @classmethod
     def of(cls, task: Task, damage: np.ndarray | None) -> Self:
-        return cls(task.by)
+        return cls(task.factor)
 
     def image_shape(self, observation: Sequence[int]) -> tuple[int, ...]:
         *head, height, width = observation
@@ -117,30 +127,34 @@ class Downsample(Operator):
 
 
 class Blur(Operator):
-    """Convolves every channel with one kernel, reflecting at the borders: deblurring.
+    """Convolves every channel with one kernel, with reflection at the borders; for deblurring.
 
     Args:
         kernel: float (h, w), both odd; it is normalized to the sum 1.
 
-    Raises: ValueError as `check_kernel`.
+    Raises:
+        ValueError: As `check_kernel`.
     """
 
     def __init__(self, kernel: np.ndarray) -> None:
         kernel = np.asarray(kernel, np.float64)
         check_kernel(kernel)
-        kernel = kernel / kernel.max()  # first, so that the sum of large numbers does not overflow
+        kernel = kernel / kernel.max()  # before the sum, which could overflow
         self.kernel = torch.from_numpy((kernel / kernel.sum()).astype(np.float32))
         self.reach = max(kernel.shape) // 2
 
     @classmethod
     def of(cls, task: Task, damage: np.ndarray | None) -> Self:
+        if damage is None:
+            raise ValueError(f"{task.kind} needs the kernel that check_damage returns; got None")
         return cls(damage)
 
     @classmethod
     def gaussian(cls, sigma: float) -> Self:
         """A Gaussian of standard deviation `sigma` pixels.
 
-        Raises: ValueError as `gaussian_kernel`.
+        Raises:
+            ValueError: As `gaussian_kernel`.
         """
         return cls(gaussian_kernel(sigma))
 
@@ -159,11 +173,11 @@ class Foreign(Operator):
     value_range = None
 
     def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
-        forward = getattr(call, "A", None)  # deepinv's physics without the noise that calling it adds
+        forward = getattr(call, "A", None)  # of deepinv: the operator without the noise that a call adds
         self.call, self.forward = call, forward if ismethod(forward) else call
 
     def image_shape(self, observation: Sequence[int]) -> tuple[int, ...]:
-        size = getattr(self.call, "img_size", None)  # as some of deepinv's physics have it
+        size = getattr(self.call, "img_size", None)  # of some physics of deepinv
         if size is not None and len(size) == 3:
             return (observation[0], *size)
         shape = getattr(self.call, "image_shape", None)

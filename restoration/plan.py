@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tile lies along one side: `start` to `stop`, of which it shares `rise` and `fall` with its neighbors."""
+    """The range of a tile along one side, `start` to `stop`; its first `rise` and last `fall` pixels are shared."""
 
     start: int
     stop: int
@@ -17,7 +17,7 @@ class Span:
 
     @property
     def weights(self) -> np.ndarray:
-        """The window, which rises and falls as squared sine and cosine: neighbors add up to 1.
+        """The window, with ramps of squared sine and cosine; the windows of neighbors sum to 1.
 
         Shape: float32 (stop - start,).
         """
@@ -35,7 +35,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of the picture, and how it fades into its neighbors."""
+    """A rectangle of the picture, with the ramps at its sides."""
 
     rows: Span
     columns: Span
@@ -60,24 +60,25 @@ class Tile:
 
 
 def plan(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
-    """Covers a picture with tiles of equal size, as few as overlap by `overlap` at least; row by row.
+    """Covers a picture with the fewest tiles of equal size that overlap by at least `overlap`; row by row.
 
     Args:
-        tile: The longest side of a tile; where the picture is shorter, a tile is as long as the picture.
+        tile: The longest side of a tile; if the picture is shorter, a tile is as long as the picture.
 
-    Raises: ValueError unless tile is positive, and overlap from 0 to a third of it.
+    Raises:
+        ValueError: Unless `tile` is positive and `overlap` from 0 to a third of it.
     """
     if tile < 1 or not 0 <= overlap <= tile // 3:
         raise ValueError(
-            f"an overlap is from 0 to a third of its tile, so that no three tiles meet along a side; got "
-            f"{overlap} for tiles of {tile}: take larger tiles, or an overlap of up to {max(tile, 0) // 3}"
+            f"the overlap must be from 0 to a third of the tile; got {overlap} for tiles of {tile}: "
+            f"use larger tiles, or an overlap of up to {max(tile, 0) // 3}"
         )
     columns = _spans(width, tile, overlap)
     return [Tile(row, column) for row in _spans(height, tile, overlap) for column in columns]
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[Span]:
-    """Cuts one side into pieces of equal length, spread evenly: no sliver is left over at the end."""
+    """Divides one side into pieces of equal length, evenly spaced, so the last piece is not shorter."""
     if length <= tile:
         return [Span(0, length)]
     count = -(-(length - overlap) // (tile - overlap))

@@ -1,9 +1,9 @@
-"""Restores one image: `restore` for arrays and tensors, `run` for the tasks of the command line and the service."""
+"""Restores one image: `restore` for arrays and tensors, `run` for tasks of the command line and the service."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from sparsegen.restoration.stopping import HeldOutRule, NoiseFitRule, StoppingRu
 LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # described in `settings.LOSSES`
 LEAST_SIGMA = 1 / 255  # the smallest noise that `NoiseFitRule` can measure
 Image = TypeVar("Image", np.ndarray, Tensor, Picture)
+Observation = TypeVar("Observation", np.ndarray, Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Restoration(Generic[Image]):
     """The result of a restoration.
 
     Attributes:
-        image: Of the type, the number of dimensions and the range of the input; for a task, a picture.
+        image: With the type, the number of dimensions and the range of the input; for a task, a picture.
         history: A row for the first, the last and each 10th iteration: iteration, loss, statistic (NaN without a
             stopping rule), density (K,).
         best_iteration: The iteration whose average is `image`.
@@ -54,7 +55,7 @@ class TaskProgress(Progress):
 
 @torch.inference_mode(False)  # also inside a caller's inference mode: a fit needs gradients
 def restore(
-    image: np.ndarray | Tensor,
+    image: Observation,
     operator: Callable[[Tensor], Tensor] | None = None,
     preset: str = "fast",
     regularizer: str = "l0_inf",
@@ -69,17 +70,17 @@ def restore(
     shape: tuple[int, int, int] | None = None,
     stops: bool | None = None,
     device: str | torch.device | None = None,
-) -> Restoration:
+) -> Restoration[Observation]:
     """Restores one image with a sparse Deep Image Prior (section 3; Ulyanov et al., 2018).
 
     Choice: with a `Mask`, the known pixels are returned unchanged unless sigma is above 0.
 
     Args:
         image: The observation: an array (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), of integers
-            or of floats in [0, 1]; or a float tensor (1, C, H, W), with your own operator of any shape.
-        operator: From the image to the observation, differentiable; None: the identity (denoising). The networks of the
-            ensemble call it from several threads. Use ensemble_size=1 if several different images explain the
-            observation, since the mean of the networks is returned.
+            or of floats in [0, 1]; or a float tensor (1, C, H, W), of any shape (1, ...) for your own operator.
+        operator: From the image to the observation, differentiable; None: the identity (denoising). It is called from
+            several threads, one per network. Use ensemble_size=1 if several different images explain the observation,
+            since the mean of the networks is returned.
         preset: "fast", or "paper": the hyperparameters of the original, without early stopping.
         regularizer: Sparsity constraint on the codes Γ1…ΓK: "l0_inf", "l0", "l1" or "baseline" (none).
         sigma: Upper bound of the standard deviation of the noise, in gray levels, 0 to 255; None: estimated.
@@ -92,9 +93,11 @@ def restore(
         device: Device of the computation; None: that of the tensor, the CPU for arrays.
         stops: Whether a stopping rule ends the fit and selects the best average; None: as in the preset.
 
-    Raises: TypeError, ValueError before any work; FloatingPointError once the loss is not finite.
+    Raises:
+        TypeError, ValueError: Before any work.
+        FloatingPointError: Once the loss is not finite.
     """
-    operator = declared(operator)
+    forward = declared(operator)
     task = Task.of(
         preset=preset, regularizer=regularizer, density=density, sigma=sigma, loss=loss, seed=seed,
         iterations=iterations, ensemble_size=ensemble_size,
@@ -102,17 +105,20 @@ def restore(
     if stops not in (None, True, False):
         raise TypeError(f"stops must be True, False, or None for the default of the preset; got {stops!r}")
     _check_shape(shape)
-    picture = None if isinstance(image, Tensor) else from_array(image)
-    observation = _check_tensor(image, operator) if picture is None else to_tensor(picture)
+    if isinstance(image, Tensor):
+        observation = _check_tensor(image, forward)
+    else:
+        picture = from_array(image)
+        observation = to_tensor(picture)
     observation = observation.to(observation.device if device is None else _device(device))
     settings = task.settings if stops is None else replace(task.settings, stops=stops)
-    fit = make_fit(task, observation, operator, shape, settings)
+    fit = make_fit(task, observation, forward, shape, settings)
     history, last = follow(fit, callback)
-    found = keep_known(fit.image, observation, operator, task)
-    if picture is None:
+    found = keep_known(last.image, observation, forward, task)
+    if isinstance(image, Tensor):
         restored = found.to(image)
     else:
-        restored = to_array(picture.with_pixels(to_pixels(found)), np.asarray(image))
+        restored = to_array(picture.with_pixels(to_pixels(found)), image)
     return Restoration(restored, history, **_ending(fit, last))
 
 
@@ -123,13 +129,15 @@ def run(
     kernel: Picture | None = None,
     callback: Callable[[TaskProgress], bool | None] | None = None,
 ) -> Restoration[Picture]:
-    """Runs a task; `callback` and known pixels as in `restore`.
+    """Runs a task. `callback` and the known pixels of a mask are as in `restore`.
 
     Args:
-        mask: The mask of inpainting: white in the holes, gray at their edges, black elsewhere.
+        mask: The mask of inpainting: white in the holes, gray or white at their edges, black elsewhere.
         kernel: The kernel of deblurring, if it comes from a file.
 
-    Raises: ValueError before any work; FloatingPointError once the loss is not finite.
+    Raises:
+        ValueError: Before any work.
+        FloatingPointError: Once the loss is not finite.
     """
     return run_checked(task, picture, check_damage(task, mask, kernel), callback)
 
@@ -147,11 +155,11 @@ def run_checked(
         return picture.with_pixels(to_pixels(keep_known(image, observation, operator, task)))
 
     def report(progress: Progress) -> bool | None:
-        return callback(TaskProgress(**_shallow(progress), encode=encode))
+        return callback(TaskProgress(**_shallow(progress), encode=encode)) if callback else None
 
     fit = make_fit(task, observation, operator)
-    history, last = follow(fit, report if callback else None)
-    return Restoration(encode(fit.image), history, **_ending(fit, last))
+    history, last = follow(fit, report)
+    return Restoration(encode(last.image), history, **_ending(fit, last))
 
 
 def make_operator(task: Task, damage: np.ndarray | None) -> Operator:
@@ -160,9 +168,11 @@ def make_operator(task: Task, damage: np.ndarray | None) -> Operator:
     Args:
         damage: As `check_damage` returned it.
 
-    Raises: ValueError if there is no such kind.
+    Raises:
+        ValueError: If there is no such kind, or it needs a mask or kernel and `damage` is None.
     """
-    return getattr(operators, find_kind(task.kind).operator).of(task, damage)
+    operator: type[Operator] = getattr(operators, find_kind(task.kind).operator)
+    return operator.of(task, damage)
 
 
 def make_fit(
@@ -176,10 +186,10 @@ def make_fit(
     preset, sparsity = preset or task.settings, SPARSITIES[task.regularizer]
     if task.density is not None:
         sparsity = replace(sparsity, density=task.density)
-    loss, operator = LOSS_FUNCTIONS[task.loss], declared(operator)
-    observation = operator.masked(observation)  # holes do not contribute to the loss
-    make_rule = partial(make_stopping_rule, observation, operator, task) if preset.stops else None
-    return Fit(observation, preset, sparsity, loss, operator, make_rule, task.seed, shape)
+    loss, forward = LOSS_FUNCTIONS[task.loss], declared(operator)
+    observation = forward.masked(observation)  # holes do not contribute to the loss
+    make_rule = partial(make_stopping_rule, observation, forward, task) if preset.stops else None
+    return Fit(observation, preset, sparsity, loss, forward, make_rule, task.seed, shape)
 
 
 def make_stopping_rule(
@@ -204,12 +214,12 @@ def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tupl
         if callback and callback(progress):
             fit.stopped_because = "the callback stopped it"
             break
-    return np.array(rows, history_kinds(len(rows[0][3]))), progress
+    return np.array(rows, history_dtype(len(rows[0][3]))), progress
 
 
-def history_kinds(codes: int) -> list[tuple]:
-    """The columns of a history as a numpy dtype."""
-    return [("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (codes,))]
+def history_dtype(codes: int) -> np.dtype:
+    """The columns of a history."""
+    return np.dtype([("iteration", "i4"), ("loss", "f4"), ("statistic", "f4"), ("density", "f4", (codes,))])
 
 
 def keep_known(image: Tensor, observation: Tensor, operator: Operator, task: Task) -> Tensor:
@@ -219,7 +229,7 @@ def keep_known(image: Tensor, observation: Tensor, operator: Operator, task: Tas
     return torch.where(operator.known.to(image.device) > 0, observation, image)
 
 
-def _ending(fit: Fit, last: Progress) -> dict:
+def _ending(fit: Fit, last: Progress) -> dict[str, Any]:
     return {
         "stopped_because": fit.stopped_because,
         "iterations": last.iteration,
@@ -228,12 +238,12 @@ def _ending(fit: Fit, last: Progress) -> dict:
     }
 
 
-def _shallow(progress: Progress) -> dict:
+def _shallow(progress: Progress) -> dict[str, Any]:
     return {field.name: getattr(progress, field.name) for field in fields(Progress)}
 
 
 def _device(name: str | torch.device) -> torch.device:
-    """Raises: ValueError if nothing can be computed there."""
+    """Raises: ValueError if torch cannot compute on this device."""
     try:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -247,7 +257,7 @@ def _check_shape(shape: object) -> None:
     if shape is None:
         return
     if not isinstance(shape, Sequence) or len(shape) != 3:
-        raise ValueError(f"shape must be the shape of the image, (C, H, W); got {shape!r}")
+        raise ValueError(f"shape must be that of the image, (C, H, W); got {shape!r}")
     for name, side in zip(("C", "H", "W"), shape, strict=True):
         check_integer(name, side, 1, 2**31 - 1, "of the image's shape (C, H, W)")
 
@@ -268,15 +278,16 @@ def _check_tensor(observation: Tensor, operator: Operator) -> Tensor:
     if operator.value_range is not None:
         if observation.ndim != 4 or min(observation.shape[2:]) < MIN_SIDE:
             raise ValueError(
-                f"a picture is (1, C, H, W), each side {MIN_SIDE} at least; got {tuple(observation.shape)}"
+                f"a picture must be (1, C, H, W), H and W at least {MIN_SIDE}; got {tuple(observation.shape)}"
             )
         low, high = float(observation.min()), float(observation.max())
         lowest, highest = operator.value_range
         if low < lowest or high > highest:
             raise ValueError(
-                f"a picture has values in [0, 1], with noise slightly beyond; got {low:g} to {high:g}: divide it by 255"
+                f"the values of a picture must be in [0, 1], or slightly outside due to noise; "
+                f"got {low:g} to {high:g}: divide it by 255"
             )
-    return observation.float().clone()  # one that came out of inference mode has no gradients
+    return observation.float().clone()  # a tensor from inference mode has no gradients
 
 
 def to_tensor(picture: Picture) -> Tensor:

@@ -1,15 +1,17 @@
-"""The settings of restorations as data: presets, sparsities, tasks. Without torch, since the service checks tasks."""
+"""The settings of restorations: presets, sparsities, tasks. Does not import torch, since the service checks tasks."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from sparsegen.common.checks import check_integer, check_real
 from sparsegen.common.hardware import processors
 from sparsegen.common.names import known_names
 from sparsegen.restoration.kinds import check_settings, find_kind
 from sparsegen.zoo.noise import check_seed
+
+Padding = Literal["reflect", "zeros"]
 
 
 @dataclass(frozen=True)
@@ -23,36 +25,37 @@ class Widths:
     down: tuple[int, ...]
     up: tuple[int, ...]
     skip: tuple[int, ...]
-    padding: str = "reflect"
+    padding: Padding = "reflect"
 
     def __post_init__(self) -> None:
         if not len(self.down) == len(self.up) == len(self.skip) > 0:
             raise ValueError(
-                f"down, up and skip hold one number of channels per scale; got {len(self.down)}, {len(self.up)} "
-                f"and {len(self.skip)} scales"
+                f"down, up and skip must have one number of channels per scale; got {len(self.down)}, "
+                f"{len(self.up)} and {len(self.skip)} numbers"
             )
         if min(self.down + self.up + self.skip) < 1:
-            raise ValueError(f"channels are counted from 1; got {self.down}, {self.up}, {self.skip}")
+            raise ValueError(f"channels must be at least 1; got {self.down}, {self.up}, {self.skip}")
         if self.padding not in ("reflect", "zeros"):
-            raise ValueError(f"padding is reflect or zeros; got {self.padding!r}")
+            raise ValueError(f"padding must be reflect or zeros; got {self.padding!r}")
 
     @property
     def multiple(self) -> int:
-        """What height and width must be a multiple of, so that every scale halves them evenly."""
-        return 2 ** len(self.down)
+        """The number that must divide height and width, since every scale halves them."""
+        return 1 << len(self.down)
 
 
 class Averaging(Protocol):
-    """How much of output t, from the second on, goes into the average of all outputs so far: 0 to 1."""
+    """Averages the outputs of a fit: average(t) = (1 - share(t)) average(t - 1) + share(t) output(t)."""
 
-    def share(self, iteration: int) -> float: ...
+    def share(self, iteration: int) -> float:
+        """The weight of the output of an iteration from 2 on, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Exponential:
-    """A constant share: the outputs of the last 1 / (1 - decay) iterations have the largest weight.
+    """A constant share of 1 - decay: the last 1 / (1 - decay) outputs have the largest weights.
 
-    The average starts as the first output, as in the original, whose weight decays slowly.
+    As in the original, the average starts with the first output, whose weight decays slowly.
     """
 
     decay: float
@@ -63,10 +66,10 @@ class Exponential:
 
 @dataclass(frozen=True)
 class Polynomial:
-    """A share of (1 + power) / (t + power): the last 1 / (1 + power) of all outputs so far count most.
+    """A share of (1 + power) / (t + power): the last 1 / (1 + power) of all outputs have the largest weights.
 
-    The polynomial-decay averaging of Shamir & Zhang (2013). The window grows with the number of iterations; the
-    window of an exponential average would have to be set for it.
+    This is the polynomial-decay averaging of Shamir & Zhang (2013). Its window grows with the number of iterations; the
+    window of an exponential average is fixed.
     """
 
     power: float
@@ -81,11 +84,11 @@ class Preset:
 
     Attributes:
         inputs: Channels of z, which is uniform in [0, 0.1].
-        jitter: Standard deviation of the noise that is added to z anew in each iteration.
-        averaging: How the outputs of all iterations become an image.
+        jitter: Standard deviation of the new noise that is added to z in each iteration.
+        averaging: How the outputs of the iterations are averaged.
         iterations: Maximum number of iterations.
         max_psnr_drop: In dB; if the PSNR to the observation drops by more, the last good state is restored.
-        snapshot_every: Iterations between two such states.
+        snapshot_every: Iterations between two saved states.
         ensemble_size: Number of networks, each with its own initialization; the result is their mean.
         cost: Processor time of a network per pixel and iteration, relative to the preset fast.
         pixel_bytes: Bytes of activations and gradients of a network per pixel.
@@ -105,7 +108,7 @@ class Preset:
     ensemble_size: int = 1
     mixed_precision: bool = True
     stops: bool = True
-    # These do not influence the result, so they are not part of the settings that identify records of campaigns.
+    # These do not influence the result, so the repr that identifies records of campaigns omits them.
     cost: float = field(default=1.0, repr=False)
     pixel_bytes: float = field(default=1400, repr=False)
 
@@ -124,7 +127,7 @@ PRESETS = {
         mixed_precision=False,
         stops=False,
         cost=8.5,  # benchmarks/dip.py, 128 x 128: the fast preset in bfloat16, this one in float32
-        pixel_bytes=12_000,  # reckoned from the channels, not measured
+        pixel_bytes=12_000,  # computed from the channels, not measured
     ),
 }
 
@@ -133,8 +136,10 @@ PRESETS = {
 class Sparsity:
     """The constraint on every code: a number of non-zeros per `unit`, or a penalty.
 
-    `unit` is "needle" for L0,∞, "code" for L0, None for no projection; `density` the non-zeros over the entries
-    of a unit; `penalty` is times the mean magnitude of a code.
+    Attributes:
+        unit: "needle" for L0,∞, "code" for L0, None for no projection.
+        density: Non-zeros over entries of a unit.
+        penalty: Weight in the loss of the mean magnitude of each code.
     """
 
     unit: str | None = None
@@ -142,8 +147,9 @@ class Sparsity:
     penalty: float = 0.0
 
 
-# Choice: the paper gives neither k nor a weight. On two crops of 128 x 128 (lena, f16; seed 0) densities of 0.125, 0.25
-# and 0.5 gave averages within 0.12 dB of each other, of L0,∞ as of L0. The penalty is some per cent of the loss.
+# Choice: the paper gives neither k nor a weight. On two crops of 128 x 128 (lena, f16; seed 0), densities of 0.125,
+# 0.25 and 0.5 gave averages within 0.12 dB of each other, for L0,∞ and for L0. The penalty is a few percent of the
+# loss.
 SPARSITIES = {
     "baseline": Sparsity(),
     "l0_inf": Sparsity("needle", 0.25),
@@ -156,20 +162,26 @@ MAX_ENSEMBLE = 8
 MAX_THREADS = 1024
 MAX_TILE = 4096  # pixels of the result along a side
 MAX_WORKERS = 61  # Windows cannot wait for more processes
-SMALLEST = 64  # sides of the network's image, cut off from it: the coarsest code needs some pixels for its batch norm
+SMALLEST = (
+    64  # sides of the network's output before cropping; the batch norm of the coarsest code needs some pixels
+)
 WORKER_BYTES = 850e6  # of a process that restores: torch, its kernels, the compiler; measured on an AMD EPYC
-LOSSES = {"mse": "squared, for noise of all sorts", "l1": "absolute, for outliers such as salt and pepper"}
+LOSSES = {"mse": "squared, for noise in general", "l1": "absolute, for outliers such as salt and pepper"}
 
 
-OLD_NAMES = {"members": "ensemble_size"}  # of settings, which version 0.2 still reads
+OLD_NAMES = {"members": "ensemble_size"}  # of settings; version 0.2 still accepts them
 
 
 @dataclass(frozen=True)
 class Task:
-    """The restoration of one picture; made by `Task.of`, which checks it.
+    """The restoration of one picture. `Task.of` creates a checked task.
 
-    `sigma` is an upper bound of the standard deviation of the noise in gray levels, 0 to 255; None: estimated. `by` is
-    the factor of upscale; `kernel` is that of deblur: "gaussian:SIGMA", or "file" if a picture of the kernel is given.
+    Attributes:
+        density: Share of non-zeros in a code; None: that of the regularizer.
+        sigma: Upper bound of the standard deviation of the noise in gray levels, 0 to 255; None: estimated.
+        iterations, ensemble_size: None: those of the preset.
+        by: The factor of upscale, 2 or 4.
+        kernel: The kernel of deblur: "gaussian:SIGMA", or "file" if a picture of the kernel is given.
     """
 
     kind: str = "denoise"
@@ -185,10 +197,11 @@ class Task:
     kernel: str | None = None
 
     @classmethod
-    def of(cls, **given: object) -> "Task":
-        """Checks a task.
+    def of(cls, **given: Any) -> "Task":
+        """Creates a task of these settings and checks it.
 
-        Raises: TypeError, ValueError, each with the value, the allowed values and, for names, similar ones.
+        Raises:
+            TypeError, ValueError: With the value, the allowed values and, for names, similar ones.
         """
         known = [field.name for field in fields(cls)]
         for name in given:
@@ -201,7 +214,7 @@ class Task:
         for name, table in (("preset", PRESETS), ("regularizer", SPARSITIES), ("loss", LOSSES)):
             value = getattr(task, name)
             if not isinstance(value, str) or value not in table:
-                raise ValueError(f"{name} is one of {known_names(str(value), table)}; got {value!r}")
+                raise ValueError(f"{name} must be one of {known_names(str(value), table)}; got {value!r}")
         check_seed(task.seed)
         if task.sigma is not None:
             check_real(
@@ -210,7 +223,7 @@ class Task:
         if task.density is not None:
             check_real("density", task.density, 0, 1, "the share of non-zeros in a code")
             if SPARSITIES[task.regularizer].unit is None:
-                raise ValueError(f"the regularizer {task.regularizer} has no density: do not give one")
+                raise ValueError(f"the regularizer {task.regularizer} has no density: omit it")
             if task.density == 0:
                 raise ValueError("density must be above 0; got 0")
         if task.iterations is not None:
@@ -230,7 +243,7 @@ class Task:
 
     @property
     def settings(self) -> Preset:
-        """The settings of the preset, replaced by those that the task gives."""
+        """The preset, with the settings that the task overrides."""
         own = {name: getattr(self, name) for name in ("iterations", "ensemble_size")}
         return replace(
             PRESETS[self.preset], **{name: value for name, value in own.items() if value is not None}
@@ -262,7 +275,8 @@ class Task:
         if self.stops_by_noise:
             sigma = 25 if self.sigma is None else max(self.sigma, 1)
             iterations = typical_iterations(sigma / 255, pixels)
-        return min(iterations, settings.iterations) * pixels * settings.ensemble_size * settings.cost
+        work: float = min(iterations, settings.iterations) * pixels
+        return work * settings.ensemble_size * settings.cost
 
     def memory(self, height: int, width: int) -> float:
         """Peak bytes of a process for a result of this size, all networks of the ensemble in parallel."""
@@ -272,37 +286,39 @@ class Task:
 def rename_settings(given: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
     """Replaces old names of settings by the present ones; returns the settings, and a warning for each old name.
 
-    Raises: ValueError if a setting is given under both names.
+    Raises:
+        ValueError: If a setting is given under both names.
     """
     settings, warnings = dict(given), []
     for old, new in OLD_NAMES.items():
         if old in settings:
             if new in settings:
-                raise ValueError(f"{old} is the old name of {new}, and both are given: give {new} only")
+                raise ValueError(f"{old} is the old name of {new}, and both are given: give only {new}")
             settings[new] = settings.pop(old)
             warnings.append(f"{old} is now called {new}; the old name will be removed in the next version")
     return settings, warnings
 
 
 def typical_iterations(sigma: float, pixels: int) -> float:
-    """The usual last iteration of the preset fast: higher for weaker noise and for larger images.
+    """The typical last iteration of the preset fast, which is higher for weaker noise and for larger images.
 
-    Fitted to the 137 runs of table 3 on crops of 128 x 128 and 256 x 256 with noise of 15, 25 and 50 gray levels, which
-    took 0.5 to 1.7 times as many. Other sizes are extrapolated.
+    Fitted to the 137 runs of table 3 on crops of 128 x 128 and 256 x 256 with noise of 15, 25 and 50 gray levels; they
+    ended after 0.5 to 1.7 times this number. Other sizes are extrapolated.
 
     Args:
         sigma: Root mean square of the noise's standard deviation, in units of the image in [0, 1].
     """
-    return 640 * (25 / 255 / sigma) * (pixels / 128**2) ** 0.7
+    growth: float = (pixels / 128**2) ** 0.7
+    return 640 * (25 / 255 / sigma) * growth
 
 
 def fair_threads(ensemble_size: int, fits: int = 1) -> int:
-    """The threads of torch for each of `fits` parallel fits of `ensemble_size` networks on this machine.
+    """The number of torch threads for each of `fits` parallel fits of `ensemble_size` networks on this machine.
 
-    Choice: half of the cores, or more if each network needs one. A fit runs thousands of short steps, each of which
-    waits for its slowest thread: with another program on one of two cores, two threads ran 1 iteration per second at
-    128 x 128, and one thread 17. The networks synchronize once per iteration, so they may use all cores and share them
-    with a server.
+    Choice: half of the cores, or more if each network needs one. A fit runs thousands of short steps, and each step
+    lasts as long as its slowest thread: with another program on one of two cores, two threads ran 1 iteration per
+    second at 128 x 128, and one thread 17. The networks synchronize only once per iteration, so they may use all cores,
+    also on a server.
     """
     cores, fits = processors(), max(1, fits)
     return max(1, max(cores // 2, min(ensemble_size * fits, cores)) // fits)

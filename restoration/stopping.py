@@ -1,8 +1,9 @@
-"""When to stop without knowing the clean image: stopping rules, which assess the average of the outputs.
+"""Stopping rules, which assess the average of the outputs without the clean image.
 
 A rule may modify the fitted data: each member of the ensemble fits its own entry of `targets` instead of the
-observation, with `weight` (None: equal weights). Called with the members' averages, (ensemble_size, C, H, W), and with
-A(mean of the averages), a rule returns a statistic; the smaller it is, the better the rule estimates that mean to be.
+observation, with `weight` (None: equal weights). A rule is called with the averages of the members,
+(ensemble_size, C, H, W), and with A(mean of the averages). It returns a statistic, an estimate of the error of this
+mean.
 """
 
 import math
@@ -21,8 +22,10 @@ from sparsegen.restoration.settings import typical_iterations
 class StoppingRule(Protocol):
     """Assesses the average of the outputs.
 
-    `patience` is the number of iterations to wait for a better average, relative to the iteration of the best one.
-    `typical` is the usual last iteration; it only serves estimates of the remaining time.
+    Attributes:
+        patience: Number of iterations without a better average after which a fit stops, relative to the iteration of
+            the best one.
+        typical: The typical last iteration, used only for estimates of the remaining time.
     """
 
     targets: Sequence[Tensor]
@@ -33,33 +36,34 @@ class StoppingRule(Protocol):
     def __call__(self, averages: Tensor, observed: Tensor) -> float: ...
 
 
-class NoiseFitRule:
-    """Estimates the mean squared error from how much of a known noise has been fitted.
+class NoiseFitRule(StoppingRule):
+    """Estimates the mean squared error by the share of a known noise that has been fitted.
 
         risk(t) = mean |x_t - y|² + 2 u g(t),   g(t) = mean over m of mean b_m (x_m,t - y) / s
 
-    x_m is fitted to y + s b_m, and x is the mean of them. After Stein's unbiased risk estimate (Stein, 1981), up to a
-    constant; g estimates the covariance of the noise and the output. It is usually estimated by a second run on
-    perturbed data (Ramani, Blu & Unser, 2008). Here the perturbation b, of random signs and as strong as the noise at
-    each place, is part of the fitted data: the network fits it like the noise, so one run is enough. Each member
-    has its own b, which reduces the variance of g.
+    x_m is fitted to y + s b_m, and x is the mean of all x_m. This is Stein's unbiased risk estimate (Stein, 1981) up
+    to a constant; g estimates the covariance of the noise and the output. It is usually estimated by a second run on
+    perturbed data (Ramani, Blu & Unser, 2008). Here the perturbation b, of random signs and with the standard deviation
+    of the noise at each pixel, is part of the fitted data: the network fits it like the noise, so one run is enough.
+    Each member has its own b, which reduces the variance of g.
 
-    What b has in common with the picture by chance is noise in g, and grows while the picture sharpens. So b is
-    made orthogonal, block by block, to smoothed versions of the observation, which all x_t resemble; that halves
-    the noise. But the network fits more noise in the removed directions, so g is
-    scaled up by u, `unseen`; with u = 1 and white b the estimate is Stein's.
+    The random correlation of b and the picture is noise in g, which grows as the output becomes sharper. So b is made
+    orthogonal, block by block, to smoothed versions of the observation, which are similar to all x_t; this halves the
+    noise. But the network fits more noise in the removed directions, so g is multiplied by u, `unseen`; with u = 1 and
+    white b the estimate is Stein's.
 
-    Choice: `strength`, s, adds its square to a member's variance of the noise. `unseen` was measured twice, on crops
-    of 128 x 128: of one member, of 0.6 to 2 it lost least, at most 0.02 dB on four; of two, 0.03 dB on the mean of
-    five, where 1.3 lost 0.08 and 1 lost 0.39 (lena, f16, peppers, house, kodim12).
+    Choice: `strength` is s; s² is the share that b adds to the variance of the noise that a member fits. `unseen` = 1.5
+    was chosen by two measurements on crops of 128 x 128. With one member, it lost least of the values 0.6 to 2, at most
+    0.02 dB on four crops. With two members, it lost 0.03 dB in the mean of five crops; 1.3 lost 0.08 and 1 lost 0.39
+    (lena, f16, peppers, house, kodim12).
 
-    `patience` was halved when averages began to span a share of all iterations: above 1,200 iterations, below which
-    `Best.least` counts, it stopped as well and sooner (one crop of 256 x 256).
+    `patience` was 0.1 with exponential averages. With polynomial averages, 0.05 gave the same quality sooner in a fit
+    of more than 1,200 iterations (one crop of 256 x 256); in shorter fits, `Best.least` is larger.
 
     Args:
-        observation: An image and noise that is independent from pixel to pixel, (1, C, H, W).
-        sigma: The standard deviation of the noise, in the observation's units, or that of each pixel; it need
-            not be exact.
+        observation: An image with noise that is independent from pixel to pixel, (1, C, H, W).
+        sigma: Standard deviation of the noise in units of the observation, one number or one per pixel; it need not be
+            exact.
     """
 
     strength, unseen, patience = 0.15, 1.5, 0.05
@@ -75,30 +79,31 @@ class NoiseFitRule:
             noise = _orthogonal(signs * sigma, versions)
             noises.append(noise * (power / noise.square().mean()).sqrt())
         self.noise, self.observation, self.weight = torch.cat(noises), observation, None
-        self.targets = (observation + self.strength * self.noise).split(1)
+        self.targets = torch.split(observation + self.strength * self.noise, 1)
         self.typical = typical_iterations(float(power.sqrt()), observation.shape[2] * observation.shape[3])
 
     def __call__(self, averages: Tensor, observed: Tensor) -> float:
-        taken_over = (self.noise * (averages - self.observation)).mean() / self.strength
+        fitted_noise = (self.noise * (averages - self.observation)).mean() / self.strength
         residual = (observed - self.observation).square().mean()
-        return float(residual + 2 * self.unseen * taken_over)
+        return float(residual + 2 * self.unseen * fitted_noise)
 
 
-class HeldOutRule:
-    """Holds out a part of the observation and measures how well it is predicted.
+class HeldOutRule(StoppingRule):
+    """Holds out a part of the observation and measures the loss of its prediction.
 
-    For any noise that is independent from pixel to pixel, and for operators that lose information.
+    It is valid for any noise that is independent from pixel to pixel, and for operators that lose information.
 
     Args:
         observation: Of any shape; for an image (1, C, h, w), whole pixels are held out.
         known: 1 where the observation is known, (h, w) of an image; None: everywhere.
 
-    Raises: ValueError if too few pixels are known to hold some out.
+    Raises:
+        ValueError: If too few pixels are known.
     """
 
     share, least = 0.02, LEAST_KNOWN // 2
-    patience = 0.3  # Choice: a few held-out pixels are a noisier measure than fitted noise
-    typical = math.inf  # it has seldom stopped before the last iteration
+    patience = 0.3  # Choice: longer than of NoiseFitRule, since a few held-out pixels are a noisier measure
+    typical = math.inf  # it has rarely stopped before the last iteration
 
     def __init__(
         self,
@@ -115,29 +120,29 @@ class HeldOutRule:
         found = int(everywhere.sum())
         if found < 2 * self.least:
             raise ValueError(
-                f"the stopping rule holds out {self.least} of at least {2 * self.least} known pixels; got {found}: "
-                f"give a mask with more known pixels, or set stops=False"
+                f"the stopping rule needs at least {2 * self.least} known pixels, to hold out {self.least}; "
+                f"got {found}: give a mask with more known pixels, or set stops=False"
             )
         count = max(self.least, round(self.share * found))
         chance = torch.rand(pixels, generator=random, out=everywhere.new_empty(pixels)) + everywhere
-        kept_back = torch.zeros_like(everywhere).flatten()
-        kept_back[chance.flatten().topk(count).indices] = 1
-        kept_back = kept_back.view(pixels)
-        self.kept_back = kept_back.expand(observation.shape)
-        self.weight = (everywhere - kept_back).expand(observation.shape)
+        held_out = torch.zeros_like(everywhere).flatten()
+        held_out[chance.flatten().topk(count).indices] = 1
+        held_out = held_out.view(pixels)
+        self.held_out = held_out.expand(observation.shape)
+        self.weight = (everywhere - held_out).expand(observation.shape)
         self.observation, self.targets, self.loss = observation, (observation,) * ensemble_size, loss
 
     def __call__(self, averages: Tensor, observed: Tensor) -> float:
         losses = self.loss(observed - self.observation)
-        return float((losses * self.kept_back).sum() / self.kept_back.sum())
+        return float((losses * self.held_out).sum() / self.held_out.sum())
 
 
 def estimate_sigma(observation: Tensor, groups: int = 8) -> Tensor:
     """Estimates the standard deviation of the noise of each pixel, as a function of its channel and brightness.
 
-    From the finest diagonal wavelet coefficients, the filter that of Daubechies with two vanishing moments: the
-    median of their magnitudes over 0.6745 (Donoho & Johnstone, 1994), here of each of `groups` equally many by
-    brightness, since photon noise grows with it, and clipping takes noise away at both ends.
+    The estimate is the median magnitude of the finest diagonal wavelet coefficients (Daubechies, two vanishing moments)
+    over 0.6745 (Donoho & Johnstone, 1994). It is computed for `groups` groups of coefficients of equal size, sorted by
+    brightness, since photon noise grows with brightness, and clipping reduces noise near black and white.
 
     Shape: (1, C, H, W) -> the same.
     """
@@ -158,14 +163,16 @@ def estimate_sigma(observation: Tensor, groups: int = 8) -> Tensor:
 
 
 def _smoothed(observation: Tensor) -> Tensor:
-    """Smoothed versions of an image that span its restorations: a constant, blurs of each channel and of their mean.
+    """Smoothed versions of an image, whose span is close to its restorations.
+
+    These are a constant, and Gaussian blurs of the channels and of their mean.
 
     Shape: (1, C, H, W) -> (versions, C, H, W).
     """
     side = min(observation.shape[-2:])
     gray = observation.mean(1, keepdim=True)
     versions = [torch.ones_like(observation)]
-    if observation.shape[1] > 1:  # else it is one of the blurs below
+    if observation.shape[1] > 1:  # for one channel, these are among the blurs below
         versions += [gray, *(Blur.gaussian(sigma)(gray) for sigma in (0.7, 1, 1.5) if 6 * sigma + 3 <= side)]
     versions += [Blur.gaussian(sigma)(observation) for sigma in (1, 1.5, 2, 3, 5) if 6 * sigma + 3 <= side]
     return torch.cat([version.expand_as(observation) for version in versions])
@@ -180,11 +187,13 @@ def _orthogonal(noise: Tensor, versions: Tensor, block: int = 8) -> Tensor:
     padding = 0, -width % block, 0, -height % block
 
     def blocks(images: Tensor) -> Tensor:  # (N, C, H, W) -> (blocks, block², N)
-        padded = F.pad(images, padding).unflatten(3, (-1, block)).unflatten(2, (-1, block))
-        return padded.permute(1, 2, 4, 3, 5, 0).flatten(3, 4).flatten(0, 2)
+        padded = F.pad(images, padding)
+        count, channels, height, width = padded.shape
+        cells = padded.view(count, channels, height // block, block, width // block, block)
+        return cells.permute(1, 2, 4, 3, 5, 0).flatten(3, 4).flatten(0, 2)
 
     basis, _ = torch.linalg.qr(blocks(versions))
-    common = basis @ (basis.mT @ blocks(noise))
+    common: Tensor = basis @ (basis.mT @ blocks(noise))
     channels, rows = noise.shape[1], -(-height // block)
     common = common.reshape(channels, rows, -1, block, block).transpose(2, 3)
     return noise - common.reshape(1, channels, rows * block, -1)[..., :height, :width]

@@ -1,7 +1,7 @@
-"""Large pictures, restored in overlapping tiles: one fit per tile, in parallel processes, blended without seams.
+"""Restores large pictures in overlapping tiles: one fit per tile, in parallel processes, blended without seams.
 
-Memory and time of a fit are proportional to its pixels, and the capacity of a network is limited. The parent process
-holds the picture and the sum of the tiles; a worker holds one tile.
+The memory and time of a fit are proportional to its number of pixels, and the capacity of a network is limited. The
+parent process holds the picture and the sum of the tiles; a worker holds one tile.
 """
 
 import logging
@@ -15,6 +15,7 @@ from math import inf
 from queue import Queue
 from threading import Event
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +24,11 @@ from torch.nn import functional as F
 from sparsegen.common.checks import check_integer
 from sparsegen.common.hardware import processors
 from sparsegen.pictures.picture import MIN_SIDE, Picture
-from sparsegen.restoration.plan import Tile, plan
+from sparsegen.restoration.plan import Span, Tile, plan
 from sparsegen.restoration.restore import (
     Restoration,
     TaskProgress,
-    history_kinds,
+    history_dtype,
     make_operator,
     run_checked,
     to_pixels,
@@ -49,18 +50,22 @@ WHOLE = 512 * 512  # pixels of the result up to which a picture is fitted as a w
 TILE, OVERLAP = 256, 32  # pixels of the result along a side
 WAIT = 0.2  # seconds between two polls of the workers
 REPORT_EVERY = 1.0  # seconds between two reports of a worker, each with its image
-LEAST_AROUND = 500  # pixels; the stopping rule holds out ten of these, and fewer are not reliable
-LEAST_SHARE = 0.25  # Choice: known of the pixels around a hole; or half of the whole picture's share
+MIN_KNOWN = 500  # pixels around a hole; the stopping rule holds out ten of these, and fewer are not reliable
+MIN_KNOWN_SHARE = 0.25  # Choice: of the pixels around a hole, or half of the share in the whole picture
 
 MANAGER_BYTES = 50e6  # peak resident memory, measured on an AMD EPYC
 
 
 @dataclass(frozen=True)
 class TiledProgress:
-    """The state of a tiled restoration; `iteration` is summed over the tiles, `statistic` is their mean.
+    """The state of a tiled restoration.
 
-    `seconds_left` is estimated from the measured time of an iteration and from the iterations of finished tiles;
-    infinite before the first report.
+    Attributes:
+        iteration: Sum over the tiles.
+        finished, tiles: Number of finished tiles and of tiles to fit.
+        statistic: Mean over the tiles.
+        seconds_left: Estimated from the measured time of an iteration and from the iterations of finished tiles;
+            infinite before the first report.
     """
 
     iteration: int
@@ -73,17 +78,17 @@ class TiledProgress:
 
     @property
     def fraction(self) -> float:
-        """The estimated share of the work that is done, from 0 to 1."""
+        """The estimated share of finished work, 0 to 1."""
         return self.seconds / max(self.seconds + self.seconds_left, 1e-9)
 
     def picture(self) -> Picture:
-        """The result so far; tiles that are not started show the observation."""
+        """The result so far; tiles that have not started show the observation."""
         return self.compose()
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected cost of a restoration: tiles to fit, wall-clock seconds, peak bytes of all processes."""
+    """Expected cost of a restoration: number of fits, wall-clock seconds, peak memory of all processes in bytes."""
 
     tiles: int
     seconds: float
@@ -92,9 +97,12 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """The task of one tile for a worker: a part of the observation with margins, and of the mask.
+    """The task of one tile.
 
-    `tile` is its place in the result, and `crop` the region of the tile in the restored part.
+    Attributes:
+        tile: The region in the result.
+        crop: The region of the tile in the restored part.
+        picture, damage: The part of the observation and of the mask, with margins.
     """
 
     index: int
@@ -111,7 +119,7 @@ class _Job:
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of the fit."""
+        """Number of pixels of the restored part."""
         height, width = self.picture.pixels.shape[:2]
         return height * width * self.by**2
 
@@ -129,19 +137,19 @@ class _Report:
     """The state of a tile as a worker reports it; the last report has a history.
 
     Attributes:
-        pixels: The tile's, without margins; None once they have been added to the sum.
-        iterations_left: The estimate of the fit.
-        complete: The fit was not stopped from outside.
+        pixels: Without margins; empty once they have been added to the sum.
+        iterations_left: An estimate.
+        complete: Whether the fit was not stopped from outside.
     """
 
     index: int
-    pixels: np.ndarray | None
+    pixels: np.ndarray
     iteration: int
     iterations_left: float
     seconds: float
     statistic: float | None
     history: np.ndarray | None = None
-    best_iteration: int | None = None
+    best_iteration: int = 0
     complete: bool = False
 
 
@@ -155,29 +163,30 @@ def run_tiled(
     overlap: int = OVERLAP,
     threads: int = 1,
 ) -> Restoration[Picture]:
-    """Does a task as `restore.run` does it, tile by tile; a picture of one tile is left to `run` itself.
+    """Runs a task like `restore.run`, but tile by tile; a picture of one tile is restored as a whole.
 
-    The seed of a tile is a function of the task's seed and of its place, so the result is the same for any number
-    of workers.
+    The seed of a tile is a function of the seed of the task and of the tile's index, so the result is the same for any
+    number of workers.
 
-    Choice: when inpainting, a tile without holes is left as it is, unless the task says that there is noise
-    (sigma above 0): then it is denoised. A tile that has too little around its holes is fitted together with
-    up to half a tile of its neighborhood on every side.
+    Choice: in inpainting, a tile without holes is unchanged, or denoised if the task has a sigma above 0. A tile with
+    too few known pixels around its holes is fitted with a margin of up to half a tile on every side.
 
     Args:
-        damage: What `check_damage` returned for this task and a picture of this size.
-        callback: Called a few times a second, from the start; when it returns True, all tiles end within an
-            iteration. The result then is made of finished tiles, the best so far of those under way, and the
-            observation.
-        workers: Processes, which import the main module (have it guarded by __name__ == "__main__", as
-            multiprocessing asks); 1: a thread of this process. Where tiles fail, or a process is killed, half as many
-            try again what is not done yet, and a warning is logged.
+        damage: The result of `check_damage` for this task and a picture of this size.
+        callback: Called a few times per second, from the start; when it returns True, all fits end within an
+            iteration. The result then consists of finished tiles, the best so far of unfinished ones, and the
+            observation elsewhere.
+        workers: Number of processes. They import the main module, which needs the guard __name__ == "__main__"
+            (see multiprocessing); 1: a thread of this process. If tiles fail or a process is killed, half as many
+            processes fit the remaining tiles, and a warning is logged.
         tile: The longest side of a tile in pixels of the result; None: `TILE`, or the whole picture if it has
-            up to `WHOLE` pixels. It grows where margins leave too little of it.
-        overlap: What neighbors share at least, in pixels of the result; what the operator reaches comes on top.
-        threads: Of each worker. The last digits of the result depend on it.
+            up to `WHOLE` pixels. Tiles are larger if the margins leave too little of them.
+        overlap: Minimum overlap of neighbors in pixels of the result, in addition to the reach of the operator.
+        threads: Number of threads of each worker. The last digits of the result depend on it.
 
-    Raises: TypeError, ValueError before any work; Unfinished, which has the outcome, if tiles fail with one worker.
+    Raises:
+        TypeError, ValueError: Before any work.
+        Unfinished: With the outcome if tiles fail with one worker.
 
     Returns: An outcome whose `iterations`, `best_iteration` and `history` are means over the fitted tiles.
     """
@@ -191,11 +200,11 @@ def run_tiled(
         reason = _reason(failure)
         if before == 1:
             raise Unfinished(
-                f"{left} of {tally.fitted} tiles failed, and are as they were: {reason}", tally.outcome()
+                f"{left} of {tally.fitted} tiles failed and are unchanged: {reason}", tally.outcome()
             ) from failure
         tally.workers = before // 2
         logger.warning(
-            "%s; %d of %d tiles begin again, %d at once in place of %d",
+            "%s; %d of %d tiles start again, %d at once instead of %d",
             reason, left, tally.fitted, tally.workers, before,
         )  # fmt: skip
     return tally.outcome()
@@ -211,9 +220,9 @@ class Unfinished(RuntimeError):
 
 def _fit_remaining(
     tally: "_Tally", callback: Callable[[TiledProgress], bool | None] | None, threads: int
-) -> Exception | None:
+) -> BaseException | None:
     """Fits the remaining tiles until all are done or the callback returns True; returns the error of a failed tile."""
-    failure = None
+    failure: BaseException | None = None
     with start_workers(tally.workers, threads) as (executor, stop, reports):
         try:
             pending = {executor.submit(_work, job, stop, reports) for job in tally.left()}
@@ -224,8 +233,8 @@ def _fit_remaining(
             for report in _drain(reports):  # after the wait, so that the last report of a tile is last
                 tally.add_report(report)
             for future in done:
-                if error := future.exception():
-                    failure = error
+                if problem := future.exception():
+                    failure = problem
                 elif final := future.result():
                     tally.add_report(final)
             if callback and not stop.is_set() and callback(tally.progress()):
@@ -233,15 +242,15 @@ def _fit_remaining(
         return failure if tally.left() and not stop.is_set() else None
 
 
-def _reason(failure: Exception) -> str:
+def _reason(failure: BaseException) -> str:
     if isinstance(failure, BrokenProcessPool):
         return "a worker process was killed, most likely for lack of memory"
     return " ".join(str(failure).split()) or type(failure).__name__
 
 
 def is_tiled(task: Task, picture: Picture, tile: int | None = None) -> bool:
-    """Whether `run_tiled` cuts a picture into several tiles."""
-    height, width = (side * task.factor for side in picture.pixels.shape[:2])
+    """Whether `run_tiled` divides a picture into several tiles."""
+    height, width = picture.pixels.shape[0] * task.factor, picture.pixels.shape[1] * task.factor
     return height * width > WHOLE if tile is None else max(height, width) > tile
 
 
@@ -254,18 +263,17 @@ def estimate(
     overlap: int = OVERLAP,
     threads: int = 1,
 ) -> Estimate:
-    """Measures how long an iteration takes, here and now, and says what `run_tiled` will take; same arguments.
+    """Estimates the cost of `run_tiled` from the measured time of an iteration; same arguments.
 
-    The time is that of the iterations that the fit of the largest tile expects: one that stops by itself may take
-    half of them, or twice as many. It takes workers to be as fast side by side as one alone, if there are processors
-    for all of them.
+    The time is that of the expected iterations of the largest tile; a fit that stops early may take half or twice as
+    many. Parallel workers are assumed to be as fast as a single one if there are processors for all of them.
     """
     _check_workers(workers, threads)
     tiles = _jobs(task, picture, damage, tile, overlap)
     jobs = [job for job in tiles if not job.idle]
     largest = max(jobs, key=lambda job: job.pixels)
     if len(tiles) == 1:
-        threads = torch.get_num_threads()  # `run` takes what this process has
+        threads = torch.get_num_threads()  # `run` uses those of this process
     with single_worker(threads) as executor:
         seconds = executor.submit(_expected_seconds, largest).result() / largest.pixels
     abreast = min(workers, len(jobs), max(1, processors() // threads))
@@ -290,7 +298,8 @@ class _Tally:
         self.workers = min(workers, self.fitted)
         last = jobs[-1].tile
         self.sum = np.zeros((last.rows.stop, last.columns.stop, picture.pixels.shape[2]), np.float32)
-        self.added, self.reports, self.started = 0, {}, perf_counter()
+        self.added, self.started = 0, perf_counter()
+        self.reports: dict[int, _Report] = {}
 
     def left(self) -> list[_Job]:
         """The jobs that are not complete."""
@@ -301,7 +310,7 @@ class _Tally:
         while self.added < len(self.jobs) and self._is_complete(self.jobs[self.added]):
             self._add(self.jobs[self.added], self.sum)
             if added := self.reports.get(self.added):
-                self.reports[self.added] = replace(added, pixels=None)
+                self.reports[self.added] = replace(added, pixels=np.empty(0, np.float32))
             self.added += 1
 
     def pixels(self) -> np.ndarray:
@@ -315,8 +324,9 @@ class _Tally:
         reports = list(self.reports.values())
         if not reports:
             return self._progress(0, 0, None, inf)
-        ended = [report.iteration for report in reports if report.complete]
-        expected = np.mean(ended or [report.iteration + report.iterations_left for report in reports])
+        ended: list[float] = [report.iteration for report in reports if report.complete]
+        totals = ended or [report.iteration + report.iterations_left for report in reports]
+        expected = float(np.mean(totals))
         left = expected * (self.fitted - len(reports))
         left += sum(max(expected - r.iteration, r.iterations_left) for r in reports if not r.complete)
         done = sum(report.iteration for report in reports)
@@ -340,13 +350,13 @@ class _Tally:
         )
 
     def outcome(self) -> Restoration[Picture]:
-        ended = {
+        self.reports = {  # sorted, since means depend on the order
             index: report for index, report in sorted(self.reports.items()) if report.history is not None
         }
-        self.reports, reports = ended, list(ended.values())  # sorted: means, too, depend on the order
+        reports = list(self.reports.values())
         return Restoration(
             self.picture.with_pixels(self.pixels()),
-            _mean_history([report.history for report in reports]),
+            _mean_history([report.history for report in reports if report.history is not None]),
             self._stopped_because(),
             round(np.mean([report.iteration for report in reports] or [0])),
             round(np.mean([report.best_iteration for report in reports] or [0])),
@@ -373,7 +383,7 @@ class _Tally:
 class _Reporter:
     """Reports the state of a tile to the parent every `REPORT_EVERY` seconds; stops the fit if `stop` is set."""
 
-    def __init__(self, job: _Job, stop: Event, reports: Queue) -> None:
+    def __init__(self, job: _Job, stop: Event, reports: Queue[Any]) -> None:
         self.job, self.stop, self.reports = job, stop, reports
         self.due, self.asked = perf_counter(), False
 
@@ -396,7 +406,7 @@ class _Reporter:
         )
 
 
-def _work(job: _Job, stop: Event, reports: Queue) -> _Report | None:
+def _work(job: _Job, stop: Event, reports: Queue[Any]) -> _Report | None:
     """Fits a tile in a worker; returns None if `stop` was set before it started."""
     if stop.is_set():
         return None
@@ -416,8 +426,8 @@ def _work(job: _Job, stop: Event, reports: Queue) -> _Report | None:
     )
 
 
-def _drain(reports: Queue) -> list[_Report]:
-    """The received reports, oldest first."""
+def _drain(reports: Queue[Any]) -> list[_Report]:
+    """Returns the received reports, oldest first."""
     drained = []
     with suppress(queue.Empty):
         while True:
@@ -428,7 +438,7 @@ def _drain(reports: Queue) -> list[_Report]:
 def _jobs(
     task: Task, picture: Picture, damage: np.ndarray | None, tile: int | None, overlap: int
 ) -> list[_Job]:
-    """Divides a task into the tasks of its tiles, after all checks that are possible before any work."""
+    """Checks a task and divides it into the tasks of its tiles."""
     height, width = picture.pixels.shape[:2]
     operator = make_operator(task, damage)
     tiles = plan(height, width, *_sides(height, width, task.factor, operator.reach, tile, overlap))
@@ -437,7 +447,7 @@ def _jobs(
             _job(index, place, operator.reach, task, picture, damage) for index, place in enumerate(tiles)
         ]
     known = operator.known.numpy() > 0
-    wanted = min(LEAST_SHARE, known.mean() / 2)  # a mask may be sparse everywhere
+    wanted = min(MIN_KNOWN_SHARE, float(known.mean()) / 2)  # a mask may be sparse everywhere
     jobs = []
     for index, place in enumerate(tiles):
         if known[place.region].all():
@@ -466,20 +476,22 @@ def _job(
     """
     by, (height, width) = task.factor, picture.pixels.shape[:2]
     region = tile.grown(margin, height, width)
-    crop = tuple(
-        slice((span.start - piece.start) * by, (span.stop - piece.start) * by)
-        for span, piece in zip((tile.rows, tile.columns), region, strict=True)
-    )
+    crop = _inside(tile.rows, region[0], by), _inside(tile.columns, region[1], by)
     seed = int(np.random.SeedSequence((task.seed, index)).generate_state(1)[0])
     task = replace(task, seed=seed)
     return _Job(index, tile.times(by), crop, task, Picture(picture.pixels[region]), damage, idle)
 
 
+def _inside(span: Span, region: slice, by: int) -> slice:
+    """The range of a span within a region that contains it, enlarged by a factor."""
+    return slice((span.start - region.start) * by, (span.stop - region.start) * by)
+
+
 def _sides(height: int, width: int, by: int, reach: int, tile: int | None, overlap: int) -> tuple[int, int]:
-    """Tile and overlap in pixels of the observation, without margins."""
+    """The side of a tile and the overlap, in pixels of the observation and without margins."""
     meaning = "the longest side of a tile, in pixels of the result"
     side = TILE if tile is None else check_integer("tile", tile, SMALLEST, MAX_TILE, meaning)
-    check_integer("overlap", overlap, 0, side // 3, f"what tiles of {side} pixels share")
+    check_integer("overlap", overlap, 0, side // 3, f"the shared pixels of tiles of {side} pixels")
     if tile is None and height * width * by**2 <= WHOLE:
         return max(height, width), 0
     side, overlap = side // by, overlap // by
@@ -489,19 +501,23 @@ def _sides(height: int, width: int, by: int, reach: int, tile: int | None, overl
 
 
 def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
-    """The margin around a tile with which enough pixels around its holes are known.
+    """The smallest margin around a tile with which enough pixels are known.
 
-    Raises: ValueError if a margin of half a tile is not enough.
+    Args:
+        wanted: Minimum share of known pixels.
+
+    Raises:
+        ValueError: If a margin of half a tile is not enough.
     """
     side = max(tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start)
     for margin in range(0, side // 2 + 1, side // 8):
         around = known[tile.grown(margin, *known.shape)]
-        if around.sum() >= max(LEAST_AROUND, wanted * around.size):
+        if around.sum() >= max(MIN_KNOWN, wanted * around.size):
             return margin
     raise ValueError(
         f"a hole is too large for its tile: around row {tile.rows.start}, column {tile.columns.start} only "
         f"{around.sum()} of {around.size} pixels are known, and at least "
-        f"{max(LEAST_AROUND, round(wanted * around.size))} are needed: use larger tiles, e.g. of {2 * side}, or "
+        f"{max(MIN_KNOWN, round(wanted * around.size))} are needed: use larger tiles, e.g. of {2 * side}, or "
         f"scale the picture down"
     )
 
@@ -509,7 +525,7 @@ def _surroundings(known: np.ndarray, tile: Tile, wanted: float) -> int:
 def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
     """The mean over tiles, row by row; a finished tile repeats its last row. Empty without histories."""
     if not histories:
-        return np.zeros(0, history_kinds(0))
+        return np.zeros(0, history_dtype(0))
     mean = max(histories, key=len).copy()
     rows = np.arange(len(mean))
     for name in ("loss", "statistic", "density"):
@@ -518,8 +534,9 @@ def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
 
 
 def _expected_seconds(job: _Job) -> float:
-    """Duration of a fit: the expected iterations times the median of three, measured after three for warm-up."""
-    times, expected = [], 0.0
+    """Duration of a fit: expected iterations times the median time of three iterations, after three for warm-up."""
+    times: list[float] = []
+    expected = 0.0
 
     def measure(progress: TaskProgress) -> bool:
         nonlocal expected

@@ -68,8 +68,11 @@ def models_folder() -> Path:
 def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
     """Opens the models in the subfolders of `folder`, except hidden ones.
 
-    Returns: The models by name, and a sentence per subfolder that is not a model, with the reason.
-    Raises: FileNotFoundError with these sentences if there is no model.
+    Returns:
+        The models by name, and a sentence per subfolder that is not a model, with the reason.
+
+    Raises:
+        FileNotFoundError: With these sentences if there is no model.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no models to serve: the folder {folder} does not exist. {REMEDY}")
@@ -92,7 +95,8 @@ def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
 def open_model(folder: Path) -> Model:
     """Opens the files of a model.
 
-    Raises: OSError, ValueError with the file and the reason.
+    Raises:
+        OSError, ValueError: With the file and the reason.
     """
     config = read_entries(folder)
     sampler = OnnxSampler(folder / GRAPH)

@@ -40,7 +40,8 @@ class SampleRequest:
     def of(cls, body: object, models: Mapping[str, Model]) -> "SampleRequest":
         """Checks the decoded JSON of a request.
 
-        Raises: Refused with 422, or with 404 for an unknown model.
+        Raises:
+            Refused: With 422, or with 404 for an unknown model.
         """
         if not isinstance(body, dict):
             raise Refused(
@@ -78,7 +79,8 @@ class SampleRequest:
 def read_json(body: bytes, content_type: str) -> object:
     """Decodes the JSON of a request.
 
-    Raises: Refused with 415 or 400.
+    Raises:
+        Refused: With 415 or 400.
     """
     media = content_type.split(";")[0].strip().lower()
     if media != "application/json":

@@ -32,7 +32,8 @@ class ServiceSettings:
 
     The other settings are limits; each states its range and meaning.
 
-    Raises: ValueError that names the setting, the allowed values and the value.
+    Raises:
+        ValueError: With the setting, the allowed values and the value.
     """
 
     host: str | None = None
@@ -88,7 +89,8 @@ class ServiceSettings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: Any) -> "ServiceSettings":
         """Reads the settings. Those `given` take precedence unless they are None or an empty list.
 
-        Raises: ValueError as the class, and for an empty SPARSEGEN_TOKEN.
+        Raises:
+            ValueError: As the class, and for an empty SPARSEGEN_TOKEN.
         """
         values = {name: value for name, value in given.items() if value not in (None, (), [])}
         for each in fields(cls):

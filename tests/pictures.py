@@ -1,4 +1,4 @@
-"""Images to read: of noise, so that each is told from the others, as PNG, in parquet files and in folders."""
+"""Images of noise, all different, as PNG, in parquet files and in folders."""
 
 import io
 import struct
@@ -25,7 +25,7 @@ def png(seed):
 
 
 def parquet(path, cells, labels=None, **columns):
-    """A file in the layout of CIFAR-10 on the Hub, without the Hub's own metadata."""
+    """A file in the layout of CIFAR-10 on the Hub, without the metadata of the Hub."""
     rows = [None if cell is None else {"bytes": cell, "path": f"{row}.png"} for row, cell in enumerate(cells)]
     columns["img"] = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     if labels is not None:
@@ -43,7 +43,7 @@ def folder_of(root, names):
 
 
 def tiff_of_one_tile(side, tile=20000, samples=4):
-    """A TIFF of some hundred bytes and `side` pixels a side, of which a decoder fills a whole tile with zeros."""
+    """A TIFF of a few hundred bytes with `side` pixels per side; a decoder fills a whole tile with zeros."""
     data = zlib.compress(bytes(1_000_000))
     tags = [(256, side), (257, side), (258, None), (259, 8), (262, 2), (277, samples), (284, 1)]
     tags += [(322, tile), (323, tile), (324, None), (325, len(data)), (338, 2)]

@@ -1,4 +1,4 @@
-"""The Python functions behind the command line: one call each, and tables that other packages add to."""
+"""The public Python functions, and the tables that other packages extend."""
 
 import doctest
 import os
@@ -34,7 +34,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tables() -> Iterator[None]:
-    """The tables, to which a test may add."""
+    """The tables, restored after the test."""
     architectures, regularizers = dict(ARCHITECTURES), dict(REGULARIZERS)
     yield
     for table, kept in ((ARCHITECTURES, architectures), (REGULARIZERS, regularizers)):
@@ -43,7 +43,7 @@ def tables() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_is_there_and_documented(name: str) -> None:
+def test_a_public_name_exists_and_is_documented(name: str) -> None:
     value = getattr(sparsegen, name)
     assert name in dir(sparsegen)
     assert value.__doc__ and value.__module__.startswith("sparsegen.")
@@ -89,7 +89,7 @@ def test_networks_grow_by_a_block_per_doubling(architecture: str) -> None:
 
 
 def test_full_width_networks_for_32_pixels_are_those_of_the_paper() -> None:
-    """Counted before the image size was free."""
+    """Counted before the image size was configurable."""
     counts = {
         name: sum(p.numel() for p in sparsegen.create_model(name).parameters())
         for name in ("dcgan", "cgan", "wgan_gp", "sagan", "ssgan", "biggan")
@@ -112,13 +112,13 @@ COUNTS = {
         ({"k": 9}, "k"),
     ],
 )
-def test_a_model_that_cannot_be_is_refused(options: dict, message: str) -> None:
+def test_an_impossible_model_is_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sparsegen.create_model("dcgan", "ml", **({"width": 8} | options))
 
 
 def test_a_folder_of_other_sizes_is_trained_on_at_64_pixels(pictures, tmp_path, caplog) -> None:
-    """Resized with a notice; as many classes as the folder; a callback that stops; and going on."""
+    """Images are resized with a warning; classes are those of the folder; a callback stops the run; it resumes."""
     seen = []
 
     def stop_after_two(run, progress) -> bool:
@@ -166,7 +166,7 @@ sparsegen.register_regularizer(
 """
 
 
-def test_another_package_adds_a_row_and_a_column_that_every_command_takes(pictures, tmp_path) -> None:
+def test_another_package_adds_an_architecture_and_a_regularizer_for_all_commands(pictures, tmp_path) -> None:
     site = tmp_path / "site"
     info = site / "tiny_models-1.0.dist-info"
     info.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What parameter counts do not tell of the networks (architectures.md, sections 2 to 4), seen in what they do."""
+"""Properties of the networks that parameter counts do not show (architectures.md, sections 2 to 4)."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ LABELS = torch.tensor([3, 0, 9])
 
 
 class Facts(NamedTuple):
-    """Of one row.
+    """The facts of one row.
 
     `init` is of the generator, discriminator and encoder; `slope` that of the discriminator's activations below 0.
     """
@@ -53,7 +53,7 @@ def networks(row: str, atoms: int = 32) -> dict[str, nn.Module]:
 
 
 def weighted(network: nn.Module) -> dict[str, nn.Module]:
-    """The parts with weights, but the gains and biases of labels."""
+    """Returns the modules with weights by name, except the gains and biases of labels."""
     of_labels = {
         id(part)
         for norm in network.modules()
@@ -72,7 +72,7 @@ def noise(network: nn.Module) -> tuple[Tensor, ...]:
 
 
 def first_input(network: nn.Module, *given: Tensor) -> Tensor:
-    """What the first of the weights to be multiplied by is given."""
+    """Returns the input of the first layer with weights."""
     inputs = []
     for part in weighted(network).values():
         part.register_forward_pre_hook(lambda part, given: inputs.append(given[0].detach().clone()))
@@ -80,19 +80,19 @@ def first_input(network: nn.Module, *given: Tensor) -> Tensor:
     return inputs[0]
 
 
-def test_there_are_facts_of_every_row() -> None:
+def test_every_row_has_facts() -> None:
     assert FACTS.keys() == ARCHITECTURES.keys()
 
 
 @rows
-def test_the_weights_that_are_spectrally_normalized_are_those_of_the_tables(row: str) -> None:
+def test_the_spectrally_normalized_weights_are_those_of_the_tables(row: str) -> None:
     for name, network in networks(row).items():
         for key, part in weighted(network).items():
             assert is_parametrized(part, "weight") == (name in FACTS[row].normalized), f"{name}.{key}"
 
 
 @rows
-def test_weights_are_drawn_as_the_tables_say(row: str) -> None:
+def test_weights_are_initialized_as_in_the_tables(row: str) -> None:
     for name, network in networks(row).items():
         for key, part in weighted(network).items():
             weight = part.parametrizations.weight.original if is_parametrized(part, "weight") else part.weight
@@ -135,7 +135,7 @@ def test_activations_of_the_discriminator_have_the_slope_of_the_tables_below_0(r
 
 
 @rows
-def test_attention_sits_where_the_tables_have_it(row: str) -> None:
+def test_attention_is_at_the_position_of_the_tables(row: str) -> None:
     built = networks(row, 8)
     sides: dict[str, list[int]] = {"generator": [], "discriminator": []}
     for name, found in sides.items():
@@ -150,7 +150,7 @@ def test_attention_sits_where_the_tables_have_it(row: str) -> None:
 
 
 @rows
-def test_the_discriminator_and_the_encoder_see_the_image_in_the_range_of_the_tables(row: str) -> None:
+def test_the_discriminator_and_the_encoder_scale_the_image_to_the_range_of_the_tables(row: str) -> None:
     image = torch.rand(3, 3, 32, 32) * 2 - 1
     label_maps = torch.zeros(3, 10, 32, 32)
     for place, label in enumerate(LABELS):

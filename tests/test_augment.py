@@ -1,4 +1,4 @@
-"""Augmentations against loops over single images, and over many draws."""
+"""Augmentations: compared with loops over single images, and statistics of many draws."""
 
 from collections import Counter
 
@@ -32,7 +32,7 @@ def shifted(image: Tensor, down: int, right: int) -> Tensor:
 
 @given(height=st.integers(3, 24), width=st.integers(3, 24), seed=st.integers(0, 999))
 @settings(max_examples=25, deadline=None)
-def test_translation_is_a_shift_within_an_eighth_and_brings_in_zeros(
+def test_translation_shifts_by_at_most_an_eighth_and_pads_with_zeros(
     height: int, width: int, seed: int
 ) -> None:
     images = (
@@ -48,7 +48,7 @@ def test_translation_is_a_shift_within_an_eighth_and_brings_in_zeros(
         assert any(torch.equal(made, candidate) for candidate in candidates)
 
 
-def test_translation_shifts_a_32_pixel_image_by_all_of_minus_4_to_4_equally_often() -> None:
+def test_translation_shifts_a_32_pixel_image_by_minus_4_to_4_with_equal_frequency() -> None:
     images = torch.zeros(9_000, 1, 32, 32)
     images[:, :, 16, 16] = 1
     places = augment.translate(images, source()).flatten(1).argmax(1)
@@ -58,7 +58,7 @@ def test_translation_shifts_a_32_pixel_image_by_all_of_minus_4_to_4_equally_ofte
         assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
-def test_cutout_zeroes_one_square_of_half_the_side_cut_off_at_the_borders_its_center_anywhere() -> None:
+def test_cutout_zeroes_a_square_of_half_the_side_with_a_random_center() -> None:
     side, half = 8, 2
     images = torch.rand(4_000, 2, side, side) + 1
     squares = [
@@ -81,7 +81,7 @@ def square(side: int, top: int, left: int, size: int) -> Tensor:
     return hole
 
 
-def test_flips_mirror_whole_images_about_half_of_them() -> None:
+def test_flips_mirror_about_half_of_the_images() -> None:
     images = torch.rand(2_000, 2, 3, 4)
     mirrored = []
     for image, made in zip(images, augment.flip(images, source()), strict=True):
@@ -91,7 +91,7 @@ def test_flips_mirror_whole_images_about_half_of_them() -> None:
 
 
 def test_color_adds_brightness_then_scales_saturation_then_contrast_within_their_ranges() -> None:
-    """All three numbers can be read off: they are what is left of means and of differences."""
+    """The three numbers are computed from the means and the differences of pixels."""
     images = torch.rand(2_000, 3, 4, 4, dtype=torch.float64)
     made = augment.Color()(images, source())
     brightness = (made - images).mean((1, 2, 3))  # neither of the other two moves the mean
@@ -110,13 +110,13 @@ def test_color_adds_brightness_then_scales_saturation_then_contrast_within_their
 
 
 @names
-def test_gradients_flow_to_the_pixels_as_finite_differences_say(part: augment.Augment) -> None:
+def test_gradients_of_the_pixels_agree_with_finite_differences(part: augment.Augment) -> None:
     images = torch.randn(3, 2, 5, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: part(x, source(3)), (images,))
 
 
 @names
-def test_each_image_has_a_draw_of_its_own_from_the_source_that_is_given(part: augment.Augment) -> None:
+def test_each_image_has_its_own_random_numbers_from_the_given_generator(part: augment.Augment) -> None:
     images = torch.rand(1, 3, 16, 16).expand(64, -1, -1, -1)
     before = torch.random.get_rng_state()
     once, again, other = (part(images, source(seed)) for seed in (5, 5, 6))
@@ -128,7 +128,7 @@ def test_each_image_has_a_draw_of_its_own_from_the_source_that_is_given(part: au
     assert torch.equal(first, once) and not torch.equal(second, once)
 
 
-def test_a_chain_does_one_after_the_other_and_nothing_does_nothing() -> None:
+def test_a_chain_applies_its_parts_in_order_and_nothing_changes_nothing() -> None:
     images, random = torch.rand(4, 3, 8, 8), source(2)
     assert augment.nothing(images, random) is images
     wanted = augment.cutout(augment.translate(images, random), random)

@@ -1,4 +1,4 @@
-"""Each block against its definition, computed place by place or put together in the textbook's order."""
+"""Each block against its definition, computed position by position or from torch layers in the usual order."""
 
 import math
 from functools import partial
@@ -18,7 +18,7 @@ from sparsegen.zoo.residual import uniform_prior
 from sparsegen.zoo.spec import ModelSpec
 
 
-def test_every_place_attends_to_the_largest_of_each_quad_as_a_loop_does() -> None:
+def test_self_attention_equals_a_loop_over_positions() -> None:
     attention = SelfAttention(16)
     x = torch.randn(2, 16, 4, 6)
     assert torch.equal(attention(x), x)  # its weight starts at 0
@@ -46,7 +46,7 @@ def test_every_place_attends_to_the_largest_of_each_quad_as_a_loop_does() -> Non
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_a_label_norm_is_the_batch_norm_of_all_images_with_the_gain_and_bias_of_each_label(
+def test_a_conditional_batch_norm_has_the_gain_and_bias_of_each_label(
     train: bool,
 ) -> None:
     norm, plain = ConditionalBatchNorm(5, 3).train(train), nn.BatchNorm2d(5, affine=False).train(train)
@@ -63,7 +63,7 @@ def test_a_label_norm_is_the_batch_norm_of_all_images_with_the_gain_and_bias_of_
     torch.testing.assert_close(norm.norm.running_var, plain.running_var)
 
 
-def test_an_up_block_is_the_textbooks_which_doubles_before_the_shortcuts_convolution() -> None:
+def test_an_up_block_equals_one_that_doubles_before_the_shortcuts_convolution() -> None:
     block = UpBlock(6, 4, partial(ConditionalBatchNorm, classes=3)).eval()
     x, labels = torch.randn(2, 6, 5, 5), torch.tensor([0, 2])
     up = partial(F.interpolate, scale_factor=2, mode="nearest")
@@ -76,7 +76,7 @@ def test_an_up_block_is_the_textbooks_which_doubles_before_the_shortcuts_convolu
 @pytest.mark.parametrize(("inputs", "outputs"), [(4, 4), (4, 6)])
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("norm", [blocks.no_norm, BatchNorm])
-def test_a_down_block_is_the_textbooks_which_pools_after_the_shortcuts_convolution(
+def test_a_down_block_equals_one_that_pools_after_the_shortcuts_convolution(
     inputs: int, outputs: int, pooled: bool, norm: type
 ) -> None:
     leaky = partial(F.leaky_relu, negative_slope=0.2)
@@ -93,7 +93,7 @@ def test_a_down_block_is_the_textbooks_which_pools_after_the_shortcuts_convoluti
     assert torch.equal(x, before)  # no activation works in place, or the shortcut would see it
 
 
-def test_the_first_block_sees_the_image_itself() -> None:
+def test_the_first_block_has_no_activation_before_its_convolution() -> None:
     block = DownBlock(3, 4, blocks.average_pool, first=True)
     x = torch.randn(2, 3, 8, 8)
     main = F.avg_pool2d(block.conv_2(F.relu(block.conv_1(x))), 2)
@@ -101,7 +101,7 @@ def test_the_first_block_sees_the_image_itself() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_strided_convolution_halves_the_side_by_leaving_out_places(layout: torch.memory_format) -> None:
+def test_a_strided_convolution_selects_every_second_pixel(layout: torch.memory_format) -> None:
     conv = blocks.StridedConv(3).to(memory_format=layout)
     x = torch.randn(64, 3, 32, 32).contiguous(memory_format=layout).requires_grad_()
     made, slope = conv(x), torch.randn(64, 3, 16, 16).contiguous(memory_format=layout)
@@ -116,7 +116,7 @@ def test_a_strided_convolution_halves_the_side_by_leaving_out_places(layout: tor
         torch.testing.assert_close(found, true, rtol=1e-4, atol=1e-3)
 
 
-def test_a_score_is_dense_in_the_summed_features_and_projects_them_on_the_label() -> None:
+def test_a_score_is_linear_in_the_summed_features_plus_the_projection_of_the_label() -> None:
     score, features, labels = Score(4, 3), torch.randn(5, 4, 2, 3), torch.tensor([0, 1, 2, 2, 1])
     made = score(features, labels)
     for image, label in enumerate(labels.tolist()):
@@ -129,13 +129,13 @@ def test_a_score_is_dense_in_the_summed_features_and_projects_them_on_the_label(
     torch.testing.assert_close(alone(features), alone.linear(features.flatten(2).sum(2))[:, 0])
 
 
-def test_a_convolution_of_the_whole_map_is_a_dense_score() -> None:
+def test_a_convolution_of_the_whole_map_is_a_linear_score() -> None:
     conv, features = nn.Conv2d(4, 1, 3), torch.randn(5, 4, 3, 3)
     wanted = features.flatten(1) @ conv.weight.flatten() + conv.bias
     torch.testing.assert_close(blocks.ConvScore(conv)(features), wanted)
 
 
-def test_a_dense_map_is_a_matrix_times_the_vector_laid_out_as_channels_rows_columns() -> None:
+def test_a_dense_map_is_a_matrix_product_reshaped_to_channels_rows_columns() -> None:
     dense, vector = blocks.Dense(1, 3).build(5, 2, bias=True), torch.randn(4, 5)
     made = dense(vector)
     assert made.shape == (4, 2, 3, 3)
@@ -158,7 +158,7 @@ def test_label_maps_are_one_everywhere_at_the_label_and_zero_elsewhere() -> None
             assert torch.equal(seen[index, 3 + channel], torch.full((4, 4), float(channel == label)))
 
 
-def test_the_unit_range_is_the_image_scaled_from_minus_one_and_one_to_zero_and_one() -> None:
+def test_in_unit_range_maps_minus_one_and_one_to_zero_and_one() -> None:
     assert in_unit_range(torch.tensor([-1.0, 0, 0.5, 1]), None).tolist() == [0, 0.5, 0.75, 1]
 
 
@@ -169,7 +169,7 @@ def test_the_centered_sigmoid_is_two_sigmoids_less_one(x: float) -> None:
     assert made == pytest.approx(2 / (1 + math.exp(-x)) - 1, abs=1e-12)
 
 
-def test_the_uniform_prior_makes_normal_noise_uniform() -> None:
+def test_the_uniform_prior_maps_normal_noise_to_uniform_noise() -> None:
     z = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     made = uniform_prior(z)
     assert stats.kstest(made.numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
@@ -197,7 +197,7 @@ def test_the_largest_singular_value_of_a_normalized_weight_is_one(part: nn.Modul
     torch.testing.assert_close(normalized, raw / largest(raw, transposed), rtol=1e-3, atol=1e-4)
 
 
-def test_looking_at_a_normalized_weight_leaves_its_singular_vectors_as_they_were() -> None:
+def test_reading_a_normalized_weight_does_not_change_its_singular_vectors() -> None:
     conv = nn.Conv2d(4, 6, 3)
     assert blocks.weight_of(conv) is conv.weight
     blocks.apply_spectral_norm(conv)
@@ -210,7 +210,7 @@ def test_looking_at_a_normalized_weight_leaves_its_singular_vectors_as_they_were
 
 
 @pytest.mark.parametrize("name", ["sagan-8.ml", "biggan-8.ml"])
-def test_a_normalized_generator_keeps_the_embeddings_of_its_labels_as_they_are(name: str) -> None:
+def test_a_normalized_generator_does_not_normalize_label_embeddings(name: str) -> None:
     spec = ModelSpec.parse(name)
     generator, discriminator = spec.generator(), spec.auxiliary_networks()["discriminator"]
     norms = [part for part in generator.modules() if isinstance(part, ConditionalBatchNorm)]
@@ -232,7 +232,7 @@ def network() -> nn.Sequential:
     ).append(nn.BatchNorm2d(900))
 
 
-def test_the_normal_init_has_the_deviation_and_means_of_radford() -> None:
+def test_the_normal_init_has_the_deviation_and_means_of_radford_et_al() -> None:
     drawn = network()
     blocks.normal_init(drawn)
     for part in drawn:

@@ -1,4 +1,4 @@
-"""The model card: what the Hub reads of it, and that it says nothing which the config does not."""
+"""The model card: its metadata for the Hub, and that all facts come from the config."""
 
 import re
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_the_hub_reads_the_metadata(regularizer: str) -> None:
     "about", [{}, {"training": TRAINING}, {"training": TRAINING, "evaluation": EVALUATION}]
 )
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
-def test_nothing_is_rendered_that_is_not_known(regularizer: str, about: dict) -> None:
+def test_unknown_facts_are_omitted(regularizer: str, about: dict) -> None:
     card = model_card(config(regularizer, **about))
     assert not re.search(r"None|null|nan|\{|\[\]", card.replace("@article{", "").replace("= {", ""))
     assert ("## Training" in card, "## Measured distance" in card) == (
@@ -86,7 +86,7 @@ def test_the_measured_distance_has_its_name_and_its_protocol() -> None:
     )
 
 
-def test_further_measures_are_listed_as_far_as_they_are_known() -> None:
+def test_known_quality_measures_are_listed() -> None:
     distances = {"fd-efficientnet-lite0": 81.234, "fd-cifar10-classifier": 12.5}
     quality = {
         "measured_by": "fd-efficientnet-lite0",
@@ -105,7 +105,7 @@ def test_further_measures_are_listed_as_far_as_they_are_known() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_card_speaks_of_labels_where_there_are_any(architecture: str) -> None:
+def test_a_card_describes_labels_if_the_model_has_any(architecture: str) -> None:
     classes = ARCHITECTURES[architecture].classes
     card = model_card(config("ml", architecture, **({"class_names": CLASSES} if classes else {})))
     data = ModelCard(card).data
@@ -125,7 +125,7 @@ def test_a_card_speaks_of_labels_where_there_are_any(architecture: str) -> None:
         ("biggan", "3 x 3", "5 x 5", "8 x 32 x 32", "8 x 32 x 32"),
     ],
 )
-def test_a_card_says_how_large_atoms_and_codes_are(
+def test_a_card_states_the_sizes_of_atoms_and_codes(
     architecture: str, atoms: str, effective: str, code_1: str, code_2: str
 ) -> None:
     card = " ".join(model_card(config("l0", architecture)).split())
@@ -133,7 +133,7 @@ def test_a_card_says_how_large_atoms_and_codes_are(
     assert f"Γ1 is {code_1}, Γ2 is {code_2} " in card
 
 
-def test_the_python_in_it_runs(tiny_conditional: Generator, tmp_path: Path) -> None:
+def test_the_python_blocks_of_a_card_run(tiny_conditional: Generator, tmp_path: Path) -> None:
     folder = tiny_conditional.save_pretrained(tmp_path / "model")
     bundle(folder)
     blocks = re.findall(r"```python\n(.*?)```", model_card(read_config(folder)), re.DOTALL)
@@ -145,20 +145,20 @@ def test_the_python_in_it_runs(tiny_conditional: Generator, tmp_path: Path) -> N
     assert np.array_equal(names["alike"], tiny_conditional.sample(16, seed=0, labels=[0] * 16))
 
 
-def test_the_python_in_it_compiles() -> None:
+def test_the_python_blocks_of_a_card_compile() -> None:
     blocks = re.findall(r"```python\n(.*?)```", model_card(config("ml")), re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
         compile(block, "card", "exec")
 
 
-def test_no_folder_of_this_machine_is_told_and_other_images_are_not_called_cifar10() -> None:
+def test_a_card_omits_local_folders_and_names_cifar10_only_for_its_images() -> None:
     training = {"data": "/home/me/secret/faces.parquet", "start_from": "/home/me/secret/run"}
     card = model_card(config("l0", training=training))
     assert "secret" not in card and "faces.parquet" in card and "started from: run" in card
     assert "datasets" not in yaml.safe_load(card.split("---")[1])
 
 
-def test_a_config_of_no_model_is_refused() -> None:
+def test_a_config_of_an_unknown_model_is_refused() -> None:
     with pytest.raises(ValueError, match="no regularizer 'l7'"):
         model_card({**config("l1"), "regularizer": "l7"})

@@ -31,7 +31,7 @@ CELLS = [f"{row}-8.{column}" for row in ARCHITECTURES for column in REGULARIZERS
 
 @dataclass
 class Cell:
-    """What two training steps on random labeled images left."""
+    """A model after two training steps on random labeled images."""
 
     run: Run
     before: dict[str, Tensor]
@@ -43,7 +43,7 @@ class Cell:
         return self.run.folder / "checkpoints" / "00000002"
 
     def noise(self, count: int) -> tuple[Tensor, ...]:
-        """z, and labels where the generator wants them."""
+        """Returns z, and labels if the generator is conditional."""
         labels = noise.labels(count, self.generator.classes, seed=5)
         z = torch.from_numpy(noise.z(count, self.generator.z_dim, seed=5))
         return (z,) if labels is None else (z, torch.from_numpy(labels))
@@ -51,7 +51,7 @@ class Cell:
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Cell]:
-    """Makes a cell, once."""
+    """Builds and trains a cell once."""
     return cache(lambda name: make_cell(tmp_path_factory.mktemp("cell") / "run", name))
 
 
@@ -91,7 +91,7 @@ def test_a_saved_cell_is_opened_to_the_same_pixels(cell: Cell) -> None:
     assert cell.generator.class_names == (tuple(CLASSES) if cell.generator.classes else ())
 
 
-def test_a_label_chooses_the_image_and_is_drawn_from_the_seed_where_none_is_given(cell: Cell) -> None:
+def test_a_label_changes_the_image_and_is_drawn_from_the_seed_by_default(cell: Cell) -> None:
     generator = cell.generator
     if not generator.classes:
         with pytest.raises(ValueError, match="unconditional and has no labels"):
@@ -106,7 +106,7 @@ def test_a_label_chooses_the_image_and_is_drawn_from_the_seed_where_none_is_give
         assert [i for i in range(10) if torch.allclose(images[i], images[label], atol=1e-6)] == [label]
 
 
-def test_synthesis_gives_the_image_back_from_any_code(cell: Cell) -> None:
+def test_synthesis_reproduces_the_image_from_any_code(cell: Cell) -> None:
     generator, given = cell.generator, cell.noise(3)
     image, codes = generator(*given)
     bypass = generator.bypass(*given)
@@ -121,14 +121,14 @@ def response(conv: nn.Module, code: Tensor) -> Tensor:
 
 
 def corner(conv: nn.Module, place: int) -> int:
-    """The first row that an entry in row `place` of the input reaches."""
+    """Returns the first output row that an entry in input row `place` affects."""
     (kernel, _), (stride, _), (padding, _) = conv.kernel_size, conv.stride, conv.padding
     return (
         stride * place - padding if isinstance(conv, nn.ConvTranspose2d) else place - (kernel - 1 - padding)
     )
 
 
-def test_an_atom_is_what_one_unit_of_a_code_adds(cell: Cell) -> None:
+def test_an_atom_is_the_response_to_one_unit_of_a_code(cell: Cell) -> None:
     generator = cell.generator
     d1, d2 = (stage.conv for stage in generator.stages)
     (channels, rows, columns), (deep_channels, deep_rows, deep_columns) = generator.code_shapes
@@ -149,7 +149,7 @@ def test_an_atom_is_what_one_unit_of_a_code_adds(cell: Cell) -> None:
         torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-6 * float(atoms.abs().max()) + 1e-7)
 
 
-def test_the_exported_file_gives_what_torch_gives_at_the_k_and_labels_of_its_inputs(cell: Cell) -> None:
+def test_the_exported_file_agrees_with_torch_for_each_k_and_label(cell: Cell) -> None:
     generator, given = cell.generator, cell.noise(3)
     parity = bundle(cell.folder)
     assert 0 < parity.max_difference <= 1e-5 and parity.same > parity.samples / 2
@@ -181,7 +181,7 @@ def test_the_exported_file_gives_what_torch_gives_at_the_k_and_labels_of_its_inp
 
 @pytest.fixture(scope="module")
 def served(cells: Callable[[str], Cell], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of all cells, as they were exported."""
+    """A server of all exported cells."""
     models = tmp_path_factory.mktemp("cells") / "models"
     models.mkdir()
     for name in CELLS:
@@ -195,7 +195,7 @@ def served(cells: Callable[[str], Cell], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_is_served_with_its_dial_and_its_classes(name: str, served: Server) -> None:
+def test_a_cell_is_served_with_its_k_and_its_classes(name: str, served: Server) -> None:
     sampler = open_sampler(served.models / name)
     listed = {model["name"]: model for model in json.loads(served.ask("GET", "/models")[2])["models"]}
     assert sorted(listed) == sorted(CELLS)

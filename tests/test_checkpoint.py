@@ -21,9 +21,7 @@ def folder(tiny_ml: Generator, tmp_path: Path) -> Path:
     return tiny_ml.save_pretrained(tmp_path / "saved")
 
 
-def test_a_saved_generator_comes_back_with_its_pixels_and_its_dial(
-    tiny_ml: Generator, tmp_path: Path
-) -> None:
+def test_a_saved_generator_is_opened_with_the_same_pixels_and_k(tiny_ml: Generator, tmp_path: Path) -> None:
     tiny_ml.set_k([1, 3])
     folder = tiny_ml.save_pretrained(tmp_path / "saved", training={"steps": 7})
     opened = from_pretrained(folder)
@@ -65,7 +63,7 @@ def test_a_name_pattern_selects_models() -> None:
     assert set(sparsegen.list_models("dcgan*")) <= set(sparsegen.list_models())
 
 
-def test_an_unknown_model_is_answered_with_the_near_ones(
+def test_an_unknown_model_is_refused_with_similar_names(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.setattr(checkpoint, "list_models", lambda: ["dcgan.l0_inf", "dcgan.ml"])
@@ -94,7 +92,7 @@ def test_damaged_weights_are_named(folder: Path, damage: object) -> None:
         from_pretrained(folder)
 
 
-def test_weights_of_another_network_are_told_from_those_of_another_width(folder: Path) -> None:
+def test_weights_of_another_network_and_of_another_width_have_different_errors(folder: Path) -> None:
     save_file({"layer.weight": torch.zeros(2)}, folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"another network: \d+ missing .*1 unexpected \(layer\.weight\)"):
         from_pretrained(folder)
@@ -115,7 +113,7 @@ def test_weights_of_another_network_are_told_from_those_of_another_width(folder:
     ],
     ids=["integers", "complex", "nan"],
 )
-def test_weights_that_are_no_finite_numbers_are_refused(folder: Path, change: object, message: str) -> None:
+def test_weights_that_are_not_finite_are_refused(folder: Path, change: object, message: str) -> None:
     tensors = load_file(folder / WEIGHTS)
     key = next(key for key, tensor in tensors.items() if tensor.ndim == 4)
     save_file({**tensors, key: change(tensors[key])}, folder / WEIGHTS)
@@ -125,7 +123,7 @@ def test_weights_that_are_no_finite_numbers_are_refused(folder: Path, change: ob
         upload(folder, "me/mine")
 
 
-def test_a_measurement_is_not_taken_along_to_another_k(tiny_ml: Generator, tmp_path: Path) -> None:
+def test_a_changed_k_drops_the_evaluation(tiny_ml: Generator, tmp_path: Path) -> None:
     evaluation = {"metric": "fid", "distance": 3.0}
     tiny_ml.save_pretrained(tmp_path / "a", training={"steps": 5}, evaluation=evaluation)
     generator = from_pretrained(tmp_path / "a")
@@ -144,7 +142,9 @@ def test_weights_are_not_saved_as_integers(tiny_ml: Generator, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("given", "error"), [("", ValueError), (" ", ValueError), (None, TypeError), (3, TypeError)]
 )
-def test_what_names_no_model_is_told_what_one_is(given: object, error: type[Exception]) -> None:
+def test_an_invalid_model_name_is_refused_with_the_accepted_ones(
+    given: object, error: type[Exception]
+) -> None:
     with pytest.raises(error, match=f"a model must be the name of a bundled model, .*; got {given!r}"):
         from_pretrained(given)
 
@@ -186,7 +186,7 @@ def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
     ],
     ids=range(10),
 )
-def test_a_config_that_is_none_is_named(folder: Path, text: str) -> None:
+def test_an_invalid_config_is_refused_by_name(folder: Path, text: str) -> None:
     (folder / CONFIG).write_text(text)
     with pytest.raises(ValueError, match=r"config\.json is not a sparsegen config"):
         from_pretrained(folder)
@@ -240,14 +240,14 @@ def test_a_config_that_lacks_an_entry_is_named(folder: Path, entry: str) -> None
         from_pretrained(folder)
 
 
-def test_a_config_without_a_license_has_the_usual_one(folder: Path) -> None:
+def test_a_config_without_a_license_has_the_default(folder: Path) -> None:
     config = json.loads((folder / CONFIG).read_text())
     del config["license"]
     (folder / CONFIG).write_text(json.dumps(config))
     assert from_pretrained(folder).config["license"] == "apache-2.0"
 
 
-def test_what_is_known_of_a_model_is_kept_and_nothing_else_is_taken(folder: Path, tmp_path: Path) -> None:
+def test_saving_keeps_training_and_evaluation_and_no_other_entries(folder: Path, tmp_path: Path) -> None:
     opened = from_pretrained(folder)
     opened.save_pretrained(folder, training={"steps": 7})
     again = from_pretrained(folder).save_pretrained(tmp_path / "again")
@@ -256,20 +256,20 @@ def test_what_is_known_of_a_model_is_kept_and_nothing_else_is_taken(folder: Path
         opened.save_pretrained(folder, format=99)
 
 
-def test_a_revision_of_what_is_not_on_the_hub_is_refused(folder: Path) -> None:
+def test_a_revision_of_a_local_model_is_refused(folder: Path) -> None:
     for given in (folder, *sparsegen.list_models()[:1]):
         with pytest.raises(ValueError, match="omit the revision; got 'v1'"):
             from_pretrained(given, revision="v1")
 
 
-def test_a_training_run_is_told_from_its_models(tiny_ml: Generator, tmp_path: Path) -> None:
+def test_the_folder_of_a_run_is_refused_with_its_models(tiny_ml: Generator, tmp_path: Path) -> None:
     for model in ("best", "checkpoints/00000010", "checkpoints/00000020"):
         tiny_ml.save_pretrained(tmp_path / model)
     with pytest.raises(FileNotFoundError, match=r"training run: .*best or .*checkpoints/00000020$"):
         from_pretrained(tmp_path)
 
 
-def test_a_failed_save_leaves_the_last_good_one(
+def test_a_failed_save_keeps_the_previous_checkpoint(
     tiny_ml: Generator, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -292,7 +292,7 @@ def test_a_hub_id_offline_is_a_clear_error() -> None:
         from_pretrained("nobody/nothing")
 
 
-def test_a_discriminator_can_be_carried_over(tiny_ml: Generator, tmp_path: Path) -> None:
+def test_a_discriminator_can_be_copied(tiny_ml: Generator, tmp_path: Path) -> None:
     source = tiny_ml.save_pretrained(tmp_path / "source")
     discriminator = tiny_ml.spec.auxiliary_networks()["discriminator"]
     file = AUXILIARY["discriminator"]

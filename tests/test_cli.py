@@ -1,4 +1,4 @@
-"""The command line as a person meets it: in a process of its own."""
+"""The command line, in its own process."""
 
 import json
 import os
@@ -38,7 +38,7 @@ CLI = Callable[..., Done]
 
 @pytest.fixture
 def sparsegen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CLI:
-    """Runs the command line in this process, since importing torch anew takes seconds."""
+    """Runs the command line in this process, because importing torch takes seconds."""
 
     def run(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["sparsegen", *map(str, arguments)])
@@ -150,7 +150,7 @@ def test_sample_takes_labels_by_number_and_by_name(
         ("", "no class ''"),
     ],
 )
-def test_labels_that_there_are_not_are_refused_with_the_classes(
+def test_unknown_labels_are_refused_with_the_classes(
     sparsegen: CLI, model: Path, conditional: Path, labels: str, says: str
 ) -> None:
     assert_refused(sparsegen("sample", conditional, "--labels", labels), says, "airplane", "truck")
@@ -162,12 +162,12 @@ def test_several_labels_are_one_for_each_image(sparsegen: CLI, conditional: Path
     assert_refused(done, "one class for all images or one for each of 3; got 2")
 
 
-def test_an_unknown_model_lists_the_near_ones(sparsegen: CLI) -> None:
+def test_an_unknown_model_lists_similar_ones(sparsegen: CLI) -> None:
     assert_refused(sparsegen("sample", "dcgan.mll"), "no model 'dcgan.mll'")
     assert_refused(sparsegen("info", "no/such/folder"), "no model")
 
 
-def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
+def test_list_prints_names_in_a_pipe_and_a_table_on_a_terminal(
     sparsegen: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{name}\n" for name in list_models()]
@@ -199,7 +199,7 @@ def test_list_gives_a_pipe_bare_names_and_a_person_a_table(
         assert len(row.rstrip()) <= 80
 
 
-def test_info_says_what_a_model_is(sparsegen: CLI, model: Path, conditional: Path) -> None:
+def test_info_describes_a_model(sparsegen: CLI, model: Path, conditional: Path) -> None:
     shown = sparsegen("info", model).stdout
     for text in ("dcgan-8.ml", "8 x 3 x 4 x 4", "8 x 3 x 8 x 8", "2 of 8 in each needle", "apache-2.0"):
         assert text in shown
@@ -241,7 +241,7 @@ def test_a_k_that_is_the_default_is_the_same_run(sparsegen: CLI, pictures: Path,
     assert "trained for 2 steps" in done.stdout
 
 
-def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
+def test_training_on_a_folder_skips_damaged_images_and_saves_a_model(
     sparsegen: CLI, pictures: Path, tmp_path: Path
 ) -> None:
     arguments = ("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8)
@@ -268,7 +268,7 @@ def test_training_on_a_folder_skips_what_is_broken_and_ends_in_a_model(
     assert done.returncode == 0, done.stderr
 
 
-def test_training_on_a_share_of_the_images_says_so(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
+def test_training_on_a_share_of_the_images_records_it(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
     arguments = ("train", "dcgan-8.ml", "--data", pictures, "--steps", 1, "--eval-count", 0)
     more = ("--batch-size", 10, "--share", 0.25)
     done = sparsegen(*arguments, "--out", tmp_path / "run", *more, "--rate", 0.5)
@@ -285,7 +285,7 @@ def test_training_on_a_share_of_the_images_says_so(sparsegen: CLI, pictures: Pat
     assert_refused(again, "share: 0.25 there, 1.0 requested; rate: 0.5 there, 1.0 requested")
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_states_how_to_resume(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sparsegen", "train", "dcgan-8.ml", "--data", str(pictures)]
     command += [
         "--out",
@@ -305,7 +305,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(sparsegen: CLI, pictures: Path, tmp_
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.index("stopping after this step, and saving; Ctrl-C again") < said.index("--resume goes on")
+    assert said.index("stopping and saving after this step; press Ctrl-C again") < said.index(
+        "--resume continues"
+    )
     step = json.loads(next((tmp_path / "run" / "checkpoints").iterdir()).joinpath("run.json").read_text())[
         "step"
     ]
@@ -355,7 +357,7 @@ def test_train_refuses_bad_input_in_one_line(
         ("efficientnet-lite0", False, "efficientnet-lite0", False),
     ],
 )
-def test_a_run_is_judged_where_it_trains_by_a_network_that_is_not_in_its_discriminator(
+def test_a_run_is_evaluated_on_its_device_by_a_network_that_is_not_in_its_discriminator(
     sparsegen: CLI,
     pictures: Path,
     tmp_path: Path,
@@ -389,7 +391,7 @@ def test_a_run_is_judged_where_it_trains_by_a_network_that_is_not_in_its_discrim
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Feature networks that one can compute by hand, in place of those that take long."""
+    """Simple feature networks in place of the slow ones."""
     networks = {
         "efficientnet-lite0": FeatureNetwork("fd-mean", 3, lambda images: images.float().mean(dim=(2, 3))),
         "cifar10-classifier": FeatureNetwork(
@@ -403,7 +405,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Pictures of ten classes, of another shade of gray each, for training and for testing."""
+    """Training and test pictures of ten classes, each of another shade of gray."""
     for split, count in (("train", 6), ("test", 2)):
         for label, name in enumerate(CLASSES):
             folder = tmp_path / "data" / split / name
@@ -436,11 +438,11 @@ def test_evaluate_names_its_metric_and_writes_its_figures(
     assert recorded["count"] == 8
     assert recorded["data"] == "pictures"
     refused = sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--k", 1, "--record")
-    assert_refused(refused, "leave --k out")
+    assert_refused(refused, "omit --k")
     assert from_pretrained(model).config["evaluation"] == recorded
 
 
-def test_evaluate_measures_a_conditional_model_by_all_that_it_has(
+def test_evaluate_measures_a_conditional_model_by_all_measures(
     sparsegen: CLI, conditional: Path, data: Path, tmp_path: Path, stand_ins: None
 ) -> None:
     done = sparsegen("evaluate", conditional, "--data", data, "--count", 30, "--record",
@@ -465,7 +467,7 @@ def test_evaluate_measures_a_conditional_model_by_all_that_it_has(
 @pytest.mark.parametrize(
     ("features", "headline"), [("cifar10-classifier", "fd-mean"), ("efficientnet-lite0", "fd-red")]
 )
-def test_the_headline_of_a_projected_model_is_of_the_network_that_it_was_not_trained_against(
+def test_the_headline_of_a_projected_model_is_of_a_network_outside_its_discriminator(
     sparsegen: CLI, model: Path, data: Path, tmp_path: Path, stand_ins: None, features: str, headline: str
 ) -> None:
     path = model / "config.json"
@@ -505,7 +507,7 @@ def test_real_test_images_are_measured_like_samples(
     assert done.returncode == 0 and json.loads((tmp_path / "real.json").read_text())["count"] == 20
 
 
-def test_real_images_without_a_split_of_their_own_are_refused(
+def test_real_images_without_a_test_split_are_refused(
     sparsegen: CLI, data: Path, pictures: Path, tmp_path: Path, stand_ins: None
 ) -> None:
     real = ("evaluate", "real", "--features", "efficientnet-lite0", "--data")
@@ -513,14 +515,14 @@ def test_real_images_without_a_split_of_their_own_are_refused(
         sparsegen(*real, data / "train"), "measures test images", "no split 'test'", "give test images"
     )
     assert_refused(sparsegen(*real, data / "test", "--test", data / "test"), "are its training images")
-    assert_refused(sparsegen(*real, data, "--record"), "leave --record and --k out", "./real")
+    assert_refused(sparsegen(*real, data, "--record"), "omit --record and --k", "./real")
     assert_refused(
         sparsegen(*real, data, "--neighbors", tmp_path / "near.jpg"), "--neighbors must end in .png"
     )
     assert_refused(sparsegen("evaluate", "real", "--data", data, "--features", "vgg"), "got 'vgg'")
 
 
-def test_ctrl_c_before_any_work_is_told(
+def test_ctrl_c_before_any_work_is_reported(
     sparsegen: CLI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -532,7 +534,7 @@ def test_ctrl_c_before_any_work_is_told(
 
 
 @pytest.mark.parametrize("what", ["atoms", "density", "samples"])
-def test_plots_are_pictures(sparsegen: CLI, model: Path, tmp_path: Path, what: str) -> None:
+def test_plots_are_written_as_png(sparsegen: CLI, model: Path, tmp_path: Path, what: str) -> None:
     done = sparsegen("plot", what, model, "--out", tmp_path / "picture.png")
     assert done.returncode == 0, done.stderr
     picture = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
@@ -544,7 +546,7 @@ def test_plots_are_pictures(sparsegen: CLI, model: Path, tmp_path: Path, what: s
         )
 
 
-def test_export_reports_its_proof(sparsegen: CLI, model: Path, tmp_path: Path) -> None:
+def test_export_reports_its_parity(sparsegen: CLI, model: Path, tmp_path: Path) -> None:
     done = sparsegen("export", model, "--out", tmp_path / "m.onnx")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "m.onnx").stat().st_size > 10_000
@@ -566,7 +568,7 @@ def test_export_reports_its_proof(sparsegen: CLI, model: Path, tmp_path: Path) -
     assert not (tmp_path / "x.onnx").exists()
 
 
-def test_export_takes_no_other_place_than_that_of_an_older_bundle(
+def test_export_overwrites_only_the_folder_of_an_older_export(
     sparsegen: CLI, model: Path, tmp_path: Path
 ) -> None:
     def contents() -> dict:
@@ -603,14 +605,14 @@ def test_push_offline_is_a_clear_error(sparsegen: CLI, model: Path) -> None:
 @pytest.mark.parametrize(
     "entry", [{"training": [1]}, {"k": []}, {"license": None}, {"evaluation": {"metric": "fid"}}]
 )
-def test_a_broken_config_is_one_line(sparsegen: CLI, model: Path, entry: dict) -> None:
+def test_an_invalid_config_is_reported_in_one_line(sparsegen: CLI, model: Path, entry: dict) -> None:
     path = model / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
     assert_refused(sparsegen("info", model), "config.json", next(iter(entry)))
     assert_refused(sparsegen("push", model, "me/mine"), "config.json", next(iter(entry)))
 
 
-def test_a_bug_is_one_line_too_and_says_how_to_see_more(
+def test_a_bug_is_reported_in_one_line_with_how_to_see_the_traceback(
     sparsegen: CLI, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Generator, "sample", lambda *_, **__: {}["oops"])
@@ -666,7 +668,9 @@ def test_a_run_whose_names_look_like_markup_is_trained(
     ],
     ids=["cp1252", "ascii"],
 )
-def test_a_pipe_that_lacks_greek_letters_gets_their_names(model: Path, variables: dict[str, str]) -> None:
+def test_greek_letters_are_substituted_in_a_pipe_that_lacks_them(
+    model: Path, variables: dict[str, str]
+) -> None:
     for arguments, says in ((("info", model), "k of Gamma1"), (("sample", "--help"), "Gamma1 first")):
         command = [sys.executable, "-m", "sparsegen", *map(str, arguments)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | variables)
@@ -676,7 +680,7 @@ def test_a_pipe_that_lacks_greek_letters_gets_their_names(model: Path, variables
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are always Unicode there")
-def test_names_of_files_need_not_be_utf_8(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
+def test_file_names_need_not_be_utf_8(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
     odd = os.fsdecode(b"b\xe9")
     (pictures / "broken.png").unlink()
     data, run, shown = pictures.rename(tmp_path / odd), tmp_path / "run", "b\\udce9"
@@ -697,7 +701,7 @@ def test_names_of_files_need_not_be_utf_8(sparsegen: CLI, pictures: Path, tmp_pa
         assert_refused(sparsegen(*refused), "is not a UTF-8 path")
 
 
-def test_a_folder_named_as_a_bundled_model_is_reported(
+def test_a_folder_with_the_name_of_a_bundled_model_is_reported(
     tiny_ml: Generator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

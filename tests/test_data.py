@@ -1,4 +1,4 @@
-"""Images are decoded once, and kept; batches are a function of the step."""
+"""Images are decoded once and cached; batches are a function of the step."""
 
 import hashlib
 import logging
@@ -20,14 +20,14 @@ from sparsegen.training.data import ImageLoader, Images, open_images
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """A cache of its own for each test."""
+    """A separate cache for each test."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("SPARSEGEN_CACHE", str(folder))
     return folder
 
 
 def tiny(count=20, labels=True):
-    """Images that can be told apart by any of their rows, and that no mirroring leaves as they were."""
+    """Images that differ in every row and from their mirror images."""
     pixels = torch.from_numpy(np.stack([noise(seed, 4, 4) for seed in range(count)])).permute(0, 3, 1, 2)
     return Images(pixels.contiguous(), torch.arange(count) if labels else None, "tiny", "0" * 16)
 
@@ -44,7 +44,7 @@ def test_an_epoch_shows_every_image_once_and_the_next_one_in_another_order():
     assert epochs[0] != epochs[1]
 
 
-def test_an_epoch_drops_its_incomplete_last_batch_and_no_image_for_good():
+def test_an_epoch_drops_its_incomplete_last_batch_but_no_image_in_all_epochs():
     batches = ImageLoader(tiny(20), 6, seed=1)
     assert batches.steps_per_epoch == 3
     seen = Counter(label for step in range(3) for label in batches.at(step)[1].tolist())
@@ -53,7 +53,7 @@ def test_an_epoch_drops_its_incomplete_last_batch_and_no_image_for_good():
     assert later == set(range(20))
 
 
-def test_pixels_go_from_minus_one_to_one():
+def test_pixels_are_scaled_to_minus_one_to_one():
     ramp = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16).contiguous()
     ramp = ramp.expand(2, -1, -1, -1).contiguous()
     real, labels = ImageLoader(Images(ramp, None, "ramp", ""), 2, seed=0, flip=False).at(0)
@@ -79,7 +79,7 @@ def test_flips_are_exact_mirrors_of_about_half_and_of_whole_images():
     )
 
 
-def test_batches_leave_the_images_as_they_were():
+def test_batches_do_not_change_the_images():
     images = tiny()
     before = images.pixels.clone()
     real, _ = ImageLoader(images, 20, seed=0).at(0)
@@ -87,7 +87,7 @@ def test_batches_leave_the_images_as_they_were():
     assert torch.equal(images.pixels, before)
 
 
-def test_a_step_is_the_same_after_re_creation_and_in_any_order():
+def test_a_step_does_not_depend_on_earlier_steps():
     once = ImageLoader(tiny(), 4, seed=5)
     forward = [once.at(step) for step in range(17)]
     for step in (16, 3, 11, 0):
@@ -96,7 +96,7 @@ def test_a_step_is_the_same_after_re_creation_and_in_any_order():
         assert torch.equal(once.at(step)[0], forward[step][0])
 
 
-def test_global_random_state_neither_matters_nor_changes():
+def test_global_random_state_is_neither_used_nor_changed():
     torch.manual_seed(1)
     np.random.seed(1)
     first = ImageLoader(tiny(), 4, seed=5).at(7)[0]
@@ -161,7 +161,7 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 # ---- opening ----
 
 
-def test_rows_that_cannot_be_read_are_skipped_named_and_lose_their_label(tmp_path, caplog):
+def test_unreadable_rows_and_their_labels_are_skipped_and_named(tmp_path, caplog):
     cells = [png(0), b"not an image", None, png(3)[:500], png(4), b""]
     path = parquet(tmp_path / "some.parquet", cells, labels=[0, 1, 2, 3, 4, 5])
     images = open_images(path)
@@ -187,7 +187,7 @@ def test_a_source_without_a_readable_image_is_refused(tmp_path):
         open_images(parquet(tmp_path / "empty.parquet", []))
 
 
-def test_limit_takes_labeled_classes_in_turn_and_unlabeled_rows_in_order(tmp_path):
+def test_limit_takes_equal_numbers_of_each_class_or_the_first_unlabeled_rows(tmp_path):
     cells = [png(seed) for seed in range(9)]
     images = open_images(parquet(tmp_path / "sorted.parquet", cells, labels=[7] * 5 + [8] * 3 + [9]), limit=5)
     assert images.labels.tolist() == [7, 7, 8, 8, 9]
@@ -199,7 +199,7 @@ def test_limit_takes_labeled_classes_in_turn_and_unlabeled_rows_in_order(tmp_pat
         open_images(path, limit=0)
 
 
-def test_a_part_takes_that_share_of_every_class_and_is_other_data():
+def test_a_part_takes_the_share_of_every_class_and_has_its_own_fingerprint():
     labels = torch.tensor([7] * 20 + [8] * 20)
     whole = replace(tiny(40), labels=labels)
     part = whole.part(0.1)
@@ -214,7 +214,7 @@ def test_a_part_takes_that_share_of_every_class_and_is_other_data():
 
 
 @pytest.mark.parametrize("share", [0, -0.5, 1.01, float("nan")])
-def test_a_share_that_is_no_part_is_refused(share):
+def test_a_share_out_of_range_is_refused(share):
     with pytest.raises(ValueError, match=f"above 0 and at most 1; got {share}"):
         tiny().part(share)
 
@@ -226,13 +226,13 @@ def test_progress_ends_at_the_number_of_rows(tmp_path, monkeypatch):
     assert calls == [(4, 10), (8, 10), (10, 10)]
 
 
-def test_many_broken_files_do_not_flood_the_log(tmp_path, caplog):
+def test_only_the_first_damaged_files_are_logged(tmp_path, caplog):
     images = open_images(parquet(tmp_path / "a.parquet", [png(0)] + [b"x"] * 100))
     assert len(images.skipped) == 100 and len(caplog.records) == 11
     assert "90 more; 1 images are left" in caplog.text
 
 
-def test_broken_files_are_skipped_and_named_by_their_path_in_the_folder(tmp_path, caplog):
+def test_damaged_files_are_skipped_and_named_by_their_path_in_the_folder(tmp_path, caplog):
     folder = folder_of(tmp_path / "set", ["cat/0.png", "dog/1.png"])
     (folder / "cat" / "broken.png").write_bytes(png(2)[:300])
     (folder / "dog" / "page.png").write_text("<html>404</html>")
@@ -245,7 +245,7 @@ def test_broken_files_are_skipped_and_named_by_their_path_in_the_folder(tmp_path
 # ---- cache and fingerprint ----
 
 
-def test_the_second_opening_reads_the_cache_and_gives_the_same(tmp_path, monkeypatch, cache):
+def test_the_second_opening_reads_the_same_images_from_the_cache(tmp_path, monkeypatch, cache):
     path = parquet(tmp_path / "a.parquet", [png(0), b"x", png(2)], labels=[1, 2, 3])
     first = open_images(path)
     assert [file.suffix for file in cache.rglob("*") if file.is_file()] == [".safetensors"], (
@@ -257,7 +257,7 @@ def test_the_second_opening_reads_the_cache_and_gives_the_same(tmp_path, monkeyp
     assert (first.fingerprint, first.skipped, first.name) == (second.fingerprint, second.skipped, second.name)
 
 
-def test_changed_files_sizes_and_limits_are_decoded_anew(tmp_path):
+def test_changed_files_sizes_and_limits_are_decoded_again(tmp_path):
     path = parquet(tmp_path / "a.parquet", [png(0), png(1)])
     first = open_images(path)
     assert open_images(path, size=16).pixels.shape == (2, 3, 16, 16)
@@ -293,7 +293,7 @@ def test_a_damaged_cache_file_is_rebuilt(tmp_path, cache, damage, caplog):
     assert caplog.text == ""
 
 
-def test_images_open_although_the_cache_cannot_be_written(tmp_path, monkeypatch, cache, caplog):
+def test_images_open_if_the_cache_cannot_be_written(tmp_path, monkeypatch, cache, caplog):
     folder = folder_of(tmp_path / "set", ["a.png"])
 
     def disk_full(handle):
@@ -305,7 +305,7 @@ def test_images_open_although_the_cache_cannot_be_written(tmp_path, monkeypatch,
     assert [file for file in cache.rglob("*") if file.is_file()] == []
 
 
-def test_a_file_that_the_system_refuses_to_read_is_named_rather_than_left_out(tmp_path, monkeypatch, cache):
+def test_a_file_without_read_permission_is_an_error_that_names_it(tmp_path, monkeypatch, cache):
     folder = folder_of(tmp_path / "set", ["a.png", "b.png"])
 
     def refused(path):
@@ -317,7 +317,7 @@ def test_a_file_that_the_system_refuses_to_read_is_named_rather_than_left_out(tm
     assert not list(cache.rglob("*.safetensors"))
 
 
-def test_the_fingerprint_follows_pixels_and_labels_only(tmp_path):
+def test_the_fingerprint_depends_only_on_pixels_and_labels(tmp_path):
     cells = [png(0), png(1)]
     first = open_images(parquet(tmp_path / "a.parquet", cells, labels=[0, 1]))
     assert len(first.fingerprint) == 16 and int(first.fingerprint, 16) >= 0

@@ -1,4 +1,4 @@
-"""Evaluation with a stand-in generator, a stand-in feature network, and, where it is found, CIFAR-10."""
+"""Evaluation with a fake generator, a fake feature network and, if it is found, CIFAR-10."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from sparsegen.zoo import noise
 
 
 class StandIn(nn.Module):
-    """Has the interface of a generator of the zoo: two codes, of which the first keeps one entry in four."""
+    """A fake generator with two codes; a quarter of the first code is not 0."""
 
     z_dim, classes, class_names, device = 6, 0, (), torch.device("cpu")
 
@@ -64,26 +64,26 @@ def test_an_evaluation_measures_exactly_the_images_of_its_seed(generator, refere
     assert result.device == "cpu" and result.samples_per_second > 0
 
 
-def test_each_image_takes_one_forward_pass_and_progress_is_told(generator, features):
-    told = []
-    draw(generator, [features], 50, batch=20, progress=lambda *done: told.append(done))
+def test_each_image_takes_one_forward_pass_and_progress_is_reported(generator, features):
+    reported = []
+    draw(generator, [features], 50, batch=20, progress=lambda *done: reported.append(done))
     assert generator.sizes == [20, 20, 10]
-    assert told == [(20, 50), (40, 50), (50, 50)]
+    assert reported == [(20, 50), (40, 50), (50, 50)]
 
 
-def test_a_conditional_generator_is_asked_for_the_classes_of_its_seed(generator, features):
+def test_a_conditional_generator_draws_the_classes_of_its_seed(generator, features):
     generator.classes = 10
     samples = draw(generator, [features], 50, seed=3, batch=20)
     assert generator.labels == samples.labels.tolist() == noise.labels(50, 10, seed=3).tolist()
 
 
-def test_the_batch_size_does_not_change_what_is_measured(generator, reference, features):
+def test_the_batch_size_does_not_change_the_figures(generator, reference, features):
     small, large = (measured(generator, reference, features, 30, batch=batch) for batch in (7, 30))
     assert small.distance == pytest.approx(large.distance, rel=1e-6)
     assert small.density == pytest.approx(large.density)
 
 
-def test_a_generator_is_left_as_it_was(generator, features):
+def test_the_mode_of_a_generator_is_restored(generator, features):
     generator.train()
     generator.coder.eval()
     generator.norm.running_mean.fill_(0.5)
@@ -95,7 +95,7 @@ def test_a_generator_is_left_as_it_was(generator, features):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "told"),
+    ("arguments", "error", "message"),
     [
         ({"count": 1}, ValueError, "count .* from 2 to 100000; got 1"),
         ({"count": -5}, ValueError, "got -5"),
@@ -106,8 +106,8 @@ def test_a_generator_is_left_as_it_was(generator, features):
         ({"seed": -1}, ValueError, "seed .* from 0"),
     ],
 )
-def test_a_number_out_of_range_is_refused_before_any_work(arguments, error, told, generator, features):
-    with pytest.raises(error, match=told):
+def test_a_number_out_of_range_is_refused_before_any_work(arguments, error, message, generator, features):
+    with pytest.raises(error, match=message):
         draw(generator, [features], **arguments)
     assert not generator.sizes
 
@@ -123,7 +123,7 @@ def test_a_reference_of_another_network_is_refused(generator, features):
         evaluate_samples(samples, {})
 
 
-def test_several_networks_see_the_same_samples_and_the_first_reference_is_the_headline(
+def test_several_networks_measure_the_same_samples_and_the_first_reference_is_the_headline(
     generator, real, reference, features
 ):
     mean = FeatureNetwork("fd-mean", 3, lambda x: x.float().mean((2, 3)) / 255)
@@ -154,7 +154,7 @@ def test_weights_that_have_diverged_are_named_as_the_cause(generator, features):
 
 
 @pytest.mark.cifar10
-def test_real_images_are_near_each_other_and_farther_the_more_they_are_spoiled(cifar10, tmp_path):
+def test_the_distance_of_real_images_is_small_and_grows_with_noise(cifar10, tmp_path):
     features = open_features("efficientnet-lite0")
     train, test = (open_images(cifar10, split, limit=300).numpy() for split in ("train", "test"))
     reference = reference_statistics(train, "train", features, tmp_path)

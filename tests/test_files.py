@@ -1,4 +1,4 @@
-"""Files are whole or untouched, whatever happens while they are written."""
+"""Files are complete or unchanged if writing fails."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ def disk_full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_written_file_takes_the_place_of_the_old_one(tmp_path):
+def test_a_written_file_replaces_the_old_one(tmp_path):
     path = tmp_path / "new" / "folder" / "file.txt"
     for content in "one", "two":
         with atomic_write(path) as temporary:
@@ -44,7 +44,7 @@ def test_readers_see_the_old_file_until_the_block_ends(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
-def test_an_interrupted_block_leaves_the_old_file_and_nothing_else(tmp_path, error):
+def test_an_interrupted_block_keeps_only_the_old_file(tmp_path, error):
     path = tmp_path / "file.txt"
     path.write_text("old")
     with pytest.raises(error), atomic_write(path) as temporary:
@@ -55,7 +55,7 @@ def test_an_interrupted_block_leaves_the_old_file_and_nothing_else(tmp_path, err
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_and_names_the_path(tmp_path, monkeypatch, call):
+def test_a_full_disk_keeps_the_old_file_and_names_the_path(tmp_path, monkeypatch, call):
     path = tmp_path / "file.json"
     write_json(path, {"step": 1})
     monkeypatch.setattr(files.os, call, disk_full)
@@ -66,8 +66,8 @@ def test_a_full_disk_leaves_the_old_file_and_names_the_path(tmp_path, monkeypatc
     assert listing(tmp_path) == ["file.json"]
 
 
-def test_a_real_write_limit_leaves_old_weights_and_names_the_path(tmp_path):
-    """The system refuses the bytes beyond 64 KiB, inside safetensors and inside Python."""
+def test_a_file_size_limit_keeps_the_old_weights_and_names_the_path(tmp_path):
+    """The system refuses to write more than 64 KiB, in safetensors and in Python."""
     program = """
         import resource, sys, torch
         from safetensors.torch import save_file
@@ -130,7 +130,7 @@ def test_a_folder_in_the_way_is_named(tmp_path):
     assert listing(tmp_path) == ["taken"]
 
 
-def test_a_full_disk_is_named_also_where_numpy_does_not_say_it(tmp_path):
+def test_a_full_disk_is_named_if_numpy_does_not_set_the_error_number(tmp_path):
     target = tmp_path / "new.npy"
     code = f"""
 import numpy as np, resource, signal
@@ -148,7 +148,7 @@ except OSError as error:
     assert listing(tmp_path) == []
 
 
-def test_a_file_in_the_place_of_a_folder_is_told_by_the_name_that_was_asked_for(tmp_path):
+def test_a_file_in_place_of_a_folder_is_reported_with_the_requested_path(tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(OSError, match="taken/a.png") as error, atomic_write(tmp_path / "taken" / "a.png"):
         pass
@@ -162,7 +162,7 @@ def test_names_as_long_as_the_file_system_allows_can_be_written(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_json_comes_back_as_it_was_and_is_readable(tmp_path):
+def test_json_round_trips_and_is_readable(tmp_path):
     content = {"fid": 12.5, "name": "Γ1", "steps": [1, 2], "best": None}
     write_json(tmp_path / "a.json", content)
     text = (tmp_path / "a.json").read_bytes().decode("utf-8")
@@ -171,7 +171,7 @@ def test_json_comes_back_as_it_was_and_is_readable(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "error"), [(float("nan"), ValueError), (Path("x"), TypeError)])
-def test_what_json_lacks_is_refused_by_name_before_the_disk_is_touched(tmp_path, content, error):
+def test_values_that_json_lacks_are_refused_before_writing(tmp_path, content, error):
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(error, match="a.json"):
         write_json(tmp_path / "a.json", {"fid": content})
@@ -195,18 +195,18 @@ def test_the_cache_folder_follows_the_environment_and_is_not_created(tmp_path, m
 
 
 @pytest.mark.parametrize("path", ["/proc/x/run.json", "/proc/file", "/dev/null/x"])
-def test_a_place_that_cannot_be_written_is_found_before_the_work(path: str) -> None:
+def test_an_unwritable_path_is_found_before_the_work(path: str) -> None:
     with pytest.raises(OSError, match=path):
         files.check_writable(path)
 
 
-def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_check_of_a_writable_path_changes_nothing(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "new.png", tmp_path / "new" / "folder" / "x.png"):
         files.check_writable(path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_a_kill_left_between_two_renames_is_put_back(tmp_path: Path) -> None:
+def test_a_folder_is_restored_after_a_kill_between_two_renames(tmp_path: Path) -> None:
     (tmp_path / ".best.old").mkdir()
     (tmp_path / ".best.old" / "weights").write_text("the only ones")
     (tmp_path / ".best.partial").mkdir()

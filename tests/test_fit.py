@@ -38,7 +38,7 @@ def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def clean_picture(height: int = 64, width: int = 64) -> np.ndarray:
-    """Smooth hills with an edge: what a convolutional prior likes."""
+    """Smooth hills with an edge, which a convolutional prior fits well."""
     hills = gaussian_filter(np.random.default_rng(0).standard_normal((height, width, 3)), (6, 6, 0))
     hills = 0.5 + 0.1 * hills / hills.std()
     hills[height // 3 : height // 2, width // 4 : width // 2] += 0.2
@@ -63,15 +63,15 @@ def fit(preset: Preset = TINY, sparsity: Sparsity = SPARSITIES["l0_inf"], **abou
     return Fit(tensor(noisy_picture()), preset, sparsity, **about)
 
 
-def test_denoising_stops_by_itself_near_the_best_it_could_have_given() -> None:
+def test_denoising_stops_near_the_best_average() -> None:
     clean, noisy = clean_picture(), noisy_picture()
     seen = {}
 
-    def look(progress: Progress) -> None:
+    def measure(progress: Progress) -> None:
         if progress.iteration % 10 == 0:
             seen[progress.iteration] = psnr(progress.average[0].permute(1, 2, 0).numpy(), clean)
 
-    result = sparsegen.restore(noisy, sigma=25, callback=look)
+    result = sparsegen.restore(noisy, sigma=25, callback=measure)
     assert "best at iteration" in result.stopped_because and result.iterations < TINY.iterations
     assert psnr(result.image, clean) == pytest.approx(seen[result.best_iteration], abs=0.01)
     assert psnr(result.image, clean) > psnr(noisy, clean) + 5
@@ -84,7 +84,7 @@ def test_denoising_stops_by_itself_near_the_best_it_could_have_given() -> None:
 
 
 def sharp_picture(size: int = 64) -> np.ndarray:
-    """Rectangles, whose edges shrinking and blurring spoil."""
+    """Rectangles, whose edges are lost by shrinking and blurring."""
     random, picture = np.random.default_rng(0), np.full((size, size, 3), 0.5, np.float32)
     for _ in range(12):
         top, left = random.integers(0, size - 12, 2)
@@ -97,7 +97,7 @@ def sharp_picture(size: int = 64) -> np.ndarray:
     [Mask(np.random.default_rng(0).random((64, 64)) > 0.5), Downsample(2), Blur.gaussian(1.6)],
     ids=["inpaint", "upscale", "deblur"],
 )
-def test_other_operators_are_undone(operator) -> None:
+def test_other_operators_are_inverted(operator) -> None:
     clean = tensor(sharp_picture())
     observation = operator(clean)
     result = sparsegen.restore(observation, operator, iterations=400)
@@ -108,7 +108,7 @@ def test_other_operators_are_undone(operator) -> None:
 
 
 @pytest.mark.parametrize("regularizer", settings.SPARSITIES)
-def test_codes_are_as_sparse_as_was_asked(regularizer: str) -> None:
+def test_codes_have_the_requested_density(regularizer: str) -> None:
     result = sparsegen.restore(noisy_picture(), regularizer=regularizer, iterations=20)
     wanted = settings.SPARSITIES[regularizer].density
     assert result.history["density"].shape == (3, 3)
@@ -138,7 +138,7 @@ def test_the_largest_seed_is_a_seed() -> None:
 
 
 @pytest.mark.parametrize("iterations", [1, 9, 19])
-def test_the_last_iteration_is_looked_at(iterations: int) -> None:
+def test_the_last_iteration_is_evaluated(iterations: int) -> None:
     result = sparsegen.restore(noisy_picture(), iterations=iterations)
     assert result.best_iteration == iterations == result.history["iteration"][-1]
 
@@ -148,7 +148,7 @@ def test_it_works_where_gradients_are_off() -> None:
         assert sparsegen.restore(noisy_picture(), iterations=2).iterations == 2
 
 
-def test_it_works_in_inference_mode_on_what_was_made_there() -> None:
+def test_it_works_in_inference_mode_on_tensors_made_there() -> None:
     with torch.inference_mode():
         observation = tensor(noisy_picture()) + 0.0
         result = sparsegen.restore(observation, iterations=2)
@@ -164,17 +164,17 @@ def test_it_works_where_floats_are_double_by_default(loss: str) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_loss_that_is_not_finite_ends_it_in_a_sentence() -> None:
+def test_a_loss_that_is_not_finite_is_an_error_with_a_message() -> None:
     with pytest.raises(FloatingPointError, match="nan in iteration 1"):
         sparsegen.restore(noisy_picture(), lambda image: image * float("nan"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_a_tensor_comes_back_as_the_kind_it_was(dtype: torch.dtype) -> None:
+def test_a_restored_tensor_has_the_dtype_of_the_input(dtype: torch.dtype) -> None:
     assert sparsegen.restore(tensor(noisy_picture()).to(dtype), iterations=2).image.dtype == dtype
 
 
-def test_the_caller_s_random_numbers_are_left_alone() -> None:
+def test_the_random_state_of_the_caller_is_unchanged() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -184,7 +184,9 @@ def test_the_caller_s_random_numbers_are_left_alone() -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 40), (64, 33), (65, 64)])
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
-def test_any_size_and_kind_of_array_comes_back_as_it_was(size: tuple[int, int], channels: int | None) -> None:
+def test_arrays_of_any_size_and_number_of_channels_keep_their_shape_and_dtype(
+    size: tuple[int, int], channels: int | None
+) -> None:
     shape = size if channels is None else (*size, channels)
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     restored = sparsegen.restore(image, iterations=2).image
@@ -206,19 +208,19 @@ def test_a_callback_stops_it_within_one_iteration_and_keeps_the_best() -> None:
     assert 0 < seen[5].fraction < seen[20].fraction < 1 and seen[5].seconds_left > 0
 
 
-def test_time_left_is_what_is_typical_until_it_waits_and_then_that_of_patience() -> None:
+def test_the_expected_end_moves_from_the_typical_one_to_the_end_of_the_patience() -> None:
     best = Best(patience=0.05)
-    best.take(1.0, 100, torch.zeros(1))  # patience ends at 160
+    assert best.update(1.0, 100)  # patience ends at 160
     assert best.expected_end(100, typical=600) == 600
     assert best.expected_end(130, typical=600) == (160 + 600) / 2
     assert best.expected_end(160, typical=600) == best.expected_end(130, typical=90) == 160
-    best.take(0.5, 1000, torch.zeros(1))  # later than is typical
+    assert best.update(0.5, 1000)  # later than the typical last iteration
     assert best.expected_end(1000, typical=600) == 1200
     assert best.expected_end(1060, typical=600) == best.patience_ends == 1060
 
 
-def test_averages_weigh_outputs_as_they_are_defined_to() -> None:
-    """The original's starts from the first output, and then weighs by age; ours by a polynomial in the iteration."""
+def test_averages_weigh_outputs_by_their_definition() -> None:
+    """The original average starts with the first output and decays with age; ours is polynomial in the iteration."""
     t = np.arange(1, 7)
     for averaging, weights in (
         (Exponential(0.8), 0.8 ** (6 - t) * np.where(t == 1, 1, 0.2)),
@@ -233,8 +235,8 @@ def test_averages_weigh_outputs_as_they_are_defined_to() -> None:
         assert torch.allclose(progress.average, expected, atol=1e-6)
 
 
-def test_members_are_fits_of_their_own_whose_mean_is_the_output() -> None:
-    """Against fits of one member each; for several members take two threads side by side to the same bits."""
+def test_members_are_independent_fits_whose_mean_is_the_output() -> None:
+    """Compared with fits of one member each; two threads in parallel give the same bits as one."""
     threads, results = torch.get_num_threads(), []
     try:
         torch.set_num_threads(1)
@@ -256,8 +258,8 @@ def test_members_are_fits_of_their_own_whose_mean_is_the_output() -> None:
         torch.set_num_threads(threads)
 
 
-def test_the_watch_judges_what_is_returned_whatever_the_operator() -> None:
-    """Of an operator whose value of a mean is not the mean of its values."""
+def test_the_rule_evaluates_the_returned_image_for_any_operator() -> None:
+    """With a nonlinear operator: its value of a mean is not the mean of its values."""
 
     def fold(image: torch.Tensor) -> torch.Tensor:
         return (2 * image - 1).square()
@@ -272,18 +274,18 @@ def test_the_watch_judges_what_is_returned_whatever_the_operator() -> None:
     )
     for progress in several:
         if progress.looked:
-            expected = (fold(progress.average) - observation).square()[several.rule.kept_back == 1].mean()
+            expected = (fold(progress.average) - observation).square()[several.rule.held_out == 1].mean()
             assert progress.statistic == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_everything_random_has_a_seed_of_its_own() -> None:
+def test_everything_random_has_its_own_seed() -> None:
     rule, members = seeds(7, 8)
     assert len({rule, *(number for pair in members for number in pair)}) == 17
     assert seeds(7, 3) == (rule, members[:3])
 
 
 @pytest.mark.parametrize("ending", ["left", "broken"])
-def test_threads_are_as_before_however_a_fit_ends(ending: str) -> None:
+def test_the_number_of_threads_is_restored_after_a_fit(ending: str) -> None:
     threads = torch.get_num_threads()
 
     def seen_by_a_new_thread() -> int:
@@ -304,7 +306,7 @@ def test_threads_are_as_before_however_a_fit_ends(ending: str) -> None:
         torch.set_num_threads(threads)
 
 
-def test_one_member_is_the_first_of_several_and_a_mean_errs_less() -> None:
+def test_one_member_is_the_first_of_several_and_the_mean_has_a_smaller_error() -> None:
     clean = tensor(clean_picture())
     preset = replace(TINY, iterations=60)
     several = fit(replace(preset, ensemble_size=4))
@@ -320,7 +322,7 @@ def test_one_member_is_the_first_of_several_and_a_mean_errs_less() -> None:
     assert error < 0.9 * min(errors)
 
 
-def test_after_a_fall_weights_and_moments_are_those_of_the_last_good_state() -> None:
+def test_after_a_divergence_weights_and_moments_are_those_of_the_last_good_state() -> None:
     hourglass = fit(replace(TINY, iterations=60, snapshot_every=1, mixed_precision=False))
     states = []
     for progress in hourglass:
@@ -331,22 +333,24 @@ def test_after_a_fall_weights_and_moments_are_those_of_the_last_good_state() -> 
             )
         )
         if progress.iteration == 30:
-            with torch.no_grad():  # a step that went wrong
+            with torch.no_grad():  # a diverged step
                 for parameter in hourglass.members[0].network.parameters():
                     parameter.add_(torch.randn(parameter.shape) * 3)
         if progress.iteration == 31:
             break
-    assert states[-1][0] < 2 * states[-2][0]  # the loss that it goes on with is a good one
+    assert states[-1][0] < 2 * states[-2][0]  # the fit continues with a small loss
     good, now = states[-3][1], states[-1][1]  # taken at the start of iteration 30, before its step
     moved = max(float((now[name] - good[name]).abs().max()) for name in now)
     assert moved < 3 * TINY.learning_rate  # one step of Adam from there
 
 
-def test_moments_come_back_with_the_weights() -> None:
+def test_moments_are_restored_with_the_weights() -> None:
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(layer.parameters())
     good = LastGood(max_psnr_drop=5)
-    assert not good.has_fallen(float("nan"))  # there is nothing to go back to yet
+    assert not good.has_diverged(float("nan"))  # there is no state to restore yet
+    with pytest.raises(RuntimeError, match="no state has been taken"):
+        good.restore(layer, optimizer)
     for step in range(3):
         layer(torch.ones(1, 2)).sum().backward()
         optimizer.step()
@@ -359,11 +363,11 @@ def test_moments_come_back_with_the_weights() -> None:
         layer.weight, kept[1]
     )
     assert (
-        good.has_fallen(3.2) and good.has_fallen(float("nan")) and not good.has_fallen(3.1)
+        good.has_diverged(3.2) and good.has_diverged(float("nan")) and not good.has_diverged(3.1)
     )  # 5 dB are 3.16
 
 
-def test_an_absolute_loss_is_not_taken_in_by_salt_and_pepper() -> None:
+def test_the_absolute_loss_is_robust_to_salt_and_pepper() -> None:
     clean, random = clean_picture(), np.random.default_rng(2)
     hit = random.random(clean.shape[:2]) < 0.2
     noisy = np.where(hit[..., None], random.integers(0, 2, clean.shape[:2])[..., None], clean).astype(
@@ -378,7 +382,7 @@ def test_an_absolute_loss_is_not_taken_in_by_salt_and_pepper() -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"preset": "quick"}, "preset is one of fast, paper.*got 'quick'"),
+        ({"preset": "quick"}, "preset must be one of fast, paper.*got 'quick'"),
         ({"regularizer": "l0inf"}, "did you mean 'l0_inf'"),
         ({"sigma": -1}, "0 to 255; got -1"),
         ({"sigma": 256}, "got 256"),
@@ -389,11 +393,11 @@ def test_an_absolute_loss_is_not_taken_in_by_salt_and_pepper() -> None:
         ({"ensemble_size": 0}, "from 1 to 8"),
         ({"ensemble_size": 9}, "from 1 to 8"),
         ({"seed": -1}, "seed"),
-        ({"loss": "huber"}, "loss is one of"),
+        ({"loss": "huber"}, "loss must be one of"),
         ({"operator": Mask(np.eye(32, dtype=bool))}, "the mask has 32 x 32 pixels and the image 64 x 64"),
-        ({"operator": lambda image: image[..., :-1]}, r"turns an image .* into \(1, 3, 64, 63\)"),
+        ({"operator": lambda image: image[..., :-1]}, r"maps an image .* to \(1, 3, 64, 63\)"),
         ({"operator": lambda image: image.detach()}, "no gradient"),
-        ({"operator": lambda image: None}, "into NoneType"),
+        ({"operator": lambda image: None}, "to NoneType"),
         ({"shape": (3, 32, 32)}, "give the shape of the image"),
         ({"shape": 5}, r"\(C, H, W\); got 5"),
         ({"shape": (3, -1, 64)}, "H is of the image's shape"),
@@ -416,14 +420,14 @@ def test_bad_input_is_refused_before_any_work(about: dict, message: str) -> None
         (torch.full((1, 3, 64, 64), float("nan")), "NaN"),
         (torch.zeros(2, 3, 64, 64), "one sample"),
         (torch.full((1, 3, 64, 64), 255.0), "divide it by 255"),
-        (torch.zeros(1, 2000), r"a picture is \(1, C, H, W\)"),
+        (torch.zeros(1, 2000), r"a picture must be \(1, C, H, W\)"),
         (torch.zeros(1, 3, 0, 64), r"must not be empty; got \(1, 3, 0, 64\)"),
         (torch.zeros(1, 3, 64, 64, device="meta"), "must not be empty.*meta"),
-        (torch.zeros(1, 3, 8, 64), r"a picture is \(1, C, H, W\)"),
+        (torch.zeros(1, 3, 8, 64), r"a picture must be \(1, C, H, W\)"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.int32), "float tensor"),
     ],
 )
-def test_tensors_that_are_no_observation_are_refused(observation: torch.Tensor, message: str) -> None:
+def test_tensors_that_are_not_observations_are_refused(observation: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sparsegen.restore(observation)
 
@@ -431,24 +435,24 @@ def test_tensors_that_are_no_observation_are_refused(observation: torch.Tensor, 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "sharpen"}, "kind is one of denoise"),
+        ({"kind": "sharpen"}, "kind must be one of denoise"),
         ({"kind": "upscale"}, "by is 2 or 4"),
         ({"kind": "upscale", "by": 3}, "by is 2 or 4"),
-        ({"by": 2}, "is not allowed for other kinds"),
+        ({"by": 2}, "not allowed for other kinds"),
         ({"kind": "deblur"}, "kernel is the blur kernel of deblur"),
         ({"kind": "deblur", "kernel": "gaussian:0"}, "above 0 and up to 10"),
         ({"kind": "deblur", "kernel": "box:3"}, "gaussian:SIGMA"),
-        ({"kernel": "gaussian:1"}, "is not allowed for other kinds"),
+        ({"kernel": "gaussian:1"}, "not allowed for other kinds"),
         ({"sigam": 3}, "did you mean 'sigma'"),
         ({"sigma": "25"}, "got '25'"),
     ],
 )
-def test_tasks_that_make_no_sense_are_refused(given: dict, message: str) -> None:
+def test_invalid_tasks_are_refused(given: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         Task.of(**given)
 
 
-def test_a_task_does_what_restore_does() -> None:
+def test_a_task_gives_the_result_of_restore() -> None:
     noisy = noisy_picture()
     pictures = []
     outcome = run(
@@ -460,7 +464,7 @@ def test_a_task_does_what_restore_does() -> None:
     assert np.array_equal(outcome.history, expected.history)
 
 
-def test_a_mask_is_white_in_the_holes_and_gray_at_their_rims() -> None:
+def test_a_mask_is_white_in_the_holes_and_gray_at_their_edges() -> None:
     clean = clean_picture()
     mask = np.full(clean.shape[:2], 0.03, np.float32)  # JPEG's black
     mask[20:30, 20:40] = 0.1
@@ -469,7 +473,7 @@ def test_a_mask_is_white_in_the_holes_and_gray_at_their_rims() -> None:
     damaged = np.where(known[..., None], clean, 0).astype(np.float32)
     outcome = run(Task.of(kind="inpaint", iterations=150), from_array(damaged), mask=from_array(mask))
     assert psnr(outcome.image.pixels[20:30, 20:40], clean[20:30, 20:40]) > 20
-    assert np.array_equal(outcome.image.pixels[known], damaged[known])  # what is known stays
+    assert np.array_equal(outcome.image.pixels[known], damaged[known])  # known pixels are unchanged
     noisy = run(Task.of(kind="inpaint", sigma=5, iterations=2), from_array(damaged), mask=from_array(mask))
     assert not np.array_equal(noisy.image.pixels[known], damaged[known])
 
@@ -487,7 +491,7 @@ def test_python_keeps_known_pixels_as_the_task_does() -> None:
     assert not np.array_equal(noisy[known], damaged[known])
 
 
-def test_what_is_transparent_in_a_mask_is_no_hole() -> None:
+def test_transparent_pixels_of_a_mask_are_not_holes() -> None:
     rgba = np.full((64, 64, 4), 255, np.uint8)
     rgba[..., 3] = 0
     rgba[20:30, 20:40, 3] = 255
@@ -495,7 +499,7 @@ def test_what_is_transparent_in_a_mask_is_no_hole() -> None:
     assert not known[20:30, 20:40].any() and known.sum() == 64 * 64 - 200
 
 
-def test_a_mask_that_knows_next_to_nothing_is_refused() -> None:
+def test_a_mask_with_too_few_known_pixels_is_refused() -> None:
     mask = np.ones((64, 64), np.float32)
     mask[0, :19] = 0
     with pytest.raises(ValueError, match="leaves 19 of 4096 pixels known, and at least 20 are needed"):
@@ -511,19 +515,19 @@ def test_a_mask_that_knows_next_to_nothing_is_refused() -> None:
         (np.zeros((64, 64)).view(np.matrix), "plain numpy array; got matrix"),
     ],
 )
-def test_arrays_that_are_more_than_an_array_are_refused(array: np.ndarray, message: str) -> None:
+def test_subclasses_of_arrays_are_refused(array: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sparsegen.restore(array)
 
 
-def test_the_order_of_bytes_makes_no_difference() -> None:
+def test_the_byte_order_makes_no_difference() -> None:
     deep = (clean_picture() * 65535).astype(np.uint16)
     swapped = sparsegen.restore(deep.astype(">u2"), iterations=2).image
     assert swapped.dtype == np.dtype(">u2")
     assert np.array_equal(swapped, sparsegen.restore(deep, iterations=2).image)
 
 
-def test_pictures_of_16_bits_come_back_with_them() -> None:
+def test_pictures_of_16_bits_keep_their_depth() -> None:
     deep = (clean_picture() * 65535).astype(np.uint16)
     outcome = run(Task.of(iterations=2), from_array(deep))
     again = read_picture(outcome.image.encode(".png"))
@@ -532,7 +536,7 @@ def test_pictures_of_16_bits_come_back_with_them() -> None:
 
 
 @pytest.mark.parametrize("noise", [None, "gaussian"])
-def test_the_physics_of_deepinv_work_as_they_are(noise: str | None) -> None:
+def test_the_physics_of_deepinv_are_operators(noise: str | None) -> None:
     import deepinv
 
     clean = tensor(clean_picture())
@@ -552,7 +556,7 @@ def test_the_physics_of_deepinv_work_as_they_are(noise: str | None) -> None:
 
 
 def test_an_operator_may_keep_its_matrix_under_any_name() -> None:
-    """Only a method A is that of a deepinv physics; and nobody asks for the truth value of an operator."""
+    """Only a method A is that of a deepinv physics. The truth value of an operator is never evaluated."""
 
     class Sensing:
         def __init__(self) -> None:
@@ -570,7 +574,7 @@ def test_an_operator_may_keep_its_matrix_under_any_name() -> None:
     assert result.image.shape == (1, 3, 32, 32)
 
 
-def test_what_the_holes_show_is_none_of_the_loss_whether_it_stops_or_not() -> None:
+def test_the_content_of_holes_does_not_influence_the_loss() -> None:
     clean, known = clean_picture(), np.ones((64, 64), bool)
     known[20:40, 20:40] = False
     about = {"operator": Mask(known), "iterations": 3}
@@ -582,7 +586,7 @@ def test_what_the_holes_show_is_none_of_the_loss_whether_it_stops_or_not() -> No
         np.testing.assert_array_equal(*losses)
 
 
-def test_the_paper_s_preset_is_the_original_s() -> None:
+def test_the_preset_paper_has_the_settings_of_the_original() -> None:
     paper = PRESETS["paper"]
     assert (paper.inputs, paper.jitter, paper.learning_rate) == (32, 1 / 30, 0.01)
     assert paper.averaging == Exponential(0.99) and paper.ensemble_size == 1

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import warmed
+from torch import nn
 from torch.nn import functional as F
 
 from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.registry import get_architecture
 from sparsegen.zoo.spec import create_model
 
 
@@ -46,6 +48,12 @@ def test_an_effective_atom_is_a_unit_of_gamma_2_through_both_dictionaries(tiny_m
         assert image.abs().sum().item() == pytest.approx(float(atoms[atom].abs().sum()), rel=1e-5)
 
 
+def test_a_generator_without_a_spec_is_refused_with_the_remedy() -> None:
+    body = get_architecture("dcgan").generator
+    with pytest.raises(RuntimeError, match="build it with sparsegen.create_model"):
+        _ = body.build(8, 128, 0, 32, [nn.Identity(), nn.Identity()]).spec
+
+
 def test_the_image_is_the_code_times_the_dictionary(tiny_ml: Generator) -> None:
     image, (gamma_1, _) = tiny_ml(torch.randn(2, 128))
     atoms, bias = tiny_ml.dictionary(1), tiny_ml.stages[0].conv.bias
@@ -58,19 +66,19 @@ def test_the_image_is_the_code_times_the_dictionary(tiny_ml: Generator) -> None:
     torch.testing.assert_close(image, naive, rtol=1e-4, atol=1e-6)
 
 
-def test_synthesis_from_any_level_gives_the_image_back(tiny_ml: Generator) -> None:
+def test_synthesis_from_any_level_reproduces_the_image(tiny_ml: Generator) -> None:
     image, codes = tiny_ml(torch.randn(3, 128))
     for given in (codes[0], codes, (None, codes[1])):
         assert torch.equal(tiny_ml.synthesize(given), image)
 
 
-def test_synthesis_uses_an_edited_code_as_it_is(tiny_ml: Generator) -> None:
+def test_synthesis_does_not_project_an_edited_code(tiny_ml: Generator) -> None:
     dense = torch.randn(1, 8, 16, 16)
     assert torch.equal(tiny_ml.synthesize(dense), tiny_ml.stages[0](dense))
 
 
 @pytest.mark.parametrize("codes", [(), (None, None), torch.zeros(1, 9, 16, 16), torch.zeros(8, 16, 16)])
-def test_synthesis_names_the_shape_that_it_wants(tiny_ml: Generator, codes: object) -> None:
+def test_synthesis_names_the_expected_shape(tiny_ml: Generator, codes: object) -> None:
     with pytest.raises(ValueError, match="Γ1"):
         tiny_ml.synthesize(codes)
 
@@ -78,8 +86,8 @@ def test_synthesis_names_the_shape_that_it_wants(tiny_ml: Generator, codes: obje
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (None, "codes are a tensor, Γ1, or a sequence.*got NoneType"),
-        (np.zeros((1, 8, 16, 16)), "codes are a tensor.*got ndarray"),
+        (None, "codes must be a tensor, Γ1, or a sequence.*got NoneType"),
+        (np.zeros((1, 8, 16, 16)), "codes must be a tensor.*got ndarray"),
         ([np.zeros((1, 8, 16, 16))], r"Γ1 must be a tensor, e.g. torch.from_numpy\(Γ1\); got ndarray"),
         (
             torch.zeros(1, 8, 16, 16, dtype=torch.complex64),
@@ -88,12 +96,12 @@ def test_synthesis_names_the_shape_that_it_wants(tiny_ml: Generator, codes: obje
     ],
     ids=["none", "array", "list", "complex"],
 )
-def test_synthesis_names_the_type_that_it_wants(tiny_ml: Generator, codes: object, message: str) -> None:
+def test_synthesis_names_the_expected_type(tiny_ml: Generator, codes: object, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         tiny_ml.synthesize(codes)
 
 
-def test_numbers_of_any_real_type_are_used_as_the_generators(tiny_ml: Generator) -> None:
+def test_real_numbers_of_any_dtype_are_converted_to_that_of_the_generator(tiny_ml: Generator) -> None:
     z = torch.randn(2, 128)
     image, (gamma_1, _) = tiny_ml(z.double())
     assert torch.equal(image, tiny_ml(z)[0]) and torch.equal(image, tiny_ml.synthesize(gamma_1.double()))
@@ -103,7 +111,7 @@ def test_numbers_of_any_real_type_are_used_as_the_generators(tiny_ml: Generator)
         tiny_ml(z > 0)
 
 
-def test_a_bypass_is_refused_where_none_goes_around_the_code() -> None:
+def test_a_bypass_is_refused_for_a_code_without_one() -> None:
     generator = create_model("biggan", "ml", width=8).eval()
     z, labels = torch.randn(2, 128), torch.tensor([1, 2])
     _, codes = generator(z, labels)
@@ -118,7 +126,7 @@ def test_a_bypass_is_refused_where_none_goes_around_the_code() -> None:
         plain.synthesize((None, code), torch.ones_like(code))
 
 
-def test_vmap_goes_over_labels_too() -> None:
+def test_vmap_maps_over_labels() -> None:
     generator, z, labels = (
         create_model("biggan", width=8).eval(),
         torch.randn(3, 128),
@@ -133,15 +141,15 @@ def test_labels_may_be_of_any_integer_type() -> None:
     wanted, _ = generator(z, torch.tensor([3, 9]))
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         assert torch.equal(generator(z, torch.tensor([3, 9], dtype=dtype))[0], wanted)
-    with pytest.raises(ValueError, match="labels are integers"):
+    with pytest.raises(ValueError, match="labels must be integers"):
         generator(z, torch.tensor([True, False]))
-    with pytest.raises(TypeError, match="labels are a tensor of integers .* got list"):
+    with pytest.raises(TypeError, match="labels must be a tensor of integers .* got list"):
         generator(z, [3, 9])
     with pytest.raises(TypeError, match="torch.from_numpy.* got ndarray"):
         generator(z.numpy(), torch.tensor([3, 9]))
 
 
-def test_an_image_depends_on_its_seed_and_index_alone(tiny_ml: Generator) -> None:
+def test_an_image_depends_only_on_its_seed_and_index(tiny_ml: Generator) -> None:
     many = tiny_ml.sample(70, seed=5)
     assert many.shape == (70, 32, 32, 3)
     assert many.dtype == np.uint8
@@ -152,7 +160,7 @@ def test_an_image_depends_on_its_seed_and_index_alone(tiny_ml: Generator) -> Non
     assert not np.array_equal(few, tiny_ml.sample(3, seed=6))
 
 
-def test_the_dial_changes_the_image_and_springs_back(tiny_ml: Generator) -> None:
+def test_k_changes_the_image_and_is_restored(tiny_ml: Generator) -> None:
     plain = tiny_ml.sample(2)
     assert not np.array_equal(tiny_ml.sample(2, k=1), plain)
     assert np.array_equal(tiny_ml.sample(2), plain)
@@ -164,7 +172,7 @@ def test_the_dial_changes_the_image_and_springs_back(tiny_ml: Generator) -> None
     assert [k_range.k for k_range in tiny_ml.k_ranges] == [2, 2]
 
 
-def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
+def test_the_largest_k_equals_the_network_without_projections() -> None:
     ml, baseline = (
         warmed(create_model("dcgan", "ml", width=8)),
         create_model("dcgan", "baseline", width=8).eval(),
@@ -197,7 +205,7 @@ def test_the_dial_at_its_limit_is_the_unprojected_network() -> None:
         ({"labels": [1]}, ValueError, "has no labels: omit them"),
     ],
 )
-def test_bad_input_is_named_with_its_limit(
+def test_invalid_input_is_refused_with_its_limit(
     tiny_ml: Generator, wrong: dict, error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -215,7 +223,7 @@ def test_bad_input_is_named_with_its_limit(
         ("cow", ValueError, "no class 'cow'.*airplane"),
     ],
 )
-def test_bad_labels_are_named_with_the_classes_that_there_are(
+def test_invalid_labels_are_refused_with_the_classes(
     tiny_conditional: Generator, labels: object, error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -225,8 +233,8 @@ def test_bad_labels_are_named_with_the_classes_that_there_are(
 @pytest.mark.parametrize(
     ("z", "labels", "message"),
     [
-        ((2, 127), (2,), r"z has the shape .B, 128.; got .2, 127."),
-        ((128,), (1,), r"z has the shape .B, 128.; got .128,."),
+        ((2, 127), (2,), r"z must have the shape .B, 128.; got .2, 127."),
+        ((128,), (1,), r"z must have the shape .B, 128.; got .128,."),
         ((2, 128), None, "conditional: give labels .0 airplane"),
         ((2, 128), (3,), "integers, one for each of the 2 z; got torch.int64 .3,."),
         ((2, 128), (2, 1), "one for each of the 2 z"),
@@ -252,14 +260,14 @@ def test_labels_of_a_forward_pass_are_integers_of_the_classes_and_of_a_condition
         tiny_ml(z, torch.tensor([0, 1]))
 
 
-def test_one_label_is_that_of_all_images_and_labels_may_be_an_array(tiny_conditional: Generator) -> None:
+def test_one_label_applies_to_all_images_and_labels_may_be_an_array(tiny_conditional: Generator) -> None:
     wanted = tiny_conditional.sample(3, labels=[4, 4, 4])
     for labels in (4, np.int64(4), np.array([4, 4, 4]), torch.tensor([4, 4, 4]), (4, 4, 4)):
         assert np.array_equal(tiny_conditional.sample(3, labels=labels), wanted)
     assert not np.array_equal(tiny_conditional.sample(3, labels=[4, 4, 5]), wanted)
 
 
-def test_an_image_of_a_conditional_generator_keeps_its_class_whatever_the_count(
+def test_the_class_of_an_image_does_not_depend_on_the_count(
     tiny_conditional: Generator,
 ) -> None:
     many, few = tiny_conditional.sample(70, seed=5).astype(int), tiny_conditional.sample(3, seed=5)
@@ -268,7 +276,7 @@ def test_an_image_of_a_conditional_generator_keeps_its_class_whatever_the_count(
     assert np.array_equal(last, many)  # beyond the first batch too
 
 
-def test_the_response_of_a_normalized_network_leaves_its_singular_vectors(
+def test_the_dictionary_of_a_normalized_network_does_not_change_its_singular_vectors(
     tiny_conditional: Generator,
 ) -> None:
     tiny_conditional.train()
@@ -278,7 +286,7 @@ def test_the_response_of_a_normalized_network_leaves_its_singular_vectors(
     assert all(torch.equal(value, before[key]) for key, value in tiny_conditional.state_dict().items())
 
 
-def test_a_generator_without_projections_says_that_it_has_no_dial() -> None:
+def test_a_generator_without_projections_refuses_k() -> None:
     with pytest.raises(ValueError, match="without a projection"):
         create_model("dcgan", "baseline", width=8).sample(1, k=4)
 
@@ -290,7 +298,9 @@ def test_k_may_be_an_array(tiny_ml: Generator, k: object) -> None:
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_threads_draw_at_their_own_k_and_leave_the_generator_alone(tiny_ml: Generator, train: bool) -> None:
+def test_threads_sample_at_their_own_k_and_do_not_change_the_generator(
+    tiny_ml: Generator, train: bool
+) -> None:
     expected = {k: tiny_ml.sample(70, k=k) for k in (1, 2, 4, 8)}
     tiny_ml.train(train)
     before = copy.deepcopy(tiny_ml.state_dict())
@@ -302,7 +312,7 @@ def test_threads_draw_at_their_own_k_and_leave_the_generator_alone(tiny_ml: Gene
     assert all(torch.equal(tensor, before[key]) for key, tensor in tiny_ml.state_dict().items())
 
 
-def test_sampling_is_in_eval_mode_and_restores_the_mode_of_every_part(tiny_ml: Generator) -> None:
+def test_sampling_is_in_eval_mode_and_restores_the_mode_of_all_modules(tiny_ml: Generator) -> None:
     expected = tiny_ml.sample(4)
     tiny_ml.train()
     tiny_ml.coder.eval()
@@ -311,7 +321,7 @@ def test_sampling_is_in_eval_mode_and_restores_the_mode_of_every_part(tiny_ml: G
     assert [module.training for module in tiny_ml.modules()] == modes
 
 
-def test_a_view_shares_the_weights_but_not_the_dial(tiny_ml: Generator) -> None:
+def test_a_view_shares_the_weights_but_not_k(tiny_ml: Generator) -> None:
     view = tiny_ml.view(1)
     for mine, its in zip(tiny_ml.state_dict().values(), view.state_dict().values(), strict=True):
         assert mine.data_ptr() == its.data_ptr()
@@ -321,7 +331,7 @@ def test_a_view_shares_the_weights_but_not_the_dial(tiny_ml: Generator) -> None:
     )
 
 
-def test_copies_and_pickles_draw_the_same(tiny_ml: Generator) -> None:
+def test_copies_and_pickles_sample_the_same_images(tiny_ml: Generator) -> None:
     for other in (copy.deepcopy(tiny_ml), pickle.loads(pickle.dumps(tiny_ml))):
         assert np.array_equal(other.sample(2, k=1), tiny_ml.sample(2, k=1))
         assert other.spec == tiny_ml.spec
@@ -341,7 +351,7 @@ def test_weights_that_have_diverged_are_an_error(tiny_ml: Generator) -> None:
         tiny_ml.sample(3)
 
 
-def test_a_generator_knows_its_cell_at_its_present_k(tiny_ml: Generator) -> None:
+def test_the_spec_of_a_generator_has_its_current_k(tiny_ml: Generator) -> None:
     assert (tiny_ml.spec.name, tiny_ml.spec.k, tiny_ml.config) == ("dcgan-8.ml", (2, 2), {})
     tiny_ml.set_k([1, 3])
     assert tiny_ml.spec.k == (1, 3)

@@ -75,10 +75,10 @@ def needles(k: int):
     return project
 
 
-def test_the_original_has_as_many_parameters_as_its_authors_network() -> None:
+def test_the_number_of_parameters_is_that_of_the_original() -> None:
     net = Hourglass(PRESETS["paper"].widths)
     assert sum(parameter.numel() for parameter in net.parameters()) == 2_217_831
-    assert list(net.buffers()) == []  # nothing that a step back could forget
+    assert list(net.buffers()) == []  # no state besides the parameters
 
 
 @pytest.mark.parametrize("k", [None, 2])
@@ -125,7 +125,7 @@ def test_any_widths_make_an_image_of_the_size_of_z(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", [NeedleProjection, GlobalProjection])
 def test_deeper_stages_and_skips_read_the_projected_code(kind: type) -> None:
-    """What the projection drops has no influence on the image: its gradient is zero."""
+    """Entries that the projection zeroes do not influence the image: their gradient is zero."""
     torch.manual_seed(0)
     net = Hourglass(TINY, lambda level, channels: kind(2), inputs=3)
     seen = []
@@ -140,12 +140,14 @@ def test_deeper_stages_and_skips_read_the_projected_code(kind: type) -> None:
 @pytest.mark.parametrize(
     ("down", "up", "skip", "padding", "message"),
     [
-        ((4, 4), (4,), (1, 1), "zeros", "2, 1 and 2 scales"),
-        ((), (), (), "zeros", "0, 0 and 0 scales"),
-        ((4, 0), (4, 4), (1, 1), "zeros", "counted from 1"),
+        ((4, 4), (4,), (1, 1), "zeros", "2, 1 and 2 numbers"),
+        ((), (), (), "zeros", "0, 0 and 0 numbers"),
+        ((4, 0), (4, 4), (1, 1), "zeros", "channels must be at least 1"),
         ((4,), (4,), (1,), "mirror", "got 'mirror'"),
     ],
 )
-def test_widths_that_make_no_network_are_refused(down, up, skip, padding: str, message: str) -> None:
+def test_invalid_widths_are_refused(
+    down: tuple[int, ...], up: tuple[int, ...], skip: tuple[int, ...], padding: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Widths(down, up, skip, padding)

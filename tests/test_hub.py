@@ -1,4 +1,4 @@
-"""Pushing to the Hub and pulling from it, against the stand-in of hub.py.
+"""Uploads to the Hub and downloads from it, with the fake server of hub.py.
 
 In processes of their own, since the Hub's client reads its environment when it is imported; a test starts as
 few of them as it can.
@@ -105,7 +105,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pushed(hub: Hub, checkpoint: Path) -> str:
-    """What push_to_hub returned for me/mine, of which v1 has another k."""
+    """The results of push_to_hub for me/mine, whose branch v1 has another k."""
     return python(hub.url, checkpoint.parent / "pusher", "-c", PUSH, checkpoint).strip()
 
 
@@ -116,7 +116,7 @@ class Pulled(NamedTuple):
 
 @pytest.fixture(scope="module")
 def pulled(hub: Hub, checkpoint: Path, pushed: str) -> Pulled:
-    """What from_pretrained says to good and bad models, all in one process with a cache that was empty."""
+    """The results of from_pretrained for valid and invalid models, in one process with an empty cache."""
     files = {name: (checkpoint / name).read_bytes() for name in (CONFIG, WEIGHTS)}
     hub.add("me/gated", files, gated=True)
     hub.add("me/pickle", {"pytorch_model.bin": b"\x80\x04."})
@@ -154,13 +154,13 @@ def python(url: str, home: Path, *arguments: object, **more: str) -> str:
 
 
 def sparsegen(url: str, home: Path, *commands: list[object], **more: str) -> list[Done]:
-    """Runs commands of the command line, one after the other, in one process."""
+    """Runs several commands of the command line in one process."""
     given = json.dumps([[str(part) for part in command] for command in commands])
     return [Done(*json.loads(line)) for line in python(url, home, "-c", COMMANDS, given, **more).splitlines()]
 
 
 def assert_refused(done: Done, *says: str) -> None:
-    """The last line says why; the Hub's client may have warned of its retries above it."""
+    """Returns the last line, the reason; the Hub's client may print warnings of its retries before it."""
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
@@ -169,7 +169,7 @@ def assert_refused(done: Done, *says: str) -> None:
         assert text in last
 
 
-def test_a_pushed_generator_comes_back_with_its_pixels_and_its_config(
+def test_a_pushed_generator_is_opened_with_the_same_pixels_and_config(
     hub: Hub, checkpoint: Path, pushed: str, pulled: Pulled
 ) -> None:
     assert pushed == f"{hub.url}/me/mine"
@@ -182,7 +182,7 @@ def test_a_pushed_generator_comes_back_with_its_pixels_and_its_config(
     assert pulled.answers["me/mine"]["config"] == original.config
 
 
-def test_a_push_is_one_commit_and_its_card_says_what_the_model_is(hub: Hub, pushed: str) -> None:
+def test_a_push_is_one_commit_with_a_model_card(hub: Hub, pushed: str) -> None:
     repo = hub.repos["me/mine"]
     assert len(repo.commits) == 3  # that of its creation, one a push
     main, v1 = (repo.commits[repo.branches[branch]] for branch in ("main", "v1"))
@@ -194,7 +194,7 @@ def test_a_push_is_one_commit_and_its_card_says_what_the_model_is(hub: Hub, push
     assert card.text.strip().startswith("# dcgan-8.ml")
 
 
-def test_the_command_pushes_a_bundle_whole_and_nothing_else(hub: Hub, checkpoint: Path) -> None:
+def test_the_command_pushes_all_files_of_a_model_and_no_others(hub: Hub, checkpoint: Path) -> None:
     folder = from_pretrained(checkpoint).save_pretrained(checkpoint.parent / "bundle", torch.float16)
     bundle(folder)
     for stray in ("notes.txt", "state.safetensors", "run.json", "weights.bin"):
@@ -214,7 +214,7 @@ def test_the_command_pushes_a_bundle_whole_and_nothing_else(hub: Hub, checkpoint
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_be_had_is_refused_in_a_sentence(pulled: Pulled, name: str) -> None:
+def test_an_unavailable_model_is_refused_in_one_sentence(pulled: Pulled, name: str) -> None:
     kind, says = REFUSALS[name]
     answer = pulled.answers[name]
     assert answer["error"] == kind
@@ -222,13 +222,13 @@ def test_what_cannot_be_had_is_refused_in_a_sentence(pulled: Pulled, name: str) 
     assert answer["seconds"] < 5
 
 
-def test_a_pickle_and_what_sparsegen_does_not_read_are_not_even_asked_for(hub: Hub, pulled: Pulled) -> None:
+def test_pickles_and_unknown_files_are_not_downloaded(hub: Hub, pulled: Pulled) -> None:
     assert not hub.asked("pytorch_model.bin")
     assert not hub.asked("model-00001") and not hub.asked("tokens.json")
     assert hub.asked(f"GET /me/mine/resolve/{hub.repos['me/mine'].branches['main']}/{WEIGHTS}")
 
 
-def test_an_interrupted_download_leaves_nothing_half_written_and_the_next_call_succeeds(
+def test_an_interrupted_download_leaves_no_partial_file_and_the_next_call_succeeds(
     hub: Hub, checkpoint: Path, pulled: Pulled
 ) -> None:
     hub.add("me/cut", {name: (checkpoint / name).read_bytes() for name in (CONFIG, WEIGHTS)})

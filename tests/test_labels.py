@@ -17,13 +17,13 @@ from sparsegen.zoo.spec import ModelSpec
         (["x"], [], [0, 1, 2, 3]),
     ],
 )
-def test_a_class_keeps_its_place_by_its_name(names: list[str], known: list[str], order: list[int]) -> None:
+def test_a_class_keeps_its_weights_by_its_name(names: list[str], known: list[str], order: list[int]) -> None:
     assert class_permutation(names, known, 4) == order
 
 
 @pytest.mark.parametrize("row", [row for row in ARCHITECTURES if ARCHITECTURES[row].classes])
 @pytest.mark.parametrize("atoms", [8, 10, 20])  # also as many as there are classes
-def test_a_renumbered_network_calls_each_class_by_its_new_number(row: str, atoms: int) -> None:
+def test_a_renumbered_network_has_each_class_at_its_new_number(row: str, atoms: int) -> None:
     torch.manual_seed(0)
     spec = ModelSpec.of(row, "ml", atoms)
     generator, discriminator = spec.generator().eval(), spec.auxiliary_networks()["discriminator"].eval()

@@ -1,4 +1,4 @@
-"""The loop: which network learns when, on what draw, at which rate; and the average beside it."""
+"""The training loop: the networks, batches and learning rates of each phase, and the running average."""
 
 import math
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def trained(name: str, steps: int, recipe: Recipe | None = None) -> tuple[Networ
 
 
 @pytest.mark.parametrize("architecture", RECIPES)
-def test_a_phase_gives_gradients_to_all_of_its_network_and_to_no_other(architecture: str) -> None:
+def test_a_phase_gives_gradients_only_to_its_network(architecture: str) -> None:
     networks, loop = trained(f"{architecture}-8.l1", 1)
     learned = []
 
@@ -51,7 +51,7 @@ def test_a_phase_gives_gradients_to_all_of_its_network_and_to_no_other(architect
 
 
 @pytest.mark.parametrize("architecture", RECIPES)
-def test_the_generator_makes_each_batch_once_and_learns_from_the_last_one(architecture: str) -> None:
+def test_each_batch_is_generated_once_and_the_generator_learns_from_the_last_one(architecture: str) -> None:
     networks, loop = trained(f"{architecture}-8.ml", 3)
     sizes, learned_from = [], []
 
@@ -72,7 +72,7 @@ def test_the_generator_makes_each_batch_once_and_learns_from_the_last_one(archit
 
 
 def naive_wgan_gp(steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """WGAN-GP as in its paper's algorithm 1, with the draws of the loop: the generator gets no new noise."""
+    """WGAN-GP as in its paper's algorithm 1, except that the generator gets no new noise, as in the loop."""
     networks = Networks(ModelSpec.parse("wgan_gp-8.baseline"), RECIPES["wgan_gp"], seed=0)
     generator, critic = networks.generator.train(), networks.auxiliary_networks["discriminator"].train()
     adams = [
@@ -101,7 +101,7 @@ def naive_wgan_gp(steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return generator.state_dict(), critic.state_dict()
 
 
-def test_wgan_gp_takes_the_steps_of_its_papers_algorithm_with_the_fakes_of_the_last() -> None:
+def test_wgan_gp_takes_the_steps_of_its_papers_algorithm_with_the_fakes_of_the_last_update() -> None:
     networks, loop = trained("wgan_gp-8.baseline", 3)
     for _ in loop:
         pass
@@ -116,7 +116,7 @@ def test_wgan_gp_takes_the_steps_of_its_papers_algorithm_with_the_fakes_of_the_l
             torch.testing.assert_close(value, wanted[key], rtol=1e-3, atol=2e-5)
 
 
-def test_the_average_is_of_weights_and_statistics_and_copies_what_has_no_average() -> None:
+def test_the_average_is_of_weights_and_statistics_and_other_buffers_are_copied() -> None:
     networks = Networks(ModelSpec.parse("biggan-8.ml"), RECIPES["biggan"], seed=0)
     before = deepcopy(networks.averaged.state_dict())
     with torch.no_grad():
@@ -182,7 +182,7 @@ TABLE = {  # betas, updates of the discriminator, batch size, steps: architectur
 
 
 @pytest.mark.parametrize("architecture", RECIPES)
-def test_recipes_are_those_of_the_table(architecture: str) -> None:
+def test_recipes_have_the_values_of_the_table(architecture: str) -> None:
     betas, updates, batch_size, steps = TABLE[architecture]
     recipe = RECIPES[architecture]
     assert (recipe.batch_size, recipe.steps) == (batch_size, steps)
@@ -194,13 +194,13 @@ def test_recipes_are_those_of_the_table(architecture: str) -> None:
         assert (group["lr"], group["betas"], group["weight_decay"]) == (2e-4, betas, decay)
 
 
-def test_the_recipes_that_fall_are_those_of_their_papers() -> None:
+def test_the_recipes_with_decaying_rates_are_those_of_their_papers() -> None:
     falling = {name: recipe.rate for name, recipe in RECIPES.items() if recipe.rate(0.75) != 1}
     linear = dict.fromkeys(("wgan_gp", "sngan", "wgan_gp_resnet", "sngan_resnet"), linear_decay)
     assert falling == {**linear, "ssgan": half_then_linear}
 
 
-def test_batches_of_a_step_are_as_many_as_the_discriminators_updates_and_none_is_left_out() -> None:
+def test_a_step_uses_one_batch_per_update_of_the_discriminator_and_skips_none() -> None:
     asked = []
     data = batches()
     at = data.at

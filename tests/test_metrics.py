@@ -1,4 +1,4 @@
-"""The numbers against what is known of them without our code: closed forms, and torch-fidelity."""
+"""The metrics against closed forms and torch-fidelity."""
 
 import time
 
@@ -27,7 +27,7 @@ def test_statistics_are_those_of_numpy_in_float64():
     assert statistics.count == 9000
 
 
-def test_gaussians_of_equal_covariance_are_as_far_apart_as_their_means():
+def test_the_distance_of_gaussians_of_equal_covariance_is_that_of_their_means():
     spread = random_rotation(4, seed=1) * [3.0, 2.0, 1.0, 0.5]
     covariance = spread @ spread.T
     distance = frechet_distance(gaussian([1, 2, 3, 4], covariance), gaussian([1, 2, 0, 8], covariance))
@@ -59,7 +59,7 @@ def test_a_distance_is_symmetric_and_zero_to_itself_for_singular_covariances_too
     assert frechet_distance(a, a) < 1e-10
 
 
-def test_rotating_and_shifting_both_leaves_their_distance():
+def test_rotating_and_shifting_both_does_not_change_the_distance():
     draws = np.random.default_rng(4)
     a, b = draws.normal(size=(50, 30)), draws.normal(1, 2, size=(60, 30))
     turn = random_rotation(30, seed=5)
@@ -67,7 +67,7 @@ def test_rotating_and_shifting_both_leaves_their_distance():
     assert moved == pytest.approx(frechet_distance(Statistics.of(a), Statistics.of(b)), rel=1e-10)
 
 
-def test_images_all_alike_still_have_a_distance():
+def test_identical_images_have_a_distance():
     real = Statistics.of(np.random.default_rng(6).normal(size=(300, 8)))
     alike = Statistics.of(np.ones((5, 8)))
     expected = ((real.mean - 1) ** 2).sum() + np.trace(real.covariance)
@@ -95,12 +95,12 @@ class Images(Dataset):
 
 
 @pytest.mark.parametrize("count", [60, 400], ids=["fewer images than dimensions", "more"])
-def test_torch_fidelity_finds_the_same_distance_between_the_same_images(count):
+def test_torch_fidelity_computes_the_same_distance(count):
     import torch_fidelity
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
     class Pooled(FeatureExtractorBase):
-        """The means of 4 x 4 blocks: 192 dimensions of a 32 x 32 image."""
+        """Returns the means of 4 x 4 blocks: 192 dimensions of a 32 x 32 image."""
 
         feature_extractor_internal_dtype = torch.float32
 

@@ -26,7 +26,7 @@ def naive_nearest(queries: np.ndarray, references: np.ndarray, count: int) -> tu
 
 
 def naive_coverage(points: np.ndarray, centers: np.ndarray, k: int) -> float:
-    """Equations 1 and 2 of Kynkäänniemi et al. (2019), as they stand."""
+    """Equations 1 and 2 of Kynkäänniemi et al. (2019), without optimization."""
     radii = [
         sorted(np.linalg.norm(center.astype(float) - other) for j, other in enumerate(centers) if j != i)[
             k - 1
@@ -43,7 +43,7 @@ def naive_coverage(points: np.ndarray, centers: np.ndarray, k: int) -> float:
 
 
 @pytest.mark.parametrize("part", [1, 150, 2**25])
-def test_the_nearest_are_those_of_a_loop_however_the_rows_are_split(
+def test_the_nearest_equal_those_of_a_loop_for_any_block_size(
     part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbors, "PART", part)
@@ -66,7 +66,7 @@ def test_a_copy_is_nearest_to_its_original() -> None:
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("part", [170, 2**25])
 @pytest.mark.parametrize("shift", [0, 0.5, 2])
-def test_precision_and_recall_are_those_of_their_definition(
+def test_precision_and_recall_agree_with_their_definition(
     k: int, part: int, shift: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbors, "PART", part)
@@ -78,7 +78,7 @@ def test_precision_and_recall_are_those_of_their_definition(
         assert 0 < recall < 1 and 0 < precision < 1
 
 
-def test_torch_fidelity_finds_the_same_precision_and_recall() -> None:
+def test_torch_fidelity_computes_the_same_precision_and_recall() -> None:
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     real, generated = clouds(300, 16, shift=0.3)
@@ -114,7 +114,7 @@ def test_progress_counts_the_rows_of_both() -> None:
     assert told == [20, 35]
 
 
-def test_ten_thousand_features_take_no_more_than_a_part_at_a_time() -> None:
+def test_the_distances_of_ten_thousand_features_are_computed_in_parts() -> None:
     parts = [len(part) for part in neighbors._squared_distances(*clouds(10_000, 2), None)]
     assert max(parts) * 10_000 <= neighbors.PART and sum(parts) == 10_000
 
@@ -122,12 +122,14 @@ def test_ten_thousand_features_take_no_more_than_a_part_at_a_time() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_fewer_images_than_neighbors_are_refused(count: int) -> None:
     real, generated = clouds(count, 4)
-    with pytest.raises(ValueError, match=f"at least 4 real and 4 generated images; got {count}: use more"):
+    with pytest.raises(
+        ValueError, match=f"at least 4 real and 4 generated images are needed; got {count}: use more"
+    ):
         coverage(generated, real)
 
 
 @pytest.mark.parametrize("count", [0, 6])
-def test_more_neighbors_than_there_are_references_are_refused(count: int) -> None:
+def test_more_neighbors_than_references_are_refused(count: int) -> None:
     real, generated = clouds(5, 4)
     with pytest.raises(ValueError, match=f"from 1 to 5; got {count}"):
         nearest(generated, real, count)

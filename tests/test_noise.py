@@ -10,7 +10,7 @@ from sparsegen.zoo import noise
 
 @given(seed=st.integers(0, 2**64 - 1), first=st.integers(0, 10_000), count=st.integers(1, 8))
 @settings(max_examples=50, deadline=None)
-def test_a_row_depends_on_its_seed_and_index_alone(seed: int, first: int, count: int) -> None:
+def test_a_row_depends_only_on_its_seed_and_index(seed: int, first: int, count: int) -> None:
     rows = noise.z(count, 16, seed, first)
     alone = [noise.z(1, 16, seed, first + index)[0] for index in range(count)]
     assert np.array_equal(rows, alone)
@@ -23,14 +23,14 @@ def test_a_row_depends_on_its_seed_and_index_alone(seed: int, first: int, count:
     classes=st.integers(1, 1000),
 )
 @settings(max_examples=50, deadline=None)
-def test_a_label_depends_on_its_seed_and_index_alone(seed: int, first: int, count: int, classes: int) -> None:
+def test_a_label_depends_only_on_its_seed_and_index(seed: int, first: int, count: int, classes: int) -> None:
     drawn = noise.labels(count, classes, seed, first=first)
     alone = [noise.labels(1, classes, seed, first=first + index)[0] for index in range(count)]
     assert drawn.dtype == np.int64 and drawn.tolist() == alone
     assert 0 <= drawn.min() and drawn.max() < classes
 
 
-def test_labels_are_drawn_uniformly_and_apart_from_the_noise() -> None:
+def test_labels_are_drawn_uniformly_and_independently_of_the_noise() -> None:
     drawn = noise.labels(5_000, 10)
     assert stats.chisquare(np.bincount(drawn, minlength=10)).pvalue > 1e-3
     pairs = np.bincount(drawn[:-1] * 10 + drawn[1:], minlength=100)
@@ -46,7 +46,7 @@ def test_the_labels_of_seed_0_never_change() -> None:
 
 
 @pytest.mark.parametrize("given", [3, [3, 3], (3, 3), np.array([3, 3]), np.int64(3)])
-def test_labels_that_are_given_are_taken(given: object) -> None:
+def test_given_labels_are_used(given: object) -> None:
     assert noise.labels(2, 10, 0, given).tolist() == [3, 3]
 
 
@@ -97,7 +97,7 @@ def test_a_grid_shows_every_image_once() -> None:
     assert [int((sheet[..., 0] == value).sum()) for value in range(5)] == [16] * 5
 
 
-def test_a_class_is_called_by_its_name_and_by_its_number_where_it_has_none() -> None:
+def test_a_class_without_a_name_is_called_by_its_number() -> None:
     assert noise.titles(2, ("cat", "dog")) == ["cat", "dog"]
     assert noise.titles(2, ()) == ["0", "1"]
     assert noise.titles(0, ()) == []
@@ -111,7 +111,7 @@ def test_a_class_is_called_by_its_name_and_by_its_number_where_it_has_none() -> 
         noise.labels(1, 0, given="dog")
 
 
-def test_where_the_data_had_fewer_classes_than_the_networks_no_other_is_drawn_or_taken() -> None:
+def test_classes_that_the_data_did_not_have_are_neither_drawn_nor_accepted() -> None:
     names = ("red", "green", "blue")
     assert set(noise.labels(200, 10, names=names).tolist()) == {0, 1, 2}
     assert noise.labels(2, 10, given=["blue", 0], names=names).tolist() == [2, 0]

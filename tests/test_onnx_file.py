@@ -1,4 +1,4 @@
-"""The exported file against torch, against the definition in numpy, and as a stranger's tools see it."""
+"""The exported file, compared with torch and with the definition in numpy, and read by standard tools."""
 
 import json
 import sys
@@ -41,7 +41,7 @@ class Exported:
 def saved(regularizer: str, folder: Path, dtype: torch.dtype = torch.float16) -> Generator:
     torch.manual_seed(0)
     generator = warmed(create_model("dcgan", regularizer, width=8))
-    generator.stages[0].conv.weight.data *= 40  # images of all colors, where the initial ones are gray
+    generator.stages[0].conv.weight.data *= 40  # images of all colors; the initial ones are gray
     generator.stages[0].conv.bias.data = torch.randn(3) / 4
     generator.save_pretrained(folder, dtype)
     return from_pretrained(folder)
@@ -82,7 +82,7 @@ def settings(generator: Generator) -> list[list[int]]:
 
 
 def keep_largest(code: np.ndarray, k: int, unit: str) -> np.ndarray:
-    """The definition: in every unit the k largest magnitudes, the lowest index first among equals."""
+    """The definition: keeps the k largest magnitudes of every unit, among equals those of the lowest index."""
     rows = code.reshape(len(code), -1) if unit == "code" else np.moveaxis(code, 1, -1)
     kept = np.argsort(-np.abs(rows), axis=-1, kind="stable")[..., :k]
     result = np.zeros_like(rows)
@@ -90,10 +90,10 @@ def keep_largest(code: np.ndarray, k: int, unit: str) -> np.ndarray:
     return result.reshape(code.shape) if unit == "code" else np.moveaxis(result, -1, 1)
 
 
-def alone(function: onnx.FunctionProto) -> onnxruntime.InferenceSession:
-    """A session of this function, cut out of an exported file."""
+def open_function(function: onnx.FunctionProto) -> onnxruntime.InferenceSession:
+    """Opens a model that consists of this function only."""
     text = f"""<ir_version: 10, opset_import: ["" : 20, "{DOMAIN}" : 1]>
-        alone (float[B, C, H, W] code, int64 k) => (float[B, C, H, W] y) {{
+        only (float[B, C, H, W] code, int64 k) => (float[B, C, H, W] y) {{
             y = {DOMAIN}.{function.name} (code, k)
         }}"""
     model = onnx.parser.parse_model(text)
@@ -150,7 +150,7 @@ def test_the_initializers_are_the_state_dict_and_nothing_else(exported: Exported
         assert np.array_equal(onnx.numpy_helper.to_array(tensor), stored[tensor.name].numpy())
 
 
-def test_a_bundle_is_two_small_graphs_that_read_the_checkpoint_beside_them(exported: Exported) -> None:
+def test_a_bundle_is_two_small_graphs_that_read_the_checkpoint_in_their_folder(exported: Exported) -> None:
     for name in ("generator.onnx", "synthesis.onnx"):
         file = exported.folder / name
         assert file.stat().st_size < 20_000
@@ -174,7 +174,7 @@ def test_both_files_give_the_same_bits_from_any_working_directory(
         assert mine.tobytes() == other.tobytes()
 
 
-def test_the_proof_says_what_was_compared(exported: Exported) -> None:
+def test_the_parity_report_says_what_was_compared(exported: Exported) -> None:
     for parity in exported.parities:
         assert parity.path.is_file()
         assert 0 < parity.max_difference <= 1e-5
@@ -195,7 +195,7 @@ def test_the_metadata_say_what_the_model_is(exported: Exported) -> None:
         ]
 
 
-def test_the_files_name_no_path_of_this_machine(exported: Exported) -> None:
+def test_the_files_contain_no_path_of_this_machine(exported: Exported) -> None:
     for path in (exported.file, *exported.folder.glob("*.onnx")):
         content = path.read_bytes()
         model = onnx.load_from_string(content)
@@ -207,7 +207,7 @@ def test_the_files_name_no_path_of_this_machine(exported: Exported) -> None:
 
 def test_exactly_k_are_kept_under_ties_as_the_definition_says(exported: Exported) -> None:
     for function in onnx.load(exported.file).functions:
-        session, unit = alone(function), exported.generator.k_ranges[0].unit
+        session, unit = open_function(function), exported.generator.k_ranges[0].unit
         random = np.random.default_rng(0)
         ties = random.integers(-2, 3, (3, 8, 5, 4)).astype(np.float32)
         infinite = np.where(np.arange(8)[:, None, None] == 5, np.float32(np.inf), ties)
@@ -324,13 +324,13 @@ def test_the_labels_of_a_conditional_generator_are_an_input_as_long_as_the_batch
 
 
 def test_a_generator_of_fewer_classes_than_its_architecture_is_exported(tmp_path: Path) -> None:
-    """It was trained on a few, and refuses the others."""
+    """It was trained on some of the classes, and rejects the others."""
     generator = warmed(create_model("cgan", "ml", width=8))
     generator.config = {"class_names": ["ant", "bee"]}
     assert export_onnx(generator, tmp_path / "m.onnx").samples > 0
 
 
-def test_other_weights_beside_the_graph_are_found_by_the_proof(tmp_path: Path) -> None:
+def test_other_weights_in_the_folder_of_the_graph_are_detected(tmp_path: Path) -> None:
     generator = saved("baseline", tmp_path)
     saved("baseline", tmp_path, torch.bfloat16)
     with pytest.raises(RuntimeError, match="differ by"):
@@ -341,13 +341,13 @@ def test_other_weights_beside_the_graph_are_found_by_the_proof(tmp_path: Path) -
         export_onnx(generator, tmp_path / "generator.onnx", embed=False)
 
 
-def test_a_file_that_cannot_be_is_refused_before_any_work(
+def test_a_file_that_cannot_be_written_is_rejected_before_any_work(
     ml: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_file, "trace", None)
     (tmp_path / "file").touch()
     (tmp_path / "generator.safetensors").write_bytes(b"garbage!" * 4)
-    with pytest.raises(ValueError, match="ends in .onnx"):
+    with pytest.raises(ValueError, match="end in .onnx"):
         export_onnx(ml, tmp_path / "m.pt")
     with pytest.raises(OSError, match="not a folder"):
         export_onnx(ml, tmp_path / "file" / "m.onnx")
@@ -360,7 +360,7 @@ def test_a_file_that_cannot_be_is_refused_before_any_work(
 
 
 class TestASelectionThatDiffersFromTorch:
-    """Γ of one needle with the magnitudes 3, 2, 2 + 1e-7 apart, 1, of which two are kept."""
+    """One needle with the magnitudes 3, 2 + 2e-7, 2 and 1, of which two are kept."""
 
     code = torch.tensor([3.0, 2.0000002, -2.0, 1.0]).view(1, 4, 1, 1)
     projection = NeedleProjection(2)
@@ -368,10 +368,10 @@ class TestASelectionThatDiffersFromTorch:
     def compare(self, *values: float) -> tuple[int, int]:
         return compare_selection(self.projection, self.code, torch.tensor(values).view(1, 4, 1, 1), 1)
 
-    def test_is_no_swap_where_only_rounding_differs(self) -> None:
+    def test_is_not_a_swap_if_only_rounding_differs(self) -> None:
         assert self.compare(3.0000002, 2.0, 0, 0) == (1, 0)
 
-    def test_is_a_swap_where_the_magnitudes_are_equal_up_to_rounding(self) -> None:
+    def test_is_a_swap_if_the_magnitudes_are_equal_up_to_rounding(self) -> None:
         assert self.compare(3, 0, -2, 0) == (1, 1)
 
     @pytest.mark.parametrize(

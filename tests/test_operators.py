@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from sparsegen.restoration.operators import Blur, Downsample, Mask
+from sparsegen.restoration.operators import Blur, Downsample, Mask, Operator
+from sparsegen.restoration.restore import make_operator
+from sparsegen.restoration.settings import Task
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -49,7 +53,7 @@ def test_a_kernel_of_the_largest_numbers_is_normalized_too() -> None:
         assert torch.allclose(kernel, torch.full((3, 3), 1 / 9))
 
 
-def test_a_mask_keeps_what_is_known() -> None:
+def test_a_mask_keeps_the_known_pixels() -> None:
     known = np.zeros((6, 7), bool)
     known[2:4, 1:5] = True
     image = picture(6, 7)
@@ -57,7 +61,7 @@ def test_a_mask_keeps_what_is_known() -> None:
 
 
 @pytest.mark.parametrize("operator", [Downsample(2), Blur.gaussian(0.6), Mask(np.eye(6, dtype=bool))])
-def test_gradients_are_those_of_finite_differences(operator) -> None:
+def test_gradients_are_those_of_finite_differences(operator: Operator) -> None:
     image = picture(6, 6, 1).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: operator(x).double(), image, atol=1e-4)
 
@@ -71,7 +75,7 @@ def test_gradients_are_those_of_finite_differences(operator) -> None:
         (lambda: Mask(np.eye(4, dtype=bool))(picture(4, 5)), "mask has 4 x 4 pixels and the image 5 x 4"),
         (lambda: Downsample(3), "factor must be 2 or 4; got 3"),
         (lambda: Blur(np.ones(3)), r"a matrix \(h, w\); got \(3,\)"),
-        (lambda: Blur(np.ones((4, 3))), "odd sides, .* got 3 x 4"),
+        (lambda: Blur(np.ones((4, 3))), "odd sides; got 3 x 4"),
         (lambda: Blur(np.zeros((3, 3))), "above 0"),
         (lambda: Blur(np.full((3, 3), np.nan)), "finite"),
         (lambda: Blur.gaussian(0), "above 0 and up to 10 pixels; got 0"),
@@ -82,6 +86,19 @@ def test_gradients_are_those_of_finite_differences(operator) -> None:
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, message: str) -> None:
+def test_invalid_arguments_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Task(kind="inpaint"), "inpaint needs the known pixels that check_damage returns; got None"),
+        (Task(kind="deblur", kernel="gaussian:1"), "deblur needs the kernel that check_damage returns"),
+        (Task(kind="upscale"), "factor must be 2 or 4"),
+    ],
+)
+def test_an_operator_of_an_unchecked_task_is_refused(task: Task, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_operator(task, None)

@@ -17,7 +17,7 @@ def test_needle_density_is_the_share_of_non_zeros_at_each_position(tiny_ml: Gene
     assert found.max() <= 2 / 8 + 1e-6  # k = 2 of 8
 
 
-def test_needle_density_of_a_conditional_generator_is_that_of_the_images_it_samples(
+def test_needle_density_of_a_conditional_generator_is_that_of_its_samples(
     tiny_conditional: Generator,
 ) -> None:
     found = plots.needle_density(tiny_conditional, 70, seed=3)
@@ -32,7 +32,7 @@ def test_needle_density_of_a_conditional_generator_is_that_of_the_images_it_samp
     assert "8 atoms of 3 × 3 × 3" in titles[0] and "8 atoms of 5 × 5 × 3" in titles[1]
 
 
-def test_an_atom_has_a_contrast_of_its_own_around_mid_gray() -> None:
+def test_each_atom_is_scaled_separately_around_mid_gray() -> None:
     atoms = np.zeros((3, 3, 1, 2), np.float32)
     atoms[0, :, 0, 0], atoms[1, 0, 0, 1] = 0.01, -7
     pictures = atom_pictures(atoms)
@@ -41,7 +41,7 @@ def test_an_atom_has_a_contrast_of_its_own_around_mid_gray() -> None:
     assert (pictures[2] == 128).all()
 
 
-def test_samples_of_several_generators_are_a_row_each_with_the_classes_one_after_the_other(
+def test_samples_have_one_row_per_generator_with_the_classes_in_order(
     tiny_ml: Generator, tiny_conditional: Generator
 ) -> None:
     figure = plots.samples({"one": tiny_ml, "two": tiny_conditional}, count=12, seed=5)
@@ -51,6 +51,6 @@ def test_samples_of_several_generators_are_a_row_each_with_the_classes_one_after
     assert np.array_equal(shown[1], grid(tiny_conditional.sample(12, seed=5, labels=classes), 12))
 
 
-def test_many_density_maps_wrap(tiny_ml: Generator) -> None:
+def test_many_density_maps_are_arranged_in_rows(tiny_ml: Generator) -> None:
     figure = plots.density({f"model {index}": tiny_ml for index in range(7)}, 2)
     assert [len(axes.images) for axes in figure.axes[:10]] == [1] * 7 + [0] * 3

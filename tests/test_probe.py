@@ -1,4 +1,4 @@
-"""The linear classifier: its minimum by the gradient in float64, and what it finds."""
+"""The linear classifier: its gradient at the minimum in float64, and its accuracy."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from sparsegen.training.probe import Probe, fit_probe
 
 
 def blobs(count: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Three classes around corners of different scales, and a feature that never changes."""
+    """Three classes around corners of different scales, and a constant feature."""
     draws = np.random.default_rng(seed)
     labels = draws.integers(3, size=count)
     centers = np.array([[0, 0, 0, 5], [9, 0, 0, 5], [0, 900, 0, 5]])
@@ -16,7 +16,7 @@ def blobs(count: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 
 def gradient(probe: Probe, features: np.ndarray, labels: np.ndarray, l2: float) -> tuple[np.ndarray, ...]:
-    """Of mean cross entropy + l2 / 2 |weight|², written down in float64."""
+    """Returns the gradient of mean cross-entropy + l2 / 2 |weight|² in float64."""
     x = features.astype(np.float64)
     deviation = x.std(axis=0, ddof=1)
     x = (x - x.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
@@ -33,23 +33,23 @@ def test_the_objective_is_at_its_minimum(l2: float) -> None:
     probe = fit_probe(features, labels, l2)
     for slope in gradient(probe, features, labels, l2):
         assert np.abs(slope).max() < 5e-4
-    assert probe.weight.abs().max() > 0.1  # not the start, where the slope is no minimum's
+    assert probe.weight.abs().max() > 0.1  # the start is not a minimum
 
 
-def test_classes_that_lie_apart_are_found_whatever_the_scale_of_features() -> None:
+def test_separate_classes_are_found_at_any_scale_of_the_features() -> None:
     probe = fit_probe(*blobs(300, spread=0.5))
     features, labels = blobs(200, spread=0.5, seed=1)
     assert (probe(features) == labels).all()
 
 
-def test_a_class_is_found_no_more_often_than_features_allow() -> None:
+def test_features_without_information_give_chance_accuracy() -> None:
     draws = np.random.default_rng(0)
     probe = fit_probe(draws.normal(size=(2000, 5)).astype(np.float32), draws.integers(4, size=2000))
     found = probe(draws.normal(size=(2000, 5)).astype(np.float32))
     assert (found == draws.integers(4, size=2000)).mean() == pytest.approx(0.25, abs=0.04)
 
 
-def test_two_fits_are_the_same_and_a_class_without_images_is_never_found() -> None:
+def test_fits_are_deterministic_and_a_class_without_images_is_never_found() -> None:
     features, labels = blobs(200, spread=5)
     labels = np.where(labels == 2, 7, labels)
     one, two = fit_probe(features, labels), fit_probe(features, labels)
@@ -62,7 +62,7 @@ def test_two_fits_are_the_same_and_a_class_without_images_is_never_found() -> No
     [
         (np.zeros(6, int), "two classes.* and 0"),
         (np.arange(5), r"shape \(5,\)"),
-        (np.array([0, 1, 2, 0, 1, -1]), "labels are integers"),
+        (np.array([0, 1, 2, 0, 1, -1]), "labels must be integers"),
     ],
 )
 def test_labels_of_one_class_or_another_shape_are_refused(labels: np.ndarray, says: str) -> None:

@@ -1,4 +1,4 @@
-"""The projected recipe: frozen features, their mixing, the heads over them, and what the two networks learn by."""
+"""The projected recipe: frozen features, their mixing, the heads over them, and the losses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,13 +51,13 @@ def heads(features: FrozenFeatures, classes: int = 10) -> ProjectedDiscriminator
     return ProjectedDiscriminator(features, 32, classes, width=8)
 
 
-def test_maps_have_the_channels_and_strides_that_are_stated(features: FrozenFeatures) -> None:
+def test_maps_have_the_stated_channels_and_strides(features: FrozenFeatures) -> None:
     maps = features.maps(images(2, 64))
     assert [x.shape[1] for x in maps] == list(features.channels)
     assert [x.shape[2] for x in maps] == [round(64 / stride) for stride in features.strides]
 
 
-def test_efficientnets_last_map_is_the_one_that_its_package_computes() -> None:
+def test_the_last_map_of_efficientnet_equals_that_of_its_package() -> None:
     features = open_frozen("efficientnet-lite0")
     network, x = features.network, images(2)
     found = network._swish(network._bn1(network._conv_head(features.maps(x)[-1])))
@@ -65,7 +65,7 @@ def test_efficientnets_last_map_is_the_one_that_its_package_computes() -> None:
     torch.testing.assert_close(found, network.extract_features((pixels - 127) / 128))
 
 
-def test_the_frozen_network_learns_nothing_and_is_not_saved_with_the_heads(features: FrozenFeatures) -> None:
+def test_the_frozen_network_is_neither_trained_nor_saved(features: FrozenFeatures) -> None:
     discriminator, x = heads(features), images().requires_grad_()
     frozen = {key: value.clone() for key, value in features.network.state_dict().items()}
     assert not any(parameter.requires_grad for parameter in features.network.parameters())
@@ -77,7 +77,7 @@ def test_the_frozen_network_learns_nothing_and_is_not_saved_with_the_heads(featu
     assert not any(key.startswith("mixing") for key, _ in discriminator.named_parameters())
 
 
-def test_the_heads_bring_the_frozen_network_along_to_another_device() -> None:
+def test_the_frozen_network_moves_to_another_device_with_the_heads() -> None:
     features = open_frozen("cifar10-classifier")
     discriminator = heads(features).to("meta")
     assert {parameter.device.type for parameter in features.network.parameters()} == {"meta"}
@@ -128,7 +128,7 @@ class Constant(torch.nn.Module):
         return [mean[:, None, None, None].expand(-1, 1, 2, 2), 2 * mean[:, None, None, None]]
 
 
-def test_the_losses_are_the_hinge_and_the_negative_score_added_up_over_scales() -> None:
+def test_the_losses_are_the_sums_of_hinge_and_negative_score_over_scales() -> None:
     generator = ModelSpec.parse("dcgan-8.baseline").generator()
     networks = {"generator": generator, "discriminator": Constant(), "projected": Constant()}
     batch = Batch(networks, images(), None, torch.randn(4, generator.z_dim), torch.Generator())
@@ -142,7 +142,7 @@ def test_the_losses_are_the_hinge_and_the_negative_score_added_up_over_scales() 
 
 
 @pytest.mark.parametrize("architecture", RECIPES)
-def test_every_architecture_trains_with_heads_beside_its_own_discriminator(
+def test_every_architecture_trains_with_its_discriminator_and_the_heads(
     architecture: str, tmp_path: Path
 ) -> None:
     model = f"{architecture}-8.l1.projected"
@@ -176,7 +176,7 @@ def test_every_architecture_trains_with_heads_beside_its_own_discriminator(
     assert from_pretrained(tmp_path / "run" / "checkpoints" / "00000002").spec.name == model
 
 
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     for _ in start(tmp_path / "unbroken", 4, save_every=2, **PROJECTED):
         pass
     for progress in start(tmp_path / "broken", 4, save_every=2, **PROJECTED):
@@ -198,7 +198,7 @@ def test_another_recipe_or_feature_network_is_another_run(tmp_path: Path) -> Non
         start(tmp_path / "run", 4, resume=True, **PROJECTED | {"model": "biggan-8.ml", "features": None})
 
 
-def test_fine_tuning_takes_the_heads_along_with_the_same_features_only(tmp_path: Path) -> None:
+def test_fine_tuning_keeps_the_heads_only_with_the_same_features(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 2, save_every=2, **PROJECTED):
         pass
     source = tmp_path / "run" / "checkpoints" / "00000002"
@@ -230,7 +230,7 @@ def test_the_heads_are_published_with_the_model_in_half_precision(tmp_path: Path
     assert (folder / AUXILIARY["discriminator"]).is_file()
 
 
-def test_the_features_are_chosen_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_features_are_selected_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec.parse("biggan-8.ml.projected")
     found = find_frozen(spec, "auto")
     assert list(found) == ["cifar10-classifier", "efficientnet-lite0"]
@@ -270,7 +270,9 @@ def test_a_run_opens_each_frozen_network_once(monkeypatch: pytest.MonkeyPatch, t
     assert sorted(opened) == ["cifar10-classifier", "efficientnet-lite0"]
 
 
-def test_what_is_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_weights_and_packages_are_reported_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with pytest.raises(FileNotFoundError, match="install sparsegen again, or train them with"):
         open_classifier(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="use images of at least 16 pixels"):
@@ -291,7 +293,7 @@ def test_weaker_colors_change_less() -> None:
     assert change(0) < 1e-6 < change(0.5) < change(1)
 
 
-def test_the_classifier_starts_with_white_patches() -> None:
+def test_the_first_layer_of_the_classifier_whitens_patches() -> None:
     network = Classifier()
     pixels = (images(256) * 50 + 127).byte()
     classifier._start(network, pixels, torch.Generator().manual_seed(0))
@@ -308,7 +310,7 @@ def train(data: Images, recipe: classifier.Recipe) -> tuple[list[classifier.Epoc
             return found, end.value
 
 
-def test_the_classifier_learns_and_repeats_itself() -> None:
+def test_the_training_of_the_classifier_is_deterministic() -> None:
     torch.manual_seed(1)
     noise = pictures(64)
     told_apart = noise.pixels // 4 + (noise.labels * 18)[:, None, None, None].byte()  # by their brightness
@@ -320,7 +322,13 @@ def test_the_classifier_learns_and_repeats_itself() -> None:
     assert_equal(network.state_dict(), again.state_dict())
 
 
+def test_the_classifier_refuses_images_without_labels() -> None:
+    data = Images(torch.zeros(16, 3, 32, 32, dtype=torch.uint8), None, "photos", "0", unlabeled="one folder")
+    with pytest.raises(ValueError, match=r"photos has no labels \(one folder\): give data with labels"):
+        train(data, classifier.Recipe(epochs=1, batch_size=8))
+
+
 @pytest.mark.cifar10
-def test_the_published_classifier_knows_the_test_images(cifar10: Path) -> None:
+def test_the_published_classifier_has_its_accuracy_on_the_test_images(cifar10: Path) -> None:
     test = open_images(cifar10, "test", limit=2000)
     assert classifier.accuracy(open_classifier(), test) == pytest.approx(0.899, abs=0.015)  # of all 10,000

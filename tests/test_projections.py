@@ -1,4 +1,4 @@
-"""The projections against a definition by loops, in every form, dtype and layout, and `sparsify`."""
+"""The projections against a definition by loops, in every implementation, dtype and layout; and `sparsify`."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ def codes(least_dims: int = 2) -> st.SearchStrategy[np.ndarray]:
 
 
 def by_definition(code: np.ndarray, k: int, whole: bool) -> np.ndarray:
-    """Sorts the entries of every needle or code by (-|value|, index) and keeps the first k."""
+    """Sorts the entries of each needle or code by (-|value|, index) and keeps the first k."""
     kept = np.zeros_like(code)
     samples, atoms, *pixels = code.shape
     for sample in range(samples):
@@ -59,7 +59,7 @@ def by_definition(code: np.ndarray, k: int, whole: bool) -> np.ndarray:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Also tells 0 from -0, and takes NaN as equal to itself."""
+    """Compares bits: 0 differs from -0, and NaN equals itself."""
     integer = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
     return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
 
@@ -77,7 +77,7 @@ def layouts(code: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("whole", [False, True], ids=["needle", "global"])
 @quick
 @given(code=codes(), data=st.data())
-def test_every_form_keeps_what_the_definition_keeps(
+def test_every_implementation_agrees_with_the_definition(
     form: str, whole: bool, code: np.ndarray, data: st.DataObject
 ) -> None:
     k = data.draw(st.integers(1, int(np.prod(code.shape[1:])) if whole else code.shape[1]))
@@ -121,7 +121,7 @@ SHAPES = [(n, pixels) for n in (1, 2, 5, 16, 33, 48, 49, 96, 97, 130, 300) for p
 
 @pytest.mark.parametrize(("n", "pixels"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_kernel_keeps_what_a_stable_sort_keeps(n, pixels, dtype) -> None:
+def test_every_kernel_agrees_with_a_stable_sort(n, pixels, dtype) -> None:
     """Lines and planes of each kernel, at the borders between them; with ties, zeros, infinities and NaN."""
     generator = torch.Generator().manual_seed(n * pixels)
     code = torch.randn(5, n, pixels, generator=generator).relu()
@@ -139,7 +139,7 @@ def test_every_kernel_keeps_what_a_stable_sort_keeps(n, pixels, dtype) -> None:
 
 
 @pytest.mark.parametrize("n", [24, 200])
-def test_threads_share_the_work_and_change_nothing(n) -> None:
+def test_the_result_does_not_depend_on_the_number_of_threads(n) -> None:
     kernels = pytest.importorskip("sparsegen.zoo.kernels")
     code = torch.randint(-50, 51, (7, n, 2**20 // n)).float()  # with ties
     for part in (code, code.movedim(1, -1).flatten(0, 1).contiguous()):
@@ -153,7 +153,7 @@ def test_threads_share_the_work_and_change_nothing(n) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_the_threads_are_made_anew_after_a_fork() -> None:
+def test_the_threads_are_created_again_after_a_fork() -> None:
     program = """
 import os, torch
 from sparsegen.zoo.projections import NeedleProjection
@@ -171,7 +171,7 @@ assert same and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "dim"), [((3, 7, 5), -1), ((3, 7, 5), 2), ((2, 4, 5, 6), 3), ((4, 9), -1)])
-def test_a_needle_may_lie_along_any_dim_but_the_first(shape, dim, dtype) -> None:
+def test_a_needle_may_be_any_dim_except_the_first(shape, dim, dtype) -> None:
     code = torch.randn(shape).to(dtype).requires_grad_()
     projected = NeedleProjection(2, dim=dim)(code)
     expected = NeedleProjection(2)(code.movedim(dim, 1)).movedim(1, dim)
@@ -183,7 +183,7 @@ def test_a_needle_may_lie_along_any_dim_but_the_first(shape, dim, dtype) -> None
 
 def test_a_bad_dim_is_refused() -> None:
     for dim, error in [(0, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError)]:
-        with pytest.raises(error, match=f"dim is the dim of a needle, .*; got {dim!r}"):
+        with pytest.raises(error, match=f"dim, the dim of a needle, must .*; got {dim!r}"):
             NeedleProjection(1, dim=dim)
     for dim in (3, -3):
         with pytest.raises(ValueError, match=rf"1 to 2 or -2 to -1 for a code of \(2, 3, 4\); got {dim}"):
@@ -218,7 +218,7 @@ def test_a_projection_is_idempotent_and_at_its_limit_the_identity(kind, code, da
 @pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_the_output_keeps_the_memory_format_and_the_input_is_left_alone(kind, dtype, memory_format) -> None:
+def test_the_output_keeps_the_memory_format_and_the_input_does_not_change(kind, dtype, memory_format) -> None:
     code = torch.randn(2, 6, 5, 4).to(dtype).contiguous(memory_format=memory_format)
     before = code.clone()
     assert kind(3)(code).is_contiguous(memory_format=memory_format)
@@ -227,7 +227,7 @@ def test_the_output_keeps_the_memory_format_and_the_input_is_left_alone(kind, dt
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
-def test_the_dial_turns_between_calls_and_is_no_state(kind: type[Projection]) -> None:
+def test_k_can_be_set_between_calls_and_is_not_in_the_state_dict(kind: type[Projection]) -> None:
     code, project = torch.randn(2, 8, 3, 3), kind(1)
     for k in (5, 2, np.int64(8)):
         project.k = k
@@ -245,7 +245,7 @@ def test_the_dial_turns_between_calls_and_is_no_state(kind: type[Projection]) ->
 )
 def test_a_bad_k_is_refused_with_its_value_meaning_and_range(kind, k, error) -> None:
     project = kind(2)
-    message = rf"k is the entries kept in each {project.unit}, an integer from 1 to .*C.*; got {k!r}$"
+    message = rf"k, the entries kept in each {project.unit}, must be an integer from 1 to .*C.*; got {k!r}$"
     with pytest.raises(error, match=message):
         kind(k)
     with pytest.raises(error, match=message):
@@ -262,13 +262,13 @@ def test_a_k_above_the_code_is_refused_at_the_forward(kind: type[Projection], li
 
 
 @pytest.mark.parametrize("code", [torch.randn(5), torch.arange(12).view(2, 6)])
-def test_what_is_no_code_is_refused(code: Tensor) -> None:
-    with pytest.raises(TypeError, match="a code is a floating tensor"):
+def test_a_tensor_that_is_not_a_code_is_refused(code: Tensor) -> None:
+    with pytest.raises(TypeError, match="a code must be a floating-point tensor"):
         NeedleProjection(1)(code)
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
-def test_the_gradient_is_that_of_the_selection_at_kept_zeros_too(kind: type[Projection]) -> None:
+def test_the_gradient_is_that_of_the_selection_including_kept_zeros(kind: type[Projection]) -> None:
     code = torch.zeros(2, 6, 3, 3, requires_grad=True)
     gradient = torch.autograd.grad(kind(2)(code).sum(), code)[0]
     budget = 2 * 9 if kind is NeedleProjection else 2
@@ -277,7 +277,7 @@ def test_the_gradient_is_that_of_the_selection_at_kept_zeros_too(kind: type[Proj
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_dropped_entries_have_no_gradient_even_from_one_that_is_not_finite(dtype: torch.dtype) -> None:
+def test_dropped_entries_have_no_gradient_even_if_the_incoming_one_is_not_finite(dtype: torch.dtype) -> None:
     code = torch.randn(2, 6, 3, 3).to(dtype, memory_format=torch.channels_last).requires_grad_()
     projected = NeedleProjection(2)(code)
     infinite = torch.full((2, 6, 3, 3), math.inf, dtype=dtype)
@@ -301,7 +301,7 @@ def test_gradients_agree_with_finite_differences_twice(kind: type[Projection]) -
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_vmap_and_grad_of_torch_func_see_through_it(kind: type[Projection], dtype: torch.dtype) -> None:
+def test_vmap_and_grad_of_torch_func_work(kind: type[Projection], dtype: torch.dtype) -> None:
     project, batches = kind(3), torch.randint(-3, 4, (4, 2, 6, 3, 3)).to(dtype)
     expected = torch.stack([project(batch) for batch in batches])
     for dim in (0, 2):
@@ -328,14 +328,14 @@ def test_forward_mode_derivatives_are_those_of_the_selection(
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
-def test_autocast_leaves_the_dtype_alone(kind: type[Projection]) -> None:
+def test_autocast_does_not_change_the_dtype(kind: type[Projection]) -> None:
     code = torch.randn(2, 6, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(kind(2)(code), kind(2)(code).float())
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
-def test_torch_compile_needs_no_graph_break_and_follows_the_dial(kind: type[Projection]) -> None:
+def test_torch_compile_needs_no_graph_break_and_follows_k(kind: type[Projection]) -> None:
     project = kind(2)
     code = torch.randn(2, 8, 4, 4, requires_grad=True)
     with warnings.catch_warnings():
@@ -383,9 +383,7 @@ def test_a_traced_network_can_be_saved_and_takes_any_batch_size(kind: type[Proje
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("dynamo", [False, True])
-def test_either_of_torchs_onnx_exporters_takes_a_network_with_a_projection(
-    kind: type[Projection], dynamo: bool
-) -> None:
+def test_both_onnx_exporters_of_torch_export_a_projection(kind: type[Projection], dynamo: bool) -> None:
     network, images, file = small_network(kind), torch.randn(2, 3, 12, 12), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -395,7 +393,7 @@ def test_either_of_torchs_onnx_exporters_takes_a_network_with_a_projection(
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
-def test_torch_fx_takes_it_as_a_leaf_whose_dial_goes_on_turning(kind: type[Projection]) -> None:
+def test_torch_fx_traces_a_projection_as_a_leaf_whose_k_can_be_set(kind: type[Projection]) -> None:
     network, images = small_network(kind), torch.randn(2, 3, 12, 12)
     traced = torch.fx.symbolic_trace(network)
     for k in (3, 1):
@@ -418,13 +416,13 @@ def test_an_exported_program_has_only_aten_operators_and_any_batch_size(kind: ty
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_the_custom_operator_keeps_its_promises_to_torch(whole: bool) -> None:
+def test_the_custom_operator_passes_the_checks_of_torch(whole: bool) -> None:
     code = torch.randn(3, 6, 4, 5)
     for layout in layouts(code).values():
         torch.library.opcheck(projections._project, (layout, 3, whole), raise_exception=True)
 
 
-def test_without_numba_the_same_code_comes_out(tmp_path) -> None:
+def test_the_result_without_numba_is_the_same(tmp_path) -> None:
     code = torch.randint(-3, 4, (2, 8, 5, 5)).float()
     torch.save((code, NeedleProjection(3)(code), GlobalProjection(21)(code)), tmp_path / "expected.pt")
     program = f"""
@@ -443,7 +441,7 @@ for layout in (code, code.contiguous(memory_format=torch.channels_last), code.mT
 
 
 def test_projecting_does_not_import_the_compiler_of_torch() -> None:
-    """It takes seconds, and an operator of ours would import it with its first call."""
+    """The import takes seconds, and the first call of a custom operator would cause it."""
     program = """
 import sys, torch
 from sparsegen.zoo.projections import GlobalProjection, NeedleProjection
@@ -467,7 +465,7 @@ def network() -> nn.Sequential:
 
 
 class TestSparsify:
-    def test_projects_the_named_layers_and_leaves_the_state_dict_alone(self) -> None:
+    def test_projects_the_named_layers_and_does_not_change_the_state_dict(self) -> None:
         net, image = network()[:3], torch.randn(2, 3, 8, 8)
         before, keys = net(image), list(net.state_dict())
         handle = sparsify(net, {"1": NeedleProjection(2), "2.0": GlobalProjection(5)})
@@ -483,7 +481,7 @@ class TestSparsify:
         handle.remove()
         assert torch.equal(net(image), before)
 
-    def test_is_undone_by_leaving_its_context(self) -> None:
+    def test_is_removed_at_the_end_of_its_context(self) -> None:
         net, image = network()[:3], torch.randn(1, 3, 8, 8)
         before = net(image)
         with pytest.raises(KeyError), sparsify(net, {"1": NeedleProjection(1)}) as handle:
@@ -491,7 +489,7 @@ class TestSparsify:
             handle["2"]
         assert torch.equal(net(image), before)
 
-    def test_reaches_a_network_that_was_compiled_and_called_before(self) -> None:
+    def test_applies_to_a_network_that_was_compiled_and_called_before(self) -> None:
         net, image = network()[:3], torch.randn(2, 3, 8, 8)
         compiled = torch.compile(net, backend="eager")
         before = compiled(image)
@@ -501,7 +499,7 @@ class TestSparsify:
             assert (compiled(image) != 0).flatten(1).sum(1).tolist() == [6, 6]
         assert torch.equal(compiled(image), before)
 
-    def test_survives_a_deep_copy_which_has_a_dial_of_its_own(self) -> None:
+    def test_a_deep_copy_has_its_own_k(self) -> None:
         net, image = network()[:3], torch.randn(1, 3, 8, 8)
         handle = sparsify(net, {"2": GlobalProjection(4)})
         twin = copy.deepcopy(net)
@@ -516,23 +514,23 @@ class TestSparsify:
             (
                 {"1": NeedleProjection(1), "2.7": NeedleProjection(1)},
                 ValueError,
-                "no layer '2.7'; near names: .*2.0",
+                "no layer '2.7'; similar names: .*2.0",
             ),
             (
                 {"1": NeedleProjection(1), "2.0": 5},
                 TypeError,
-                "layer '2.0' takes a Needle- or Global.*; got 5",
+                "layer '2.0' needs a NeedleProjection or Global.*; got 5",
             ),
             (["1"], TypeError, "mapping from layer names, .*; got \\['1'\\]"),
         ],
     )
-    def test_checks_everything_before_it_puts_anything_on(self, layers, error, message) -> None:
+    def test_checks_all_layers_before_it_adds_any_projection(self, layers, error, message) -> None:
         net = network()
         with pytest.raises(error, match=message):
             sparsify(net, layers)
         assert not any(layer._forward_hooks for layer in net.modules())
 
-    def test_says_which_layer_does_not_return_a_tensor(self) -> None:
+    def test_names_the_layer_that_does_not_return_a_tensor(self) -> None:
         net = network()[3:]
         with sparsify(net, {"3": NeedleProjection(1)}):
             with pytest.raises(TypeError, match="layer '3', a LSTM, returned a tuple"):

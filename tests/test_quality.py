@@ -1,4 +1,4 @@
-"""Class accuracy, precision and recall, memorization, of images whose features one can compute by hand."""
+"""Class accuracy, precision and recall, memorization, of images with simple features."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ NETWORK = FeatureNetwork("fd-mean", 3, lambda x: x.float().mean((2, 3)) / 255)
 
 
 def colored(labels: Sequence[int], seed: int) -> np.ndarray:
-    """Images of the color of their class, each of another shade."""
+    """Returns images of the color of their class, each of another shade."""
     shades = np.random.default_rng(seed).normal(0, 12, (len(labels), 1, 1, 3))
     return (
         np.broadcast_to(COLORS[labels][:, None, None] + shades, (len(labels), 8, 8, 3))
@@ -51,7 +51,7 @@ def real() -> Reference:
     return Reference(NETWORK, images(300, seed=0), images(100, seed=1))
 
 
-def test_the_share_of_samples_of_the_class_that_was_asked_for(real: Reference) -> None:
+def test_class_accuracy_is_the_share_of_samples_of_the_requested_class(real: Reference) -> None:
     asked = [0, 1, 2, 0] * 10
     made = [0, 1, 2, 1] * 10  # each fourth shows another class
     quality, remarks = measure_quality(samples(colored(made, seed=2), asked), real)
@@ -60,7 +60,7 @@ def test_the_share_of_samples_of_the_class_that_was_asked_for(real: Reference) -
     assert quality.measured_by == "fd-mean" and not remarks
 
 
-def test_classes_are_matched_by_name_where_both_have_names(real: Reference) -> None:
+def test_classes_are_matched_by_name_if_both_have_names(real: Reference) -> None:
     made, asked = [0, 1, 2] * 10, [1, 2, 0] * 10
     renamed = samples(colored(made, seed=2), asked, names=("blue", "red", "green"))
     assert measure_quality(renamed, real)[0].class_accuracy == 1
@@ -83,17 +83,17 @@ def test_classes_beyond_those_of_the_data_are_named(
     quality, remarks = measure_quality(samples(colored([0, 1, 2] * 10, 2), labels, names), real)
     assert quality.class_accuracy is None and quality.precision > 0.5
     assert remarks == [
-        f"class accuracy is not measured: colors 0 has no images of {lacking}, of which there are images to measure"
+        f"class accuracy is not measured: colors 0 has no images of {lacking}, which the samples include"
     ]
 
 
-def test_an_unconditional_model_has_no_class_accuracy_and_nobody_expects_it(real: Reference) -> None:
+def test_an_unconditional_model_has_no_class_accuracy_and_no_remark(real: Reference) -> None:
     quality, remarks = measure_quality(samples(colored([0, 1, 2] * 10, seed=2)), real)
     assert quality.class_accuracy is None and quality.class_accuracy_real == 1 and not remarks
 
 
 @pytest.mark.parametrize("labeled", [True, False])
-def test_data_without_labels_of_two_classes_are_named_as_the_cause(labeled: bool) -> None:
+def test_data_without_labels_of_two_classes_are_named_in_a_remark(labeled: bool) -> None:
     train = images(300, seed=0, labeled=False)
     if labeled:
         train = replace(train, labels=torch.ones(300, dtype=torch.int64))
@@ -132,7 +132,7 @@ def test_precision_and_recall_compare_equal_counts(real: Reference) -> None:
     assert len(many) == len(few) == 60 and np.array_equal(few, made.features["fd-mean"])
 
 
-def test_memorized_is_the_share_that_is_nearer_than_test_images_are(real: Reference) -> None:
+def test_memorized_is_the_share_of_samples_nearer_than_test_images(real: Reference) -> None:
     copies = real.train.numpy()[:20]
     fresh = colored([0, 1, 2] * 27, seed=5)
     far = np.zeros_like(copies)
@@ -149,7 +149,7 @@ def test_memorized_is_the_share_that_is_nearer_than_test_images_are(real: Refere
     assert share(real.test.numpy()) == pytest.approx(0.05, abs=0.011)
 
 
-def test_without_test_images_only_that_is_missing_which_needs_them() -> None:
+def test_without_test_images_only_the_measures_that_need_them_are_missing() -> None:
     quality, remarks = measure_quality(
         samples(colored([0, 1, 2] * 10, 2), [0, 1, 2] * 10), Reference(NETWORK, images(300, 0))
     )
@@ -161,7 +161,7 @@ def test_without_test_images_only_that_is_missing_which_needs_them() -> None:
 
 
 @pytest.mark.parametrize(("made", "known"), [(3, 300), (40, 3)])
-def test_too_few_images_for_their_neighbors_are_refused(made: int, known: int) -> None:
+def test_too_few_images_are_refused(made: int, known: int) -> None:
     with pytest.raises(ValueError, match="at least 4 real and 4 generated images; got 3"):
         measure_quality(samples(colored([0] * made, 2)), Reference(NETWORK, images(known, 0)))
 

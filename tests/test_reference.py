@@ -1,4 +1,4 @@
-"""Real images as a feature network sees them: computed once, kept, and computed again where the cache is damaged."""
+"""Features of real images: computed once, cached, and computed again if the cache is damaged."""
 
 import logging
 
@@ -25,11 +25,11 @@ def count_calls(features: FeatureNetwork) -> tuple[FeatureNetwork, list[int]]:
 
 def test_reference_statistics_are_computed_once_and_then_read(real, features, tmp_path):
     counting, sizes = count_calls(features)
-    told = []
+    reported = []
     first = reference_statistics(
-        real, "cifar10-train.a1b2", counting, tmp_path / "new", lambda *done: told.append(done)
+        real, "cifar10-train.a1b2", counting, tmp_path / "new", lambda *done: reported.append(done)
     )
-    assert told == [(500, 700), (700, 700)] and sum(sizes) == 700
+    assert reported == [(500, 700), (700, 700)] and sum(sizes) == 700
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "fd-quarters-cifar10-train.a1b2-700-features.safetensors",
         "fd-quarters-cifar10-train.a1b2-700.safetensors",
@@ -43,7 +43,7 @@ def test_reference_statistics_are_computed_once_and_then_read(real, features, tm
         assert statistics.count == 700
 
 
-def test_other_images_metrics_weights_and_counts_have_files_of_their_own(real, features, tmp_path):
+def test_other_images_metrics_weights_and_counts_have_their_own_files(real, features, tmp_path):
     other = FeatureNetwork("fd-other", 12, features.network)
     newer = FeatureNetwork("fd-other", 12, features.network, version="a1b2")
     for images, called, network in [
@@ -71,7 +71,7 @@ def test_a_damaged_cache_file_is_computed_again_with_a_warning(damage, real, fea
     assert not caplog.records
 
 
-def test_what_is_of_an_older_format_is_computed_again(real, features, tmp_path, monkeypatch):
+def test_a_file_of_an_older_format_is_computed_again(real, features, tmp_path, monkeypatch):
     counting, sizes = count_calls(features)
     for version in ("0", "1", "1"):
         monkeypatch.setattr(reference, "FORMAT", version)
@@ -79,7 +79,7 @@ def test_what_is_of_an_older_format_is_computed_again(real, features, tmp_path, 
     assert sum(sizes) == 2 * 700
 
 
-def test_a_write_that_fails_leaves_nothing_behind_and_the_numbers_still_come(
+def test_a_failed_write_leaves_no_file_and_returns_the_statistics(
     real, features, tmp_path, caplog, monkeypatch
 ):
     def full(*_, **__):
@@ -92,21 +92,21 @@ def test_a_write_that_fails_leaves_nothing_behind_and_the_numbers_still_come(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_folder_the_cache_of_the_user_keeps_the_statistics(real, features, tmp_path, monkeypatch):
+def test_the_default_folder_is_the_cache_of_the_user(real, features, tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSEGEN_CACHE", str(tmp_path))
     reference_statistics(real, "a", features)
     assert (tmp_path / "reference" / "fd-quarters-a-700.safetensors").is_file()
 
 
 @pytest.mark.parametrize("fingerprint", ["", "../a", "a/b", "a b", "a" * 101])
-def test_a_fingerprint_that_is_no_file_name_is_refused(fingerprint, real, features, tmp_path):
+def test_an_invalid_fingerprint_is_refused(fingerprint, real, features, tmp_path):
     counting, sizes = count_calls(features)
     with pytest.raises(ValueError, match="1 to 100 letters"):
         reference_statistics(real, fingerprint, counting, tmp_path)
     assert not sizes
 
 
-def test_one_image_is_no_reference(real, features, tmp_path):
+def test_a_single_image_is_refused(real, features, tmp_path):
     with pytest.raises(ValueError, match="at least 2 images"):
         reference_statistics(real[:1], "a", features, tmp_path)
 
@@ -117,9 +117,7 @@ def images_of(pixels: np.ndarray, labels: list[int] | None = None) -> Images:
     return Images(planes, labels, "pictures", fingerprint(planes, labels))
 
 
-def test_a_reference_measures_each_image_once_however_often_it_is_opened(
-    real, features, tmp_path, monkeypatch
-):
+def test_a_reference_computes_the_feature_of_each_image_once(real, features, tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSEGEN_CACHE", str(tmp_path))
     counting, sizes = count_calls(features)
     train, test = images_of(real[:600], [row % 3 for row in range(600)]), images_of(real[600:])
@@ -135,7 +133,8 @@ def test_a_reference_measures_each_image_once_however_often_it_is_opened(
     assert np.array_equal(first.test_distances, second.test_distances)
 
 
-def test_a_reference_without_labels_or_test_images_has_neither_probe_nor_distances(real, features):
+def test_a_reference_needs_labels_for_a_probe_and_test_images_for_distances(real, features):
     assert Reference(features, images_of(real)).probe is None
     assert Reference(features, images_of(real, [4] * 700)).probe is None
-    assert Reference(features, images_of(real)).test_distances is None
+    with pytest.raises(ValueError, match="pictures has no test images: give test images"):
+        _ = Reference(features, images_of(real)).test_distances

@@ -1,4 +1,4 @@
-"""The commands that restore pictures, as a person meets them."""
+"""The commands that restore pictures: their output, files and errors."""
 # ruff: noqa: F811, since pytest finds an imported fixture by the name of an argument
 
 import csv
@@ -46,13 +46,13 @@ def save(path: Path, values: np.ndarray) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine these few iterations may take long enough for a line of progress."""
+    """Disables lines of progress, which these few iterations may reach on a busy machine."""
     monkeypatch.setattr(console, "LINE_EVERY", np.inf)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A noisy picture and what goes with it."""
+    """A noisy picture with masks, kernels, and broken files."""
     folder = tmp_path / "given"
     folder.mkdir()
     save(folder / "noisy.png", NOISY)
@@ -95,7 +95,7 @@ def expected(folder: Path, *others: Picture | None, **task: object) -> Picture:
         (("deblur", "--kernel", "box.png"), {"kind": "deblur", "kernel": "file"}),
     ],
 )  # fmt: skip
-def test_a_command_writes_what_python_restores(
+def test_a_command_writes_the_result_of_python(
     sparsegen: CLI,
     folder: Path,
     tmp_path: Path,
@@ -116,7 +116,7 @@ def test_a_command_writes_what_python_restores(
     assert [path.name for path in tmp_path.iterdir() if path != folder] == ["out.png"]
 
 
-def test_the_clean_picture_is_measured_against_and_changes_nothing(
+def test_the_clean_picture_is_for_measurement_and_does_not_change_the_result(
     sparsegen: CLI,
     folder: Path,
     tmp_path: Path,
@@ -136,7 +136,7 @@ def test_the_clean_picture_is_measured_against_and_changes_nothing(
     assert all(0 < float(text) < 1 for text in said[2:])
 
 
-def test_a_tiled_picture_is_that_of_run_tiled(
+def test_a_tiled_picture_is_the_result_of_run_tiled(
     sparsegen: CLI,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -152,7 +152,7 @@ def test_a_tiled_picture_is_that_of_run_tiled(
     assert len((folder / "h.csv").read_text().splitlines()) == 3
 
 
-def test_sigma_where_nothing_makes_use_of_it_is_told(
+def test_a_sigma_without_effect_gives_a_warning(
     sparsegen: CLI,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -193,7 +193,7 @@ BAD = [
     (("denoise", "nowhere.png"), "nowhere.png"),
     (("denoise", "broken.png"), "truncated or damaged"),
     (("denoise", "words.txt"), "is not an image"),
-    (("denoise", "."), "is a folder: name the pictures in it"),
+    (("denoise", "."), "is a folder: give the pictures in it"),
     (("denoise",), "IN"),
     (("denoise", "noisy.png", "--sigma", -1), "0 to 255; got -1"),
     (("denoise", "noisy.png", "--sigma", "nan"), "got nan"),
@@ -213,11 +213,11 @@ BAD = [
     (("denoise", "noisy.png", "--clean", "."), "the clean picture must be a picture file"),
     (("denoise", "noisy.png", "--history", "out/h.txt"), "the history is a .csv file"),
     (("denoise", "noisy.png", "--history", "out/out.png"), "two results"),
-    (("denoise", "noisy.png", "clean.png", "--clean", "clean.png"), "belongs to one picture; got 2"),
-    (("denoise", "noisy.png", "--out", "noisy.png"), "is read, and would be overwritten"),
-    (("denoise", "noisy.png", "--out", "noisy.png", "--overwrite"), "is read, and would be overwritten"),
-    (("denoise", "noisy.png", "--out", "."), "is read, and would be overwritten"),
-    (("denoise", "noisy.png", "--clean", "clean.png", "--out", "clean.png"), "is read"),
+    (("denoise", "noisy.png", "clean.png", "--clean", "clean.png"), "allowed for one picture only; got 2"),
+    (("denoise", "noisy.png", "--out", "noisy.png"), "is an input and would be overwritten"),
+    (("denoise", "noisy.png", "--out", "noisy.png", "--overwrite"), "is an input and would be overwritten"),
+    (("denoise", "noisy.png", "--out", "."), "is an input and would be overwritten"),
+    (("denoise", "noisy.png", "--clean", "clean.png", "--out", "clean.png"), "is an input"),
     (("denoise", "noisy.png", "--out", "clean.png"), "exists already: give another output path"),
     (("denoise", "noisy.png", "--out", "out/x.gif"), "ends in none of .png"),
     (("denoise", "noisy.png", "--out", "/proc/nowhere/x.png"), "/proc"),
@@ -238,7 +238,7 @@ BAD = [
     (("deblur", "noisy.png"), "--kernel"),
     (("deblur", "noisy.png", "--kernel", "gauss"), "--kernel gauss: there is no such file"),
     (("deblur", "noisy.png", "--kernel", "1.6"), "a Gaussian is e.g. gaussian:1.6"),
-    (("deblur", "noisy.png", "--kernel", "negative.npy"), "negative.npy: a blur kernel holds"),
+    (("deblur", "noisy.png", "--kernel", "negative.npy"), "negative.npy: a blur kernel must hold"),
     (("deblur", "noisy.png", "--kernel", "terabytes.npy"), "terabytes.npy is not a .npy array"),
     (("deblur", "noisy.png", "--kernel", "gaussian:0"), "got 'gaussian:0'"),
     (("deblur", "noisy.png", "--kernel", "words.npy"), "words.npy"),
@@ -283,7 +283,7 @@ def test_bad_input_is_found_before_torch_is_loaded(folder: Path, arguments: tupl
     assert_refused(done, says)
 
 
-def test_a_mask_that_is_none_is_told_once_and_one_of_another_size_for_each_picture(
+def test_an_invalid_mask_is_reported_once_and_a_wrong_size_for_each_picture(
     sparsegen: CLI, folder: Path
 ) -> None:
     save(folder / "black.png", np.zeros((SIDE, SIDE)))
@@ -292,14 +292,14 @@ def test_a_mask_that_is_none_is_told_once_and_one_of_another_size_for_each_pictu
     lines = sparsegen(*command, folder / "box.png").stderr.splitlines()
     assert len(lines) == 3
     for line, name in zip(lines, ("noisy.png", "clean.png"), strict=False):
-        assert f"{name}: the mask has 21 x 19 pixels and the image 64 x 64: give one" in line
+        assert f"{name}: the mask has 21 x 19 pixels and the image 64 x 64: give a mask" in line
 
 
 @pytest.mark.parametrize(
     ("module", "option", "extra"),
     [("skimage", ("--clean", "clean.png"), "restore"), ("matplotlib", ("--history", "h.png"), "plot")],
 )
-def test_a_missing_library_is_told_before_the_work(
+def test_a_missing_library_is_reported_before_the_work(
     sparsegen: CLI,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -312,7 +312,7 @@ def test_a_missing_library_is_told_before_the_work(
     assert_refused(sparsegen("denoise", "noisy.png", "--out", "o.png", *option), f"'sparsegen[{extra}]'")
 
 
-def test_deep_pictures_and_alpha_come_back_as_they_were(
+def test_the_depth_and_alpha_of_pictures_are_kept(
     sparsegen: CLI,
     folder: Path,
 ) -> None:
@@ -324,20 +324,20 @@ def test_deep_pictures_and_alpha_come_back_as_they_were(
         "denoise", folder / "deep.png", "--out", folder / "x.png", "--preview", "--iterations", 1
     )
     assert done.returncode == 0, done.stderr
-    assert "deep.png: 16-bit: the result has 16 bits a channel" in done.stdout
+    assert "deep.png: 16-bit: the result has 16 bits per channel" in done.stdout
     restored = read_picture(folder / "x.png")
     assert restored.depth == 16
     assert np.array_equal(restored.alpha, read_picture(folder / "deep.png").alpha)
 
 
-def test_what_tiles_that_fail_leave_is_written(
+def test_the_result_is_written_if_tiles_fail(
     sparsegen: CLI, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = read_picture(folder / "clean.png")
-    outcome = restore.Restoration(picture, np.zeros(0, restore.history_kinds(1)), "", 10, 10, 1.0)
+    outcome = restore.Restoration(picture, np.zeros(0, restore.history_dtype(1)), "", 10, 10, 1.0)
 
     def fail(*_: object) -> None:
-        raise tiles.Unfinished("1 of 4 tiles failed, and are as they were: no memory", outcome)
+        raise tiles.Unfinished("1 of 4 tiles failed and are unchanged: no memory", outcome)
 
     monkeypatch.setattr(batch, "run", fail)
     done = sparsegen(
@@ -348,7 +348,7 @@ def test_what_tiles_that_fail_leave_is_written(
     assert (folder / "h.png").exists()
 
 
-def test_of_several_pictures_the_bad_are_named_and_the_others_done(
+def test_bad_pictures_are_named_and_the_others_restored(
     sparsegen: CLI,
     folder: Path,
 ) -> None:
@@ -382,7 +382,7 @@ def test_two_pictures_of_one_name_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_compare_history_and_preview_are_written_beside_the_picture(
+def test_compare_history_and_preview_are_written_to_the_folder_of_the_picture(
     sparsegen: CLI,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -419,7 +419,7 @@ def test_compare_history_and_preview_are_written_beside_the_picture(
     assert float(rows[-1]["density_1"]) == pytest.approx(0.25, abs=0.01)
 
 
-def test_the_history_is_drawn_also_where_nothing_watched(
+def test_the_history_is_plotted_also_without_a_stopping_rule(
     sparsegen: CLI,
     folder: Path,
 ) -> None:
@@ -493,8 +493,8 @@ def test_ctrl_c_writes_the_best_so_far(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     reported, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "stopped by a signal, 1 more not begun"
-    assert "out/noisy.png: stopped by a signal, the best so far; iteration" in reported
+    assert said.splitlines()[-1] == "stopped by a signal, 1 more not started"
+    assert "out/noisy.png: stopped by a signal, best result so far; iteration" in reported
     assert [path.name for path in (folder / "out").iterdir()] == ["noisy.png"]
     assert read_picture(folder / "out" / "noisy.png").pixels.shape == NOISY.shape
 
@@ -511,7 +511,7 @@ def _signalled(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     monkeypatch.setattr(results, "write_picture", write)
 
 
-def test_sigterm_is_as_ctrl_c_and_a_second_one_ends_at_once(
+def test_sigterm_acts_like_ctrl_c_and_a_second_one_ends_at_once(
     sparsegen: CLI,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -521,7 +521,7 @@ def test_sigterm_is_as_ctrl_c_and_a_second_one_ends_at_once(
         _signalled(patched, signal.SIGTERM)
         done = sparsegen(*command, folder / "once.png")
     assert done.returncode == 130
-    assert "the best so far; iteration 1 of 1, " in done.stdout
+    assert "best result so far; iteration 1 of 1, " in done.stdout
     assert read_picture(folder / "once.png").pixels.shape == NOISY.shape
     before = contents(folder)
     _signalled(monkeypatch, signal.SIGINT, signal.SIGINT)
@@ -529,13 +529,13 @@ def test_sigterm_is_as_ctrl_c_and_a_second_one_ends_at_once(
     assert contents(folder) == before
 
 
-def test_an_interrupt_is_asked_for_and_the_handlers_come_back() -> None:
+def test_an_interrupt_is_recorded_and_the_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGINT)
-    told = []
-    with stop_on_interrupt(lambda: told.append("stopping")) as interrupted:
-        assert not interrupted() and not told
+    shown = []
+    with stop_on_interrupt(lambda: shown.append("stopping")) as interrupted:
+        assert not interrupted() and not shown
         signal.raise_signal(signal.SIGINT)
-        assert interrupted() and told == ["stopping"]
+        assert interrupted() and shown == ["stopping"]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -543,7 +543,7 @@ def test_an_interrupt_is_asked_for_and_the_handlers_come_back() -> None:
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], None]:
-    """Makes a folder refuse every byte, and gives the system a temporary folder apart from it."""
+    """Returns a function that makes a folder full; the temporary folder of the system is elsewhere."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     move = os.replace
@@ -580,7 +580,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_kept_elsewhere(
     assert done.returncode == 2
     [kept] = (tmp_path / "temporary").rglob("*.png")
     previews, failed = done.stderr.splitlines()
-    assert "no further previews" in previews
+    assert "no more previews" in previews
     for text in ("No space left on device", f"the restored picture is kept in {kept}", "a.compare.png"):
         assert text in failed
     assert done.stdout.startswith(f"{kept}: ")
@@ -589,7 +589,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_kept_elsewhere(
     assert list((tmp_path / "out").iterdir()) == []
     full_disk(tmp_path)
     refused = sparsegen("denoise", folder / "noisy.png", "--iterations", 2, "--out", tmp_path / "b.png")
-    assert_refused(refused, "b.png", "nor could it be kept in the system's temporary folder")
+    assert_refused(refused, "b.png", "could not be kept in the system's temporary folder either")
 
 
 def test_a_result_that_cannot_be_encoded_is_kept_as_an_array(
@@ -605,7 +605,7 @@ def test_a_result_that_cannot_be_encoded_is_kept_as_an_array(
     assert place.is_relative_to(tmp_path / "temporary") and not (tmp_path / "a.png").exists()
 
 
-def test_a_full_disk_is_found_before_the_work(
+def test_a_full_disk_is_reported_before_the_work(
     sparsegen: CLI,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -614,7 +614,7 @@ def test_a_full_disk_is_found_before_the_work(
     monkeypatch.setattr(batch.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(batch, "restore_one", lambda *_: None)
     command = ("upscale", folder / "noisy.png", "--out", folder / "o.png", "--by", 2)
-    assert_refused(sparsegen(*command), "the disk has 0.0492 MB left, and the picture may take 0.0492 MB")
+    assert_refused(sparsegen(*command), "the disk has 0.0492 MB left, and the picture may need 0.0492 MB")
     usage.free += 1
     assert sparsegen(*command).returncode == 0
 

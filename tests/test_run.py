@@ -27,7 +27,7 @@ from sparsegen.zoo.checkpoint import from_pretrained
 COLUMNS = ["baseline", "l0_inf", "l0", "l1", "ml"]
 
 
-RECIPES = [  # several updates of the discriminator, two copies, draws of augmentations, three networks
+RECIPES = [  # several updates of the discriminator, two fakes per real image, random augmentations, three networks
     "wgan_gp-8.l1",
     "msgan-8.l0",
     "sagan-8.l0_inf",
@@ -38,7 +38,7 @@ RECIPES = [  # several updates of the discriminator, two copies, draws of augmen
 
 
 def pictures(count: int = 64, labels: int = 10) -> Images:
-    """Noise; `labels` says how many classes there are, 0 that there are no labels."""
+    """Random images with labels of `labels` classes; 0: no labels."""
     pixels = torch.randint(
         0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
@@ -91,7 +91,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def records(folder: Path) -> list[dict]:
-    """What a run logged, but its speed, which is never the same."""
+    """Returns the log of a run without its speed, which varies."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
@@ -103,7 +103,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("regularizer", COLUMNS)
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path: Path, regularizer: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, regularizer: str) -> None:
     for _ in start(tmp_path / "unbroken", 9, regularizer=regularizer):
         pass
     for progress in start(tmp_path / "broken", 9, regularizer=regularizer):
@@ -147,7 +147,7 @@ for progress in start(Path({folder!r}), 40, resume=True, save_every=3):
 """
 
 
-def test_a_run_killed_at_random_moments_ends_in_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_times_ends_with_the_same_weights(tmp_path: Path) -> None:
     for _ in start(tmp_path / "unbroken", 40, save_every=40):
         pass
     folder = tmp_path / "killed"
@@ -173,7 +173,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_weights(tmp_path: Path)
     assert_equal(state(folder), state(tmp_path / "unbroken"))
 
 
-def test_a_full_disk_while_saving_leaves_the_last_good_checkpoint(
+def test_a_full_disk_while_saving_keeps_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start(tmp_path / "run", 8)
@@ -198,7 +198,7 @@ def test_a_full_disk_while_saving_leaves_the_last_good_checkpoint(
     assert_equal(state(tmp_path / "run"), state(tmp_path / "unbroken"))
 
 
-def test_every_network_learns_and_the_published_generator_is_the_running_average(tmp_path: Path) -> None:
+def test_all_networks_are_trained_and_the_saved_generator_is_the_running_average(tmp_path: Path) -> None:
     run = start(tmp_path / "run", 3, save_every=1)
     before = {key: value.clone() for key, value in run.networks.state().items()}
     expected = {key: value.clone() for key, value in run.networks.generator.state_dict().items()}
@@ -240,7 +240,7 @@ def test_the_best_generator_is_kept(tmp_path: Path) -> None:
     ]
 
 
-def test_metrics_say_how_sparse_the_codes_are(tmp_path: Path) -> None:
+def test_metrics_include_the_density_of_the_codes(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 4):
         pass
     found = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -270,7 +270,7 @@ def test_any_checkpoint_can_be_fine_tuned_into_any_regularizer(tmp_path: Path, r
     assert str(tmp_path) not in json.dumps(told)
 
 
-def test_fine_tuning_goes_on_with_all_networks_of_the_training(tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_all_networks_of_the_run(tmp_path: Path) -> None:
     for _ in start(tmp_path / "first", 1, model="ssgan-8.ml", save_every=1):
         pass
     source = tmp_path / "first" / "checkpoints" / "00000001"
@@ -294,7 +294,7 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_file(tmp_path: Path
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_machine_without_bfloat16_says_so(
+def test_a_machine_without_bfloat16_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, there: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": there})
@@ -329,7 +329,7 @@ def test_a_checkpoint_of_another_architecture_or_width_is_refused_by_name(
     assert not (tmp_path / "second").exists()
 
 
-def test_what_is_published_of_a_conditional_run_knows_the_names_of_its_classes(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_conditional_run_has_the_names_of_its_classes(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 1, model="cgan-8.ml"):
         pass
     opened = from_pretrained(tmp_path / "run" / "checkpoints" / "00000001")
@@ -339,9 +339,7 @@ def test_what_is_published_of_a_conditional_run_knows_the_names_of_its_classes(t
 
 
 @pytest.mark.parametrize("model", ["cgan-8.ml", "biggan-8.l0"])
-def test_fine_tuning_keeps_what_was_learned_of_a_class_whatever_its_number(
-    tmp_path: Path, model: str
-) -> None:
+def test_fine_tuning_keeps_the_weights_of_a_class_under_another_number(tmp_path: Path, model: str) -> None:
     for _ in start(tmp_path / "first", 2, model=model):
         pass
     source = tmp_path / "first" / "checkpoints" / "00000002"
@@ -375,7 +373,7 @@ def discriminator(checkpoint: Path) -> torch.nn.Module:
     return network.eval()
 
 
-def test_images_whose_classes_have_no_names_leave_those_that_are_known(tmp_path: Path) -> None:
+def test_images_without_class_names_keep_the_known_names(tmp_path: Path) -> None:
     for _ in start(tmp_path / "first", 1, model="cgan-8.ml", labels=3):
         pass
     source = str(tmp_path / "first" / "checkpoints" / "00000001")
@@ -415,7 +413,7 @@ def a_generator_alone(folder: Path) -> Path:
     return (folder / "checkpoints" / "00000002").rename(folder / "published")
 
 
-def test_a_fine_tuned_run_goes_on_when_its_source_is_gone(tmp_path: Path) -> None:
+def test_a_fine_tuned_run_resumes_without_its_source(tmp_path: Path) -> None:
     source = a_generator_alone(tmp_path / "first")
     tune = {"warm_up": 5, "start_from": str(source)}
     for _ in start(tmp_path / "unbroken", 9, **tune):
@@ -433,7 +431,7 @@ def test_a_fine_tuned_run_goes_on_when_its_source_is_gone(tmp_path: Path) -> Non
     assert told["start_from"] == "dcgan-8.ml after 2 steps"
 
 
-def test_a_new_discriminator_catches_up_before_a_fine_tuned_generator_moves(tmp_path: Path) -> None:
+def test_a_new_discriminator_warms_up_before_the_generator_is_trained(tmp_path: Path) -> None:
     source = a_generator_alone(tmp_path / "first")
     with pytest.raises(ValueError, match="warms up for 3 steps and the run ends after 3, before"):
         start(tmp_path / "second", 3, start_from=str(source), warm_up=3)
@@ -466,7 +464,7 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     assert start(tmp_path / "run", 8, resume=True).step == 4
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in start(tmp_path / "run", 8):
@@ -516,7 +514,7 @@ for _ in start(folder / "broken", 6, resume=True): pass
 """
 
 
-def test_two_processes_hold_one_state_see_different_images_and_stop_and_go_on_together(
+def test_two_processes_have_one_state_and_different_images_and_stop_and_resume_together(
     tmp_path: Path,
 ) -> None:
     script = tmp_path / "two.py"
@@ -544,14 +542,14 @@ def test_the_plan_and_the_source_are_kept_as_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == wanted
 
 
-def test_a_folder_of_before_the_source_was_kept_goes_on(tmp_path: Path) -> None:
+def test_an_older_run_without_a_recorded_source_resumes(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 4):
         pass
     (tmp_path / "run" / "run.json").write_text(json.dumps(asdict(plan())))
     assert start(tmp_path / "run", 8, resume=True).step == 4
 
 
-def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
+def test_a_refused_run_writes_nothing_and_a_run_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for wrong, says in [
         ({"batch_size": 65}, "fewer than one batch of 65: use a batch size of 64 or smaller"),
@@ -580,7 +578,7 @@ def test_what_is_refused_leaves_no_trace_and_a_run_without_a_checkpoint_starts_a
     assert json.loads((folder / "run.json").read_text())["seed"] == 0
 
 
-def test_a_conditional_run_without_labels_is_told_why_there_are_none(tmp_path: Path) -> None:
+def test_a_conditional_run_without_labels_is_refused_with_the_reason(tmp_path: Path) -> None:
     images = replace(pictures(labels=0), unlabeled="stray.png lies outside a class folder")
     with pytest.raises(
         ValueError, match=r"noise has no labels \(stray.png lies outside a class folder\): give"
@@ -588,7 +586,7 @@ def test_a_conditional_run_without_labels_is_told_why_there_are_none(tmp_path: P
         open_run(tmp_path / "run", plan(model="cgan-8.ml"), images, Schedule(2), device="cpu")
 
 
-def test_a_run_is_known_by_its_data_not_by_how_they_are_spelled(tmp_path: Path) -> None:
+def test_a_run_is_identified_by_its_data_not_by_their_path(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 4):
         pass
     assert start(tmp_path / "run", 8, resume=True, data="./noise").step == 4
@@ -596,7 +594,7 @@ def test_a_run_is_known_by_its_data_not_by_how_they_are_spelled(tmp_path: Path) 
         start(tmp_path / "run", 8, resume=True, fingerprint="1")
 
 
-def test_a_half_written_line_is_passed_over_and_spoils_no_other(tmp_path: Path) -> None:
+def test_an_incomplete_line_of_the_metrics_is_skipped(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 4):
         pass
     path = tmp_path / "run" / "metrics.jsonl"
@@ -611,7 +609,7 @@ def test_a_half_written_line_is_passed_over_and_spoils_no_other(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("there", ["a checkpoint", "measurements of others", "a record of others"])
-def test_a_run_takes_no_folder_that_holds_something_else_under_its_names(there: str, tmp_path: Path) -> None:
+def test_a_folder_with_foreign_files_of_the_same_names_is_refused(there: str, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     if there == "a checkpoint":
         for _ in start(tmp_path / "run", 4):
@@ -627,14 +625,14 @@ def test_a_run_takes_no_folder_that_holds_something_else_under_its_names(there: 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_run_keeps_company_with_other_files(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "nohup.out").write_text("step 1")
     for _ in start(tmp_path, 4):
         pass
     assert start(tmp_path, 4, resume=True).step == 4 and (tmp_path / "nohup.out").exists()
 
 
-def test_a_corrupt_record_of_the_run_is_named(tmp_path: Path) -> None:
+def test_a_corrupt_run_json_is_named(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 4):
         pass
     for content in ('{"model": ', "[1]"):
@@ -665,7 +663,7 @@ def test_the_best_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("eval_every", [1000, 6])
-def test_weights_that_diverge_stop_a_run_before_it_gives_up_its_last_good_checkpoint(
+def test_diverged_weights_stop_a_run_before_it_deletes_its_last_finite_checkpoint(
     tmp_path: Path, eval_every: int
 ) -> None:
     run = start(tmp_path / "run", 20, eval_every=eval_every)
@@ -697,7 +695,7 @@ def test_a_loss_that_is_not_finite_stops_a_run_at_once_and_names_the_step(
     assert start(tmp_path / "run", 8, resume=True).step == 4
 
 
-def test_a_run_that_diverges_before_its_first_checkpoint_does_not_send_anyone_to_one(tmp_path: Path) -> None:
+def test_a_run_that_diverges_before_its_first_checkpoint_does_not_refer_to_one(tmp_path: Path) -> None:
     run = start(tmp_path / "run", 20)
     with pytest.raises(FloatingPointError, match="diverged: in step 3 .*: start again, with a lower rate"):
         for step, _ in run:
@@ -713,7 +711,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_does_not_send_anyone_to
         ("cuda:4096", "no device cuda:4096"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(name: str, says: str) -> None:
+def test_a_missing_device_is_refused(name: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         find_device(name)
     assert find_device("cpu") == torch.device("cpu")

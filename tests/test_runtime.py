@@ -1,4 +1,4 @@
-"""The torch-free sampler against the torch generator, and against files that are not what they should be."""
+"""The sampler without torch, compared with the generator in torch, and its errors for broken files."""
 
 import shutil
 import subprocess
@@ -26,7 +26,7 @@ from sparsegen.zoo.spec import create_model
 def saved(regularizer: str, folder: Path) -> Path:
     torch.manual_seed(0)
     generator = warmed(create_model("dcgan", regularizer, width=8))
-    generator.stages[0].conv.weight.data *= 40  # images of all colors, where the initial ones are gray
+    generator.stages[0].conv.weight.data *= 40  # images of all colors; the initial ones are gray
     generator.stages[0].conv.bias.data = torch.randn(3) / 4
     generator.save_pretrained(folder, torch.float16)
     bundle(folder)
@@ -79,7 +79,7 @@ def test_torchs_pixels_differ_by_at_most_a_gray_level_and_rarely(
 
 @pytest.mark.parametrize("name", bundled.list_models() or [pytest.param("", marks=pytest.mark.skip)])
 def test_a_bundled_models_pixels_are_nearly_torchs(name: str) -> None:
-    """Apart from the images in which a needle keeps another entry, where two are equal up to rounding."""
+    """Except for images in which a needle keeps another entry, since two are equal up to rounding."""
     ours, theirs = open_sampler(name).sample(64), from_pretrained(name).sample(64)
     difference = np.abs(ours.astype(int) - theirs)
     swapped = difference.max((1, 2, 3)) > 1
@@ -103,7 +103,7 @@ def test_an_image_does_not_depend_on_the_batch_or_the_threads(sampler: OnnxSampl
     assert np.array_equal(sampler.sample(3, seed=1), sampler.sample(67, seed=1)[:3])
 
 
-def test_threads_draw_at_the_same_time_what_one_draws_alone(sampler: OnnxSampler) -> None:
+def test_parallel_threads_draw_the_same_images_as_one(sampler: OnnxSampler) -> None:
     asked = [(seed, k) for seed in range(4) for k in (1, 2, [3, 8])]
     alone = [sampler.sample(5, seed, k) for seed, k in asked]
     with ThreadPoolExecutor(6) as pool:
@@ -111,7 +111,7 @@ def test_threads_draw_at_the_same_time_what_one_draws_alone(sampler: OnnxSampler
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_codes_hold_k_non_zeros_and_can_be_left_out(sampler: OnnxSampler) -> None:
+def test_codes_hold_k_non_zeros_and_can_be_omitted(sampler: OnnxSampler) -> None:
     z = noise.z(3, 128)
     image, codes = sampler.run(z, k=[1, 3])
     assert image.dtype == np.float32 and image.shape == (3, 3, 32, 32) and np.abs(image).max() <= 1
@@ -213,7 +213,7 @@ def test_bad_labels_are_refused_as_the_generator_refuses_them(conditional: Path,
     assert str(ours.value) == str(theirs.value)
 
 
-def test_noise_wants_labels_where_and_only_where_a_sampler_is_conditional(
+def test_run_requires_labels_if_and_only_if_the_sampler_is_conditional(
     conditional: Path, sampler: OnnxSampler
 ) -> None:
     with pytest.raises(ValueError, match="conditional: give labels .0 airplane"):
@@ -235,10 +235,10 @@ def test_a_k_without_a_projection_is_refused(unprojected: Path) -> None:
 
 def test_noise_and_codes_of_another_shape_are_refused(sampler: OnnxSampler) -> None:
     for z in (np.zeros(128), np.zeros((2, 127)), np.zeros((0, 128))):
-        with pytest.raises(ValueError, match=r"z has the shape \(B, 128\)"):
+        with pytest.raises(ValueError, match=r"z must have the shape \(B, 128\)"):
             sampler.run(z)
     for code in (np.zeros((8, 16, 16)), np.zeros((1, 8, 16, 15)), np.zeros((0, 8, 16, 16))):
-        with pytest.raises(ValueError, match=r"Γ1 has the shape \(B, 8, 16, 16\)"):
+        with pytest.raises(ValueError, match=r"Γ1 must have the shape \(B, 8, 16, 16\)"):
             sampler.synthesize(code)
     with pytest.raises(ValueError, match="threads"):
         OnnxSampler(sampler.path, threads=0)
@@ -276,11 +276,13 @@ def test_a_model_is_opened_by_name_folder_or_file(folder: Path, monkeypatch: pyt
         open_sampler(folder / "config.json")
 
 
-def test_an_embedded_file_finds_its_synthesis_graph_beside_it(generator: Generator, tmp_path: Path) -> None:
+def test_an_embedded_file_finds_its_synthesis_graph_in_its_folder(
+    generator: Generator, tmp_path: Path
+) -> None:
     export_onnx(generator, tmp_path / "m.onnx", synthesis=True)
     image, codes = OnnxSampler(tmp_path / "m.onnx").run(noise.z(1, 128))
     assert OnnxSampler(tmp_path / "m.onnx").synthesize(codes[0]).tobytes() == image.tobytes()
-    with pytest.raises(ValueError, match="makes images of codes"):
+    with pytest.raises(ValueError, match="is a synthesis graph"):
         OnnxSampler(tmp_path / "m.synthesis.onnx")
     (tmp_path / "m.synthesis.onnx").unlink()
     with pytest.raises(FileNotFoundError, match="m.synthesis.onnx is missing"):
@@ -338,7 +340,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_is_named_with_what_is_wrong_with_it(copied: Path, case: str) -> None:
+def test_the_error_for_a_broken_file_has_its_name_and_the_reason(copied: Path, case: str) -> None:
     name, damage, error, message = BROKEN[case]
     damage(copied / name)
     with pytest.raises(error, match=message) as raised:
@@ -356,8 +358,8 @@ def test_a_folder_as_the_hub_caches_it_opens(folder: Path, tmp_path: Path) -> No
     assert open_sampler(tmp_path / "snapshot").sample(1).shape == (1, 32, 32, 3)
 
 
-def test_many_samplers_share_their_memory():
-    """By the resident memory of a process of its own; with an arena for each session it grows by a gigabyte."""
+def test_many_samplers_share_their_memory() -> None:
+    """Measures the resident memory of a new process; with one arena per session it grows by a gigabyte."""
     script = """
 import resource
 from sparsegen.export.runtime import open_sampler

@@ -1,4 +1,4 @@
-"""Parquet files, folders and Hub datasets are told apart and read."""
+"""Parquet files, folders and Hub datasets are distinguished and read."""
 
 import os
 import socket
@@ -57,7 +57,7 @@ def test_columns_are_found_by_type_as_the_hub_declares_them(tmp_path):
     np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in range(3)]))
 
 
-def test_several_image_columns_are_refused_by_name_and_none_lists_the_columns(tmp_path):
+def test_several_or_no_image_columns_are_refused_with_the_columns(tmp_path):
     two = pa.array([{"bytes": png(0), "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     with pytest.raises(ValueError, match="2 image columns, mask, img"):
         open_images(parquet(tmp_path / "two.parquet", [png(1)], mask=two))
@@ -89,7 +89,7 @@ def test_hidden_labels_are_dropped_rather_than_trained_on(tmp_path, labels, capl
     assert "not used" in caplog.text
 
 
-def test_an_empty_file_among_others_does_no_harm(tmp_path):
+def test_an_empty_file_among_others_is_ignored(tmp_path):
     parquet(tmp_path / "train-0.parquet", [])
     parquet(tmp_path / "train-1.parquet", [png(0)])
     assert len(open_images(tmp_path)) == 1
@@ -119,7 +119,7 @@ def test_an_image_beside_its_row_is_read_and_a_missing_one_skipped(tmp_path):
 # ---- folders ----
 
 
-def test_a_folder_is_read_to_any_depth_in_order_without_what_is_no_image(tmp_path):
+def test_a_folder_is_read_recursively_in_order_and_other_files_are_ignored(tmp_path):
     folder = folder_of(
         tmp_path / "set", ["a.png", "b/c/d.PNG", "b/e.png", "test_1.png", "._a.png", ".x/f.png"]
     )
@@ -135,7 +135,7 @@ def test_class_folders_give_labels_by_sorted_name(tmp_path):
     np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in (1, 2, 0)]))
 
 
-def test_class_folders_that_are_numbers_are_in_the_order_of_these(tmp_path):
+def test_class_folders_that_are_numbers_are_in_numerical_order(tmp_path):
     images = open_images(folder_of(tmp_path / "set", [f"{number}/{number}.png" for number in (1, 2, 10)]))
     assert images.classes == ("1", "2", "10") and images.labels.tolist() == [0, 2, 1]  # files go by text
     np.testing.assert_array_equal(images.numpy()[1], noise(2))  # the file of folder 10
@@ -152,13 +152,13 @@ def test_class_folders_that_are_numbers_are_in_the_order_of_these(tmp_path):
         (["cat/0.png", "dog/1.png"], ""),
     ],
 )
-def test_folders_that_are_no_classes_are_told_why(tmp_path, names, why):
+def test_folders_that_are_not_classes_are_reported_with_the_reason(tmp_path, names, why):
     folder = folder_of(tmp_path / "set", names)
     for images in (open_images(folder), open_images(folder)):  # decoded, and from the cache
         assert images.unlabeled == why and (images.labels is None) == (why != "" or names[0] == "0.png")
 
 
-def test_images_that_are_not_read_are_told(tmp_path, caplog):
+def test_images_that_are_not_read_are_reported(tmp_path, caplog):
     folder = folder_of(tmp_path / "set", ["cat/0.png", "dog/1.png"])
     (folder / "cat" / "2.heic").write_bytes(b"not read")
     assert len(open_images(folder)) == 2
@@ -169,7 +169,7 @@ def test_images_that_are_not_read_are_told(tmp_path, caplog):
     assert "the .parquet files of" in caplog.text and "its 2 image files are ignored, e.g." in caplog.text
 
 
-def test_split_folders_are_told_from_classes(tmp_path):
+def test_split_folders_are_not_classes(tmp_path):
     folder = folder_of(tmp_path / "set", ["train/cat/0.png", "train/dog/1.png", "test/cat/2.png"])
     assert open_images(folder).labels.tolist() == [0, 1]
     np.testing.assert_array_equal(open_images(folder, split="test").numpy(), noise(2)[None])
@@ -178,7 +178,7 @@ def test_split_folders_are_told_from_classes(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX file names and links")
-def test_odd_names_and_links_are_read_and_what_is_no_file_is_left_out(tmp_path):
+def test_unusual_names_and_links_are_read_and_non_files_are_ignored(tmp_path):
     folder = folder_of(tmp_path / "set [1]*", ["a [1]*?.png", "sub/b.png"])
     Path(os.fsdecode(os.fsencode(folder) + b"/c\xff.png")).write_bytes(png(2))
     Path(os.fsdecode(os.fsencode(folder) + b"/d\xff.png")).write_bytes(b"x")
@@ -190,7 +190,7 @@ def test_odd_names_and_links_are_read_and_what_is_no_file_is_left_out(tmp_path):
     assert [line.split(":")[0] for line in images.skipped] == ["d\udcff.png"]
 
 
-def test_a_folder_without_images_says_what_it_looked_for(tmp_path):
+def test_a_folder_without_images_is_refused_with_the_suffixes(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"no images in .*\.png"):
         open_images(tmp_path)
@@ -202,13 +202,13 @@ def test_a_folder_without_images_says_what_it_looked_for(tmp_path):
 @pytest.mark.parametrize(
     "source", ["./nothing", "/no/such/folder", "set/train.parquet", "a/b/c", Path("cifar10"), "~no/x"]
 )
-def test_a_missing_path_is_called_missing(source):
+def test_a_missing_path_is_reported(source):
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         open_images(source)
 
 
 @pytest.mark.parametrize("source", ["", " ", "two words", "https:cifar", "-x", "a" * 3000, "nul\0"])
-def test_what_is_neither_path_nor_hub_id_is_refused_with_what_is_accepted(source):
+def test_an_invalid_source_is_refused_with_the_accepted_ones(source):
     with pytest.raises(ValueError, match=r"Hub dataset id such as 'cifar10', a \.parquet file, or a folder"):
         open_images(source)
 
@@ -220,7 +220,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["cifar10", "uoft-cs/cifar10"])
-def test_a_hub_id_offline_fails_at_once_and_says_what_to_do(source, monkeypatch):
+def test_a_hub_id_offline_fails_at_once_with_the_remedy(source, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
     with pytest.raises(ConnectionError, match=f"no file or folder '{source}'.*give a parquet file") as caught:
         open_images(source)
@@ -242,7 +242,7 @@ def test_a_hub_that_does_not_answer_is_not_retried_for_long(monkeypatch):
     assert addresses == [("127.0.0.1", 9)]
 
 
-def test_a_dataset_that_the_hub_does_not_have_is_called_missing(monkeypatch):
+def test_an_unknown_dataset_is_reported_as_missing(monkeypatch):
     def unknown(hub, path, body, token):
         raise Refused(404, "RepoNotFound", "Repository not found")
 
@@ -257,7 +257,7 @@ def test_a_dataset_that_the_hub_does_not_have_is_called_missing(monkeypatch):
 
 
 def test_a_hub_dataset_is_read_like_a_local_one(tmp_path, monkeypatch):
-    """A dataset that is here stands in for the download, which gives the same kind of object."""
+    """A local dataset replaces the download, which returns the same type."""
     rows = {"image": [Image.fromarray(noise(seed)) for seed in range(3)], "label": [2, 0, 1]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=3)})
     dataset = datasets.Dataset.from_dict(rows, features=features)
@@ -271,7 +271,7 @@ def test_a_hub_dataset_is_read_like_a_local_one(tmp_path, monkeypatch):
     np.testing.assert_array_equal(images.numpy(), np.stack([noise(seed) for seed in range(3)]))
 
 
-def test_a_split_that_a_hub_dataset_lacks_is_told_from_other_faults(tmp_path, monkeypatch):
+def test_a_missing_split_of_a_hub_dataset_has_its_own_error(tmp_path, monkeypatch):
     path, load = str(parquet(tmp_path / "train.parquet", [png(0)])), datasets.load_dataset
     monkeypatch.setattr(
         datasets, "load_dataset", lambda _, split: load("parquet", data_files={"train": path}, split=split)

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -36,14 +37,14 @@ WIDTHS = [0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0]
 
 
 def fitted(rule: NoiseFitRule, width: float) -> torch.Tensor:
-    """What members make of their targets."""
+    """The outputs of members: filtered targets."""
     return torch.cat([filtered(target, width) for target in rule.targets])
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("ensemble_size", [1, 3])
-def test_the_risk_finds_the_best_of_a_family_of_estimators(seed: int, ensemble_size: int) -> None:
-    """Gaussian filters of what is to be fitted: the best width by the risk is next to the truly best one."""
+def test_the_risk_selects_nearly_the_best_of_a_family_of_estimators(seed: int, ensemble_size: int) -> None:
+    """For Gaussian filters of the targets, the width of the smallest risk has nearly the smallest error."""
     clean, noisy = noisy_picture(seed)
     rule = NoiseFitRule(noisy, SIGMA, generator(seed), ensemble_size)
     estimates = [fitted(rule, width) for width in WIDTHS]
@@ -54,7 +55,7 @@ def test_the_risk_finds_the_best_of_a_family_of_estimators(seed: int, ensemble_s
 
 @pytest.mark.parametrize("ensemble_size", [1, 4])
 def test_the_risk_is_the_error_up_to_a_constant(ensemble_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stein's estimate, as long as the known noise is white."""
+    """This is Stein's estimate, which requires that the known noise is white."""
     monkeypatch.setattr(NoiseFitRule, "unseen", 1)
     monkeypatch.setattr(stopping, "_orthogonal", lambda noise, versions: noise)
     clean, noisy = noisy_picture()
@@ -65,7 +66,7 @@ def test_the_risk_is_the_error_up_to_a_constant(ensemble_size: int, monkeypatch:
     assert np.ptp(offsets) < 0.1 * np.ptp(errors)
 
 
-def test_the_known_noise_is_weak_and_has_nothing_of_the_picture() -> None:
+def test_the_known_noise_is_weak_and_orthogonal_to_the_picture() -> None:
     _, noisy = noisy_picture()
     rule = NoiseFitRule(noisy, SIGMA, generator())
     added = rule.targets[0] - noisy
@@ -80,7 +81,7 @@ def test_the_known_noise_is_weak_and_has_nothing_of_the_picture() -> None:
             assert abs((added * version)[block].mean(dim=(2, 3))).max() < 0.02 * scale
 
 
-def test_members_have_known_noise_of_their_own() -> None:
+def test_members_have_independent_known_noise() -> None:
     _, noisy = noisy_picture()
     first, second, third = NoiseFitRule(noisy, SIGMA, generator(), 3).noise
     assert torch.equal(first[None], NoiseFitRule(noisy, SIGMA, generator()).noise)
@@ -89,55 +90,55 @@ def test_members_have_known_noise_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (40, 9)])
-def test_pictures_of_any_size_are_watched(size: tuple[int, int]) -> None:
+def test_the_rule_works_for_pictures_of_any_size(size: tuple[int, int]) -> None:
     noisy = torch.rand(1, 3, *size)
     rule = NoiseFitRule(noisy, SIGMA, generator())
     assert rule.targets[0].shape == noisy.shape and rule.targets[0].isfinite().all()
-    assert rule(noisy, noisy) < rule(
-        rule.targets[0], rule.targets[0]
-    )  # which has taken all of the noise over
+    assert rule(noisy, noisy) < rule(rule.targets[0], rule.targets[0])  # the latter contains all of the noise
 
 
 @pytest.mark.parametrize("loss", [torch.square, torch.abs])
-def test_held_out_pixels_are_not_fitted_and_judge_alone(loss) -> None:
+def test_held_out_pixels_are_not_fitted_and_only_they_are_evaluated(
+    loss: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
     _, noisy = noisy_picture()
     rule = HeldOutRule(noisy, loss, generator())
-    kept_back = rule.weight == 0
-    share = kept_back.float().mean()
-    assert 0.01 < share < 0.03 and torch.equal(kept_back[:, 0], kept_back[:, 2])  # whole pixels
+    held_out = rule.weight == 0
+    share = held_out.float().mean()
+    assert 0.01 < share < 0.03 and torch.equal(held_out[:, 0], held_out[:, 2])  # whole pixels
     assert torch.equal(rule.targets[0], noisy)
-    elsewhere = torch.where(kept_back, noisy, 0)
+    elsewhere = torch.where(held_out, noisy, 0)
     assert rule(noisy, elsewhere) == 0
     guess = torch.rand(noisy.shape, generator=generator(1))
-    assert math.isclose(rule(noisy, guess), loss(guess - noisy)[kept_back].mean(), rel_tol=1e-4)
+    assert math.isclose(rule(noisy, guess), loss(guess - noisy)[held_out].mean(), rel_tol=1e-4)
 
 
-def test_nothing_unknown_is_held_out() -> None:
+def test_unknown_pixels_are_not_held_out() -> None:
     known = torch.zeros(96, 96)
     known[:, :40] = 1
     rule = HeldOutRule(noisy_picture()[1], torch.square, generator(), known)
-    assert (rule.weight[..., 40:] == 0).all() and (rule.kept_back[..., 40:] == 0).all()
-    assert rule.kept_back.sum() > 0
+    assert (rule.weight[..., 40:] == 0).all() and (rule.held_out[..., 40:] == 0).all()
+    assert rule.held_out.sum() > 0
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_of_few_known_pixels_ten_are_held_out_and_of_too_few_none(seed: int) -> None:
+def test_ten_of_few_known_pixels_are_held_out_and_too_few_are_an_error(seed: int) -> None:
     known = torch.zeros(64, 64)
     known[::8, ::8] = 1
     rule = HeldOutRule(torch.rand(1, 1, 64, 64), torch.square, generator(seed), known)
-    assert rule.kept_back.sum() == 10 and rule.weight.sum() == 54
+    assert rule.held_out.sum() == 10 and rule.weight.sum() == 54
     with pytest.raises(ValueError, match="got 16"):
         HeldOutRule(torch.rand(1, 1, 64, 64), torch.square, generator(seed), known * (torch.arange(64) < 16))
 
 
-def test_observations_that_are_no_images_are_held_out_entry_by_entry() -> None:
+def test_single_entries_are_held_out_if_the_observation_is_not_an_image() -> None:
     rule = HeldOutRule(torch.rand(1, 2000), torch.square, generator())
-    assert 0.005 < rule.kept_back.mean() < 0.04
+    assert 0.005 < rule.held_out.mean() < 0.04
 
 
 @pytest.mark.parametrize("sigma", [5, 15, 25, 50])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_noise_level_is_found(sigma: float, channels: int) -> None:
+def test_the_noise_level_is_estimated(sigma: float, channels: int) -> None:
     clean = smooth_picture()[:, :channels]
     noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=generator())
     found = 255 * estimate_sigma(noisy)
@@ -146,8 +147,8 @@ def test_the_noise_level_is_found(sigma: float, channels: int) -> None:
     assert found.std() < 0.15 * sigma
 
 
-def test_the_noise_level_grows_with_the_brightness_where_the_noise_does() -> None:
-    """Photon noise, whose variance is the brightness over the photons of a white pixel."""
+def test_the_noise_level_grows_with_the_brightness_for_photon_noise() -> None:
+    """The variance of photon noise is the brightness over the photons of a white pixel."""
     clean = smooth_picture(size=192).clamp(0.05, 0.95)
     noisy = torch.poisson(clean * 100, generator=generator()) / 100
     found, true = estimate_sigma(noisy), (clean / 100).sqrt()
@@ -157,11 +158,11 @@ def test_the_noise_level_grows_with_the_brightness_where_the_noise_does() -> Non
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 40)])
-def test_the_noise_level_of_small_pictures_is_a_number(size: tuple[int, int]) -> None:
+def test_the_noise_level_of_small_pictures_is_finite(size: tuple[int, int]) -> None:
     assert estimate_sigma(torch.rand(1, 1, *size)).isfinite().all()
 
 
-def test_what_is_typical_is_what_the_runs_of_table_3_took() -> None:
+def test_typical_iterations_agree_with_the_runs_of_table_3() -> None:
     ratios = []
     for run in read_records(RECORDS / "table3.jsonl"):
         kind, _, level = run["noise"].partition(":")
@@ -172,7 +173,7 @@ def test_what_is_typical_is_what_the_runs_of_table_3_took() -> None:
     assert np.mean([0.5 <= ratio <= 1.7 for ratio in ratios]) > 0.95
 
 
-def test_effort_is_what_the_runs_of_table_3_took() -> None:
+def test_the_effort_agrees_with_the_runs_of_table_3() -> None:
     paces = []
     for run in read_records(RECORDS / "table3.jsonl"):
         kind, _, level = run["noise"].partition(":")
@@ -187,9 +188,11 @@ def test_effort_is_what_the_runs_of_table_3_took() -> None:
 def test_effort_counts_hourglasses_iterations_and_pixels() -> None:
     ensemble_size, cost = PRESETS["fast"].ensemble_size, PRESETS["paper"].cost
     assert Task.of(iterations=10).effort(100, 200) == 10 * 100 * 200 * ensemble_size
-    assert Task.of(iterations=10).effort(16, 200) == 10 * 64 * 200 * ensemble_size  # a side has 64 at least
+    assert Task.of(iterations=10).effort(16, 200) == 10 * 64 * 200 * ensemble_size  # a side is at least 64
     assert Task.of(preset="paper").effort(100, 200) == 3000 * 100 * 200 * cost
-    assert Task.of(kind="inpaint", ensemble_size=1).effort(100, 200) == 3000 * 100 * 200  # it seldom stops
+    assert (
+        Task.of(kind="inpaint", ensemble_size=1).effort(100, 200) == 3000 * 100 * 200
+    )  # HeldOutRule rarely stops it
     assert Task.of(loss="l1", ensemble_size=4).effort(100, 200) == 3000 * 100 * 200 * 4
     assert Task.of(sigma=0).effort(128, 128) == 3000 * 128**2 * ensemble_size
     assert (
@@ -197,7 +200,7 @@ def test_effort_counts_hourglasses_iterations_and_pixels() -> None:
     )
 
 
-def test_a_watch_of_noise_knows_what_is_typical_of_it_and_of_the_size() -> None:
+def test_the_typical_iteration_depends_on_the_noise_and_on_the_size() -> None:
     torch.manual_seed(0)
     typical = NoiseFitRule(torch.rand(1, 3, 128, 128), 25 / 255, generator()).typical
     assert typical == pytest.approx(typical_iterations(25 / 255, 128 * 128))

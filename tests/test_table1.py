@@ -13,7 +13,7 @@ cells = pytest.mark.parametrize(
 
 
 def noise(generator: Generator, count: int) -> tuple[torch.Tensor, ...]:
-    """z, and labels where the generator wants them."""
+    """Returns z, and labels if the generator is conditional."""
     return torch.randn(count, generator.z_dim), *[torch.arange(count)][: generator.classes]
 
 
@@ -29,7 +29,7 @@ def test_every_cell_of_table_1_draws_images_from_projected_codes(architecture: s
 
 
 @cells
-def test_a_projected_code_holds_at_most_k_non_zeros_a_unit(architecture: str, regularizer: str) -> None:
+def test_a_projected_code_has_at_most_k_non_zeros_per_unit(architecture: str, regularizer: str) -> None:
     generator = create_model(architecture, regularizer, width=8)
     _, codes = generator(*noise(generator, 4))
     for k_range in generator.k_ranges:
@@ -120,7 +120,7 @@ def test_all_columns_share_their_weights(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dcgan.ml", "dcgan-64.l0", "dcgan-16.baseline"])
-def test_a_name_says_architecture_width_and_regularizer(name: str) -> None:
+def test_a_name_states_architecture_width_and_regularizer(name: str) -> None:
     assert ModelSpec.parse(name).name == name
     assert ModelSpec.parse("dcgan-128.ml").name == "dcgan.ml"
 
@@ -133,7 +133,7 @@ def test_a_row_may_have_a_hyphen_in_its_name(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("k", [(), (1,), (1, 2, 3)])
-def test_a_cell_takes_one_k_a_projected_level(k: tuple[int, ...]) -> None:
+def test_a_cell_needs_one_k_per_projected_level(k: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="2 in ml"):
         ModelSpec.of("dcgan", "ml", 8, k)
 
@@ -149,7 +149,7 @@ def test_a_cell_takes_one_k_a_projected_level(k: tuple[int, ...]) -> None:
         ("dcgan.ml.projekted", "no recipe 'projekted': there are paper, projected; did you mean 'projected'"),
     ],
 )
-def test_a_wrong_name_is_answered_with_the_right_ones(name: str, message: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelSpec.parse(name)
 
@@ -184,7 +184,7 @@ def test_features_are_averaged_or_summed_before_they_are_scored(row: str, poolin
     torch.testing.assert_close(discriminator(images), scores.flatten() + 0.3)
 
 
-def test_the_scores_of_ssgan_start_undecided_and_the_others_do_not() -> None:
+def test_only_the_scores_of_ssgan_start_at_zero() -> None:
     torch.manual_seed(0)
     images, labels = torch.rand(4, 3, 32, 32) * 2 - 1, torch.arange(4)
     for row in ARCHITECTURES:

@@ -1,4 +1,4 @@
-"""The campaign behind Table 1: each cell of one data set is measured once."""
+"""The campaign of table 1: each cell of a data set is measured once."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ FEATURES = FeatureNetwork("mean", 3, lambda images: images.float().mean(dim=(2, 
 
 
 def campaign(folder: Path) -> list[dict]:
-    """Runs two cells, spelled three times, and returns what is recorded by then."""
+    """Runs two cells, one of them given twice, and returns the records."""
     records = folder / "records.jsonl"
     table1.main(
         "noise",

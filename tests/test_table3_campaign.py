@@ -1,4 +1,4 @@
-"""The campaign of restorations: its noises, its statistics, and that it goes on where it was broken off."""
+"""The campaign of restorations: noises, statistics, and resuming after an interruption."""
 
 import json
 import math
@@ -27,7 +27,7 @@ GRAY = np.full((200, 200, 3), 0.5, np.float32)
         ("salt-and-pepper:0.2", 0.5 * math.sqrt(0.2)),
     ],
 )
-def test_noises_have_the_strength_they_are_called_by(noise: str, deviation: float) -> None:
+def test_noises_have_the_given_strength(noise: str, deviation: float) -> None:
     noisy = table3.observe(GRAY, noise, seed=0)
     assert noisy.dtype == np.float32 and 0 <= noisy.min() and noisy.max() <= 1
     assert np.std(noisy - GRAY) == pytest.approx(deviation, rel=0.03)
@@ -56,13 +56,13 @@ def test_an_interval_is_over_pictures_not_over_their_seeds() -> None:
     assert tables.by_picture(pairs, "x") == [2.0, 0.0]
 
 
-def test_a_crop_that_a_picture_does_not_hold_is_refused(tmp_path: Path) -> None:
+def test_a_crop_larger_than_the_picture_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (60, 80)).save(tmp_path / "small.png")
     with pytest.raises(table3.typer.BadParameter, match="60 x 80"):
         table3.crop(tmp_path / "small.png", 64)
 
 
-def test_seeds_are_averaged_over_the_pictures_that_all_of_them_have() -> None:
+def test_the_mean_of_a_seed_is_over_the_pictures_that_all_seeds_have() -> None:
     found = {
         ("a", 0): {"x": 1.0},
         ("b", 0): {"x": 3.0},
@@ -98,8 +98,8 @@ def campaign(pictures: Path, records: Path, regularizers: str) -> list[dict]:
     return [json.loads(line) for line in records.read_text().splitlines()]
 
 
-def test_the_committed_records_are_of_the_presets_as_they_are() -> None:
-    """Else the campaigns would begin anew, and the tables show what nobody gets."""
+def test_the_committed_records_have_the_present_settings_of_the_presets() -> None:
+    """Otherwise the campaigns would run again, and the tables would show other presets."""
     for record in read_records(RECORDS / "table3.jsonl"):
         own = replace(
             settings.PRESETS[record["preset"]], mixed_precision=True, ensemble_size=record["ensemble_size"]
@@ -110,7 +110,7 @@ def test_the_committed_records_are_of_the_presets_as_they_are() -> None:
         assert all(record[key] == repr(settings.PRESETS[preset]) for key, preset in names.items())
 
 
-def test_a_campaign_goes_on_where_it_was_broken_off(pictures: Path, tmp_path: Path, capsys) -> None:
+def test_an_interrupted_campaign_is_resumed(pictures: Path, tmp_path: Path, capsys) -> None:
     records = tmp_path / "records.jsonl"
     (first,) = campaign(pictures, records, "baseline")
     again, other = campaign(pictures, records, "baseline,l0_inf")
@@ -123,7 +123,7 @@ def test_a_campaign_goes_on_where_it_was_broken_off(pictures: Path, tmp_path: Pa
     assert re.search(r"paper's +29.03 +\+0.29 +29.94 +\+0.06", capsys.readouterr().out)
 
 
-def test_both_presets_are_timed_on_one_crop(pictures: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_both_presets_are_measured_on_one_crop(pictures: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     about = {"images": pictures, "only": "", "size": 64, "seeds": "0", "only_print": False}
     records, curves = tmp_path / "dip.jsonl", tmp_path / "curves"
     dip.main(**about, records=records, curves=curves)
@@ -143,7 +143,7 @@ def test_both_presets_are_timed_on_one_crop(pictures: Path, tmp_path: Path, caps
     assert iterations[-1] >= theirs["best_iteration"] - 10
     with Image.open(curves / "waves-64-0.png") as picture:
         assert picture.size[0] > 400
-    assert "as it is used" in capsys.readouterr().out
+    assert "in normal use" in capsys.readouterr().out
     monkeypatch.setattr(dip, "original", None)  # another setting of `fast` takes the goal from the records
     monkeypatch.setitem(settings.PRESETS, "fast", replace(settings.PRESETS["fast"], ensemble_size=1))
     dip.main(**about, records=records, curves=None)

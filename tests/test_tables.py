@@ -1,4 +1,4 @@
-"""The paper's tables beside ours, from records that are made up here and from those that are committed."""
+"""The tables of the paper and ours, from synthetic records and from the committed ones."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from sparsegen.reproduce import paper
-from sparsegen.reproduce.tables import TABLES, by_column, read_records, show_table1, show_table2
+from sparsegen.reproduce.tables import TABLES, Show, by_column, read_records, show_table1, show_table2
 from sparsegen.reproduce.tradeoff import tradeoff
 from sparsegen.zoo.regularizers import REGULARIZERS
 from sparsegen.zoo.spec import ModelSpec
@@ -38,35 +38,35 @@ def record(row: str, column: str, distance: float, seed: int = 0, **more: object
     } | (about | share | more)
 
 
-def lines_of(show, records: list[dict]) -> list[str]:
+def lines_of(show: Show, records: list[dict]) -> list[str]:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))
     with console.file:
         show(console, records)
     return [line for line in console.export_text().splitlines() if line.strip()]
 
 
-def printed(show, records: list[dict]) -> dict[str, str]:
-    """The first line of each first word."""
+def printed(show: Show, records: list[dict]) -> dict[str, str]:
+    """Maps the first word of a line to the first line that starts with it."""
     return {line.split()[0]: line for line in reversed(lines_of(show, records))}
 
 
-def test_table_1_has_the_mean_over_seeds_its_spread_and_the_change_from_the_baseline() -> None:
+def test_table_1_has_the_mean_over_seeds_the_standard_deviation_and_the_change_from_the_baseline() -> None:
     records = [record("sngan", "baseline", distance, seed) for seed, distance in enumerate((100.0, 110.0))]
     records += [record("sngan", "ml", distance, seed) for seed, distance in enumerate((84.0, 84.0))]
     records += [record("sngan", "l1", 50.0, seed=1), record("sngan", "l0_inf", 9.0, seed=7)]
     records += [
         record("sngan", "l0", 1.0, k=[3]),
         record("sngan", "l0", 2.0, share=0.1),
-    ]  # of a sweep; of table 2
+    ]  # of a sweep, and table 2
     line = printed(show_table1, records)["sngan"]
     assert f"{mean((100, 110)):.1f} ± {stdev((100, 110)):.1f} (2)" in line
     assert "84.0 ± 0.0 (2) -20.0 %" in line
-    assert "50.0 (1) -54.5 %" in line  # of the baseline of the same seed, 110
-    assert "9.0 (1)  " in line  # no baseline has this seed
+    assert "50.0 (1) -54.5 %" in line  # relative to the baseline of the same seed, 110
+    assert "9.0 (1)  " in line  # there is no baseline with this seed
     assert line.split().count("-") == 1  # l0 is missing, and shown as missing
 
 
-def test_a_column_is_summed_up_over_the_rows_that_have_it() -> None:
+def test_the_mean_of_a_column_is_over_the_rows_that_have_it() -> None:
     records = [record(row, "baseline", 100.0) for row in ("sngan", "sagan", "ssgan", "biggan")]
     records += [
         record("sngan", "l0_inf", 80.0),
@@ -103,7 +103,7 @@ TABLE_2 = """
 
 
 @pytest.mark.parametrize(("show", "table"), [(show_table1, TABLE_1), (show_table2, TABLE_2)])
-def test_every_row_stands_above_the_papers_figures(show, table: str) -> None:
+def test_every_row_is_above_the_numbers_of_the_paper(show: Show, table: str) -> None:
     lines = lines_of(show, [])
     for wanted in table.strip().splitlines():
         name, *fids = wanted.split()
@@ -124,7 +124,7 @@ def test_table_2_is_of_the_runs_with_a_part_of_the_data() -> None:
     )
 
 
-def test_of_two_protocols_with_as_many_runs_the_newer_one_is_shown() -> None:
+def test_the_newer_of_two_protocols_with_equally_many_runs_is_shown() -> None:
     records = [record("cgan", "l0", 9.0), record("cgan", "l0", 5.0, rate=4.0)]
     assert [by_column(given, "cgan", 1.0)[0]["rate"] for given in (records, records[::-1])] == [4.0, 1.0]
 
@@ -137,14 +137,14 @@ def test_runs_of_another_protocol_are_not_mixed_in() -> None:
     assert by_column([], "cgan", 1.0) == ({}, {})
 
 
-def test_the_tradeoff_has_a_panel_a_row_and_a_mark_at_each_mean() -> None:
+def test_the_tradeoff_has_one_panel_per_architecture_and_a_marker_at_each_mean() -> None:
     records = [record("cgan", "l0", 5.0, 0), record("cgan", "l0", 7.0, 1), record("dcgan", "ml", 3.0)]
     figure = tradeoff(records)
     cgan = next(axes for axes in figure.axes if axes.get_title().startswith("cgan"))
     assert [0.25, 6.0] in [[*line.get_xdata(), *line.get_ydata()] for line in cgan.lines]
     assert len([axes for axes in figure.axes if axes.get_title()]) == 2
     assert len([axes for axes in tradeoff(records, ["dcgan"]).axes if axes.get_title()]) == 1
-    with pytest.raises(ValueError, match="no records of 'sagan': there are those of dcgan, cgan"):
+    with pytest.raises(ValueError, match="no records of 'sagan': only of dcgan, cgan"):
         tradeoff(records, ["sagan"])
 
 

@@ -1,4 +1,4 @@
-"""Every loss against its formula, computed in numpy, float64 or by finite differences."""
+"""Every loss against its formula, computed with numpy, in float64 or by finite differences."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ scores = st.lists(st.floats(-90, 90), min_size=1, max_size=5)
 
 
 class Made(nn.Module):
-    """A generator of given images and codes."""
+    """A fake generator that returns given images and codes."""
 
     def __init__(self, images: Tensor, codes: tuple[Tensor, ...] = ()):
         super().__init__()
@@ -35,7 +35,7 @@ class Made(nn.Module):
 
 
 class Scorer(nn.Module):
-    """A discriminator of a function of images; it remembers what it was shown."""
+    """A fake discriminator that applies a function and records its inputs."""
 
     def __init__(self, score: Callable[[Tensor], Tensor] = lambda images: images.flatten(1).sum(1)):
         super().__init__()
@@ -63,7 +63,7 @@ def forward(
 
 
 def pixels(values: list[float]) -> Tensor:
-    """Images whose one pixel is their score."""
+    """Returns images of one pixel, which is their score."""
     return torch.tensor(values).view(-1, 1, 1, 1)
 
 
@@ -115,13 +115,13 @@ def test_the_l1_penalty_is_the_mean_magnitude_of_gamma_1() -> None:
 
 
 @pytest.mark.parametrize("trains", ["generator", "discriminator", "encoder"])
-def test_only_the_generators_phase_sends_a_gradient_into_the_fakes(trains: str) -> None:
+def test_only_the_generators_phase_has_gradients_of_the_fakes(trains: str) -> None:
     found = forward(pixels([0.0]), pixels([0.0]), trains)
     assert found.fake.requires_grad == found.fake_scores.requires_grad == (trains == "generator")
 
 
 @pytest.mark.parametrize("differentiable", [True, False])
-def test_a_draw_makes_its_images_once_and_with_a_graph_only_where_it_is_asked_for(
+def test_a_batch_is_generated_once_and_with_a_graph_only_if_it_is_differentiable(
     differentiable: bool,
 ) -> None:
     found = forward(pixels([0.0]), pixels([0.0]), differentiable=differentiable)
@@ -136,7 +136,7 @@ def test_a_draw_makes_its_images_once_and_with_a_graph_only_where_it_is_asked_fo
         assert generator.images.grad.item() == 1
 
 
-def test_the_discriminator_sees_each_image_augmented_with_its_label() -> None:
+def test_the_input_of_the_discriminator_is_each_augmented_image_with_its_label() -> None:
     labels = torch.tensor([3, 1])
     real, fake = torch.rand(2, 3, 8, 8), torch.rand(4, 3, 8, 8)
     scorer = Scorer()
@@ -154,7 +154,7 @@ def test_the_discriminator_sees_each_image_augmented_with_its_label() -> None:
 
 @given(w=st.lists(st.floats(-3, 3), min_size=12, max_size=12), norm=st.floats(0.5, 5))
 @settings(max_examples=40, deadline=None)
-def test_the_penalty_of_a_linear_discriminator_is_that_of_the_length_of_its_weights(
+def test_the_penalty_of_a_linear_discriminator_depends_on_the_norm_of_its_weights(
     w: list[float], norm: float
 ) -> None:
     if np.linalg.norm(w) < 1e-2:
@@ -170,7 +170,7 @@ def test_the_penalty_of_a_linear_discriminator_is_that_of_the_length_of_its_weig
     np.testing.assert_allclose(weight.grad.numpy(), wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_the_penalty_is_taken_at_one_place_of_its_own_between_each_pair() -> None:
+def test_the_penalty_is_computed_at_a_random_point_between_each_pair() -> None:
     real, fake, scorer = torch.rand(50, 3, 4, 4), torch.rand(100, 3, 4, 4) + 2, Scorer()
     terms.GradientPenalty(1)(forward(real, fake, "discriminator", discriminator=scorer))
     (between, _) = scorer.shown[-1]
@@ -181,7 +181,7 @@ def test_the_penalty_is_taken_at_one_place_of_its_own_between_each_pair() -> Non
     assert shares.min() < 0.2 and shares.max() > 0.8
 
 
-def test_the_penalty_and_its_gradient_are_those_of_finite_differences() -> None:
+def test_the_penalty_and_its_gradient_agree_with_finite_differences() -> None:
     torch.manual_seed(3)
     conv, head = nn.Conv2d(2, 5, 3, padding=1), nn.Linear(5 * 9, 1)
 
@@ -216,7 +216,7 @@ def test_the_penalty_and_its_gradient_are_those_of_finite_differences() -> None:
 # ---- mode seeking, consistency ----
 
 
-def test_mode_seeking_is_the_distance_in_z_over_that_in_pixels_between_the_copies() -> None:
+def test_mode_seeking_is_the_distance_in_z_over_that_in_pixels() -> None:
     fake, z = torch.randn(6, 3, 4, 4), torch.randn(6, 5)
     found = terms.ModeSeeking(2.0)(forward(torch.zeros(3, 3, 4, 4), fake, z=z))
     images, noise = fake.double().numpy(), z.double().numpy()
@@ -228,7 +228,7 @@ def test_mode_seeking_is_the_distance_in_z_over_that_in_pixels_between_the_copie
     assert terms.ModeSeeking(1)(alike).item() == pytest.approx(1e5)
 
 
-def test_consistency_is_the_mean_square_of_what_the_scores_differ_by() -> None:
+def test_consistency_is_the_mean_square_of_the_score_differences() -> None:
     real = torch.randn(5, 3, 4, 4)
     found = forward(real, real, "discriminator", augmented=lambda images, random: images * 3)
     sums = real.flatten(1).sum(1).double().numpy()
@@ -239,9 +239,7 @@ def test_consistency_is_the_mean_square_of_what_the_scores_differ_by() -> None:
     assert other(found).item() == pytest.approx(2 * 48**2, rel=1e-4)
 
 
-def test_what_is_moved_is_what_the_discriminator_sees_flipped_or_not_and_shifted_by_an_eighth_at_most() -> (
-    None
-):
+def test_moved_flips_and_shifts_the_augmented_images_by_at_most_an_eighth() -> None:
     found = forward(torch.rand(12, 1, 16, 16) + 1, torch.zeros(1, 1, 16, 16), augmented=augment.cutout)
     seen = set()
     for image, moved in zip(found.real, terms.moved(found), strict=True):
@@ -262,7 +260,7 @@ def test_what_is_moved_is_what_the_discriminator_sees_flipped_or_not_and_shifted
 
 
 class Turner(Scorer):
-    """A discriminator whose features are the pixels, and whose second head is a matrix."""
+    """A fake discriminator whose features are the pixels and whose rotation head is linear."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -298,7 +296,7 @@ def test_rotated_images_are_numpys_quarter_turns() -> None:
         assert np.array_equal(made.numpy(), np.rot90(image.numpy(), turn, (1, 2)))
 
 
-def test_rotation_classification_is_the_four_turns_of_real_images_and_generated_ones_as_they_are() -> None:
+def test_rotation_classification_has_four_rotations_of_real_images_and_unrotated_generated_ones() -> None:
     real, fake, turner = torch.randn(200, 1, 3, 3), torch.randn(200, 1, 3, 3), Turner(9)
     loss = terms.RotationClassification(0.5)(forward(real, fake, "discriminator", discriminator=turner))
     shown, _ = turner.shown[-1]
@@ -309,7 +307,7 @@ def test_rotation_classification_is_the_four_turns_of_real_images_and_generated_
     assert loss.item() == pytest.approx(0.5 * cross_entropies(turner, shown, classes), rel=1e-5)
 
 
-def test_rotation_matching_is_what_the_cross_entropies_of_real_and_generated_images_differ_by() -> None:
+def test_rotation_matching_is_the_difference_of_the_cross_entropies() -> None:
     real, fake, turner = torch.randn(100, 1, 3, 3), torch.randn(100, 1, 3, 3) * 2, Turner(9)
     loss = terms.RotationMatching(0.1)(forward(real, fake, discriminator=turner))
     (shown_fake, _), (shown_real, _) = turner.shown
@@ -320,11 +318,19 @@ def test_rotation_matching_is_what_the_cross_entropies_of_real_and_generated_ima
     assert loss.item() == pytest.approx(0.1 * abs(wanted), rel=1e-4)
 
 
-# ---- what is made again of what was encoded ----
+def test_a_discriminator_without_features_or_a_rotation_head_is_refused_by_name() -> None:
+    inputs = forward(torch.zeros(2, 1, 3, 3), torch.zeros(2, 1, 3, 3))
+    with pytest.raises(TypeError, match="Scorer has no rotation head"):
+        terms.RotationMatching(0.1)(inputs)
+    with pytest.raises(TypeError, match="Scorer has no features"):
+        inputs.discriminator_features(inputs.real)
+
+
+# ---- reconstructions of encoded images ----
 
 
 class Doubling(nn.Module):
-    """A generator of images that are twice the noise; an encoder that gives the image as noise, times a weight."""
+    """A fake generator of images that are twice the noise, or an encoder that multiplies the image by a weight."""
 
     def __init__(self, encodes: bool = False):
         super().__init__()
@@ -345,7 +351,7 @@ def encoded(real: Tensor, z: Tensor, trains: str, fraction: float = 0.0) -> Loss
 @pytest.mark.parametrize(
     ("fraction", "weight"), [(0, 0.95), (0.5, 0.95), (0.625, 0.975), (0.75, 1), (0.99, 1)]
 )
-def test_the_hinge_with_reconstructions_leaves_them_out_by_and_by(fraction: float, weight: float) -> None:
+def test_the_weight_of_reconstructions_in_the_hinge_falls_to_zero(fraction: float, weight: float) -> None:
     real, z = torch.tensor([0.3, -0.7, 2.0]).view(3, 1, 1, 1), torch.tensor([[0.1], [-0.4], [1.5]])
     found = encoded(real, z, "discriminator", fraction)
     found.batch.networks["generator"].weight.data.fill_(3.0)  # so that 1.5 x is made again
@@ -357,7 +363,7 @@ def test_the_hinge_with_reconstructions_leaves_them_out_by_and_by(fraction: floa
     assert terms.reconstruction_hinge(found).item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_encoders_loss_is_of_features_made_again_and_of_distances_as_in_the_noise() -> None:
+def test_the_encoders_loss_is_its_formula() -> None:
     real, z = torch.randn(4, 3, 1, 1), torch.randn(4, 3)
     found = encoded(real, z, "encoder")
     found.batch.networks["encoder"].weight.data.fill_(0.4)
@@ -373,7 +379,7 @@ def test_the_encoders_loss_is_of_features_made_again_and_of_distances_as_in_the_
     assert found.batch.networks["encoder"].weight.grad is not None
 
 
-def test_the_distance_in_noise_counts_less_the_more_features_there_are() -> None:
+def test_the_distance_in_noise_is_scaled_by_the_number_of_features() -> None:
     real, z = torch.zeros(2, 3, 1, 1), torch.ones(2, 3)
     found = encoded(real, z, "encoder")
     found.discriminator.features = lambda images: images.repeat(1, 4, 1, 1)  # 12 features of 3 noises
@@ -383,13 +389,13 @@ def test_the_distance_in_noise_counts_less_the_more_features_there_are() -> None
 
 
 @pytest.mark.parametrize("trains", ["encoder", "discriminator"])
-def test_what_is_made_again_teaches_the_encoder_alone(trains: str) -> None:
+def test_reconstructions_have_gradients_only_for_the_encoder(trains: str) -> None:
     found = encoded(torch.randn(3, 2, 1, 1), torch.randn(3, 2), trains)
     torch.testing.assert_close(found.reconstructed, found.batch.real)
     assert found.reconstructed.requires_grad == (trains == "encoder")
 
 
-def test_what_is_made_again_leaves_the_running_statistics_of_the_generator_alone() -> None:
+def test_reconstructions_do_not_change_the_running_statistics_of_the_generator() -> None:
     spec = ModelSpec.parse("ssgan-8.ml")
     networks = {"generator": spec.generator(), **spec.auxiliary_networks()}
     batch = Batch(networks, torch.rand(4, 3, 32, 32), None, torch.randn(4, 128), torch.Generator())
@@ -408,7 +414,7 @@ def test_what_is_made_again_leaves_the_running_statistics_of_the_generator_alone
 # ---- recipes ----
 
 
-ADVERSARIAL = {  # what the discriminator and the generator minimize, by the name of the loss
+ADVERSARIAL = {  # the losses of discriminator and generator, by name
     "cross-entropy": ({"cross_entropy": terms.cross_entropy}, {"non_saturating": terms.non_saturating}),
     "hinge": ({"hinge": terms.hinge}, {"negative_score": terms.negative_score}),
     "wasserstein": (
@@ -464,14 +470,16 @@ def test_each_row_minimizes_the_losses_of_its_paper(
 
 @pytest.mark.parametrize("architecture", RECIPES)
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
-def test_a_column_adds_its_penalty_to_the_generator_alone(architecture: str, regularizer: str) -> None:
+def test_a_column_adds_its_penalty_only_to_the_generator(architecture: str, regularizer: str) -> None:
     own = {phase.network: phase.terms for phase in RECIPES[architecture].phases}
     got = {phase.network: phase.terms for phase in recipe_of(ModelSpec.of(architecture, regularizer)).phases}
     more = PENALTIES["l1"] if regularizer == "l1" else {}
     assert got == {**own, "generator": {**own["generator"], **more}}
 
 
-def test_with_a_part_of_the_data_diffcr_biggan_shifts_too_and_is_consistent_with_the_plain_image() -> None:
+def test_with_a_share_of_the_data_diffcr_biggan_also_shifts_and_uses_unaugmented_images_for_consistency() -> (
+    None
+):
     spec = ModelSpec.parse("diffcr_biggan.baseline")
     assert recipe_of(spec, 0.1) != recipe_of(spec)
     images = torch.ones(64, 1, 16, 16)

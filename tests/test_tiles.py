@@ -1,4 +1,4 @@
-"""Tiles cover a picture and blend without seams; what they come to depends on neither workers nor order."""
+"""Tiles cover a picture and blend without seams; the result depends neither on the workers nor on the order."""
 
 import multiprocessing
 import os
@@ -44,7 +44,7 @@ def enlarged(picture: Picture, by: int) -> Picture:
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Task, Picture]]:
-    """What was fitted, by a stand-in for the fit that knows the answer: what it got, enlarged if need be."""
+    """Replaces the fit by one that returns its input, enlarged for upscale; yields the arguments of its calls."""
     fitted = []
 
     def answer(task: Task, picture: Picture, damage: object, callback: Callable) -> Restoration[Picture]:
@@ -92,20 +92,20 @@ def test_neighbors_share_at_least_the_overlap(data: st.DataObject, length: int, 
 @pytest.mark.parametrize(
     ("height", "width", "rows", "columns"), [(16, 16, 1, 1), (17, 4000, 1, 18), (4000, 3000, 18, 14)]
 )
-def test_pictures_of_all_sizes_are_cut_into_as_few_tiles_as_cover_them(
+def test_pictures_of_all_sizes_are_covered_by_the_fewest_tiles(
     height: int, width: int, rows: int, columns: int
 ) -> None:
     cut = plan(height, width, TILE, OVERLAP)
     assert len(cut) == rows * columns
     assert (cut[-1].rows.stop, cut[-1].columns.stop) == (height, width)
-    # 223 pixels further with each tile: one tile fewer could not reach the end
+    # each tile adds at most TILE - OVERLAP pixels, so one tile fewer would not reach the end
     assert (rows - 1) * (TILE - OVERLAP) + OVERLAP < max(height, OVERLAP + 1)
     assert (columns - 1) * (TILE - OVERLAP) + OVERLAP < max(width, OVERLAP + 1)
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 22), (64, -1), (0, 0)])
 def test_an_overlap_of_more_than_a_third_is_refused(tile: int, overlap: int) -> None:
-    with pytest.raises(ValueError, match=f"got {overlap} for tiles of {tile}: take"):
+    with pytest.raises(ValueError, match=f"got {overlap} for tiles of {tile}: use"):
         plan(100, 100, tile, overlap)
 
 
@@ -113,7 +113,7 @@ def test_an_overlap_of_more_than_a_third_is_refused(tile: int, overlap: int) -> 
     "given_", [{"kind": "denoise"}, {"kind": "upscale", "by": 4}, {"kind": "upscale", "by": 2},
                {"kind": "deblur", "kernel": "gaussian:1.6"}]
 )  # fmt: skip
-def test_tiles_are_put_where_they_were_cut_out(fits: list, given_: dict) -> None:
+def test_tiles_are_placed_where_they_were_cut_out(fits: list, given_: dict) -> None:
     task, picture = Task.of(**given_), smooth(101, 75, noise=0.1)
     outcome = run_tiled(task, picture, check_damage(task), tile=64, overlap=16)
     expected = enlarged(picture, task.by or 1) if task.by else picture
@@ -122,7 +122,7 @@ def test_tiles_are_put_where_they_were_cut_out(fits: list, given_: dict) -> None
     assert outcome.stopped_because == f"all {len(fits)} tiles are done"
 
 
-def test_a_blur_is_undone_with_its_reach_around_every_tile(fits: list) -> None:
+def test_a_blur_is_inverted_with_its_reach_around_every_tile(fits: list) -> None:
     task = Task.of(kind="deblur", kernel="gaussian:3")
     run_tiled(task, smooth(150, 40), check_damage(task), tile=96, overlap=16)
     cut = plan(150, 40, 96 - 2 * 9, 16)
@@ -147,7 +147,7 @@ def test_a_tile_brighter_than_its_neighbor_shows_no_edge(monkeypatch: pytest.Mon
     assert np.abs(np.diff(restored, axis=1)).max() < 1.05 * steepest
 
 
-def test_every_tile_estimates_its_noise_and_has_a_seed_of_its_own(fits: list) -> None:
+def test_every_tile_estimates_its_noise_and_has_its_own_seed(fits: list) -> None:
     picture = smooth(100, 100, noise=0.1)
     run_tiled(Task.of(seed=3), picture, tile=64, overlap=16)
     assert {task.sigma for task, _ in fits} == {None}
@@ -158,7 +158,7 @@ def test_every_tile_estimates_its_noise_and_has_a_seed_of_its_own(fits: list) ->
     assert not {task.seed for task, _ in fits} & set(others)
 
 
-def test_a_tile_without_holes_is_left_as_it_is_or_denoised_if_there_is_noise(fits: list) -> None:
+def test_a_tile_without_holes_is_unchanged_or_denoised_if_there_is_noise(fits: list) -> None:
     picture, mask = smooth(64, 176, noise=0.1), holes(64, 176, np.s_[20:30, 10:20])
     run_tiled(Task.of(kind="inpaint"), picture, known(mask), tile=64, overlap=16)
     assert [task.kind for task, _ in fits] == ["inpaint"]
@@ -167,16 +167,16 @@ def test_a_tile_without_holes_is_left_as_it_is_or_denoised_if_there_is_noise(fit
     assert [task.kind for task, _ in fits] == ["inpaint", "denoise", "denoise", "denoise"]
 
 
-def test_a_tile_with_little_around_its_hole_gets_more_of_its_neighborhood(fits: list) -> None:
+def test_a_tile_with_few_known_pixels_gets_a_larger_margin(fits: list) -> None:
     picture, mask = smooth(200, 200), holes(200, 200, np.s_[55:148, 55:148])
     outcome = run_tiled(Task.of(kind="inpaint"), picture, known(mask), tile=64, overlap=0)
-    # tiles of 50 grow in steps of 6, each until a quarter around it is known
+    # tiles of 50 grow in steps of 6, until a quarter of the pixels is known
     assert [fitted.pixels.shape[0] for _, fitted in fits] == [62, 62, 62, 74]
     assert np.abs(outcome.image.pixels - picture.pixels).max() < 1e-6
 
 
-def test_what_a_mask_has_transparent_is_known_in_tiles_too(fits: list[tuple[Task, Picture]]) -> None:
-    """A stroke on a layer of its own, white all over, as image editors save it."""
+def test_transparent_pixels_of_a_mask_are_known_also_in_tiles(fits: list[tuple[Task, Picture]]) -> None:
+    """The mask is a stroke on a separate layer, white everywhere, as saved by image editors."""
     picture, stroke = smooth(64, 176, noise=0.1), holes(64, 176, np.s_[20:30, 10:20])
     mask = Picture(np.ones((64, 176, 1), np.float32), alpha=0.5 * stroke.pixels[..., 0])
     run_tiled(Task.of(kind="inpaint"), picture, known(mask), tile=64, overlap=16)
@@ -199,7 +199,7 @@ def test_a_kernel_that_is_larger_than_the_picture_is_refused_before_any_work(
     [(np.s_[10:150, 10:150], r"only \d+ of \d+ pixels are known.*use larger tiles, e.g. of \d+,"),
      (np.s_[:0], "every pixel is known")],
 )  # fmt: skip
-def test_a_mask_that_leaves_a_tile_nothing_to_go_by_is_refused_before_any_work(
+def test_a_mask_with_too_few_known_pixels_in_a_tile_is_refused_before_any_work(
     fits: list, where: tuple[slice, slice], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -248,7 +248,7 @@ def test_the_sum_does_not_depend_on_which_tile_ends_first() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_time_left_goes_by_what_finished_tiles_took(workers: int) -> None:
+def test_the_time_left_is_estimated_from_finished_tiles(workers: int) -> None:
     task, picture = Task.of(sigma=25), smooth(64, 176)
     jobs = tiles._jobs(task, picture, None, 64, 16)
     tally = tiles._Tally(task, picture, jobs, workers)
@@ -273,7 +273,7 @@ def test_the_estimate_counts_tiles_workers_and_memory(monkeypatch: pytest.Monkey
     assert four.seconds == eight.seconds  # there are four processors
     assert 1e9 < one.memory_bytes < four.memory_bytes < eight.memory_bytes < 1e10
     pairs, fours = (estimate(replace(task, ensemble_size=n), picture, threads=4).memory_bytes for n in (2, 4))
-    # members side by side hold their activations together
+    # the activations of parallel members add up
     assert fours - one.memory_bytes == 3 * (pairs - one.memory_bytes) > 0
     assert estimate(replace(task, ensemble_size=4), picture).memory_bytes == one.memory_bytes
 
@@ -294,14 +294,14 @@ def test_an_estimate_is_measured(task, expected, monkeypatch: pytest.MonkeyPatch
     asked = []
 
     def paced(*given_: object) -> None:
-        """A real fit, of which only the time is ours."""
+        """Runs a real fit in which each iteration takes 7 s by the clock."""
 
-        def told(progress: object) -> bool:
+        def answer(progress: object) -> bool:
             monkeypatch.setattr(tiles, "perf_counter", lambda: 7.0 * progress.iteration)
             asked.append(given_[-1](progress))
             return asked[-1]
 
-        run_checked(*given_[:-1], told)
+        run_checked(*given_[:-1], answer)
 
     monkeypatch.setattr(tiles, "run_checked", paced)
     found = estimate(task, smooth(64, 112, noise=0.1), tile=64, overlap=16)
@@ -309,23 +309,23 @@ def test_an_estimate_is_measured(task, expected, monkeypatch: pytest.MonkeyPatch
     assert found.tiles == 2 and expected(round(found.seconds / 7 / 2))
 
 
-def test_workers_give_the_bytes_that_one_thread_gives_and_no_seams() -> None:
-    task, picture, heard = Task.of(iterations=60), smooth(112, 112, noise=0.1), []
-    alone = run_tiled(task, picture, tile=64, overlap=16, callback=heard.append)
+def test_workers_give_the_same_bytes_as_one_thread_and_no_seams() -> None:
+    task, picture, seen = Task.of(iterations=60), smooth(112, 112, noise=0.1), []
+    alone = run_tiled(task, picture, tile=64, overlap=16, callback=seen.append)
     together = run_tiled(task, picture, tile=64, overlap=16, workers=2)
     np.testing.assert_array_equal(alone.image.pixels, together.image.pixels)
     np.testing.assert_array_equal(alone.history, together.history)
     assert alone.iterations == 60 and alone.stopped_because == "all 4 tiles are done"
-    assert [p.iteration for p in heard] == sorted(p.iteration for p in heard)
-    assert heard[-1].fraction == 1 and heard[0].fraction < 1
-    np.testing.assert_array_equal(heard[-1].picture().pixels, alone.image.pixels)
+    assert [p.iteration for p in seen] == sorted(p.iteration for p in seen)
+    assert seen[-1].fraction == 1 and seen[0].fraction < 1
+    np.testing.assert_array_equal(seen[-1].picture().pixels, alone.image.pixels)
     for axis in (0, 1):
         jumps = np.abs(np.diff(alone.image.pixels, axis=axis)).mean((1 - axis, 2))
         borders = [47, 63]  # from the last pixel of one tile, or before the first, to the next
         assert jumps[borders].mean() < 1.5 * np.delete(jumps, borders).mean()
 
 
-def test_a_stopped_run_is_made_of_what_there_is() -> None:
+def test_the_result_of_a_stopped_run_consists_of_the_tiles_so_far() -> None:
     picture = smooth(64, 64 + 5 * 48, noise=0.1)
     outcome = run_tiled(
         Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=lambda now: now.iteration > 0
@@ -336,7 +336,9 @@ def test_a_stopped_run_is_made_of_what_there_is() -> None:
     assert np.abs(outcome.image.pixels[:, :40] - picture.pixels[:, :40]).mean() > 0.01
 
 
-def test_what_a_killed_worker_did_not_do_is_done_by_half_as_many(caplog: pytest.LogCaptureFixture) -> None:
+def test_after_a_worker_is_killed_half_as_many_fit_the_remaining_tiles(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     picture, killed, finished = smooth(64, 64 + 5 * 48, 0.1), [], []
     task = Task.of(sigma=25, iterations=12)
     about = {"tile": 64, "overlap": 16, "threads": 1}
@@ -351,16 +353,16 @@ def test_what_a_killed_worker_did_not_do_is_done_by_half_as_many(caplog: pytest.
     outcome = run_tiled(task, picture, workers=2, callback=kill, **about)
     assert killed and not multiprocessing.active_children()
     assert re.search(
-        r"worker process was killed.*; [2-5] of 6 tiles begin again, 1 at once in place of 2", caplog.text
+        r"worker process was killed.*; [2-5] of 6 tiles start again, 1 at once instead of 2", caplog.text
     )
     assert outcome.stopped_because == f"all {finished[-1]} tiles are done"
-    assert min(finished[finished.index(1) :]) >= 1, "what was done before the kill was kept"
+    assert min(finished[finished.index(1) :]) >= 1, "tiles that were finished before the kill are kept"
     unharmed = run_tiled(task, picture, workers=1, **about)
     assert (outcome.image.pixels == unharmed.image.pixels).all()
 
 
 def failing(fits: list, fail: set[int], monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    """Lets the fits of those numbers fail, each so many times."""
+    """Makes the fits of the numbers `fail` fail, each `times` times."""
     answer, failed = tiles.run_checked, {number: 0 for number in fail}
     order: list[int] = []
 
@@ -376,31 +378,31 @@ def failing(fits: list, fail: set[int], monkeypatch: pytest.MonkeyPatch, times: 
     monkeypatch.setattr(tiles, "run_checked", run)
 
 
-def test_tiles_that_fail_leave_the_others_done(fits: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_tiles_fail_the_others_are_restored(fits: list, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(fits, {1}, monkeypatch, times=9)
     picture = smooth(64, 160)
-    with pytest.raises(Unfinished, match="1 of 3 tiles failed, and are as they were: .*allocate") as caught:
+    with pytest.raises(Unfinished, match="1 of 3 tiles failed and are unchanged: .*allocate") as caught:
         run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16)
     assert len(fits) == 2
     assert np.abs(caught.value.outcome.image.pixels - picture.pixels).max() < 1e-6
     assert caught.value.outcome.iterations == 10
 
 
-def test_who_wants_no_more_is_heard_before_any_tile_has_begun() -> None:
-    heard = []
+def test_a_callback_can_stop_before_any_tile_has_started() -> None:
+    seen = []
 
     def ask(progress: tiles.TiledProgress) -> bool:
-        heard.append((progress.iteration, progress.finished, progress.fraction, progress.seconds_left))
+        seen.append((progress.iteration, progress.finished, progress.fraction, progress.seconds_left))
         return True
 
     picture = smooth(64, 160)
     outcome = run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=ask)
-    assert heard == [(0, 0, 0.0, float("inf"))]
+    assert seen == [(0, 0, 0.0, float("inf"))]
     assert outcome.iterations == 0 and outcome.stopped_because.startswith("the callback stopped it")
     assert np.allclose(outcome.image.pixels, picture.pixels, atol=1e-6)
 
 
-def test_nothing_is_left_running_when_the_parent_is_killed() -> None:
+def test_no_process_is_left_when_the_parent_is_killed() -> None:
     script = """
 import numpy as np
 from sparsegen.pictures.picture import Picture
@@ -409,13 +411,13 @@ from sparsegen.restoration.tiles import run_tiled
 
 if __name__ == "__main__":
     picture = Picture(np.full((64, 160, 3), 0.5, np.float32))
-    tell = lambda _: print("at work", flush=True)
-    run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=tell)
+    show = lambda _: print("at work", flush=True)
+    run_tiled(Task.of(sigma=25), picture, tile=64, overlap=16, workers=2, callback=show)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout.readline() == "at work\n"
     children = psutil.Process(parent.pid).children(recursive=True)
-    assert len(children) >= 3  # two workers, the manager, and what multiprocessing has to itself
+    assert len(children) >= 3  # two workers, the manager, and helpers of multiprocessing
     parent.kill()
     parent.communicate()
     _, alive = psutil.wait_procs(children, timeout=20)

@@ -1,4 +1,4 @@
-"""The rebuilds of other libraries' steps: the same function as ours, and a step that trains."""
+"""The reimplemented training steps of other libraries: they compute the same function as ours, and train."""
 
 from itertools import repeat
 
@@ -20,13 +20,13 @@ def networks(request: pytest.FixtureRequest) -> tuple[str, Networks]:
 
 
 def weights(usual: Usual) -> list[Tensor]:
-    """Without biases: that of a score has no gradient while the hinge takes all images."""
+    """Without biases: the bias of a score has no gradient while no hinge is at zero."""
     parameters = [parameter for network in usual.networks for parameter in network.parameters()]
     return [parameter.detach().clone() for parameter in parameters if parameter.ndim > 1]
 
 
 @pytest.mark.parametrize("library", [Mimicry, StudioGan])
-def test_a_rebuild_has_the_images_scores_and_gradients_of_ours_and_all_its_weights_learn(
+def test_a_reimplementation_has_our_images_scores_and_gradients_and_all_its_weights_learn(
     networks: tuple[str, Networks], library: type[Usual]
 ) -> None:
     name, ours = networks
@@ -38,7 +38,7 @@ def test_a_rebuild_has_the_images_scores_and_gradients_of_ours_and_all_its_weigh
     assert not any(torch.equal(old, new) for old, new in zip(before, weights(usual), strict=True))
 
 
-def test_a_rebuild_of_another_function_is_found_out(networks: tuple[str, Networks]) -> None:
+def test_a_reimplementation_of_another_function_is_detected(networks: tuple[str, Networks]) -> None:
     name, ours = networks
     setting = SETTINGS[name]
     usual = Mimicry(setting, ours, setting.mimicry)

@@ -1,6 +1,6 @@
-"""Augmentation of what the discriminator sees: differentiable functions of a batch and a source of chance.
+"""Differentiable augmentations of the discriminator's input (DiffAugment, Zhao et al., 2020).
 
-After DiffAugment (Zhao et al., 2020). Each image has draws of its own.
+Each image has its own random numbers.
 
 Shape: images (B, C, H, W) in [-1, 1] -> the same.
 """
@@ -16,44 +16,45 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def nothing(images: Tensor, random: torch.Generator) -> Tensor:
+    """Returns the images unchanged."""
     return images
 
 
 def flip(images: Tensor, random: torch.Generator) -> Tensor:
-    """Mirrors every other image, by chance."""
+    """Mirrors each image with probability 1/2."""
     mirrored = _uniform(images, random) < 0.5
     return torch.where(mirrored, images.flip(3), images)
 
 
 def translate(images: Tensor, random: torch.Generator) -> Tensor:
-    """Shifts by whole pixels, up to an eighth of the side in each direction; what comes in is 0."""
+    """Shifts each image by whole pixels, up to an eighth of the side in each direction, and pads with 0."""
     height, width = images.shape[2:]
-    rows = _places(height, _integers(images, random, -round(height / 8), round(height / 8)))
-    columns = _places(width, _integers(images, random, -round(width / 8), round(width / 8)))
-    # One more pixel of 0 at each side, which all places beyond are read from.
+    rows = _source_rows(height, _integers(images, random, -round(height / 8), round(height / 8)))
+    columns = _source_rows(width, _integers(images, random, -round(width / 8), round(width / 8)))
+    # A border of one 0 on each side; all positions outside the image are read from it.
     padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     index = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def cutout(images: Tensor, random: torch.Generator) -> Tensor:
-    """Zeroes a square of half the side, its center anywhere, cut off at the borders."""
+    """Zeroes a square of half the side around a random center; parts outside the image are cut off."""
     height, width = images.shape[2:]
     inside = []
     for side in (height, width):
         size = round(side / 2)
         first = _integers(images, random, 0, side - size % 2) - size // 2
-        place = torch.arange(side, device=images.device)
-        inside.append((place >= first[:, None]) & (place < first[:, None] + size))
+        position = torch.arange(side, device=images.device)
+        inside.append((position >= first[:, None]) & (position < first[:, None] + size))
     rows, columns = inside
     return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
 @dataclass(frozen=True)
 class Color:
-    """Adds up to ±0.5 of brightness, then multiplies saturation by 0 to 2, then contrast by 0.5 to 1.5.
+    """Adds up to ±0.5 to the brightness, then multiplies the saturation by 0 to 2 and the contrast by 0.5 to 1.5.
 
-    `strength` scales all three ranges.
+    `strength` scales the three ranges.
     """
 
     strength: float = 1.0
@@ -70,7 +71,7 @@ class Color:
 
 
 def chain(*parts: Augment) -> Augment:
-    """One augmentation after the other."""
+    """Returns an augmentation that applies several in order."""
 
     def augment(images: Tensor, random: torch.Generator) -> Tensor:
         for part in parts:
@@ -81,15 +82,15 @@ def chain(*parts: Augment) -> Augment:
 
 
 def _uniform(images: Tensor, random: torch.Generator) -> Tensor:
-    """A number in [0, 1) for each image, (B, 1, 1, 1)."""
+    """Draws a number in [0, 1) for each image. Shape: (B, 1, 1, 1)."""
     return torch.rand(len(images), 1, 1, 1, generator=random).to(images)
 
 
 def _integers(images: Tensor, random: torch.Generator, low: int, high: int) -> Tensor:
-    """A number from `low` to `high` for each image, (B,)."""
+    """Draws an integer from `low` to `high` for each image. Shape: (B,)."""
     return torch.randint(low, high + 1, (len(images),), generator=random).to(images.device)
 
 
-def _places(side: int, shift: Tensor) -> Tensor:
-    """Where each row of a shifted image is read from, in one that is padded by 1, (B, side)."""
+def _source_rows(side: int, shift: Tensor) -> Tensor:
+    """Returns the row of the image padded by 1 that each row of the shifted image is read from. Shape: (B, side)."""
     return (torch.arange(side, device=shift.device) - shift[:, None]).clamp(-1, side) + 1

@@ -1,4 +1,4 @@
-"""Tensors that took long to compute, kept in a file: written whole or not at all."""
+"""A cache of computed tensors in safetensors files, written atomically."""
 
 import logging
 from collections.abc import Callable
@@ -14,28 +14,31 @@ log = logging.getLogger(__name__)
 
 
 def keep(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Writes tensors and what is to be known about them; where that fails, warns, since they are still good."""
+    """Writes tensors with metadata. If the file cannot be written, a warning is logged: the tensors remain valid."""
     try:
         with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata=about)
     except OSError as error:
-        log.warning("%s is not cached, it will be computed again: %s", path.stem, error)
+        log.warning("%s is not cached and will be computed again: %s", path.stem, error)
 
 
 def kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """What `keep` wrote, the tensors memory-mapped; None if nothing, or, with a warning, if it is damaged."""
+    """Returns the tensors, memory-mapped, and the metadata of a file written by `keep`.
+
+    None if there is no file, or, with a warning, if it is damaged.
+    """
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        log.warning("%s is damaged, it will be computed again: %s", path, error)
+        log.warning("%s is damaged and will be computed again: %s", path, error)
         return None
 
 
 def computed_once(path: Path, version: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in a file of this version; computed, and kept there, if it is missing, damaged or of another."""
+    """Returns the tensors of a file, or computes and writes them if it is missing, damaged or of another version."""
     tensors, about = kept(path) or ({}, {})
     if about.get("format") != version:
         tensors = compute()

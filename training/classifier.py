@@ -1,13 +1,14 @@
-r"""A small CIFAR-10 classifier, and the recipe it was trained by.
+r"""A small CIFAR-10 classifier and its training, on the training images only.
 
-Its features serve a projected discriminator (`sparsegen.training.projected`), or measure generators that were trained
-without it (`sparsegen.training.features`). It was trained on the training images alone.
+Its features are the input of a projected discriminator (`sparsegen.training.projected`), or measure generators that
+were trained without it (`sparsegen.training.features`).
 
     python -m sparsegen.training.classifier --data cifar10 --out first.safetensors
     python -m sparsegen.training.classifier --data cifar10 --from first.safetensors --rate 0.2 --epochs 8 \
         --out classifier.safetensors
 
-The second rise and fall of the rate (Loshchilov & Hutter, 2017, "SGDR") goes on from the first.
+The second command continues from the weights of the first, with a second rise and fall of the learning rate
+(Loshchilov & Hutter, 2017, "SGDR").
 """
 
 import argparse
@@ -31,7 +32,7 @@ from sparsegen.zoo.weights import write_tensors
 
 log = logging.getLogger(__name__)
 
-WHITENED = 24  # 2 x 2 patches of three colors have 12 components; each is there with both signs
+WHITENED = 24  # channels: the 12 components of 2 x 2 patches of three colors, each with both signs
 WEIGHTS = Path(__file__).parent / "weights" / "cifar10_classifier.safetensors"
 
 
@@ -51,8 +52,9 @@ class Block(nn.Sequential):
 
 
 class Classifier(nn.Module):
-    """Whitened patches, three blocks, a linear layer; after Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds", with
-    fewer channels and a padded first layer, so that the maps have 1/2, 1/4 and 1/8 of the side.
+    """Whitened patches, three blocks and a linear layer, similar to Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds".
+
+    It has fewer channels and a padded first layer, so that the maps have 1/2, 1/4 and 1/8 of the side.
 
     Shape: images (B, 3, H, W) in [-1, 1], H and W multiples of 8 -> logits (B, 10).
     """
@@ -70,7 +72,7 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(self.channels[-1], classes, bias=False)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The features after each block, at `strides` of the image and with `channels`."""
+        """Returns the features after each block, with `channels` and `strides`."""
         x, found = F.gelu(self.whiten(F.pad(images, (0, 1, 0, 1), mode="replicate"))), []
         for block in self.blocks:
             x = block(x)
@@ -78,7 +80,7 @@ class Classifier(nn.Module):
         return found
 
     def features(self, images: Tensor) -> Tensor:
-        """The maxima of the last maps, which the classes are read from. Shape: (B, 256)."""
+        """Returns the maxima of the last maps, the input of the linear layer. Shape: (B, 256)."""
         return self.maps(images)[-1].amax((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -88,14 +90,17 @@ class Classifier(nn.Module):
 def open_classifier(path: Path = WEIGHTS) -> Classifier:
     """Opens trained weights, in eval mode.
 
-    Raises: FileNotFoundError with the remedy if there are none.
+    Raises:
+        FileNotFoundError: With the remedy if the file is missing.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"the weights of the CIFAR-10 classifier are not at {path}: install sparsegen again, or train them with "
             f"`python -m sparsegen.training.classifier --data cifar10 --out FILE`"
         )
-    with torch.device("meta"):  # draws no initial weights, so the random state of the caller stays as it is
+    with torch.device(
+        "meta"
+    ):  # no initial weights are drawn, so the random state of the caller does not change
         network = Classifier()
     tensors = {
         key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()
@@ -105,7 +110,7 @@ def open_classifier(path: Path = WEIGHTS) -> Classifier:
 
 
 def trained_on(path: Path = WEIGHTS) -> str:
-    """The fingerprint of the images that the weights were trained on; empty if there are none."""
+    """Returns the fingerprint of the images that the weights were trained on; empty if the file is missing."""
     if not path.is_file():
         return ""
     with safe_open(path, framework="pt") as file:
@@ -114,9 +119,10 @@ def trained_on(path: Path = WEIGHTS) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stochastic gradient descent with Nesterov momentum; the rate rises for a fifth of the training, then falls to 0.
+    """Stochastic gradient descent with Nesterov momentum.
 
-    Images are flipped in every other epoch, shifted by up to two pixels, and lose a square of `hole` pixels.
+    The rate rises linearly for a fifth of the steps, then falls to 0. Images are flipped in every other epoch and
+    shifted by up to two pixels; a square of side `hole` is set to 0.
     """
 
     epochs: int = 12
@@ -130,7 +136,7 @@ class Recipe:
 
 
 class Epoch(NamedTuple):
-    """After an epoch: its number, the training loss, the accuracy on the test images, the seconds so far."""
+    """The number of a finished epoch, its last training loss, the accuracy on the test images, the seconds so far."""
 
     epoch: int
     loss: float
@@ -141,8 +147,12 @@ class Epoch(NamedTuple):
 def train(
     images: Images, test: Images, recipe: Recipe, network: Classifier | None = None
 ) -> Generator[Epoch, None, Classifier]:
-    """Trains a new network, or goes on with one in place; returns it with the averaged weights, in eval mode."""
-    random = torch.Generator().manual_seed(recipe.seed)
+    """Trains a new network, or a given one in place; returns it with the averaged weights, in eval mode.
+
+    Raises:
+        ValueError: If the images have no labels.
+    """
+    labels, random = images.require_labels(), torch.Generator().manual_seed(recipe.seed)
     if network is None:
         network = Classifier()
         _start(network, images.pixels[:5000], random)
@@ -172,9 +182,7 @@ def train(
             x = _augmented(images.pixels[rows], mirrored[rows] ^ bool(epoch % 2), recipe.hole, random)
             with _autocast():
                 logits = network(x)
-            loss = F.cross_entropy(
-                logits.float(), images.labels[rows], label_smoothing=recipe.label_smoothing
-            )
+            loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -187,13 +195,13 @@ def train(
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Images) -> float:
-    """The share of images whose label has the largest logit, in eval mode."""
+    """Returns the share of images whose label has the largest logit, in eval mode."""
     network.eval()
-    right = 0
+    labels, right = images.require_labels(), 0
     for rows in torch.arange(len(images)).split(500):
         with _autocast():
             logits = network(_real(images.pixels[rows]))
-        right += int((logits.argmax(1) == images.labels[rows]).sum())
+        right += int((logits.argmax(1) == labels[rows]).sum())
     return right / len(images)
 
 
@@ -222,17 +230,18 @@ def _augmented(pixels: Tensor, mirrored: Tensor, hole: int, random: torch.Genera
 
 @torch.no_grad()
 def _start(network: Classifier, pixels: Tensor, random: torch.Generator) -> None:
-    """Draws the weights: convolutions begin near the identity, the first makes the patches of `pixels` white."""
+    """Initializes the weights: the first layer whitens the patches of `pixels`, the others begin near the identity."""
     for part in network.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, generator=random)
             nn.init.dirac_(part.weight[: part.in_channels])
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
     nn.init.normal_(network.linear.weight, std=network.linear.in_features**-0.5, generator=random)
     patches = F.unfold(_real(pixels), 2).permute(0, 2, 1).reshape(-1, 12)
     values, vectors = torch.linalg.eigh(torch.cov(patches.T))
     white = (vectors / (values + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
-    network.whiten.weight.copy_(torch.cat([white, -white]))  # stays; the bias is learned
-    nn.init.zeros_(network.whiten.bias)
+    network.whiten.weight.copy_(torch.cat([white, -white]))  # fixed; the bias is trained
 
 
 def main() -> None:
@@ -244,9 +253,9 @@ def main() -> None:
     )
     parser.add_argument("--test", default="", help="test images (default: the split `test` of --data)")
     parser.add_argument("--out", type=Path, required=True, help="file to write the weights to, as float16")
-    parser.add_argument("--from", dest="start", type=Path, help="weights to go on from (default: new ones)")
+    parser.add_argument("--from", dest="start", type=Path, help="weights to continue from (default: none)")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
-    parser.add_argument("--rate", type=float, default=Recipe.rate, help="the highest learning rate")
+    parser.add_argument("--rate", type=float, default=Recipe.rate, help="maximum of the learning rate")
     options = parser.parse_args()
     images = open_images(options.data, "train")
     test = open_images(options.test) if options.test else open_images(options.data, "test")

@@ -1,4 +1,4 @@
-"""Training images: any source becomes one uint8 tensor, decoded once. Its batches are functions of the step."""
+"""Training images: a source is decoded once, to one uint8 tensor. Batches are functions of the step."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from sparsegen.zoo.noise import check_seed
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3  # raise it when the same source would give other pixels, or other names of classes
+CACHE_FORMAT = 3  # increase it when the same source would give other pixels or other class names
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,37 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def require_labels(self) -> Tensor:
+        """Returns the labels. Raises: ValueError with the reason if there are none."""
+        if self.labels is None:
+            why = f" ({self.unlabeled})" if self.unlabeled else ""
+            raise ValueError(
+                f"{self.name} has no labels{why}: give data with labels, e.g. one folder per class"
+            )
+        return self.labels
+
     def numpy(self) -> np.ndarray:
-        """The pixels as other libraries want them: uint8 (N, H, W, 3), a view."""
+        """Returns a view of the pixels with channels last: uint8 (N, H, W, 3)."""
         return self.pixels.permute(0, 2, 3, 1).numpy()
 
     def part(self, share: float) -> "Images":
-        """A share of the images, labeled classes taken in turn, the first of each.
+        """Returns a share of the images: the first of each class, the same number of each; without labels the first.
 
-        Raises: ValueError unless the share is above 0 and at most 1.
+        Raises:
+            ValueError: Unless the share is above 0 and at most 1.
         """
         if check_share(share) == 1:
             return self
-        labels = None if self.labels is None else self.labels.numpy()
-        rows = torch.tensor(_first(max(1, round(share * len(self))), len(self), labels))
+        count, known = max(1, round(share * len(self))), None if self.labels is None else self.labels.numpy()
+        rows = torch.tensor(_first(count, len(self), known))
         pixels, labels = self.pixels[rows], None if self.labels is None else self.labels[rows]
         return replace(self, pixels=pixels, labels=labels, fingerprint=fingerprint(pixels, labels))
 
 
 def check_share(share: float) -> float:
-    """Raises: ValueError unless it is above 0 and at most 1."""
+    """Returns the share. Raises: ValueError unless it is above 0 and at most 1."""
     if not 0 < share <= 1:
-        raise ValueError(f"share is the part of the images, above 0 and at most 1; got {share!r}")
+        raise ValueError(f"share must be above 0 and at most 1; got {share!r}")
     return share
 
 
@@ -90,7 +100,8 @@ class ImageLoader:
     from (seed, step). Both are drawn for the global batch of batch_size * world_size images, and each rank takes
     its slice: two ranks together see the same images as one rank with twice the batch size.
 
-    Raises: ValueError if there are fewer images than one global batch, or an argument is out of range.
+    Raises:
+        ValueError: If there are fewer images than one global batch, or an argument is out of range.
     """
 
     def __init__(
@@ -202,14 +213,16 @@ def open_images(
 def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: OnProgress | None) -> Images:
     """Decodes the rows in order and omits damaged ones.
 
-    Raises: ValueError if no image is left.
+    Raises:
+        ValueError: If no image is left.
     """
     order = _first(limit, rows.count, rows.labels)
-    pixels = np.empty((len(order), 3, size, size), np.uint8)
-    good, skipped, resized = [], [], 0
+    decoded = np.empty((len(order), 3, size, size), np.uint8)
+    good: list[int] = []
+    skipped, resized = [], 0
     for done, (row, (row_name, file)) in enumerate(zip(order, rows.read(order), strict=True), start=1):
         try:
-            pixels[len(good)], other = decode(file, size)
+            decoded[len(good)], other = decode(file, size)
             good.append(row)
             resized += other
         except ValueError as error:
@@ -219,7 +232,7 @@ def _decode_rows(rows: Rows, name: str, size: int, limit: int | None, progress: 
     if not good:
         reason = f"; the first: {skipped[0]}" if skipped else ""
         raise ValueError(f"no readable image among the {len(order)} of {name}{reason}")
-    pixels = torch.from_numpy(pixels[: len(good)])
+    pixels = torch.from_numpy(decoded[: len(good)])
     labels = None if rows.labels is None else torch.from_numpy(rows.labels[good])
     return Images(
         *(pixels, labels, name, fingerprint(pixels, labels)),
@@ -240,11 +253,11 @@ def _first(limit: int | None, count: int, labels: np.ndarray | None) -> list[int
 
 
 def fingerprint(pixels: Tensor, labels: Tensor | None) -> str:
-    """16 hex digits of the SHA-256 of shape, pixels and labels (little-endian int64)."""
+    """Returns 16 hex digits of the SHA-256 of shape, pixels and labels (little-endian int64)."""
     digest = hashlib.sha256(repr((tuple(pixels.shape), labels is not None)).encode())
-    digest.update(pixels.contiguous().numpy())
+    digest.update(pixels.contiguous().numpy().data)
     if labels is not None:
-        digest.update(labels.numpy().astype("<i8"))
+        digest.update(labels.numpy().astype("<i8").data)
     return digest.hexdigest()[:16]
 
 

@@ -84,7 +84,8 @@ def evaluate_samples(samples: Samples, references: Mapping[str, Statistics]) -> 
     Args:
         references: Statistics of real images by metric, the headline's first; `samples` must have the features of each.
 
-    Raises: ValueError if `samples` lacks the features of a reference.
+    Raises:
+        ValueError: If `samples` lacks the features of a reference.
     """
     if missing := [metric for metric in references if metric not in samples.features] or not references:
         raise ValueError(
@@ -135,7 +136,7 @@ def draw(
     batch = check_integer("batch", batch, 1, MAX_BATCH, "the number of images drawn at once")
     labels = noise.labels(count, generator.classes, noise.check_seed(seed), names=generator.class_names)
     features = {network.metric: np.empty((count, network.dimension), np.float32) for network in networks}
-    images, densities, speeds = [], 0.0, []
+    images, densities, speeds = [], [], []
     with _eval_mode(generator):
         for first, z in noise.batches(count, generator.z_dim, seed, batch=batch):
             rows = slice(first, first + len(z))
@@ -143,7 +144,7 @@ def draw(
             images.append(drawn)
             for network in networks:
                 features[network.metric][rows] = network(drawn)
-            densities = densities + np.array([density(code) for code in codes]) * len(z)
+            densities.append(np.array([density(code) for code in codes]) * len(z))
             speeds.append(len(z) / seconds)
             if progress is not None:
                 progress(first + len(z), count)
@@ -153,7 +154,7 @@ def draw(
         labels=labels,
         class_names=generator.class_names,
         seed=seed,
-        density=tuple((densities / count).tolist()),
+        density=tuple((np.sum(densities, axis=0) / count).tolist()),
         samples_per_second=median(speeds),
         batch=batch,
         threads=torch.get_num_threads(),

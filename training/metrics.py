@@ -1,4 +1,4 @@
-"""Numbers that say how good and how sparse samples are: pure functions of arrays, no network and no data."""
+"""Fréchet distance and density: pure functions of arrays."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -6,14 +6,14 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-CHUNK = 4096  # rows turned to float64 at a time, so that 50,000 x 2048 features need no second copy
+CHUNK = 4096  # rows converted to float64 at a time, so that 50,000 x 2048 features are not copied at once
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """The Gaussian that stands for a set of features.
+    """Mean and covariance of a set of `count` features.
 
-    Shape: mean (D,), covariance (D, D), both float64; `count` features behind them.
+    Shape: mean (D,), covariance (D, D), both float64.
     """
 
     mean: np.ndarray
@@ -24,7 +24,10 @@ class Statistics:
     def of(cls, features: np.ndarray) -> Self:
         """Computes the sample mean and the unbiased covariance (divisor N - 1), in float64.
 
-        Shape: features (N, D), N >= 2.  Raises: ValueError on another shape, or on NaN or infinite entries.
+        Shape: features (N, D), N >= 2.
+
+        Raises:
+            ValueError: On another shape, or on NaN or infinite entries.
         """
         features = np.asarray(features)
         check_features(features, least=2)
@@ -37,23 +40,23 @@ class Statistics:
 
 
 def check_features(*sets: np.ndarray, least: int = 1) -> None:
-    """Refuses anything but finite features of equal dimension, (N, D), N >= `least`.
+    """Checks that features are finite and of equal dimension, (N, D), N >= `least`.
 
-    Raises: ValueError saying what was given.
+    Raises:
+        ValueError: Naming the given shape or the number of bad features.
     """
     for features in sets:
         if features.ndim != 2 or len(features) < least or features.shape[1] < 1:
             raise ValueError(
-                f"features are a matrix (N, D) of at least {least} rows, one per image; "
+                f"features must be a matrix (N, D) of at least {least} rows, one per image; "
                 f"got the shape {features.shape}"
             )
         if broken := int((~np.isfinite(features).all(axis=1)).sum()):
             raise ValueError(
-                f"{broken} of {len(features)} features hold NaN or infinity, so no distance is defined: "
-                f"look for NaN in the images they come from"
+                f"{broken} of {len(features)} features hold NaN or infinity: check the images for NaN"
             )
     if len(dimensions := {features.shape[1] for features in sets}) > 1:
-        raise ValueError(f"features that are compared have equal dimensions; got {sorted(dimensions)}")
+        raise ValueError(f"compared features must have equal dimensions; got {sorted(dimensions)}")
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -61,23 +64,24 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
         d² = |μa - μb|² + tr Σa + tr Σb - 2 tr (Σa Σb)^½
 
-    It is 0 for equal Gaussians, and with Inception features it is the FID. It is biased upwards by small
-    counts: compare only distances over the same counts.
+    It is 0 for equal Gaussians; with Inception features it is the FID. It is biased upwards by small counts: compare
+    only distances of equal counts.
 
-    Choice: tr (Σa Σb)^½ is the sum of the singular values of Ra' Rb, where Ra Ra' = Σa. Fewer samples than
-    dimensions make Σ singular; its null space is cut off before a square root can blow rounding noise of
-    1e-16 up to 1e-8, which happens where the eigenvalues of Σa Σb are taken.
+    Choice: tr (Σa Σb)^½ is the sum of the singular values of Ra' Rb, where Ra Ra' = Σa. With fewer samples than
+    dimensions Σ is singular; its null space is removed before the square root, which would amplify rounding errors of
+    1e-16 to 1e-8, as the eigenvalues of Σa Σb do.
 
-    Raises: ValueError if the two have different dimensions.
+    Raises:
+        ValueError: If the two have different dimensions.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(
-            f"both statistics come from one feature network; got {len(a.mean)} and {len(b.mean)} dimensions"
+            f"both statistics must come from one feature network; got {len(a.mean)} and {len(b.mean)} dimensions"
         )
     offset = a.mean - b.mean
     overlap = np.linalg.svd(_root(a.covariance).T @ _root(b.covariance), compute_uv=False).sum()
     squared = offset @ offset + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
-    return max(float(squared), 0.0)  # rounding may leave -1e-13
+    return max(float(squared), 0.0)  # rounding may give -1e-13
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
@@ -88,7 +92,9 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 
 def density(code: Tensor) -> float:
-    """Computes the share of entries that are not exactly 0: |Γ|₀ over all entries, in [0, 1]."""
+    """Computes the share of entries that are not exactly 0, in [0, 1]. Raises: ValueError if there are no entries."""
     if not code.numel():
-        raise ValueError(f"a code without entries has no density; got the shape {tuple(code.shape)}")
+        raise ValueError(
+            f"the density of a code without entries is undefined; got the shape {tuple(code.shape)}"
+        )
     return int(code.count_nonzero()) / code.numel()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -88,7 +88,8 @@ class Schedule:
 def find_device(name: str | None = None) -> torch.device:
     """Returns the named device; None: a GPU if there is one, with several processes the one of this process.
 
-    Raises: ValueError if torch does not have the device.
+    Raises:
+        ValueError: If torch does not have the device.
     """
     from accelerate import PartialState
 
@@ -111,7 +112,9 @@ def checkpoints(folder: Path) -> list[Path]:
 def _find_origin(spec: ModelSpec, start_from: str) -> Path:
     """Finds the checkpoint that a run of `spec` starts from.
 
-    Raises: As `find_checkpoint` and `read_config`; ValueError on another architecture, width or image size.
+    Raises:
+        FileNotFoundError, ValueError: As `find_checkpoint` and `read_config`.
+        ValueError: On another architecture, width or image size.
     """
     checkpoint = find_checkpoint(start_from)
     source = ModelSpec.from_config(read_config(checkpoint))
@@ -128,8 +131,9 @@ def _find_origin(spec: ModelSpec, start_from: str) -> Path:
 def _check_folder(folder: Path) -> None:
     """Checks before any work that a run can be started or resumed in a folder.
 
-    Raises: OSError if the folder cannot be written; FileExistsError if it holds files with the names of a run's files
-        and is not a run.
+    Raises:
+        OSError: If the folder cannot be written.
+        FileExistsError: If it holds files with the names of a run's files and is not a run.
     """
     check_writable(folder / "run.json")
     foreign = [name for name in RUN_FILES if (folder / name).exists()]
@@ -179,8 +183,10 @@ def check_start(
         resume: Resume the run in the folder; without a checkpoint it starts at step 0.
         device: See `find_device`.
 
-    Raises: OSError if the folder cannot be written; FileExistsError if it is not a run; ValueError if the device does
-        not exist, or the run cannot start from the model.
+    Raises:
+        OSError: If the folder cannot be written.
+        FileExistsError: If it is not a run.
+        ValueError: If the device does not exist, or the run cannot start from the model.
     """
     folder = Path(folder)
     check_utf8(folder)
@@ -193,7 +199,7 @@ def check_start(
     return Start(folder, found, goes_on, resume, origin)
 
 
-def read_plan(path: Path) -> dict:
+def read_plan(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -214,7 +220,7 @@ def _columns_k(model: str) -> tuple[int, ...]:
     return tuple(k_range.k for k_range in ModelSpec.parse(model).k_ranges)
 
 
-def identity(plan: dict) -> dict:
+def identity(plan: dict[str, Any]) -> dict[str, Any]:
     """Returns the entries in which two plans of one run must agree. Data count by fingerprint, not by path.
 
     Entries that an older plan lacks have their defaults.

@@ -2,12 +2,13 @@
 
     images -> frozen network -> maps at several scales -> frozen random mixing -> one head per scale -> scores
 
-The frozen network is trained before, so that the heads reward recognizable shapes early. It does not detect fine grid
-noise; an additional discriminator of pixels does (Kumari et al., 2022).
+The frozen network is pretrained, so that the heads reward recognizable shapes early in training. It does not detect
+fine grid noise; an additional discriminator of pixels does (Kumari et al., 2022).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from sparsegen.training.classifier import Classifier, open_classifier, trained_o
 from sparsegen.training.terms import LossInputs
 from sparsegen.zoo.blocks import needed
 from sparsegen.zoo.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from efficientnet_lite_pytorch.model import MBConvBlock
 
 NETWORK = "projected"  # its name in phases, terms and checkpoints
 SMALLEST = 4  # side that a head reduces its map to
@@ -38,7 +42,7 @@ class FrozenFeatures:
 
     name: str
     channels: Sequence[int]
-    strides: Sequence[int]
+    strides: Sequence[float]
     network: nn.Module
     maps: Callable[[Tensor], list[Tensor]]
 
@@ -54,7 +58,8 @@ def classifier_features() -> FrozenFeatures:
 def efficientnet_features() -> FrozenFeatures:
     """Opens EfficientNet-Lite0, trained on ImageNet; images are enlarged three times, to at least 96 pixels.
 
-    Raises: ImportError if its packages are not installed.
+    Raises:
+        ImportError: If its packages are not installed.
     """
     from sparsegen.training.features import efficientnet_lite0
 
@@ -83,7 +88,9 @@ FEATURES = {"cifar10-classifier": classifier_features, "efficientnet-lite0": eff
 def open_frozen(name: str) -> FrozenFeatures:
     """Opens a feature network by its name.
 
-    Raises: ValueError listing the names; FileNotFoundError, ImportError if it is not installed.
+    Raises:
+        ValueError: Listing the names.
+        FileNotFoundError, ImportError: If it is not installed.
     """
     if name not in FEATURES:
         raise ValueError(f"no feature network {name!r}: choose one of {', '.join(FEATURES)}")
@@ -94,7 +101,9 @@ def find_frozen(spec: ModelSpec, name: str) -> dict[str, FrozenFeatures]:
     """Opens the feature networks that a model may be trained with; `frozen_for` selects one by the images.
 
     Returns: By name: the named network, all for "auto", none for another recipe.
-    Raises: ValueError if a network is named for another recipe; as `open_frozen`.
+
+    Raises:
+        ValueError: If a network is named for another recipe; as `open_frozen`.
     """
     if spec.recipe != NETWORK:
         if name != "auto":
@@ -140,8 +149,8 @@ class Mixing(nn.Module):
 
 
 class Head(nn.Module):
-    """Scores every position of a map, after strided convolutions to a side of about 4; with classes, also its fit to
-    the label (projection, Miyato & Koyama, 2018).
+    """Reduces a map to a side of about 4 by strided convolutions and scores each position; with classes, also the fit
+    to the label (projection, Miyato & Koyama, 2018).
 
     Shape: map (B, C, H, W), labels (B,) -> scores (B, 1, h, w).
     """
@@ -177,7 +186,9 @@ class ProjectedDiscriminator(nn.Module):
         width: Channels of the finest mixed map; the coarser ones have twice as many.
 
     Shape: images (B, 3, side, side) in [-1, 1], labels (B,) where there are classes -> scores (B, 1, h, w) per scale.
-    Raises: ValueError if the images are too small for the feature network.
+
+    Raises:
+        ValueError: If the images are too small for the feature network.
     """
 
     def __init__(self, features: FrozenFeatures, side: int, classes: int, width: int = 64):
@@ -200,7 +211,7 @@ class ProjectedDiscriminator(nn.Module):
         return [head(x, labels) for head, x in zip(self.heads, maps, strict=True)]
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "ProjectedDiscriminator":
-        """Moves the frozen network to another device, too."""
+        """Also moves the frozen network to another device."""
         self._features.network._apply(change)
         return super()._apply(change, recurse)
 
@@ -214,7 +225,7 @@ class ProjectedHinge:
     def __call__(self, inputs: LossInputs) -> Tensor:
         real = _scores(inputs, inputs.batch.real, inputs.batch.labels, self.augment)
         fake = _scores(inputs, inputs.made, inputs.batch.fake_labels, self.augment)
-        return sum(F.relu(1 - score).mean() for score in real) + sum(
+        return _sum(F.relu(1 - score).mean() for score in real) + _sum(
             F.relu(1 + score).mean() for score in fake
         )
 
@@ -227,13 +238,17 @@ class ProjectedScore:
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         fake = _scores(inputs, inputs.made, inputs.batch.fake_labels, self.augment)
-        return -sum(score.mean() for score in fake)
+        return -_sum(score.mean() for score in fake)
 
 
 def _scores(inputs: LossInputs, images: Tensor, labels: Tensor | None, augment: Augment) -> list[Tensor]:
     heads = inputs.batch.networks[NETWORK]
     seen = augment(images, inputs.batch.random).contiguous(memory_format=torch.channels_last)
     return [score.float() for score in heads(seen, labels)]
+
+
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    return sum(losses, torch.zeros(()))
 
 
 def _layer(conv: nn.Conv2d) -> list[nn.Module]:
@@ -251,6 +266,6 @@ def _kaiming(outputs: int, inputs: int, kernel: int) -> Tensor:
     return nn.init.kaiming_normal_(torch.empty(outputs, inputs, kernel, kernel))
 
 
-def _stride(block: nn.Module) -> int:
+def _stride(block: "MBConvBlock") -> int:
     stride = block._block_args.stride
     return stride[0] if isinstance(stride, list | tuple) else stride

@@ -1,6 +1,6 @@
-"""How good samples are beyond their distance, measured by the features of one network.
+"""Class accuracy, precision, recall and memorization of samples, measured in the features of one network.
 
-Real test images are measured in the same way (`real_samples`), as the yardstick.
+Real test images are measured in the same way for comparison (`real_samples`).
 """
 
 from collections.abc import Sequence
@@ -15,25 +15,25 @@ from sparsegen.training.evaluation import Samples
 from sparsegen.training.neighbors import K, coverage
 from sparsegen.training.reference import Reference
 
-NEAR = 0.05  # quantile of the test images' distances; below it a sample counts as near to a training image
-LEAST = K + 1  # images on either side that precision and recall need
-ROWS, COLUMNS = 16, 8  # of `neighbor_picture`: samples, and nearest training images of each
+NEAR = 0.05  # quantile of the test images' distances; a sample below it counts as memorized
+LEAST = K + 1  # minimum number of real and of generated images for precision and recall
+ROWS, COLUMNS = 16, 8  # of `neighbor_picture`: samples, and nearest training images per sample
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What `measure_quality` found; None stands for what could not be measured.
+    """The results of `measure_quality`; None: not measured.
 
     Args:
         measured_by: The metric whose features were used.
-        class_accuracy: Share of the samples in which a linear classifier, trained on the features of the training
-            images, finds the class that was asked for.
+        class_accuracy: Share of the samples that a linear classifier, trained on the features of the training images,
+            assigns to the requested class.
         class_accuracy_real: The same share of the test images.
         precision: Share of the samples within the real images (`coverage`).
         recall: Share of the real images within the samples.
-        compared: Images on either side of precision and recall; the real ones are training images.
-        memorized: Share of the samples that are nearer to a training image than 95 % of the test images are, about
-            0.05 for images that were never seen.
+        compared: Number of generated images, and of training images, used for precision and recall.
+        memorized: Share of the samples that are nearer to a training image than 95 % of the test images are; about
+            0.05 for unseen images.
     """
 
     measured_by: str
@@ -48,10 +48,13 @@ class Quality:
 def measure_quality(
     samples: Samples, real: Reference, bar: ProgressBar = no_progress_bar
 ) -> tuple[Quality, list[str]]:
-    """Measures samples by the features of the network of `real`.
+    """Measures samples in the features of the network of `real`.
 
-    Returns: What was found, and a sentence for each measure that is missing and could have been expected.
-    Raises: ValueError if there are fewer than `LEAST` samples or training images, or features hold NaN or infinity.
+    Returns: The results, and one sentence per expected result that is missing.
+
+    Raises:
+        ValueError: If there are fewer than `LEAST` samples or training images, or features hold NaN or
+            infinity.
     """
     features = samples.features[real.network.metric]
     generated, training = equal_counts(features, real.train_features)
@@ -65,7 +68,7 @@ def measure_quality(
     if real.test is None:
         remarks.append(
             f"memorization and the class accuracy of real images are not measured: {real.train.name} has no test "
-            f"images that are not training images (give test images)"
+            f"images besides its training images (give test images)"
         )
     else:
         accuracy_real, missing_real = class_accuracy(real_samples([real]), real)
@@ -86,9 +89,9 @@ def measure_quality(
 
 
 def class_accuracy(samples: Samples, real: Reference) -> tuple[float | None, str]:
-    """The share of samples in which the linear classifier of the training images finds their class.
+    """Computes the share of samples that the linear classifier of the training images assigns to their class.
 
-    Returns: None if it is not defined, and why; "" if samples have no labels, so that nobody expects it.
+    Returns: The share and an empty string; or None and the reason, which is empty if the samples have no labels.
     """
     if samples.labels is None:
         return None, ""
@@ -96,48 +99,52 @@ def class_accuracy(samples: Samples, real: Reference) -> tuple[float | None, str
         return None, f"{real.train.name} has no labels{real.train.unlabeled and f' ({real.train.unlabeled})'}"
     if real.probe is None:
         return None, f"{real.train.name} has images of one class only"
-    labels, lacking = _labels_in(real.train, samples)
+    labels, lacking = _labels_in(real.train, samples.labels, samples.class_names)
     if lacking:
         return (
             None,
-            f"{real.train.name} has no images of {', '.join(lacking)}, of which there are images to measure",
+            f"{real.train.name} has no images of {', '.join(lacking)}, which the samples include",
         )
     found = real.probe(samples.features[real.network.metric])
     return float((found == labels).mean()), ""
 
 
-def _labels_in(images: Images, samples: Samples) -> tuple[np.ndarray, list[str]]:
-    """The labels of samples as the images number them: by the names of the classes where both have names.
+def _labels_in(images: Images, given: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Converts the labels of samples to those of the images: by the class names if both have names.
 
-    Returns: The labels, and what the classes are called of which there are no such images.
+    Returns: The labels, and the names of the classes without images.
     """
-    present, names = set(images.labels.unique().tolist()), samples.class_names
-    labels, lacking = samples.labels.copy(), []
-    for label in np.unique(samples.labels).tolist():
+    present = set(images.require_labels().unique().tolist())
+    labels, lacking = given.copy(), []
+    for label in np.unique(given).tolist():
         number, called = label, f"class {label}"
         if names and images.classes:
             called = names[label]
             number = images.classes.index(called) if called in images.classes else None
         if number in present:
-            labels[samples.labels == label] = number
+            labels[given == label] = number
         else:
             lacking.append(called)
     return labels, lacking
 
 
 def equal_counts(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first of the generated features, and as many real ones, drawn at random but the same each time."""
+    """Returns equal numbers of features: the first generated ones, and real ones drawn with a fixed seed."""
     count = min(len(generated), len(real))
     return generated[:count], real[_draw_rows(len(real), count)]
 
 
 def real_samples(references: Sequence[Reference], count: int | None = None) -> Samples:
-    """The test images, to be measured like samples: `count` of them, drawn at random, or all if there are no more.
+    """Returns real test images in the form of samples.
 
     Args:
-        references: The same images, which include test images, as several networks see them.
+        references: The real images in each feature network.
+        count: Number of images, drawn with a fixed seed; None, or more than there are: all.
+
+    Raises:
+        ValueError: Without test images.
     """
-    test = references[0].test
+    test = references[0].require_test()
     rows = _draw_rows(len(test), min(count or len(test), len(test)))
     return Samples(
         images=test.numpy()[rows],
@@ -148,7 +155,7 @@ def real_samples(references: Sequence[Reference], count: int | None = None) -> S
 
 
 def neighbor_picture(samples: Samples, real: Reference) -> np.ndarray:
-    """Shows the first samples, a row each, with the training images that are nearest to them by their features.
+    """Returns a picture of the first samples, one per row, with their nearest training images by features.
 
     Shape: uint8 (H, W, 3).
     """
@@ -161,5 +168,5 @@ def neighbor_picture(samples: Samples, real: Reference) -> np.ndarray:
 
 
 def _draw_rows(total: int, count: int) -> np.ndarray:
-    """`count` of `total` rows in ascending order, drawn at random from a fixed seed."""
+    """Draws `count` of `total` rows with a fixed seed, in ascending order."""
     return np.sort(np.random.default_rng(0).permutation(total)[:count])

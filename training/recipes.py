@@ -86,7 +86,8 @@ class Recipe:
     def faster(self, factor: float) -> "Recipe":
         """Returns this recipe with all learning rates multiplied by a factor.
 
-        Raises: ValueError unless the factor is a finite number above 0.
+        Raises:
+            ValueError: Unless the factor is a finite number above 0.
         """
         if not 0 < factor < math.inf:
             raise ValueError(
@@ -196,7 +197,8 @@ PENALTIES: dict[str, Mapping[str, Term]] = {"l1": {"code_l1": terms.CodeL1(10.0)
 def register_recipe(architecture: str, recipe: Recipe) -> None:
     """Sets the recipe of an architecture of another package; see `sparsegen.register_architecture`.
 
-    Raises: ValueError if it has another recipe.
+    Raises:
+        ValueError: If it has another recipe.
     """
     if RECIPES.setdefault(architecture, recipe) != recipe:
         raise ValueError(f"{architecture!r} has another recipe already")
@@ -205,7 +207,8 @@ def register_recipe(architecture: str, recipe: Recipe) -> None:
 def register_penalty(regularizer: str, terms: Mapping[str, Term]) -> None:
     """Sets the loss terms that a regularizer of another package adds to the generator's loss, by name.
 
-    Raises: ValueError if it has another penalty.
+    Raises:
+        ValueError: If it has another penalty.
     """
     if PENALTIES.setdefault(regularizer, terms) != terms:
         raise ValueError(f"{regularizer!r} has another penalty already")
@@ -253,7 +256,8 @@ def recipe_of(spec: ModelSpec, share: float = 1.0, features: FrozenFeatures | No
         share: Share of the images used for training.
         features: The frozen network of the projected recipe.
 
-    Raises: ValueError if there is no recipe, or the projected recipe has no features.
+    Raises:
+        ValueError: If there is no recipe, or the projected recipe has no features.
     """
     table = RECIPES | LOW_DATA if share < 1 else RECIPES
     row = get_architecture(spec.architecture)

@@ -36,7 +36,10 @@ def reference_features(
             written, a warning is logged and the features are returned.
         progress: Called with the images done and N; not called if the features are cached.
 
-    Shape: float32 (N, D).  Raises: ValueError on other images or another fingerprint.
+    Shape: float32 (N, D).
+
+    Raises:
+        ValueError: On other images or another fingerprint.
     """
     check_images(images, least=2)
 
@@ -93,6 +96,12 @@ class Reference:
     ):
         self.network, self.train, self.test, self._bar = network, train, test, bar
 
+    def require_test(self) -> Images:
+        """Returns the test images. Raises: ValueError if there are none."""
+        if self.test is None:
+            raise ValueError(f"{self.train.name} has no test images: give test images")
+        return self.test
+
     @cached_property
     def statistics(self) -> Statistics:
         with self._bar(f"{self.network.metric}: statistics of {self.train.name}", len(self.train)) as show:
@@ -108,8 +117,9 @@ class Reference:
         return self._features(self.train)
 
     @cached_property
-    def test_features(self) -> np.ndarray | None:
-        return None if self.test is None else self._features(self.test)
+    def test_features(self) -> np.ndarray:
+        """Raises: ValueError without test images."""
+        return self._features(self.require_test())
 
     @cached_property
     def probe(self) -> Probe | None:
@@ -118,26 +128,30 @@ class Reference:
         if labels is None or labels.min() == labels.max():
             return None
         path = _path(None, self.network, self.train.fingerprint, len(self.train), "probe")
-        features = self.train_features  # before the bar: they have their own
+        features = self.train_features  # before the bar, because they have their own
         with self._bar(f"{self.network.metric}: linear classifier of {self.train.name}", None):
             return Probe(**computed_once(path, FORMAT, lambda: vars(fit_probe(features, labels.numpy()))))
 
     @cached_property
-    def test_distances(self) -> np.ndarray | None:
-        """Distance from each test image to its nearest training image. Shape: (N,)."""
-        if self.test is None:
-            return None
+    def test_distances(self) -> np.ndarray:
+        """The distance from each test image to its nearest training image.
+
+        Shape: (N,).
+
+        Raises:
+            ValueError: Without test images.
+        """
 
         def compute() -> dict[str, torch.Tensor]:
             return {"distances": torch.from_numpy(self.nearest_train(self.test_features)[0][:, 0])}
 
-        part = f"nearest-{self.test.fingerprint}"
+        part = f"nearest-{self.require_test().fingerprint}"
         path = _path(None, self.network, self.train.fingerprint, len(self.train), part)
         return computed_once(path, FORMAT, compute)["distances"].numpy()
 
     def nearest_train(self, features: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Returns distances and rows of the nearest training images. Shape: (N, count) each."""
-        references = self.train_features  # before the bar: they have their own
+        references = self.train_features  # before the bar, because they have their own
         with self._bar(f"{self.network.metric}: nearest training images", len(features)) as show:
             return nearest(features, references, count, show)
 

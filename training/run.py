@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -72,7 +73,7 @@ def _check_labels(images: Images, classes: int, model: str) -> None:
         )
 
 
-Evaluator = Callable[[Generator], dict]
+Evaluator = Callable[[Generator], dict[str, Any]]
 
 
 class Run:
@@ -86,8 +87,9 @@ class Run:
             evaluation. It is set after the run was accepted, because making one may take minutes.
         stopped: Whether `until` was stopped before the last step.
 
-    Raises: ValueError if the folder holds another run, or this one and `resume` is not set. The folder is then
-        unchanged.
+    Raises:
+        ValueError: If the folder holds another run, or this one and `resume` is not set. The folder is then
+            unchanged.
     """
 
     def __init__(
@@ -106,13 +108,13 @@ class Run:
         goes_on, origin = start.goes_on, start.origin
         recorded = read_plan(self.folder / "run.json") if goes_on else {}
         if goes_on:
-            self.source = StartingModel(**recorded["source"]) if recorded.get("source") else None
+            source = StartingModel(**recorded["source"]) if recorded.get("source") else None
         else:
-            self.source = origin and StartingModel.of(origin)
-        self.plan = plan = with_k(plan, self.source)
+            source = StartingModel.of(origin) if origin else None
+        self.source, self.plan = source, (plan := with_k(plan, source))
         if goes_on:
             self._check_same(recorded, start.resume)
-        brought = self.source and self.source.discriminator and self.source.heads == plan.features
+        brought = source and source.discriminator and source.heads == plan.features
         self.warm_up = 0 if brought else plan.warm_up
         if 0 < self.warm_up >= schedule.steps:
             raise ValueError(
@@ -149,11 +151,12 @@ class Run:
         _check_labels(images, self.networks.generator.classes, plan.model)
         if self.networks.generator.classes:
             self.networks.averaged.config = {"class_names": self._class_names(images)}
-        self.step, self.best = 0, None
+        self.step = 0
+        self.best: dict[str, Any] | None = None
         if goes_on:
             self._load()
-        elif origin:
-            self._start_from(origin)
+        elif origin and source:
+            self._start_from(origin, source)
         if self.accelerator.is_main_process:
             self._claim(new=not goes_on)
 
@@ -206,7 +209,8 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint atomically.
 
-        Raises: RuntimeError if training has diverged; older checkpoints are then kept.
+        Raises:
+            RuntimeError: If training has diverged; older checkpoints are then kept.
         """
         if self.accelerator.is_main_process:
             state = self._finite_state()
@@ -217,7 +221,7 @@ class Run:
                 write_json(folder / "run.json", {"step": self.step, "best": self.best})
             for old in checkpoints(self.folder)[:-KEPT]:
                 shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()  # when one process ends, the others are killed
+        self.accelerator.wait_for_everyone()  # when one process ends, the others are terminated
 
     def agree(self, stop: bool) -> bool:
         """Returns whether any process has `stop` set, so that all stop after the same step."""
@@ -233,7 +237,7 @@ class Run:
             return list(images.classes[: self.networks.generator.classes])
         return known + [str(label) for label in range(len(known), int(images.labels.max()) + 1)]
 
-    def _check_same(self, recorded: dict, resume: bool) -> None:
+    def _check_same(self, recorded: dict[str, Any], resume: bool) -> None:
         """Raises: ValueError unless the folder holds this run and `resume` is set."""
         mine, theirs = identity(json.loads(json.dumps(asdict(self.plan)))), identity(recorded)
         differing = [
@@ -279,18 +283,16 @@ class Run:
             )
         self.step, self.best = step, best
 
-    def _start_from(self, checkpoint: Path) -> None:
+    def _start_from(self, checkpoint: Path, source: StartingModel) -> None:
         try:
             load_weights(self.networks.generator, checkpoint / WEIGHTS)
             for name, network in self.networks.auxiliary_networks.items():
-                if self.source.heads == self.plan.features if name == HEADS else self.source.discriminator:
+                if source.heads == self.plan.features if name == HEADS else source.discriminator:
                     load_weights(network, checkpoint / AUXILIARY[name])
         except ValueError as error:
-            raise ValueError(f"{self.plan.model} cannot start from a {self.source.model}: {error}") from None
+            raise ValueError(f"{self.plan.model} cannot start from a {source.model}: {error}") from None
         if classes := self.networks.generator.classes:
-            order = labels.class_permutation(
-                self.networks.averaged.class_names, self.source.class_names, classes
-            )
+            order = labels.class_permutation(self.networks.averaged.class_names, source.class_names, classes)
             for network in (self.networks.generator, *self.networks.auxiliary_networks.values()):
                 labels.renumber(network, order)
         self.networks.start_average()
@@ -307,11 +309,11 @@ class Run:
         if self.best is None or evaluation["distance"] < self.best["distance"]:
             self.best = {"step": self.step, **evaluation}
             with atomic_folder(self.folder / "best") as folder:
-                self._publish(folder, evaluation=evaluation)
+                self._publish(folder, evaluation)
 
-    def _publish(self, folder: Path, **about: object) -> None:
+    def _publish(self, folder: Path, evaluation: dict[str, Any] | None = None) -> None:
         """Writes the config, the averaged generator and the auxiliary networks."""
-        self.networks.averaged.save_pretrained(folder, training=self._about(), **about)
+        self.networks.averaged.save_pretrained(folder, training=self._about(), evaluation=evaluation)
         for name, network in self.networks.auxiliary_networks.items():
             save_weights(network, folder / AUXILIARY[name], torch.float32)
 
@@ -338,11 +340,11 @@ class Run:
         with atomic_write(path) as file:
             file.write_bytes(pictures.png(pictures.grid(self.networks.averaged.sample(64, seed=0)), 2))
 
-    def _log(self, record: dict) -> None:
+    def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             append_line(self.folder / "metrics.jsonl", record)
 
-    def _about(self) -> dict:
+    def _about(self) -> dict[str, Any]:
         """Returns the entry "training" of a checkpoint: the plan, without paths of this machine."""
         about = {**asdict(self.plan), "warm_up": self.warm_up, "steps": self.step}
         del about["model"], about["k"]  # the config has them

@@ -125,7 +125,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _is_unread_image(file: Path) -> bool:
     kind, _ = mimetypes.guess_type(file.name, strict=False)
-    return bool(kind) and kind.startswith("image/") and not file.name.lower().endswith(SUFFIXES)
+    return kind is not None and kind.startswith("image/") and not file.name.lower().endswith(SUFFIXES)
 
 
 def _split_folder(folder: Path, split: str) -> Path:

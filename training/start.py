@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sparsegen.common.checks import check_integer
 from sparsegen.common.progress import OnProgress, ProgressBar, no_progress_bar
@@ -17,6 +18,7 @@ from sparsegen.training.reference import Reference
 from sparsegen.training.run import Evaluator, Run
 from sparsegen.zoo.blocks import IMAGE_SIZES
 from sparsegen.zoo.checkpoint import read_config
+from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.k_range import resolve
 from sparsegen.zoo.noise import MAX_COUNT, check_seed
 from sparsegen.zoo.spec import ModelSpec
@@ -83,7 +85,8 @@ def start(
         bar: Progress bar of decoding images and computing their features.
         on_evaluation: Called during an evaluation with the images measured so far and their total.
 
-    Raises: TypeError, ValueError, OSError, before any work if possible.
+    Raises:
+        TypeError, ValueError, OSError: Before any work if possible.
     """
     spec = _sized(ModelSpec.parse(config.model), config.image_size)
     if config.k is not None:
@@ -135,7 +138,9 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
         callbacks: Each is called after every step with the run and its progress; if one returns True, the run saves
             and stops. `Run.stopped` is then True, and the same config with `resume=True` continues.
 
-    Raises: As `start`; FloatingPointError if training diverges.
+    Raises:
+        TypeError, ValueError, OSError: As `start`.
+        FloatingPointError: If training diverges.
 
     >>> import sparsegen, tempfile, numpy as np, pathlib
     >>> from PIL import Image
@@ -160,13 +165,14 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
 def _sized(spec: ModelSpec, image_size: int | None) -> ModelSpec:
     """Returns the model at an image size.
 
-    Raises: ValueError on an invalid size, or if the name has another one.
+    Raises:
+        ValueError: On an invalid size, or if the name has another one.
     """
     if image_size in (None, spec.image_size):
         return spec
     if spec.image_size != IMAGE_SIZES[0]:
         raise ValueError(
-            f"{spec.name} has images of {spec.image_size} pixels; the image size asked is {image_size}"
+            f"{spec.name} has images of {spec.image_size} pixels, and image_size is {image_size}: give one of them"
         )
     return ModelSpec.of(spec.architecture, spec.regularizer, spec.atoms, None, spec.recipe, image_size)
 
@@ -211,7 +217,7 @@ def make_evaluator(
     network = networks.open_features(name, device=device)
     real = {network.metric: Reference(network, images, bar=bar).statistics}
 
-    def measure(generator) -> dict:
+    def measure(generator: Generator) -> dict[str, Any]:
         evaluation = evaluate_samples(draw(generator, [network], count, progress=progress), real)
         return {**asdict(evaluation), "independent": independent}
 

@@ -1,10 +1,11 @@
-"""All losses. A term is a callable from `LossInputs` to a scalar."""
+"""The loss terms: callables from `LossInputs` to a scalar."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,20 @@ class Batch:
         generator = self.networks["generator"]
         with torch.set_grad_enabled(self.differentiable), _learning(generator):
             return generator(self.z, self.fake_labels)
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A discriminator whose features are the input of a loss. Shape: images -> (B, …)."""
+
+    def features(self, image: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class HasRotationHead(Protocol):
+    """A discriminator with a rotation head. Shape: images -> logits (B, 5)."""
+
+    def rotation_logits(self, image: Tensor) -> Tensor: ...
 
 
 class LossInputs:
@@ -90,8 +105,16 @@ class LossInputs:
         return self.discriminator(images, self.batch.labels if labels is None else labels).float()
 
     def rotation_logits(self, images: Tensor) -> Tensor:
-        """Returns the logits of the rotation head, (B, 5), as float32."""
+        """Returns the logits of the rotation head, (B, 5), as float32. Raises: TypeError without such a head."""
+        if not isinstance(self.discriminator, HasRotationHead):
+            raise TypeError(f"{type(self.discriminator).__name__} has no rotation head: use another recipe")
         return self.discriminator.rotation_logits(images).float()
+
+    def discriminator_features(self, images: Tensor) -> Tensor:
+        """Returns the discriminator's features, (B, D), as float32. Raises: TypeError if it has no `features`."""
+        if not isinstance(self.discriminator, HasFeatures):
+            raise TypeError(f"{type(self.discriminator).__name__} has no features: use another recipe")
+        return self.discriminator.features(images).float().flatten(1)
 
     @cached_property
     def encoded(self) -> Tensor:
@@ -309,7 +332,7 @@ class Encoding:
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         of_real, again, of_fake = (
-            inputs.discriminator.features(images).float().flatten(1)
+            inputs.discriminator_features(images)
             for images in (inputs.real, inputs.reconstructed, inputs.fake)
         )
         scale = math.sqrt(inputs.batch.z.shape[1] / of_real.shape[1])

@@ -1,4 +1,4 @@
-"""The architectures: the rows of the paper's Table 1 and three more, as data."""
+"""The architectures: the rows of the paper's Table 1 and three more, defined as data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ from sparsegen.zoo.regularizers import LEVELS
 
 
 class Body(Protocol):
-    """The layers of a generator, as data."""
+    """The definition of a generator's layers."""
 
     def code_shapes(self, atoms: int, image_size: int) -> list[tuple[int, int, int]]:
         """Returns (C, H, W) of each code, Γ1 first, at least `LEVELS` of them; builds nothing."""
@@ -52,7 +52,7 @@ class Architecture:
     Attributes:
         generator: Its body.
         discriminator: Builds the discriminator from atoms, classes and image_size.
-        atoms: Filters of D1 at full width, i.e. the channels of Γ1; every other width is a multiple of it.
+        atoms: Filters of D1 at full width, i.e. the channels of Γ1; other layers have multiples of it.
         z_dim: Entries of z.
         classes: Default number of labels; 0: always unconditional.
         encoder: Builds an encoder from an image to z, from atoms, z_dim and image_size; None: no encoder.

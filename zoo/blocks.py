@@ -1,4 +1,4 @@
-"""The blocks that every architecture is assembled from."""
+"""The building blocks of all architectures."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +21,10 @@ WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution as data: its geometry, and its output channels as a multiple of the architecture's atoms
-    (no matter where what it makes is an image or a score)."""
+    """The geometry of a convolution, and its output channels as a multiple of the architecture's atoms.
+
+    `width` is ignored where the output is an image or a score.
+    """
 
     width: int = 0
     kernel: int = 3
@@ -35,14 +37,14 @@ class Conv:
         return kind(inputs, outputs, self.kernel, self.stride, self.padding, bias=bias)
 
     def side(self, side: int) -> int:
-        """Side of the square output for a square input of this side."""
+        """Returns the side of the output for an input of this side, both square."""
         if self.transposed:
             return (side - 1) * self.stride - 2 * self.padding + self.kernel
         return (side + 2 * self.padding - self.kernel) // self.stride + 1
 
 
 def doublings(image_size: int) -> int:
-    """How many times an image size is twice the smallest one."""
+    """Returns the binary logarithm of an image size divided by the smallest one."""
     return (image_size // IMAGE_SIZES[0]).bit_length() - 1
 
 
@@ -52,7 +54,7 @@ Down = partial(Conv, kernel=4, stride=2)
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense layer from a vector, taken as a 1 x 1 map, to a small square map; as data, like `Conv`."""
+    """The size of a dense layer from a vector (a 1 x 1 map) to a small square map; used like `Conv`."""
 
     width: int
     size: int = 4
@@ -85,9 +87,9 @@ class BatchNorm(nn.BatchNorm2d):
 class ConditionalBatchNorm(nn.Module):
     """Batch norm with a gain and bias per class (de Vries et al., 2017; Dumoulin et al., 2017).
 
-    The embeddings are never spectrally normalized, which harms training (a comment in the code of Brock et al., 2019).
-    Choice: it is initialized as a batch norm (Radford et al., 2015): gains near 1, biases 0, independent of the other
-    weights.
+    The embeddings have no spectral norm, because it harms training (a comment in the code of Brock et al., 2019).
+    Choice: it is initialized like a batch norm (Radford et al., 2015), with gains near 1 and biases 0, whatever the
+    initialization of the other weights.
 
     Shape: features (B, C, H, W), labels (B,) -> features.
     """
@@ -113,7 +115,7 @@ def no_norm(channels: int) -> nn.Module:
 
 
 class Stage(nn.Module):
-    """A convolution (a dictionary, where its input is a sparse code), a norm and an activation.
+    """A convolution (a dictionary if its input is a sparse code), a norm and an activation.
 
     `bypass` is added to D_L Γ_L in a residual generator.
 
@@ -132,7 +134,7 @@ class Stage(nn.Module):
 class UpCode(nn.Module):
     """The first half of a residual block that doubles the side, up to the activation before its last convolution.
 
-    Shape: x (B, C, H, W), labels (B,) or None -> code (B, C', 2H, 2W), and the shortcut's (B, C', 2H, 2W).
+    Shape: x (B, C, H, W), labels (B,) or None -> code (B, C', 2H, 2W), output of the shortcut (B, C', 2H, 2W).
     """
 
     def __init__(self, inputs: int, outputs: int, norm: Norm):
@@ -143,9 +145,8 @@ class UpCode(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         main = F.relu(self.norm_1(x, labels))
         main = F.relu(self.norm_2(self.conv_1(_doubled(main)), labels))
-        return main, _doubled(
-            self.shortcut(x)
-        )  # 1 x 1, so that it may come before the doubling, at a quarter
+        # The 1 x 1 convolution commutes with the doubling; before it, it costs a quarter.
+        return main, _doubled(self.shortcut(x))
 
 
 class UpBlock(nn.Module):
@@ -167,8 +168,8 @@ class DownBlock(nn.Module):
     """A residual block of a discriminator or an encoder.
 
     Args:
-        pool: Makes what halves the side, of a number of channels; None: the side stays.
-        first: Whether its input is the image: then without norm and activation before it.
+        pool: Builds a layer that halves the side, from a number of channels; None: the side does not change.
+        first: Whether its input is the image; then no norm and activation precede the first convolution.
 
     Shape: (B, C, H, W) -> (B, C', H/2, W/2), or H x W without `pool`.
     """
@@ -191,7 +192,7 @@ class DownBlock(nn.Module):
         self.norm_2, self.conv_2 = norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
         self.pool = pool(outputs) if pool else nn.Identity()
         self.shortcut = nn.Sequential()
-        if pool:  # before the 1 x 1 convolution, at a quarter of its cost
+        if pool:  # before the 1 x 1 convolution, which then costs a quarter
             self.shortcut.append(pool(inputs))
         if pool or inputs != outputs:
             self.shortcut.append(nn.Conv2d(inputs, outputs, 1))
@@ -203,6 +204,7 @@ class DownBlock(nn.Module):
 
 
 def average_pool(channels: int) -> nn.Module:
+    """Returns a 2 x 2 average pooling."""
     return nn.AvgPool2d(2)
 
 
@@ -221,7 +223,7 @@ class StridedConv(nn.Conv2d):
 
 
 class SelfAttention(nn.Module):
-    """Every position attends to all positions of the map at half its side (Zhang et al., 2019, section 3).
+    """Each position attends to all positions of the map at half the side (Zhang et al., 2019, section 3).
 
     Shape: (B, C, H, W) -> the same.
     """
@@ -245,14 +247,16 @@ class SelfAttention(nn.Module):
 
 
 class Score(nn.Module):
-    """A dense score of the features, pooled over all positions; with classes, also their fit to the label:
-    the projection <e(y), h> (Miyato & Koyama, 2018).
+    """A linear score of features pooled over all positions; with classes, plus the projection <e(y), h> of the label
+    (Miyato & Koyama, 2018).
 
     Args:
         pooling: `torch.sum` or `torch.mean`.
 
     Shape: features (B, C, H, W), labels (B,) -> scores (B,).
-    Raises: ValueError if there are classes and no labels.
+
+    Raises:
+        ValueError: If there are classes and no labels.
     """
 
     def __init__(self, channels: int, classes: int = 0, pooling: Callable[..., Tensor] = torch.sum):
@@ -277,7 +281,7 @@ def needed(labels: Tensor | None) -> Tensor:
 
 
 class ConvScore(nn.Module):
-    """A convolution whose kernel is the whole map. Shape: features (B, C, H, W) -> scores (B,)."""
+    """A convolution whose kernel covers the whole map. Shape: features (B, C, H, W) -> scores (B,)."""
 
     def __init__(self, conv: nn.Module):
         super().__init__()
@@ -288,14 +292,14 @@ class ConvScore(nn.Module):
 
 
 class CenteredSigmoid(nn.Module):
-    """The sigmoid's [0, 1] carried to [-1, 1]: 2 σ(x) - 1."""
+    """The sigmoid, scaled to [-1, 1]: 2 σ(x) - 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 2)
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """Shape: labels (B,) -> (B, classes)."""
+    """Returns one-hot vectors. Shape: labels (B,) -> (B, classes)."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).to(dtype)
 
 
@@ -309,8 +313,8 @@ Init = Callable[[nn.Module], None]
 def normal_init(network: nn.Module) -> None:
     """Draws weights from N(0, 0.02²) and norm gains from N(1, 0.02²), biases 0 (Radford et al., 2015).
 
-    Choice: all of that wherever it is used, also where the public code draws the weights alone so (cgan, msgan,
-    biggan), or says nothing of a discriminator (wgan_gp).
+    Choice: weights, gains and biases in all networks that use it, although public code does so only for the weights
+    (cgan, msgan, biggan) or does not include a discriminator (wgan_gp).
     """
     for part in _parts(network):
         nn.init.normal_(part.weight, float(isinstance(part, nn.BatchNorm2d)), 0.02)
@@ -318,10 +322,10 @@ def normal_init(network: nn.Module) -> None:
 
 
 def xavier_init(network: nn.Module) -> None:
-    """Draws weights after Glorot & Bengio (2010), norm gains 1, biases 0.
+    """Draws weights as in Glorot & Bengio (2010); norm gains are 1, biases 0.
 
-    Without the gain of √2 that `residual_init` has: a discriminator without norm and with a sum over the places would
-    multiply it up.
+    It lacks the gain of √2 of `residual_init`, which would accumulate in a discriminator without norms whose features
+    are summed over all positions.
     """
     for part in _parts(network):
         init = nn.init.ones_ if isinstance(part, nn.BatchNorm2d) else nn.init.xavier_uniform_
@@ -332,7 +336,7 @@ def xavier_init(network: nn.Module) -> None:
 def residual_init(network: nn.Module) -> None:
     """As `xavier_init`, with a gain of √2 in 3 x 3 convolutions (Miyato et al., 2018).
 
-    Choice: in that of the image, too.
+    Choice: the output convolution of the generator included.
     """
     xavier_init(network)
     for part in _parts(network):
@@ -343,7 +347,7 @@ def residual_init(network: nn.Module) -> None:
 def zero_init_score(init: Init) -> Init:
     """Returns `init` with initial scores of 0, where a sigmoid has its largest slope.
 
-    Choice: otherwise a sum over 8 x 8 positions is some tens at the start, where the sigmoid is flat.
+    Choice: a sum over 8 x 8 positions would otherwise start at some tens, where the sigmoid is flat.
     """
 
     def zero_score_init(network: nn.Module) -> None:
@@ -356,7 +360,7 @@ def zero_init_score(init: Init) -> Init:
 
 
 def orthogonal_init(network: nn.Module) -> None:
-    """Draws weights as parts of orthogonal matrices (Saxe et al., 2014), norm gains 1, biases 0."""
+    """Draws orthogonal weights (Saxe et al., 2014); norm gains are 1, biases 0."""
     for part in _parts(network):
         init = nn.init.ones_ if isinstance(part, nn.BatchNorm2d) else nn.init.orthogonal_
         init(part.weight)
@@ -364,15 +368,15 @@ def orthogonal_init(network: nn.Module) -> None:
 
 
 def unconstrained(network: nn.Module) -> None:
-    """Leaves the weights as they are."""
+    """Does not change the weights."""
 
 
 def apply_spectral_norm(network: nn.Module) -> None:
     """Parametrizes every weight by spectral norm (Miyato et al., 2018), in place.
 
-    Choice: torch's epsilon of 1e-12 under the norms, where public code has 1e-8 or 1e-6.
+    Choice: torch's epsilon of 1e-12; public code has 1e-8 or 1e-6.
 
-    Call it after the initialization, which does not reach parametrized weights.
+    Call it after the initialization, which does not change parametrized weights.
     """
     for part in list(_parts(network)):
         if isinstance(part, WEIGHTED):
@@ -392,7 +396,7 @@ def weight_of(part: Any) -> Tensor:
 
 
 def _parts(network: nn.Module) -> Iterator[Any]:
-    """The parts that have weights to draw; a `ConditionalBatchNorm` draws its own."""
+    """Yields the layers whose weights are initialized; a `ConditionalBatchNorm` initializes its own."""
     if isinstance(network, ConditionalBatchNorm):
         return
     if isinstance(network, (*WEIGHTED, nn.BatchNorm2d)):

@@ -1,9 +1,9 @@
 """The model card of a checkpoint: the README.md on the Hugging Face Hub, made from its config."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsegen.zoo.k_range import KRange
 from sparsegen.zoo.regularizers import REGULARIZERS
@@ -19,23 +19,23 @@ must not be compared with one, those of the paper included.""",
     "fd-cifar10-classifier": """This is the Fréchet distance of the features of a small CIFAR-10 classifier. It is not
 an FID and must not be compared with one, those of the paper included.""",
 }
-FLATTERED = """The model was trained against these features, so this distance is biased in its favor."""
+BIASED = """The model was trained against these features, so this distance is biased in its favor."""
 QUALITY = {
     "class_accuracy": "share of samples recognized as the requested class",
     "class_accuracy_real": "the same share of real test images",
     "precision": "precision, the share of samples within the real images",
     "recall": "recall, the share of real images within the samples",
-    "compared": "images on either side of precision and recall",
+    "compared": "number of samples, and of real images, used for precision and recall",
     "memorized": "share of samples nearer to a training image than 95 % of real test images are (real ones: 0.05)",
 }
 FACTS = {
     "recipe": "recipe",
     "features": "frozen network under the discriminator's projected heads",
     "data": "images",
-    "share": "share of these images that was trained on",
+    "share": "share of these images used for training",
     "steps": "steps",
     "batch_size": "batch size",
-    "rate": "learning rates, as a multiple of the recipe's",
+    "rate": "factor of the recipe's learning rates",
     "seed": "seed",
     "precision": "mixed precision",
     "flip": "random horizontal flips",
@@ -64,7 +64,7 @@ independent reimplementation, not by its authors.
 ```"""
 
 
-def model_card(generator: "Generator", config: dict) -> str:
+def model_card(generator: "Generator", config: Mapping[str, Any]) -> str:
     """Returns the README.md of a checkpoint, with the metadata for the Hub at its head.
 
     Args:
@@ -170,12 +170,12 @@ def _k(k_ranges: Sequence[KRange]) -> str:
     )
 
 
-def _training(training: dict) -> str:
+def _training(training: Mapping[str, object]) -> str:
     facts = _facts({name: training.get(key) for key, name in FACTS.items()})
     return "\n".join(["## Training", "", *facts]) if facts else ""
 
 
-def _distance(evaluation: dict) -> str:
+def _distance(evaluation: Mapping[str, Any]) -> str:
     if not evaluation:
         return ""
     metric = evaluation["metric"]
@@ -185,7 +185,7 @@ def _distance(evaluation: dict) -> str:
         f"**{metric}: {evaluation['distance']:.2f}** (lower is better)",
         "",
         METRICS.get(metric, ""),
-        *([FLATTERED] if evaluation.get("independent") is False else []),
+        *([BIASED] if evaluation.get("independent") is False else []),
         "",
     ]
     others = {name: value for name, value in evaluation.get("distances", {}).items() if name != metric}
@@ -203,7 +203,7 @@ def _distance(evaluation: dict) -> str:
     return "\n".join(lines)
 
 
-def _facts(values: dict[str, object]) -> list[str]:
+def _facts(values: Mapping[str, object]) -> list[str]:
     """Returns one line per known value."""
     return [f"- {name}: {_plain(value)}" for name, value in values.items() if value is not None]
 
@@ -217,6 +217,5 @@ def _plain(value: object) -> str:
         return ", ".join(map(_plain, value))
     if isinstance(value, int):
         return f"{value:,}"
-    return (
-        Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
-    )  # without the folders of this machine
+    path = Path(str(value))
+    return path.name if path.is_absolute() else str(value)  # without the folders of this machine

@@ -1,6 +1,7 @@
 """Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -26,8 +27,11 @@ def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None =
             on the Hugging Face Hub.
         revision: Branch, tag or commit on the Hub; None: the default branch.
 
-    Raises: TypeError if the first argument is not a string or path, ValueError if the model is unknown or a file is
-        invalid, FileNotFoundError if a file is missing, ConnectionError if the download fails.
+    Raises:
+        TypeError: If the first argument is not a string or path.
+        ValueError: If the model is unknown or a file is invalid.
+        FileNotFoundError: If a file is missing.
+        ConnectionError: If the download fails.
     """
     folder = find_checkpoint(name_or_folder_or_hub_id, revision)
     config = read_config(folder)
@@ -72,10 +76,11 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
     )
 
 
-def read_config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict[str, Any]:
     """Reads a checkpoint's config.json and checks that it describes a known model.
 
-    Raises: FileNotFoundError, ValueError naming the file, the entry and the expected value.
+    Raises:
+        FileNotFoundError, ValueError: Naming the file, the entry and the expected value.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -105,7 +110,8 @@ def save_auxiliary_networks(source: Path, folder: Path, spec: ModelSpec, dtype: 
     """Copies the auxiliary networks of a checkpoint to another folder, as `dtype`: the discriminator and, if
     present, the encoder and the projected heads.
 
-    Raises: FileNotFoundError if a network of the architecture is missing.
+    Raises:
+        FileNotFoundError: If a network of the architecture is missing.
     """
     for name, network in spec.auxiliary_networks().items():
         load_weights(network, source / AUXILIARY[name])
@@ -118,8 +124,10 @@ def save_auxiliary_networks(source: Path, folder: Path, spec: ModelSpec, dtype: 
 def upload(folder: Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
     """Pushes a checkpoint's folder with a card made from its config, and returns the URL of its page.
 
-    Raises: FileNotFoundError, ValueError if the folder is not a valid checkpoint, TypeError if `repo_id` is not a
-        string, ConnectionError if the upload fails.
+    Raises:
+        FileNotFoundError, ValueError: If the folder is not a valid checkpoint.
+        TypeError: If `repo_id` is not a string.
+        ConnectionError: If the upload fails.
     """
     hub.check_id(repo_id)
     generator = from_pretrained(folder)  # a checkpoint that cannot be opened is not uploaded

@@ -1,4 +1,4 @@
-"""The plain convolutional body: a generator and a discriminator, parametrized by rows of layers."""
+"""The plain convolutional networks: a generator and a discriminator, each defined by its layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,10 +30,9 @@ WIDEST = 8  # maximum channels of an additional layer, as a multiple of the atom
 
 
 class Coder(nn.Module):
-    """G^S: noise, with the label beside it as a one-hot vector, taken as a 1 x 1 map, to Γ_L.
+    """G^S: maps noise, concatenated with the one-hot label, to Γ_L.
 
-    Shape: z (B, z_dim), labels (B,) or None -> Γ_L (B, C, H, W), before its projection; and None, since
-    nothing goes around Γ_L.
+    Shape: z (B, z_dim), labels (B,) or None -> Γ_L (B, C, H, W) before its projection, and None: it has no bypass.
     """
 
     bypasses = False
@@ -52,12 +51,12 @@ class Coder(nn.Module):
 class GeneratorBody:
     """Conv-norm-ReLU layers, and the output dictionary with its tanh.
 
-    The outputs of the last layers are the codes, Γ1 that of the last; what lies before the deepest projected one is
+    The outputs of the last layers are the codes; Γ1 is that of the last layer. The layers up to the deepest code are
     the coder.
 
     Args:
-        layers: Those for images of 32 x 32. Per doubling of that, one more layer that doubles the side follows the
-            first, and the first has twice its channels, up to `WIDEST` times the atoms (as Radford et al., 2015).
+        layers: The layers for images of 32 x 32. For each doubling of the size, one more layer that doubles the side
+            follows the first, whose channels are doubled up to `WIDEST` times the atoms (Radford et al., 2015).
     """
 
     layers: Sequence[Conv | Dense]
@@ -118,8 +117,8 @@ def discriminator(
     """Builds convolutions with leaky ReLUs, then one score; no norm on the first layer (Radford et al., 2015).
 
     Args:
-        layers: Those for images of 32 x 32. One more that halves the side follows per doubling of that.
-        bias: Of layers that have a norm; the others have one anyway.
+        layers: The layers for images of 32 x 32. For each doubling of the size, one more that halves the side follows.
+        bias: Whether layers with a norm have a bias; layers without a norm have one.
         constrain: Called after the initialization, e.g. `apply_spectral_norm`.
     """
     layers = list(layers)

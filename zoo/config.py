@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sparsegen.zoo.bundled import CONFIG
 
@@ -29,10 +29,11 @@ EVALUATION = {"metric": str, "distance": Real, "distances": dict}
 SINCE_SEVERAL = ("distances",)  # missing in older evaluations
 
 
-def read_entries(folder: Path) -> dict:
+def read_entries(folder: Path) -> dict[str, Any]:
     """Reads a checkpoint's config.json and checks the presence and types of its entries.
 
-    Raises: FileNotFoundError, ValueError naming the file, the entry and the expected value.
+    Raises:
+        FileNotFoundError, ValueError: Naming the file, the entry and the expected value.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -64,7 +65,9 @@ def read_entries(folder: Path) -> dict:
     return config
 
 
-def _check(entries: dict, kinds: dict, optional: Sequence[str] = (), within: str = "") -> None:
+def _check(
+    entries: Mapping[str, object], kinds: Mapping[str, type], optional: Sequence[str] = (), within: str = ""
+) -> None:
     for name, kind in kinds.items():
         if name not in entries:
             if name not in optional:

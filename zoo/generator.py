@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -64,13 +64,14 @@ class Generator(nn.Module):
         self.projections = nn.ModuleList(projections)
         self.code_shapes = tuple(code_shapes)
         self.z_dim, self.classes = z_dim, classes
-        self.config: dict = {}
+        self.config: dict[str, Any] = {}
         self._spec: ModelSpec | None = None
 
     @property
     def spec(self) -> "ModelSpec":
-        """The cell of Table 1, with the current k."""
-        assert self._spec is not None, "a generator is made by ModelSpec.generator or create_model"
+        """The specification of the model, with the current k. Raises: RuntimeError if it was not built from one."""
+        if self._spec is None:
+            raise RuntimeError("this generator has no spec: build it with sparsegen.create_model")
         return replace(self._spec, k=tuple(k_range.k for k_range in self.k_ranges))
 
     @spec.setter
@@ -100,8 +101,11 @@ class Generator(nn.Module):
         """Makes images and returns them with their codes, Γ1 first, in the dtype of the weights.
 
         Shape: z (B, z_dim), labels int (B,) -> image (B, 3, H, W) in [-1, 1]; codes[i] (B, C, H', W').
-        Raises: TypeError if z or labels are not tensors; ValueError on another shape, and if labels are missing, out
-            of range, or given to an unconditional generator.
+
+        Raises:
+            TypeError: If z or labels are not tensors.
+            ValueError: On another shape, and if labels are missing, out of range, or given to an
+                unconditional generator.
         """
         code, bypass = self.begin(z, labels)
         codes = []
@@ -120,18 +124,21 @@ class Generator(nn.Module):
     def begin(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Makes Γ_L before its projection, and the bypass.
 
-        Raises: As `forward`.
+        Raises:
+            TypeError, ValueError: As `forward`.
         """
         z = self._real("z", z)
         if z.ndim != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(f"z has the shape (B, {self.z_dim}); got {tuple(z.shape)}")
+            raise ValueError(f"z must have the shape (B, {self.z_dim}); got {tuple(z.shape)}")
         self._check_labels(labels, z.shape[0])
-        return self.coder(z, None if labels is None else labels.long())
+        begun: tuple[Tensor, Tensor | None] = self.coder(z, None if labels is None else labels.long())
+        return begun
 
     def _real(self, name: str, values: object) -> Tensor:
         """Converts a tensor to the dtype of the generator.
 
-        Raises: TypeError if it is not a tensor, or complex or boolean.
+        Raises:
+            TypeError: If it is not a tensor, or complex or boolean.
         """
         if not isinstance(values, Tensor):
             raise TypeError(
@@ -146,15 +153,15 @@ class Generator(nn.Module):
         if labels is None:
             return
         if not isinstance(labels, Tensor):
-            raise TypeError(f"labels are a tensor of integers ({count},); got {type(labels).__name__}")
+            raise TypeError(f"labels must be a tensor of integers ({count},); got {type(labels).__name__}")
         if labels.shape != (count,) or labels.dtype == torch.bool or labels.dtype.is_floating_point:
             raise ValueError(
-                f"labels are integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
+                f"labels must be integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
             )
         traced = (
             torch.compiler.is_compiling()
             or torch.onnx.is_in_onnx_export()
-            or torch._C._functorch.is_functorch_wrapped_tensor(labels)  # as in vmap
+            or torch._C._functorch.is_functorch_wrapped_tensor(labels)  # e.g. by vmap
         )
         if labels.device.type == "cpu" and not traced:  # on another device, reading them would synchronize
             noise.check_labels(labels.tolist(), count, self.classes, self.class_names)
@@ -168,11 +175,15 @@ class Generator(nn.Module):
             bypass: See `bypass`; only for a residual generator and a given Γ_L. None adds nothing.
 
         Shape: Γ1 (B, C, H', W') -> image (B, 3, H, W) in [-1, 1].
-        Raises: TypeError, ValueError if there is no code, on another type or shape, and on a bypass that this code
-            does not have.
+
+        Raises:
+            TypeError, ValueError: If there is no code, on another type or shape, and on a bypass that this
+                code does not have.
         """
         if not isinstance(codes, Tensor | Sequence):
-            raise TypeError(f"codes are a tensor, Γ1, or a sequence (Γ1, Γ2, …); got {type(codes).__name__}")
+            raise TypeError(
+                f"codes must be a tensor, Γ1, or a sequence (Γ1, Γ2, …); got {type(codes).__name__}"
+            )
         codes = [codes] if isinstance(codes, Tensor) else list(codes)
         level = next((level for level, code in enumerate(codes, 1) if code is not None), None)
         if level is None or level > len(self.stages):
@@ -181,7 +192,7 @@ class Generator(nn.Module):
         code = self._real(f"Γ{level}", codes[level - 1])
         if code.ndim != 4 or tuple(code.shape[1:]) != self.code_shapes[level - 1]:
             expected = ", ".join(map(str, self.code_shapes[level - 1]))
-            raise ValueError(f"Γ{level} has the shape (B, {expected}); got {tuple(code.shape)}")
+            raise ValueError(f"Γ{level} must have the shape (B, {expected}); got {tuple(code.shape)}")
         if bypass is not None:
             if not self.coder.bypasses:
                 raise ValueError(
@@ -192,12 +203,12 @@ class Generator(nn.Module):
             bypass, around = self._real("bypass", bypass), (len(code), *self.code_shapes[level - 2])
             if tuple(bypass.shape) != around:
                 raise ValueError(
-                    f"the bypass of this Γ{level} has the shape {around}; got {tuple(bypass.shape)}"
+                    f"the bypass of this Γ{level} must have the shape {around}; got {tuple(bypass.shape)}"
                 )
-        code = self.stages[level - 1](code, bypass)
+        image: Tensor = self.stages[level - 1](code, bypass)
         for index in range(level - 2, -1, -1):
-            code = self.stages[index](self.projections[index](code))
-        return code
+            image = self.stages[index](self.projections[index](image))
+        return image
 
     @torch.no_grad()
     def sample(
@@ -209,7 +220,7 @@ class Generator(nn.Module):
         truncation: float | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        """Draws `count` images of a seed; the i-th is the same whatever the count.
+        """Draws `count` images of a seed; image i does not depend on the count.
 
         Samples in eval mode and does not change mode or k: several threads may sample at once.
 
@@ -217,14 +228,17 @@ class Generator(nn.Module):
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
             k: Non-zeros kept in these images: one number for all projected levels, or one per level, Γ1
-                first; None: the k of training.
+                first; None: the current k.
             labels: For a conditional generator, one class for all images or one per image, as numbers or names; None:
                 drawn from the seed.
             truncation: Bound of the truncated normal distribution of z; None: no bound.
             progress: Called with the number of images done, after each batch of 64.
 
         Shape: uint8 (count, H, W, 3).
-        Raises: TypeError, ValueError on a value out of range; FloatingPointError if the images hold NaN.
+
+        Raises:
+            TypeError, ValueError: On a value out of range.
+            FloatingPointError: If the images hold NaN.
         """
         drawn = noise.labels(count, self.classes, seed, labels, self.class_names)
         network, parts = self.view(k), []
@@ -241,7 +255,8 @@ class Generator(nn.Module):
     def view(self, k: int | Sequence[int] | None = None) -> "Generator":
         """Returns a generator that shares these weights, in eval mode, with its own k and mode.
 
-        Raises: TypeError, ValueError if k does not fit this generator's projections.
+        Raises:
+            TypeError, ValueError: If k does not fit this generator's projections.
         """
         shared = {id(tensor): tensor for tensor in [*self.parameters(), *self.buffers()]}
         other = copy.deepcopy(self, shared).eval()
@@ -252,21 +267,23 @@ class Generator(nn.Module):
     def k_ranges(self) -> list[KRange]:
         """Level, unit, current k and largest k of each projected level, Γ1 first."""
         return [
-            KRange(level, projection.unit, projection.k, projection.limit((1, *shape)))
-            for level, (projection, shape) in enumerate(
-                zip(self.projections, self.code_shapes, strict=True), 1
-            )
-            if isinstance(projection, Projection)
+            KRange(level, projection.unit, projection.k, projection.limit((1, *self.code_shapes[level - 1])))
+            for level, projection in self._projected_levels
         ]
+
+    @property
+    def _projected_levels(self) -> list[tuple[int, Projection]]:
+        levels = enumerate(self.projections, 1)
+        return [(level, projection) for level, projection in levels if isinstance(projection, Projection)]
 
     def set_k(self, k: int | Sequence[int] | None) -> None:
         """Sets k; None does not change it.
 
-        Raises: TypeError, ValueError if k does not fit this generator's projections.
+        Raises:
+            TypeError, ValueError: If k does not fit this generator's projections.
         """
-        k_ranges = self.k_ranges
-        for k_range, value in zip(k_ranges, resolve(k, k_ranges), strict=True):
-            cast(Projection, self.projections[k_range.level - 1]).k = value
+        for (_, projection), value in zip(self._projected_levels, resolve(k, self.k_ranges), strict=True):
+            projection.k = value
 
     @contextmanager
     def use_k(self, k: int | Sequence[int] | None) -> Iterator[None]:
@@ -282,8 +299,8 @@ class Generator(nn.Module):
         self,
         folder: str | Path,
         dtype: torch.dtype = torch.float32,
-        training: dict | None = None,
-        evaluation: dict | None = None,
+        training: dict[str, Any] | None = None,
+        evaluation: dict[str, Any] | None = None,
     ) -> Path:
         """Writes config.json and generator.safetensors, each atomically, the weights first; returns the folder.
 
@@ -291,7 +308,9 @@ class Generator(nn.Module):
             dtype: Floating-point type of the stored weights. They are loaded as float32.
             training, evaluation: As in `make_config`.
 
-        Raises: TypeError unless `dtype` is a floating-point type; OSError if the folder cannot be written.
+        Raises:
+            TypeError: Unless `dtype` is a floating-point type.
+            OSError: If the folder cannot be written.
         """
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type, e.g. torch.float16; got {dtype}")
@@ -301,7 +320,9 @@ class Generator(nn.Module):
         write_json(folder / CONFIG, self.make_config(training, evaluation))
         return folder
 
-    def make_config(self, training: dict | None = None, evaluation: dict | None = None) -> dict:
+    def make_config(
+        self, training: dict[str, Any] | None = None, evaluation: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Makes the config.json of a checkpoint.
 
         Args:
@@ -337,8 +358,8 @@ class Generator(nn.Module):
             return hub.push(self.save_pretrained(folder), card, repo_id, private, revision)
 
     def dictionary(self, level: int = 1) -> Tensor:
-        """The atoms of D_level, after spectral normalization if there is one: the image (or the change of Γ_{level-1}
-        before norm and ReLU) that one entry of value 1 adds.
+        """Returns the atoms of D_level, after spectral normalization if there is one: the image (or the change of
+        Γ_{level-1} before norm and ReLU) that one entry of value 1 adds.
 
         Shape: (atoms, C, h, w), C being 3 at level 1 and the atoms of the dictionary below at level 2.
         """
@@ -351,8 +372,8 @@ class Generator(nn.Module):
         return weight.transpose(0, 1).flip(2, 3).clone()
 
     def effective_dictionary(self) -> Tensor:
-        """The atoms of D_eff = D1 D2 … D_L (App. E): the image that one entry of Γ_L adds, without the norms and
-        ReLUs between the dictionaries.
+        """Returns the atoms of D_eff = D1 D2 … D_L (App. E): the image that one entry of Γ_L adds, without the norms
+        and ReLUs between the dictionaries.
 
         Shape: (atoms, 3, h, w); 8 x 8 pixels for DCGAN.
         """

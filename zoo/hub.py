@@ -14,8 +14,10 @@ HUB_FILES = [CONFIG, WEIGHTS, *AUXILIARY.values(), GRAPH, SYNTHESIS, CARD]  # of
 def download(repo_id: str, revision: str | None = None) -> Path:
     """Downloads a model's files into the Hub's cache if necessary, and returns their folder.
 
-    Raises: ValueError if the name is invalid or a file is corrupt, FileNotFoundError if it is not a sparsegen model,
-        ConnectionError if the download fails.
+    Raises:
+        ValueError: If the name is invalid or a file is corrupt.
+        FileNotFoundError: If it is not a sparsegen model.
+        ConnectionError: If the download fails.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -40,7 +42,9 @@ def download(repo_id: str, revision: str | None = None) -> Path:
 def push(folder: Path, card: str, repo_id: str, private: bool = False, revision: str | None = None) -> str:
     """Uploads a model's files with its card, and returns the URL of its page.
 
-    Raises: TypeError if `repo_id` is not a string, ConnectionError if the upload fails.
+    Raises:
+        TypeError: If `repo_id` is not a string.
+        ConnectionError: If the upload fails.
     """
     check_id(repo_id)
     from huggingface_hub import CommitOperationAdd, HfApi

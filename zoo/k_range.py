@@ -24,7 +24,8 @@ def resolve(k: int | Sequence[int] | None, k_ranges: Sequence[KRange]) -> list[i
         k: One number for all projected levels or one per level, also as an array or a tensor; None: the
             k of training.
 
-    Raises: TypeError, ValueError naming the level, its range and the value.
+    Raises:
+        TypeError, ValueError: Naming the level, its range and the value.
     """
     if k is None:
         return [k_range.k for k_range in k_ranges]

@@ -1,13 +1,13 @@
-"""The projections as loops over integers, compiled by numba: what a CPU runs where numba is installed.
+"""The projections on a CPU if numba is installed: loops over integers, compiled by numba.
 
-The bits of |x| order as |x| does, those of bfloat16 as the upper half of float32's; call them the rank. An entry is
-kept if its rank is at least that of the k-th largest, and of those that tie with it the first are kept. The k-th
-largest rank of a needle is found in one of two ways, whichever is faster at its length:
+The *rank* of an entry is the bits of |x| as int32 (those of bfloat16 in the upper half); it has the order of |x|. The
+entries above the k-th largest rank are kept, then the first ones equal to it, k in all. The k-th largest rank of a
+needle is found by one of two algorithms, depending on its length:
 
-- A sorting network (Batcher 1968, odd-even merge sort) of few entries, without the comparators that the k-th and the
-  (k+1)-th largest do not depend on. Needles lie side by side, so that one instruction compares 8 or 16 of them.
-- Bisection of the rank of many entries: count how many reach the middle, 8 or 16 of them to an instruction, and stop
-  as soon as exactly k do. For a needle of 128 atoms that takes about 7 counts, for a code of 32768 entries 17.
+- Short needles: a sorting network (odd-even merge sort, Batcher 1968) without the comparators that do not affect the
+  k-th and (k+1)-th largest. Needles are stored side by side, so that one instruction compares 8 or 16 of them.
+- Long needles: bisection of the rank. The entries that reach the middle are counted, 8 or 16 per instruction, until
+  exactly k do. A needle of 128 atoms takes about 7 counts, a code of 32768 entries 17.
 """
 
 import os
@@ -20,25 +20,31 @@ import numpy as np
 from numba import njit  # noqa: TID253
 from numpy.typing import NDArray
 
+Bits = NDArray[np.int32] | NDArray[np.int16]  # of float32 or bfloat16
 _MAGNITUDE = np.int32(0x7FFFFFFF)
-_NAN = np.int32(0x7F800001)  # one above infinity: every NaN has this rank
-_FIRST_STEP = np.int32(1 << 22)  # half an octave below the largest magnitude, then one, two, …
+_NAN = np.int32(0x7F800001)  # the rank of NaN: infinity plus one
+_FIRST_STEP = np.int32(1 << 22)  # half an octave below the largest magnitude; doubled in each step
 _LAST_STEP = np.int32(1 << 30)
-_LANES = 256  # needles side by side in a network
-_LINE_LANES = 272  # the same where they have to be turned: caches are slow where a stride is a power of two
-_TILE = 16  # pixels that are turned into lines together: a cache line of them
-_PAD = 16  # entries between such lines, for the same reason
-# Up to this length a network is faster (AMD EPYC, AVX-512): of lines, and of planes, which a bisection has to turn.
+_LANES = 256  # needles stored side by side in a network
+_LINE_LANES = (
+    272  # the same for transposed needles: not a power of two, because caches are slow at such strides
+)
+_TILE = 16  # pixels transposed together: one cache line
+_PAD = 16  # entries between transposed lines, so that the stride is not a power of two
+# Longest needles for which a network is faster (AMD EPYC, AVX-512): contiguous ones, and those along planes, which
+# bisection has to transpose.
 _NETWORK_LINES, _NETWORK_PLANES = 48, 96
-_PART = 1 << 17  # entries from which a further thread pays
+_PART = 1 << 17  # minimum number of entries per thread
 
 
-def _compiled(function: Callable) -> Callable:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    compiled: Callable[..., Any]
     try:
-        return njit(function, cache=True, **options)
+        compiled = njit(function, cache=True, **options)
     except RuntimeError:  # neither this folder nor the user's cache folder can be written
-        return njit(function, **options)
+        compiled = njit(function, **options)
+    return compiled
 
 
 @_compiled
@@ -50,7 +56,7 @@ def _rank(x, rank):
 
 @_compiled
 def _bisect(rank, k):
-    """Returns the rank of the k-th largest entry, or a lower one that as many reach; and how many reach it."""
+    """Returns a rank that as many entries reach as the k-th largest rank, and the number of these entries."""
     high = np.int32(0)
     for i in range(rank.size):
         high = max(high, rank[i])
@@ -69,9 +75,9 @@ def _bisect(rank, k):
 
 @_compiled
 def _drop_ties(x, k, least, y, mask, channels):
-    """Drops what ties beyond the k-th in a line of which all are kept that reach `least`.
+    """Drops the last of the entries of rank `least` until k entries of a line are kept.
 
-    Of pixels of `channels` entries each, ties go in (C, H, W) order.
+    A line of several channels holds pixels of `channels` entries each; the order is that of (C, H, W).
     """
     excess, narrower = -k, np.int32(32 - 8 * x.itemsize)
     for i in range(x.size):
@@ -102,10 +108,10 @@ def _bisect_lines(x, y, mask, k, channels):
 
 @_compiled
 def _rank_planes(x, start, width, rank, to):
-    """Writes the ranks of `width` pixels of x (n, pixels), from `start` on, to rank (n, lanes), from `to` on.
+    """Writes the ranks of `width` pixels of x (n, pixels), starting at `start`, to rank (n, lanes), starting at `to`.
 
-    The numbers are unsigned here and below: with signed ones numba checks for negative indices, and LLVM does not
-    vectorize the loops.
+    Indices are unsigned here and below: numba checks signed ones for negative values, and LLVM then does not vectorize
+    the loops.
     """
     narrower = np.int32(32 - 8 * x.itemsize)
     for channel in range(np.uintp(x.shape[0])):
@@ -115,8 +121,8 @@ def _rank_planes(x, start, width, rank, to):
 
 
 @_compiled
-def _turn_planes(x, start, width, rank):
-    """Writes the ranks of `width` pixels of x (n, pixels), from `start` on, to rank (pixels, n)."""
+def _transpose_planes(x, start, width, rank):
+    """Writes the ranks of `width` pixels of x (n, pixels), starting at `start`, to rank (pixels, n)."""
     narrower = np.int32(32 - 8 * x.itemsize)
     for channel in range(np.uintp(x.shape[0])):
         for i in range(width):
@@ -126,7 +132,9 @@ def _turn_planes(x, start, width, rank):
 
 @_compiled
 def _keep_planes(x, start, width, least, at, y, mask):
-    """Keeps what reaches `least`, from its entry `at` on, in `width` pixels of x (n, pixels), from `start` on."""
+    """Keeps the entries of `width` pixels of x (n, pixels), starting at `start`, whose rank is at least
+    least[at + i].
+    """
     narrower = np.int32(32 - 8 * x.itemsize)
     for channel in range(np.uintp(x.shape[0])):
         for i in range(width):
@@ -144,7 +152,7 @@ def _bisect_planes(x, y, mask, k):
     for sample in range(samples):
         for start in range(0, pixels, _TILE):
             width = min(_TILE, pixels - start)
-            _turn_planes(x[sample], np.uintp(start), np.uintp(width), rank)
+            _transpose_planes(x[sample], np.uintp(start), np.uintp(width), rank)
             for i in range(width):
                 least[start + i], reached[start + i] = _bisect(rank[i, :n], k)
         _keep_planes(x[sample], np.uintp(0), np.uintp(pixels), least, np.uintp(0), y[sample], mask[sample])
@@ -168,7 +176,7 @@ def _sort(work, pairs):
 
 @_compiled
 def _tied(work, k):
-    """Whether in any lane more than k entries reach the k-th largest."""
+    """Returns whether more than k entries reach the k-th largest in any lane."""
     if k == work.shape[0]:
         return False
     found = np.int32(0)
@@ -179,7 +187,7 @@ def _tied(work, k):
 
 @_compiled
 def _keep_lines(x, least, y, mask):
-    """Keeps in each row of x (rows, n) what reaches its `least`."""
+    """Keeps the entries of each row of x (rows, n) whose rank is at least least[row]."""
     narrower = np.int32(32 - 8 * x.itemsize)
     for row in range(np.uintp(x.shape[0])):
         reach = least[row]
@@ -196,7 +204,7 @@ def _network_lines(x, y, mask, k, pairs):
     work = np.zeros((n, min(_LINE_LANES, rows)), np.int32)
     for start in range(0, rows, work.shape[1]):
         part = slice(start, min(start + work.shape[1], rows))
-        _turn_planes(x[part], np.uintp(0), np.uintp(n), work)
+        _transpose_planes(x[part], np.uintp(0), np.uintp(n), work)
         _sort(work, pairs)
         _keep_lines(x[part], work[k - 1], y[part], mask[part])
         if _tied(work, k):
@@ -209,7 +217,7 @@ def _network_lines(x, y, mask, k, pairs):
 @_compiled
 def _network_planes(x, y, mask, k, pairs):
     samples, n, pixels = x.shape
-    width = min(_LANES, pixels)  # pixels of a sample, and samples that lie side by side
+    width = min(_LANES, pixels)  # pixels per sample; then samples stored side by side
     together = min(max(_LANES // width, 1), samples)
     work = np.zeros((n, together * width), np.int32)
     for first in range(0, samples, together):
@@ -233,10 +241,10 @@ def _network_planes(x, y, mask, k, pairs):
 
 
 @cache
-def _network(n: int, k: int) -> NDArray:
-    """The comparators, in order, after which the k-th and the (k+1)-th largest of n entries stand at k - 1 and k.
+def _network(n: int, k: int) -> NDArray[np.int32]:
+    """Returns the comparators, in order, that put the k-th and (k+1)-th largest of n entries at k - 1 and k.
 
-    Shape: int32 (comparators, 2): the places that get the larger and the smaller of two entries.
+    Shape: int32 (comparators, 2): the indices that receive the larger and the smaller of two entries.
     """
     comparators, span = [], 1
     while span < n:
@@ -256,31 +264,31 @@ def _network(n: int, k: int) -> NDArray:
     return np.array(kept[::-1], np.int32).reshape(-1, 2)
 
 
-def project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int = 1, threads: int = 1) -> None:
-    """Writes the projection of x to y and which entries it kept to mask: the bits of float32 or bfloat16, as int32 or
-    int16, the same, and uint8.
+def project(x: Bits, y: Bits, mask: NDArray[np.uint8], k: int, channels: int = 1, threads: int = 1) -> None:
+    """Writes the projection of x to y, and a mask of the kept entries.
 
     Args:
-        channels: Above 1, a row is pixel after pixel of so many entries; ties go by (C, H, W) order even so.
-        threads: At most so many share the samples or rows.
+        x, y: The bits of float32 as int32, or of bfloat16 as int16.
+        channels: Above 1, each row consists of pixels of this number of entries; ties are in (C, H, W) order anyway.
+        threads: Maximum number of threads among which the samples or rows are divided.
 
-    Shape: (rows, n), a needle or code per row, or (samples, n, pixels), projected along n.
+    Shape: (rows, n), one needle or code per row; or (samples, n, pixels), projected along n.
     """
     if x.ndim == 3 and x.shape[2] == 1:
-        x, y, mask = (array[:, :, 0] for array in (x, y, mask))
+        x, y, mask = x[:, :, 0], y[:, :, 0], mask[:, :, 0]
     parts = max(1, min(threads, len(x), x.size // _PART))
     if parts == 1:
         _project(x, y, mask, k, channels)
         return
     ends = [len(x) * part // parts for part in range(parts + 1)]
     pieces = [(x[a:b], y[a:b], mask[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
-    waiting = [_pool(threads).submit(_project, *piece, k, channels) for piece in pieces[1:]]
+    futures = [_pool(threads).submit(_project, *piece, k, channels) for piece in pieces[1:]]
     _project(*pieces[0], k, channels)
-    for one in waiting:
-        one.result()
+    for future in futures:
+        future.result()
 
 
-def _project(x: NDArray, y: NDArray, mask: NDArray, k: int, channels: int) -> None:
+def _project(x: Bits, y: Bits, mask: NDArray[np.uint8], k: int, channels: int) -> None:
     n = x.shape[1]
     if x.ndim == 2 and (n > _NETWORK_LINES or channels > 1):
         _bisect_lines(x, y, mask, k, channels)
@@ -298,4 +306,4 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no threads

@@ -1,4 +1,4 @@
-"""Noise from a seed, in numpy: a seed gives the same noise in Python, ONNX, HTTP and the page."""
+"""Noise and labels drawn from a seed with numpy: the same in Python, ONNX, HTTP and the web page."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,12 @@ BATCH = 64  # images drawn at once
 
 
 def check_seed(seed: object) -> int:
+    """Returns the seed. Raises: TypeError, ValueError unless it is an integer from 0 to 2⁶⁴ - 1."""
     return check_integer("seed", seed, 0, MAX_SEED, "the seed of the noise")
 
 
 def check_count(count: object, limit: int = MAX_COUNT) -> int:
+    """Returns the count. Raises: TypeError, ValueError unless it is an integer from 1 to `limit`."""
     return check_integer("count", count, 1, limit, "the number of images")
 
 
@@ -30,7 +32,10 @@ def z(count: int, z_dim: int, seed: int = 0, first: int = 0, truncation: float |
         first: Index of the first image; rows are images `first` to `first + count - 1` of this seed.
         truncation: Bound of the truncated normal (entries beyond it are redrawn); None: no bound.
 
-    Shape: float32 (count, z_dim).  Raises: TypeError, ValueError on a value out of range.
+    Shape: float32 (count, z_dim).
+
+    Raises:
+        TypeError, ValueError: On a value out of range.
     """
     count, seed = check_count(count), check_seed(seed)
     if truncation is not None and (isinstance(truncation, bool) or not isinstance(truncation, Real)):
@@ -63,10 +68,13 @@ def labels(
     Args:
         classes: Number of classes; 0: an unconditional generator.
         given: One class for all images or one per image, as numbers or names; None: drawn.
-        names: Names of the classes 0, 1, …. If there are any, only named classes are drawn: others were not trained.
+        names: Names of the classes 0, 1, …. If there are any, only named classes are drawn; others were not trained.
         first: As in `z`.
 
-    Shape: int64 (count,), or None.  Raises: TypeError, ValueError on labels that do not fit.
+    Shape: int64 (count,), or None.
+
+    Raises:
+        TypeError, ValueError: On labels that do not fit.
     """
     count, seed = check_count(count), check_seed(seed)
     check_conditional(given is not None or classes > 0, classes, names)
@@ -93,7 +101,8 @@ def titles(classes: int, names: Sequence[str]) -> list[str]:
 def _number(label: object, called: Sequence[str]) -> object:
     """Converts a class name to its label. A string that is both a class name and a number is read as the name.
 
-    Raises: ValueError listing the classes if the name is unknown.
+    Raises:
+        ValueError: Listing the classes if the name is unknown.
     """
     if not isinstance(label, str):
         return label
@@ -116,7 +125,7 @@ def check_conditional(labeled: bool, classes: int, names: Sequence[str] = ()) ->
 
 
 def check_labels(labels: Sequence[object], count: int, classes: int, names: Sequence[str] = ()) -> list[int]:
-    """Raises: TypeError, ValueError naming the classes, unless there are `count` integers, each a known class."""
+    """Returns the labels. Raises: TypeError, ValueError naming the classes, unless they are `count` known classes."""
     if len(labels) != count:
         raise ValueError(
             f"labels must be one class for all images or one for each of {count}; got {len(labels)}"
@@ -134,7 +143,10 @@ def batches(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields the noise of images 0 to `count - 1` of a seed in batches, each with the index of its first image.
 
-    Shape: z float32 (B, z_dim).  Raises: As `z`, when the first batch is requested.
+    Shape: z float32 (B, z_dim).
+
+    Raises:
+        TypeError, ValueError: As `z`, when the first batch is requested.
     """
     for first in range(0, check_count(count), batch):
         yield first, z(min(batch, count - first), z_dim, seed, first, truncation)

@@ -1,9 +1,10 @@
-"""The sparsity layers: L0,∞ ("needle") and L0 projections of a code Γ, to put on any network.
+"""The sparsity layers: L0,∞ ("needle") and L0 projections of a code Γ, for any network.
 
-One definition: of the entries that compete, exactly k are kept, those of the largest magnitudes; among equals
-the lowest index wins, which is the channel in a needle and the place in (C, H, W) order in a whole code.
-That is the selection of `code.abs().sort(descending=True, stable=True)`, where NaN ranks above infinity.
-Three forms make it, to the same bits: loops compiled by numba (`kernels.py`), `_by_keys`, `_by_threshold`.
+Definition: exactly the k entries of the largest magnitudes are kept, per needle or per code; of equal magnitudes those
+of the lowest index, which is the channel in a needle and the position in (C, H, W) order in a code. This is the
+selection of `code.abs().sort(descending=True, stable=True)`; NaN is larger than infinity.
+
+Three implementations give the same bits: loops compiled by numba (`kernels.py`), `_by_keys` and `_by_threshold`.
 """
 
 import difflib
@@ -13,31 +14,33 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_NAN = 0x7F800001  # one above infinity as float32 bits, which order as the magnitudes do
+_NAN = 0x7F800001  # infinity plus one in float32 bits, whose order is that of the magnitudes
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # dtypes of the compiled loops
 
 
 class Projection(nn.Module):
-    """Keeps `k` entries of a code and zeroes the rest: the nearest code that meets an L0 constraint (App. C).
+    """Keeps `k` entries of a code and zeroes the others: the nearest code that meets an L0 constraint (App. C).
 
-    Kept entries keep their value and their gradient, zeros among them too; the others have neither.
-    `k` may be set at any time. It has no parameters and no entries in the state dict.
+    Kept entries, zeros included, keep their value and gradient; the gradient of the others is 0.
+    `k` can be set at any time. The module has no parameters and no entries in the state dict.
     torch.compile recompiles a network for each k, up to its limit of 8; with
     `torch._dynamo.config.allow_unspec_int_on_nn_module = True` it compiles once.
 
-    Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same. The first dim is the batch and is never
-    projected along: give a code without one as `code[None]`.
-    Raises: TypeError, ValueError unless k is an integer from 1 to `limit` of the code.
+    Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same. The first dim is the batch: pass a code
+    without a batch as `code[None]`.
+
+    Raises:
+        TypeError, ValueError: Unless k is an integer from 1 to `limit` of the code.
     """
 
     _k: int
     _limit_name: str
-    unit: str  # of Γ: k is the budget of each "needle", or of each whole "code"
+    unit: str  # "needle" or "code": the part of Γ in which k entries are kept
     _whole: bool
 
     def __init__(self, k: int) -> None:
@@ -46,12 +49,12 @@ class Projection(nn.Module):
 
     @property
     def k(self) -> int:
-        """The entries kept in each unit, 1 to `limit`."""
+        """The number of entries kept in each unit, 1 to `limit`."""
         return self._k
 
     @k.setter
     def k(self, k: int) -> None:
-        allowed = f"k is the entries kept in each {self.unit}, an integer from 1 to {self._limit_name}"
+        allowed = f"k, the entries kept in each {self.unit}, must be an integer from 1 to {self._limit_name}"
         if isinstance(k, bool) or not isinstance(k, Integral):
             raise TypeError(f"{allowed}; got {k!r}")
         if k < 1:
@@ -59,7 +62,7 @@ class Projection(nn.Module):
         self._k = int(k)
 
     def limit(self, shape: Sequence[int]) -> int:
-        """Returns the largest k for a code of this shape, at which nothing is zeroed."""
+        """Returns the largest k for a code of this shape, which keeps all entries."""
         return self.max_k(shape[1:])
 
     @classmethod
@@ -68,30 +71,32 @@ class Projection(nn.Module):
         raise NotImplementedError
 
     def forward(self, code: Tensor) -> Tensor:
-        if isinstance(
-            code, torch.fx.Proxy
-        ):  # a leaf of torch.fx, so that k can still be set in what it makes
+        if isinstance(code, torch.fx.Proxy):  # a leaf of torch.fx, so that k can be set in the traced module
             tracer = code.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (code,), {})
         if code.ndim < 2 or not code.is_floating_point():
-            raise TypeError(f"a code is a floating tensor (B, C, ...); got {code.dtype} {tuple(code.shape)}")
+            raise TypeError(
+                f"a code must be a floating-point tensor (B, C, ...); got {code.dtype} {tuple(code.shape)}"
+            )
         limit = self.limit(code.shape)
         if self._k > limit:
             raise ValueError(
-                f"k is the entries kept in each {self.unit}, 1 to {limit} for a code of {tuple(code.shape)}; "
+                f"k, the entries kept in each {self.unit}, must be 1 to {limit} for a code of {tuple(code.shape)}; "
                 f"got {self._k}"
             )
         return self._project(code)
 
     def _project(self, code: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # public, but untyped
+        if traced or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
             return torch.where(_by_threshold(code.detach(), self._k, self._whole), code, 0)
         if code.dtype == torch.float64:
             mask = _by_threshold(code.detach(), self._k, self._whole)
             return torch.where(_laid_out_as(code, mask), code, 0)
         if code.device.type == "cpu":
             function = _Projected if torch.compiler.is_compiling() else _ProjectedWithTangent
-            return function.apply(code, self._k, self._whole)[0]
+            projected: Tensor = function.apply(code, self._k, self._whole)[0]
+            return projected
         return torch.where(_by_keys(code.detach(), self._k, self._whole), code, 0)
 
     def extra_repr(self) -> str:
@@ -99,13 +104,14 @@ class Projection(nn.Module):
 
 
 class NeedleProjection(Projection):
-    """Keeps the k largest magnitudes of every needle, i.e. along one dim: the relaxed L0,∞ (App. C, item 3).
+    """Keeps the k largest magnitudes of each needle, i.e. along one dim: the relaxed L0,∞ (App. C, item 3).
 
     Args:
-        k: The entries kept in each needle.
-        dim: The dim of the needle: 1, the channels, in a code (B, C, H, W); -1 in a transformer's (B, T, C). Not 0.
+        k: Number of entries kept in each needle.
+        dim: The dim of the needle, not 0: 1, the channels, in a code (B, C, H, W); -1 in a transformer's (B, T, C).
 
-    Raises: TypeError, ValueError if `dim` is not an integer or 0, and in `forward` if the code has no such dim.
+    Raises:
+        TypeError, ValueError: If `dim` is not an integer or is 0; in `forward`, if the code has no such dim.
     """
 
     dim: int
@@ -116,17 +122,18 @@ class NeedleProjection(Projection):
     def __init__(self, k: int, dim: int = 1) -> None:
         super().__init__(k)
         if isinstance(dim, bool) or not isinstance(dim, Integral):
-            raise TypeError(f"dim is the dim of a needle, an integer; got {dim!r}")
+            raise TypeError(f"dim, the dim of a needle, must be an integer; got {dim!r}")
         if dim == 0:
-            raise ValueError("dim is the dim of a needle, and 0 is the batch; got 0")
+            raise ValueError("dim, the dim of a needle, must not be 0, the batch; got 0")
         self.dim = int(dim)
 
     def limit(self, shape: Sequence[int]) -> int:
-        """Returns the largest k for a code of this shape, the size of `dim`, at which nothing is zeroed."""
+        """Returns the largest k for a code of this shape, which keeps all entries: the size of `dim`."""
         last = len(shape) - 1
         if not (1 <= self.dim <= last or -last <= self.dim <= -1):
             raise ValueError(
-                f"dim is the dim of a needle, 1 to {last} or -{last} to -1 for a code of {tuple(shape)}; got {self.dim}"
+                f"dim, the dim of a needle, must be 1 to {last} or -{last} to -1 for a code of {tuple(shape)}; got "
+                f"{self.dim}"
             )
         return shape[self.dim]
 
@@ -145,7 +152,7 @@ class NeedleProjection(Projection):
 
 
 class GlobalProjection(Projection):
-    """Keeps the k largest magnitudes of every sample's whole code: the L0 constraint (App. C, item 2)."""
+    """Keeps the k largest magnitudes of the whole code of each sample: the L0 constraint (App. C, item 2)."""
 
     unit = "code"
     _whole = True
@@ -158,7 +165,7 @@ class GlobalProjection(Projection):
 
 
 def backend() -> str:
-    """Returns what projects on the CPU: "numba", or "torch" where numba cannot be imported."""
+    """Returns the implementation used on the CPU: "numba", or "torch" if numba cannot be imported."""
     return "numba" if _kernels() else "torch"
 
 
@@ -172,8 +179,8 @@ def _kernels() -> ModuleType | None:
 
 
 def _by_keys(code: Tensor, k: int, whole: bool) -> Tensor:
-    """Marks the kept entries: magnitude and reversed index make one int64, so that topk meets no ties."""
-    lines = code.flatten(1) if whole else code.movedim(1, -1)  # what competes is the last dim
+    """Marks the kept entries by topk of int64 keys of magnitude and reversed index, among which there are no ties."""
+    lines = code.flatten(1) if whole else code.movedim(1, -1)  # projected along the last dim
     bits = lines.abs().float().view(torch.int32).clamp_max(_NAN)
     key = bits.long() << 32 | torch.arange(lines.shape[-1] - 1, -1, -1, device=code.device)
     kept = key.contiguous().topk(k, sorted=False).indices
@@ -183,12 +190,12 @@ def _by_keys(code: Tensor, k: int, whole: bool) -> Tensor:
 
 
 def _laid_out_as(code: Tensor, mask: Tensor) -> Tensor:
-    """The mask in the memory format of the code, which its projection then has, too."""
+    """Returns the mask in the memory format of the code, so that the projection has it too."""
     return torch.empty_like(code, dtype=torch.bool).copy_(mask)
 
 
 def _by_threshold(code: Tensor, k: int, whole: bool) -> Tensor:
-    """Marks the kept entries by operations that ONNX has: all above the k-th, then the first equal to it."""
+    """Marks the kept entries by ONNX operations: all above the k-th largest, then the first equal to it."""
     magnitude = (code.flatten(1) if whole else code).abs()
     nan = magnitude.isnan()
     kth = magnitude.topk(k, dim=1).values[:, -1:]
@@ -226,13 +233,13 @@ def _project_on_cpu(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
 
 
 def _competing(code: Tensor, whole: bool, last: bool) -> Tensor:
-    """Views a dense code as the kernels take it: (rows, n), or (samples, n, pixels) to project along n."""
+    """Returns a view of a dense code for the kernels: (rows, n), or (samples, n, pixels) to project along n."""
     if last:
         return code.movedim(1, -1).flatten(1) if whole else code.movedim(1, -1).flatten(0, -2)
     return code.flatten(1) if whole or code.ndim == 2 else code.flatten(2)
 
 
-# The same as one operator, opaque to torch.compile and known to torch.func.
+# The same as one operator, which torch.compile does not trace and torch.func supports.
 _project = torch.library.custom_op("sparsegen::project", _project_on_cpu, mutates_args=(), device_types="cpu")
 
 
@@ -242,14 +249,14 @@ def _(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
 
 
 @_project.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], code: Tensor, k: int, whole: bool) -> tuple[Any, Any]:
-    code = code.movedim(cast(int, in_dims[0]), 0)
+def _(info: Any, in_dims: tuple[int, None, None], code: Tensor, k: int, whole: bool) -> tuple[Any, Any]:
+    code = code.movedim(in_dims[0], 0)
     outputs = _project(code.flatten(0, 1), k, whole)
     return tuple(output.unflatten(0, code.shape[:2]) for output in outputs), (0, 0)
 
 
 class _Projected(torch.autograd.Function):
-    """`_project` with the gradient of the selection. Not register_autograd, which torch.func refuses."""
+    """`_project` with the gradient of the selection; torch.func does not support register_autograd."""
 
     generate_vmap_rule = True
 
@@ -270,7 +277,7 @@ class _Projected(torch.autograd.Function):
 
 
 class _ProjectedWithTangent(_Projected):
-    """With a derivative in forward mode, too, at which torch.compile gives up."""
+    """The same with a forward-mode derivative, which torch.compile does not support."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
@@ -284,11 +291,12 @@ def _is_plain(code: Tensor) -> bool:
 
 
 def _keep(x: Tensor, mask: Tensor) -> Tensor:
-    return (_Kept if torch.compiler.is_compiling() else _KeptWithTangent).apply(x, mask)
+    kept: Tensor = (_Kept if torch.compiler.is_compiling() else _KeptWithTangent).apply(x, mask)
+    return kept
 
 
 class _Kept(torch.autograd.Function):
-    """`torch.where(mask, x, 0)` by a bitwise and, 4 to 15 times as fast: on a CPU `where` is not vectorized."""
+    """`torch.where(mask, x, 0)` by a bitwise and, 4 to 15 times as fast, because `where` is not vectorized on a CPU."""
 
     generate_vmap_rule = True
 
@@ -316,9 +324,9 @@ class _KeptWithTangent(_Kept):
 
 
 class Sparsified(Mapping[str, Projection]):
-    """The projections that `sparsify` put on a network, by layer name: `handle["layer.name"].k = 8`.
+    """The projections that `sparsify` added to a network, by layer name: `handle["layer.name"].k = 8`.
 
-    Leaving it as a context manager removes them.
+    As a context manager, it removes them at the end of the block.
     """
 
     def __init__(self, module: nn.Module, projections: Mapping[str, Projection]) -> None:
@@ -352,7 +360,7 @@ class Sparsified(Mapping[str, Projection]):
 
 
 def _forget_compiled() -> None:
-    """Discards compiled code: by default torch.compile does not check whether hooks have changed."""
+    """Discards compiled code, because torch.compile does not check by default whether hooks have changed."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 
@@ -366,10 +374,11 @@ class _Hook:
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"a projection needs a layer that returns one tensor (B, C, ...); layer {self.name!r}, "
-                f"a {type(layer).__name__}, returned a {type(output).__name__}"
+                f"a projected layer must return one tensor (B, C, ...); layer {self.name!r}, a "
+                f"{type(layer).__name__}, returned a {type(output).__name__}"
             )
-        return self.projection(output)
+        projected: Tensor = self.projection(output)
+        return projected
 
 
 def sparsify(module: nn.Module, projections: Mapping[str, Projection]) -> Sparsified:
@@ -379,9 +388,12 @@ def sparsify(module: nn.Module, projections: Mapping[str, Projection]) -> Sparsi
         module: Any network.
         projections: By layer name, as in `module.named_modules()`. Each layer must return one tensor (B, C, ...).
 
-    Returns: A handle with the projections; `remove()` or leaving it as a context manager removes them. A copy of the
-        network made in between keeps its own projections.
-    Raises: ValueError if a layer does not exist, TypeError if a value is not a Projection; then nothing is changed.
+    Returns: A handle with the projections; `remove()`, or the end of its `with` block, removes them. A copy of the
+        network made before that keeps its own projections.
+
+    Raises:
+        ValueError: If a layer does not exist.
+        TypeError: If a value is not a Projection; the network is then unchanged.
     """
     if not isinstance(projections, Mapping):
         raise TypeError(
@@ -391,7 +403,11 @@ def sparsify(module: nn.Module, projections: Mapping[str, Projection]) -> Sparsi
     for name, projection in projections.items():
         if name not in layers:
             near = difflib.get_close_matches(str(name), layers, n=5, cutoff=0.4) or layers[1:6]
-            raise ValueError(f"{type(module).__name__} has no layer {name!r}; near names: {', '.join(near)}")
+            raise ValueError(
+                f"{type(module).__name__} has no layer {name!r}; similar names: {', '.join(near)}"
+            )
         if not isinstance(projection, Projection):
-            raise TypeError(f"layer {name!r} takes a Needle- or GlobalProjection; got {projection!r}")
+            raise TypeError(
+                f"layer {name!r} needs a NeedleProjection or GlobalProjection; got {projection!r}"
+            )
     return Sparsified(module, projections)

@@ -1,4 +1,4 @@
-"""Architectures and regularizers of other packages, added to the tables by a call or an entry point.
+"""Registration of architectures and regularizers of other packages, by a call or an entry point.
 
 An installed package lists one of its modules in the entry point group `sparsegen`. The module registers its models
 when it is imported; sparsegen imports it when an unknown name is requested:
@@ -29,7 +29,8 @@ def register_architecture(name: str, architecture: Architecture) -> None:
         architecture: Its networks. Its `recipe` names the architecture whose training recipe is used; register a recipe
             of its own with `sparsegen.training.recipes.register_recipe`.
 
-    Raises: TypeError, ValueError if the name is invalid or belongs to another architecture.
+    Raises:
+        TypeError, ValueError: If the name is invalid or belongs to another architecture.
 
     >>> import dataclasses, sparsegen
     >>> biggan = sparsegen.get_architecture("biggan")
@@ -46,7 +47,8 @@ def register_regularizer(name: str, regularizer: Regularizer) -> None:
 
     Register a penalty in the loss with `sparsegen.training.recipes.register_penalty`.
 
-    Raises: TypeError, ValueError if the name is invalid or belongs to another regularizer.
+    Raises:
+        TypeError, ValueError: If the name is invalid or belongs to another regularizer.
 
     >>> import sparsegen
     >>> half = sparsegen.Regularizer(sparsegen.NeedleProjection, levels=1, density=0.5)
@@ -60,7 +62,8 @@ def register_regularizer(name: str, regularizer: Regularizer) -> None:
 def get_architecture(name: str) -> Architecture:
     """Returns an architecture by its name.
 
-    Raises: ValueError listing the known names.
+    Raises:
+        ValueError: Listing the known names.
     """
     return known("architecture", name, ARCHITECTURES)
 
@@ -68,7 +71,8 @@ def get_architecture(name: str) -> Architecture:
 def get_regularizer(name: str) -> Regularizer:
     """Returns a regularizer by its name.
 
-    Raises: ValueError listing the known names.
+    Raises:
+        ValueError: Listing the known names.
     """
     return known("regularizer", name, REGULARIZERS)
 
@@ -98,7 +102,8 @@ def list_regularizers() -> list[str]:
 def known(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
     """Looks up a name, including those of other packages.
 
-    Raises: ValueError listing the known names.
+    Raises:
+        ValueError: Listing the known names.
     """
     if name not in table:
         load_plugins()

@@ -1,4 +1,4 @@
-"""The regularizers: the columns of the paper's Table 1. The projections of the codes, as data."""
+"""The regularizers, i.e. the columns of the paper's Table 1: the projections of the codes, defined as data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +29,10 @@ class Regularizer:
 
     @property
     def _projection(self) -> type[Projection]:
-        assert self.projection is not None, "a regularizer with levels has a projection"
+        if self.projection is None:
+            raise ValueError(
+                f"a regularizer of {self.levels} levels needs a projection: give one, or set levels to 0"
+            )
         return self.projection
 
     def k_ranges(
@@ -41,7 +44,8 @@ class Regularizer:
             code_shapes: (C, H, W) of each code, Γ1 first.
             k: Of each projected level; None: those of the density.
 
-        Raises: TypeError, ValueError if k does not fit.
+        Raises:
+            TypeError, ValueError: If k does not fit.
         """
         k_ranges: list[KRange] = []
         for level, shape in enumerate(code_shapes[: self.levels], 1):
@@ -71,7 +75,7 @@ REGULARIZERS = {
     "l0": Regularizer(
         GlobalProjection, levels=1, about="Γ1 keeps the k largest magnitudes of each image (L0)."
     ),
-    "l1": Regularizer(  # a penalty in the loss, so nothing in the network
+    "l1": Regularizer(  # a penalty in the loss; the network does not change
         about="Trained with a penalty on the L1 norm of Γ1; nothing is set to zero when it samples."
     ),
     "ml": Regularizer(

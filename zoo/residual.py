@@ -1,10 +1,10 @@
-"""The residual body: a generator, a discriminator and an encoder.
+"""The residual networks: a generator, a discriminator and an encoder.
 
 Choice: the paper does not say where the codes of a residual generator are. Here Γ1 is the input of the last
 convolution, after the last norm and ReLU. Γ2 is the input of the second convolution of the last block, after its
-norm and ReLU, so that this convolution is D2. The output of the block's shortcut is the bypass of Γ2. The alternative,
-the input of the last block, is separated from Γ1 by a (conditional) norm and two convolutions, so Γ1 would not be a
-product of one dictionary and that code.
+norm and ReLU, so that this convolution is D2. The output of the block's shortcut is the bypass of Γ2. The input of the
+last block would be an alternative, but a (conditional) norm and two convolutions separate it from Γ1, so that Γ1 would
+not be the product of that code and one dictionary.
 
     Γ1 = ReLU(norm(D2 Γ2 + bypass)),   image = tanh(D1 Γ1)
 """
@@ -36,11 +36,11 @@ from sparsegen.zoo.discriminator import Discriminator, Preprocess, identity
 from sparsegen.zoo.generator import Generator
 
 SIDE = 4  # of the smallest map
-ATTENTION_SIDE = 16  # of the map that an attention sees
+ATTENTION_SIDE = 16  # of the map with attention
 
 
 class Coder(nn.Module):
-    """G^S: noise through a dense layer and residual blocks to Γ2.
+    """G^S: maps noise to Γ2 by a dense layer and residual blocks.
 
     Shape: z (B, z_dim), labels (B,) or None -> Γ2 (B, C, H, W), before its projection, and the bypass.
     """
@@ -61,6 +61,7 @@ class Coder(nn.Module):
 
 
 def normal_prior(z: Tensor) -> Tensor:
+    """Returns z unchanged."""
     return z
 
 
@@ -77,8 +78,8 @@ class GeneratorBody:
 
     Args:
         constrain: Called after `init`, e.g. `apply_spectral_norm`.
-        widths: Channels before each block, as multiples of the atoms, for images of 32 x 32; per doubling of that, one
-            more block comes first, as wide as the first. The last block makes `atoms` channels.
+        widths: Input channels of each block as multiples of the atoms, for images of 32 x 32. For each doubling of the
+            size, one more block with the width of the first is put first. The last block has `atoms` output channels.
         attention: Builds an attention layer from a number of channels; it is applied at 16 x 16.
         output_activation: Builds the activation that maps the sum of atoms to the image.
     """
@@ -97,7 +98,7 @@ class GeneratorBody:
     def build(
         self, atoms: int, z_dim: int, classes: int, image_size: int, projections: Sequence[nn.Module]
     ) -> Generator:
-        """Builds the generator; its codes are two."""
+        """Builds the generator; it has two codes."""
         norm: Norm = partial(ConditionalBatchNorm, classes=classes) if classes else BatchNorm
         widths = (*[self.widths[0]] * doublings(image_size), *self.widths)
         channels = [width * atoms for width in widths]

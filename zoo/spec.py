@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -21,8 +22,8 @@ MAX_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One cell of Table 1 at a width and image size: `dcgan.ml`, or `dcgan-64-64px.ml` with 64 atoms instead of 128
-    and images of 64 x 64.
+    """One cell of Table 1 at a width and image size, e.g. `dcgan.ml`, or `dcgan-64-64px.ml` with 64 atoms instead of
+    128 and images of 64 x 64.
 
     Attributes:
         atoms: Filters of D1.
@@ -45,7 +46,8 @@ class ModelSpec:
     def parse(cls, name: str) -> "ModelSpec":
         """Reads a model name, `architecture[-atoms][-SIZEpx].regularizer[.recipe]`.
 
-        Raises: ValueError listing the known names.
+        Raises:
+            ValueError: Listing the known names.
         """
         body, dot, column = name.partition(".")
         if not dot:
@@ -81,7 +83,8 @@ class ModelSpec:
     ) -> "ModelSpec":
         """Checks that there is such an architecture, regularizer and recipe, and that the numbers fit them.
 
-        Raises: TypeError, ValueError listing the known names or the allowed range.
+        Raises:
+            TypeError, ValueError: Listing the known names or the allowed range.
         """
         row, column = get_architecture(architecture), get_regularizer(regularizer)
         known("recipe", recipe, dict.fromkeys(RECIPES))
@@ -107,7 +110,7 @@ class ModelSpec:
         return cls(architecture, regularizer, atoms, None if k is None else tuple(k), recipe, image_size, own)
 
     @classmethod
-    def from_config(cls, config: Mapping) -> "ModelSpec":
+    def from_config(cls, config: Mapping[str, Any]) -> "ModelSpec":
         """Returns the model of a checkpoint's config.json. Raises: As `of`."""
         entries = [config[entry] for entry in ("architecture", "regularizer", "atoms", "k")]
         optional = {name: config[name] for name in ("recipe", "image_size", "classes") if name in config}
@@ -140,7 +143,8 @@ class ModelSpec:
     def k_ranges(self) -> list[KRange]:
         """Level, unit, k and largest k of each projected level, Γ1 first; builds nothing.
 
-        Raises: TypeError, ValueError if k does not fit.
+        Raises:
+            TypeError, ValueError: If k does not fit.
         """
         return REGULARIZERS[self.regularizer].k_ranges(self.code_shapes, self.k)
 
@@ -184,7 +188,8 @@ def create_model(
         classes: Number of labels, 0 for none; None: the architecture's.
         k: Non-zeros kept: one number for all projected levels, or one per level, Γ1 first; None: a quarter.
 
-    Raises: TypeError, ValueError if there is no such model.
+    Raises:
+        TypeError, ValueError: If there is no such model.
 
     >>> import sparsegen
     >>> generator = sparsegen.create_model("biggan", "ml", width=8, image_size=64, classes=3)

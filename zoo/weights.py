@@ -14,7 +14,9 @@ from sparsegen.common.files import atomic_write
 def load_weights(network: nn.Module, path: Path) -> None:
     """Loads a safetensors file into a network, strictly, converted to the network's dtype.
 
-    Raises: FileNotFoundError, ValueError naming the file and the expected tensors; ValueError on NaN or infinity.
+    Raises:
+        FileNotFoundError, ValueError: Naming the file and the expected tensors.
+        ValueError: On NaN or infinity.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: expected the weights as safetensors")

@@ -38,7 +38,9 @@ class Batcher(Generic[Key]):
         observe: Called with the number of rows of every batch.
         kind: Maps a key to its kind; rows of one kind take equally long.
 
-    Raises: ValueError if a request has more rows than a batch, Overloaded if it would wait too long.
+    Raises:
+        ValueError: If a request has more rows than a batch.
+        Overloaded: If it would wait too long.
     """
 
     def __init__(

@@ -284,7 +284,8 @@ async def _turn(request: Request, client: str) -> AsyncIterator[None]:
 def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
     """Separates the texts of a form from its files.
 
-    Raises: Refused with 422 for an unknown or repeated field, text in place of a file, or a file in place of text.
+    Raises:
+        Refused: With 422 for an unknown or repeated field, text in place of a file, or a file in place of text.
     """
     texts, files = {}, {}
     for name, value in form.multi_items():
@@ -332,7 +333,8 @@ def _check_result_kept(status: Status) -> None:
 async def _with(request: Request, ask: Callable[[Store], Answer]) -> Answer:
     """Calls `ask` with the store, in a thread.
 
-    Raises: HTTPException if the store fails or accepts no job.
+    Raises:
+        HTTPException: If the store fails or accepts no job.
     """
     try:
         return await asyncio.to_thread(lambda: ask(request.app.state.jobs()))
@@ -383,7 +385,8 @@ def _look(store: Store) -> str | None:
 
     A missing worker is a problem only if one is expected: the server starts workers itself, or shares a Redis.
 
-    Raises: StoreError if the store cannot be read or written.
+    Raises:
+        StoreError: If the store cannot be read or written.
     """
     store.check_writable()
     waiting, running = store.counts()

@@ -45,9 +45,11 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
         workers: Number of processes that run restorations.
         jobs: SQLite file or Redis URL of the jobs; see `jobs.places.default_place`.
 
-    Raises: FileNotFoundError if there are no models, OSError if the port is taken or the host unknown,
-        ValueError if a setting of `ServiceSettings` cannot be used, RuntimeError if the server or its worker ends
-        before it answers.
+    Raises:
+        FileNotFoundError: If there are no models.
+        OSError: If the port is taken or the host unknown.
+        ValueError: If a setting of `ServiceSettings` cannot be used.
+        RuntimeError: If the server or its worker ends before it answers.
     """
     settings = ServiceSettings.from_environment(host=host)
     for warning in settings.warnings():
@@ -89,7 +91,8 @@ class HttpServer:
     def restart_dead(self) -> None:
         """Starts the server, prints the address of the page once it answers, and restarts it if a part has ended.
 
-        Raises: RuntimeError if a part ends before the first answer.
+        Raises:
+            RuntimeError: If a part ends before the first answer.
         """
         if self._arbiter is None:
             if time.monotonic() - self._started >= RESTART_AFTER:

@@ -16,7 +16,8 @@ def check_budget(task: Task, height: int, width: int, pace: float | None, settin
     Args:
         pace: Measured seconds per unit of effort (`Store.pace`); None if no job was measured yet.
 
-    Raises: ValueError with the estimate, the limit and the remedy.
+    Raises:
+        ValueError: With the estimate, the limit and the remedy.
     """
     pace = DEFAULT_PACE if pace is None else min(max(pace, PACES[0]), PACES[1])
     hours = task.effort(height, width) * pace / 3600

@@ -81,7 +81,9 @@ class Decoders:
             source: Content of a file, or path of a file of the server, which is opened here, not in the decoder.
             client: The sender, who may have PER_CLIENT pictures at once; "": only MAX_WAITING applies.
 
-        Raises: DecodersBusy if too many wait; ValueError if the limits are exceeded.
+        Raises:
+            DecodersBusy: If too many wait.
+            ValueError: If the limits are exceeded.
         """
         with self._slot(client):
             decoder = self._idle.pop() if self._idle else _Decoder(self._settings)

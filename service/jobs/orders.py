@@ -98,7 +98,9 @@ def order(
 ) -> tuple[Status, Picture]:
     """Checks a request and submits it as a job; returns the status of the job, and the given picture.
 
-    Raises: Refused as `check`, and with 422 above the budget; Busy, StoreError.
+    Raises:
+        Refused: As `check`, and with 422 above the budget.
+        Busy, StoreError: As `Store.submit`.
     """
     settings, checked = ServiceSettings.from_environment(), check(given, files)
     try:
@@ -120,7 +122,9 @@ def order(
 def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
     """Checks a request.
 
-    Raises: Refused with 400 or 415 for a picture that cannot be read, else with 422; DecodersBusy.
+    Raises:
+        Refused: With 400 or 415 for a picture that cannot be read, else with 422.
+        DecodersBusy: If too many pictures wait to be read.
     """
     values: dict[str, object] = {
         name: _number(name, text) if name in NUMBERS else text for name, text in given.items()

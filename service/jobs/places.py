@@ -46,7 +46,8 @@ def check_redis_url(url: str) -> None:
 def default_place() -> str:
     """The value of the environment variable SPARSEGEN_JOBS, else a file in the user's state folder (XDG).
 
-    Raises: StoreError if neither SPARSEGEN_JOBS nor XDG_STATE_HOME is set and the user has no home folder.
+    Raises:
+        StoreError: If neither SPARSEGEN_JOBS nor XDG_STATE_HOME is set and the user has no home folder.
     """
     if own := os.environ.get(ENVIRONMENT):
         return own

@@ -84,7 +84,8 @@ class Storage:
 def open_storage(where: str) -> Storage:
     """Opens a Redis URL or a SQLite file.
 
-    Raises: StoreError; NoStore for a URL of another kind, or if the client of Redis is missing.
+    Raises:
+        StoreError, NoStore: For a URL of another kind, or if the client of Redis is missing.
     """
     if is_redis(where):
         return _open_redis(where)

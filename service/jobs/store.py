@@ -176,8 +176,10 @@ class Store:
     def check_room(self, limit: int = MAX_WAITING, client: str = "", quota: int = MAX_WAITING) -> None:
         """Checks whether a job would be accepted.
 
-        Raises: NoWorker if there was no heartbeat within LEASE; Busy if `limit` jobs are waiting, or `quota` jobs of
-            the client are unfinished; StoreError.
+        Raises:
+            NoWorker: If there was no heartbeat within LEASE.
+            Busy: If `limit` jobs are waiting, or `quota` jobs of the client are unfinished.
+            StoreError: If the store cannot be read or written.
         """
         self._check_room(limit, client, quota, drafts=0)
 
@@ -497,7 +499,8 @@ def too_many(ends: Mapping[str, Json], room: float) -> set[str]:
 def open_store(where: str | None = None) -> Store:
     """Opens the store at a Redis URL or in a SQLite file; by default `default_place`.
 
-    Raises: StoreError; NoStore for a URL of another kind, or if the client of Redis is missing.
+    Raises:
+        StoreError, NoStore: For a URL of another kind, or if the client of Redis is missing.
     """
     storage = open_storage(where or default_place())
     room = ServiceSettings.from_environment().results_mb << 20

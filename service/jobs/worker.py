@@ -123,8 +123,9 @@ def work(
         once: End after one job, or at once if there is none.
         until_stdin_closes: End when standard input closes, that is, when the parent process has ended.
 
-    Raises: StoreError, ValueError if the store cannot be opened, a setting of the environment is invalid, or the
-        result of a job cannot be stored. The job is then run again.
+    Raises:
+        StoreError, ValueError: If the store cannot be opened, a setting of the environment is invalid, or the
+            result of a job cannot be stored. The job is then run again.
     """
     hours = ServiceSettings.from_environment().job_deadline_hours
     store = open_store(where)
@@ -156,7 +157,8 @@ def work(
 def run_job(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: float = math.inf) -> None:
     """Runs a job for at most `hours`, and writes its end to the store.
 
-    Raises: StoreError if the end cannot be written.
+    Raises:
+        StoreError: If the end cannot be written.
     """
     logger.info("job %s, attempt %d", claim.id, claim.attempt)
     report = Reporter(store, claim, stopped, hours * 3600)
@@ -239,7 +241,8 @@ def stop_signals() -> Iterator[list[int]]:
 def _insist(write: Callable[[], bool], stopped: list[int]) -> None:
     """Writes the end of a job, with retries, because hours of work may depend on it.
 
-    Raises: StoreError after half a minute, or earlier if the worker must stop.
+    Raises:
+        StoreError: After half a minute, or earlier if the worker must stop.
     """
     for pause in (1, 2, 4, 8, 16):
         try:

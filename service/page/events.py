@@ -112,7 +112,8 @@ def read_event(body: bytes, handlers: Collection[int]) -> dict[str, Any]:
     Args:
         handlers: The numbers of the functions that an event may call; for others, Gradio logs hundreds of lines.
 
-    Raises: Refused with 400 unless it is a JSON object of valid Unicode with short ids and, if any, a known function.
+    Raises:
+        Refused: With 400 unless it is a JSON object of valid Unicode with short ids and, if any, a known function.
     """
     try:
         event = json.loads(body)
@@ -133,7 +134,8 @@ def read_event(body: bytes, handlers: Collection[int]) -> dict[str, Any]:
 def ids(query: bytes) -> bytes:
     """The query of a request, reduced to its ids; Gradio would open the file in a `deep_link`.
 
-    Raises: Refused with 400 for an invalid id or too many parameters.
+    Raises:
+        Refused: With 400 for an invalid id or too many parameters.
     """
     try:
         given = dict(parse_qsl(query.decode("latin-1"), max_num_fields=32))
@@ -153,7 +155,8 @@ def _check_id(name: str, value: object) -> None:
 def clean(value: object, folder: Path, levels: int = MAX_DEPTH) -> object:
     """A copy of a JSON value in which each file is the path of an uploaded file.
 
-    Raises: Refused with 403 for any other file, with 400 if the value is nested more than `levels` deep.
+    Raises:
+        Refused: With 403 for any other file, with 400 if the value is nested more than `levels` deep.
     """
     if not isinstance(value, list | dict):
         return value
@@ -170,7 +173,8 @@ def clean(value: object, folder: Path, levels: int = MAX_DEPTH) -> object:
 def stored(path: object, folder: Path) -> Path:
     """The path that Gradio returned for an upload: below `folder`, in a folder named by the hash of the file.
 
-    Raises: Refused with 403 for another path, a symbolic link, or a missing file.
+    Raises:
+        Refused: With 403 for another path, a symbolic link, or a missing file.
     """
     try:
         if isinstance(path, str):

@@ -37,7 +37,8 @@ class Page(gr.Blocks):
 def detail(event: gr.EventData, name: str) -> object:
     """The value `name` that the script of the page sent with an event.
 
-    Raises: ValueError if it is missing.
+    Raises:
+        ValueError: If it is missing.
     """
     try:
         return getattr(event, name)

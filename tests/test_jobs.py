@@ -2,9 +2,7 @@
 
 import itertools
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import redis_server
 import restorer
 from huey.storage import MemoryStorage
 from hypothesis import HealthCheck, given, settings
@@ -44,33 +43,12 @@ def png(value: int = 100, side: int = 16) -> bytes:
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real Redis if one is installed, else of an imitation."""
-    server = shutil.which("redis-server")
-    if server is None:
-        fakeredis = pytest.importorskip("fakeredis", reason="neither redis-server nor fakeredis")
-        fake = fakeredis.TcpFakeServer(("127.0.0.1", free_port()), server_type="redis")
-        thread = threading.Thread(target=fake.serve_forever, daemon=True)
-        thread.start()
-        yield f"redis://127.0.0.1:{fake.server_address[1]}"
-        fake.shutdown()
-        fake.server_close()
-        thread.join()
-        return
-    port, folder = free_port(), tmp_path_factory.mktemp("redis")
-    process = subprocess.Popen(
-        [server, "--port", str(port), "--dir", str(folder), "--save", ""], stdout=subprocess.DEVNULL
-    )
-
-    def listens() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        assert until(listens, True)
-        yield f"redis://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
+    """The URL of a real Redis."""
+    port = free_port()
+    process = redis_server.start(tmp_path_factory.mktemp("redis"), port, "--save", "")
+    yield f"redis://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(10)
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -734,7 +734,7 @@ def test_a_missing_extra_is_reported_before_any_work_with_the_command_that_insta
     script = f"import sys; sys.modules[{module!r}] = None; from sparsegen.__main__ import main; main()"
     command = [sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert_refused(Done(done.returncode, done.stdout, done.stderr), "pip install", f"sparsegen[{extra}]")
+    assert_refused(Done(done.returncode, done.stdout, done.stderr), "pip install", f"[{extra}]")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,1 +1,1 @@
-"""Ratios and campaigns: run by hand (`python -m benchmarks.NAME`), records committed beside the code."""
+"""Benchmarks and campaigns, run manually by `python -m benchmarks.NAME`; their records are committed."""

@@ -141,7 +141,7 @@ def main(
             about = {**asdict(spec), **protocol, **measured}
             if key(about) in map(
                 key, read_records(records)
-            ):  # read anew, since another process may work on others
+            ):  # read again, since another process may add records
                 continue
             part = f"-share{share:g}" if share < 1 else ""
             k = "_".join(map(str, spec.k or ()))

@@ -27,7 +27,8 @@ def export_folder(
         progress: As in `export_onnx`.
 
     Raises:
-        FileExistsError, FileNotFoundError, ValueError: As `check_target`, `from_pretrained`, `save_auxiliary_networks` and `export_onnx`.
+        FileExistsError, FileNotFoundError, ValueError: As `check_target`, `from_pretrained`,
+            `save_auxiliary_networks` and `export_onnx`.
     """
     check_utf8(folder)
     check_target(folder, source)
@@ -52,5 +53,5 @@ def check_target(folder: Path, source: Path) -> None:
         )
     if names and not {CONFIG, GRAPH} <= names <= set(HUB_FILES):
         raise FileExistsError(
-            f"{folder} holds files that are not part of an exported model: choose another folder"
+            f"{folder} holds other files than those of an exported model: choose another folder"
         )

@@ -73,8 +73,8 @@ def export_onnx(
         outputs = [value.name for value in traced.outputs if value.name and value.name != "dictionary"]
         file = write(path, "generator", inputs, outputs)
         if synthesis:
-            beside = write(synthesis_path(path), "synthesis", ["code_1"], ["image", "dictionary"])
-            verify_synthesis(network, beside)
+            synthesis_file = write(synthesis_path(path), "synthesis", ["code_1"], ["image", "dictionary"])
+            verify_synthesis(network, synthesis_file)
         report(2, "comparing onnxruntime with torch")
         parity = verify(network, file, path)
     report(STEPS, "done")

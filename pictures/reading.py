@@ -132,7 +132,7 @@ def _read(file: IO[bytes], name: str, limits: Limits) -> Picture:
         block = _block(image) if isinstance(image, TiffImageFile) else ()
     if not limits.allow_block(block):
         raise ValueError(
-            f"{name} is a TIFF with blocks of {' x '.join(map(str, block))} values, much more than the limit: "
+            f"{name} is a TIFF in blocks of {' x '.join(map(str, block))} values, much more than the limit: "
             f"save it again as a plain PNG"
         )
     if image.format == "TIFF" and deep and image.mode != "CMYK":

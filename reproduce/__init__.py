@@ -1,1 +1,1 @@
-"""The paper's tables and figures beside the measurements that are recorded here."""
+"""The tables and figures of the paper, with the recorded measurements."""

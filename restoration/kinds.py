@@ -55,7 +55,7 @@ class Kind:
         operator: The name of its class in `operators`, which needs torch.
         read: Makes the array that the operator is built from, given the task, the mask and the kernel.
         check_size: Raises ValueError unless the array fits an image of a given size.
-        only_noise: The observation is the image plus noise, so `NoiseFitRule` decides when to stop.
+        only_noise: The observation is the image plus noise, so `NoiseFitRule` is the stopping rule.
         keeps_known: Known pixels are returned unchanged, unless the task has a sigma above 0.
     """
 
@@ -112,7 +112,7 @@ def check_settings(task: "Task") -> None:
             own = name == task.kind
             if (value is not None) != own or (own and not setting.fits(value)):
                 raise ValueError(
-                    f"{setting.name} is {setting.meaning}, and not allowed for other kinds; "
+                    f"{setting.name} is {setting.meaning}, and is not allowed for other kinds; "
                     f"got {value!r} in {task.kind}"
                 )
 

@@ -28,7 +28,7 @@ class Operator:
 
     Attributes:
         known: 1 where a pixel of the observation is known, (H, W); None: everywhere.
-        only_noise: The observation is the image plus noise, so `NoiseFitRule` decides when to stop.
+        only_noise: The observation is the image plus noise, so `NoiseFitRule` is the stopping rule.
         reach: Radius in pixels of the neighborhood that a pixel of the observation depends on: the margin of tiles.
         value_range: Range of the observation's values; None: any, since the observation need not be a picture.
     """

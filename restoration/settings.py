@@ -256,7 +256,7 @@ class Task:
 
     @property
     def stops_by_noise(self) -> bool:
-        """Whether `NoiseFitRule` decides when to stop, as in denoising with the loss mse."""
+        """Whether `NoiseFitRule` is the stopping rule: in denoising with the loss mse."""
         return find_kind(self.kind).only_noise and self.settings.stops and self.loss == "mse"
 
     @property

@@ -1,1 +1,1 @@
-"""The HTTP service and the page, over the exported models."""
+"""The HTTP service and its page: exported models and restorations."""

@@ -1,4 +1,4 @@
-"""What is answered to a request that cannot be served, by our routes and by bentoml's own: one sentence."""
+"""Error answers, {"error": SENTENCE}, of our routes and of BentoML's own."""
 
 import math
 
@@ -7,14 +7,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SENTENCES = {
-    404: "there is nothing at {path!r}; the addresses of this server are at /docs",
-    405: "{path!r} does not take {method}; what each address takes is at /docs",
-    500: "something went wrong in the server; its log says what",
+    404: "no such address: {path!r}; /docs lists the addresses of this server",
+    405: "{path!r} does not allow {method}; /docs lists the methods of each address",
+    500: "internal error; the log of the server has the details",
 }
 
 
 class Refused(ValueError):
-    """A request that cannot be served: an HTTP status, and one sentence that says why."""
+    """A refused request: an HTTP status, and one sentence that gives the reason."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -22,14 +22,14 @@ class Refused(ValueError):
 
 
 def busy(status: int, sentence: str, seconds: float) -> JSONResponse:
-    """A refusal for now, with when to ask again."""
+    """A temporary refusal; Retry-After gives the seconds to wait."""
     return JSONResponse({"error": sentence}, status, {"retry-after": str(max(1, math.ceil(seconds)))})
 
 
 class JsonErrors:
-    """ASGI middleware that answers {"error": ...} where bentoml, which has no handler to set, answers plain text.
+    """ASGI middleware that replaces the plain-text errors of BentoML, which has no hook for them, by {"error": ...}.
 
-    Choice: not a catch-all route in our app, since it would hide bentoml's routes behind it.
+    Choice: not a catch-all route in our app, which would hide BentoML's routes.
     """
 
     def __init__(self, app: ASGIApp) -> None:

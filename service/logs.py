@@ -1,7 +1,7 @@
-"""Log lines without the ids of jobs and without line breaks of others.
+"""Log lines without job ids, and without line breaks from requests.
 
-Whoever knows the id of a job may fetch its picture, and a log is read by more people than that. In its place stands a
-fingerprint, the same for the same id.
+The id of a job gives access to its picture, and more people can read a log. A fingerprint replaces the id; the same
+id has the same fingerprint.
 """
 
 import copy
@@ -9,12 +9,12 @@ import hashlib
 import logging
 import re
 
-JOB_ID = re.compile(r"(?<!trace=)(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")  # BentoML adds traces
+JOB_ID = re.compile(r"(?<!trace=)(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")  # BentoML adds trace ids
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class SafeFormatter(logging.Formatter):
-    """Formats as another formatter does, with each id replaced, and with control characters of messages escaped."""
+    """Formats like another formatter, but replaces job ids and escapes control characters of messages."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class SafeFormatter(logging.Formatter):
 
 
 def set_up_logs() -> None:
-    """Shows what this package logs from INFO on, and makes all present handlers use a `SafeFormatter`."""
+    """Sets the log level of this package to INFO, and makes all existing handlers use a `SafeFormatter`."""
     logging.getLogger("sparsegen").setLevel(logging.INFO)
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", [])}:

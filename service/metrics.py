@@ -1,11 +1,11 @@
-"""What GET /metrics reports, and the line of the log for each request.
+"""The metrics of GET /metrics, and the access log.
 
-BentoML's own metrics and access log are off (see `endpoint`): they hold the path as it was sent, so that every job
-had a time series of its own and its id, which is the only guard of somebody's picture, could be read by anybody. Here
-a path becomes the template of its route before it is counted or logged. All labels come from fixed sets.
+BentoML's own metrics and access log are off (see `endpoint`): they contain the path of each request. Every job would
+have its own time series, and its id, the only protection of its picture, would be public. Here each path is replaced
+by the template of its route before it is counted or logged. All labels come from fixed sets.
 
-The numbers are kept in memory and are those of one process. BentoML asks for files that are mapped into memory
-instead, one set per process, and a write to such a map kills the process (SIGBUS) when the disk is full.
+The metrics are those of one process, in memory. BentoML would use memory-mapped files, one set per process; a write to
+such a file kills the process (SIGBUS) when the disk is full.
 """
 
 import logging
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparsegen.service.clients import client_of
 
-os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # before the next import, which decides by it
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # read by the next import
 import prometheus_client  # noqa: E402
 
 logger = logging.getLogger("sparsegen.access")
@@ -27,38 +27,38 @@ logger = logging.getLogger("sparsegen.access")
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})
 FIXED = PROBES | {"/docs.json", "/schema.json"}  # of BentoML
-FOLDERS = ("/ui", "/static_content")  # of Gradio and BentoML; each is one endpoint with all that is below it
+FOLDERS = ("/ui", "/static_content")  # of Gradio and BentoML; each counts as one endpoint
 OTHER = "other"
-GONE = 499  # as nginx counts a request whose client left before there was an answer
+GONE = 499  # the status of nginx for a client that disconnected before the answer
 
 REQUESTS = prometheus_client.Counter(
-    "sparsegen_requests_total", "Requests that ended", ["method", "endpoint", "status"]
+    "sparsegen_requests_total", "Finished requests", ["method", "endpoint", "status"]
 )
 IN_PROGRESS = prometheus_client.Gauge("sparsegen_requests_in_progress", "Requests in progress", ["endpoint"])
 SECONDS = prometheus_client.Histogram(
     "sparsegen_request_seconds",
-    "Seconds from the first byte of a request to the last of its answer",
+    "Seconds from the first byte of a request to the last byte of its answer",
     ["method", "endpoint"],
     buckets=[0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30],
 )
 BATCH_IMAGES = prometheus_client.Histogram(
-    "sparsegen_batch_images", "Images of one run of a network", buckets=[1, 2, 4, 8, 16, 32, 64]
+    "sparsegen_batch_images", "Images per run of a network", buckets=[1, 2, 4, 8, 16, 32, 64]
 )
 JOBS_WAITING = prometheus_client.Gauge("sparsegen_jobs_waiting", "Restorations waiting")
 JOBS_RUNNING = prometheus_client.Gauge("sparsegen_jobs_running", "Restorations running")
-WORKERS = prometheus_client.Gauge("sparsegen_workers", "Workers that gave a sign of life of late")
+WORKERS = prometheus_client.Gauge("sparsegen_workers", "Workers with a recent heartbeat")
 
 
 def exposition() -> tuple[bytes, str]:
-    """All metrics of this process in the text format of Prometheus, and its content type."""
+    """All metrics of this process in the text format of Prometheus, and the content type."""
     return prometheus_client.generate_latest(), prometheus_client.CONTENT_TYPE_LATEST
 
 
 class Traffic:
-    """ASGI middleware that counts and logs each request under the template of its route, as /restore/{job_id}.
+    """ASGI middleware that counts and logs each request by the template of its route, e.g. /restore/{job_id}.
 
     Args:
-        routes: The routes that have an endpoint of their own; other paths are counted as `other`.
+        routes: Routes with their own endpoint label; other paths are counted as `other`.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
@@ -93,7 +93,7 @@ class Traffic:
                 logger.info("%s %s %s %d %.0f ms", client, method, endpoint, status, 1000 * seconds)
 
     def endpoint(self, path: str) -> str:
-        """The template that a path fits, or a folder that it is in, or `other`."""
+        """The route template that matches a path, or the folder that contains it, or `other`."""
         if path in FIXED:
             return path
         for pattern, template in self.templates:

@@ -1,4 +1,4 @@
-"""The models that a server offers: every folder below one models folder that opens."""
+"""The models of a server: the subfolders of its models folder that can be opened."""
 
 import os
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS
 from sparsegen.zoo.config import read_entries
 
 ENVIRONMENT = "SPARSEGEN_MODELS"
-REMEDY = f"Give another folder: sparsegen serve --models FOLDER, or {ENVIRONMENT}"
+REMEDY = f"Give another folder with sparsegen serve --models FOLDER or {ENVIRONMENT}"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is being served: its sampler, and what its config tells of it."""
+    """A served model: its name, its sampler and its config."""
 
     name: str
     sampler: OnnxSampler
@@ -24,20 +24,20 @@ class Model:
 
     @property
     def source(self) -> str:
-        """What `open_sampler` opens it by: its name if it is bundled, else its folder.
+        """The argument of `open_sampler` for it: its name if it is bundled, else its folder.
 
-        Where the folder lies is not shown to visitors.
+        Only the last part of the folder's path is shown to visitors.
         """
         folder = self.sampler.path.parent.resolve()
         return self.name if folder == MODELS / self.name else f"./{folder.name}"
 
     @property
     def classes(self) -> list[str]:
-        """What its classes are called, in the order of their labels; empty if it is unconditional."""
+        """The names of its classes, in the order of their labels; empty if it is unconditional."""
         return noise.titles(self.sampler.classes, self.sampler.class_names)
 
     def describe(self) -> dict[str, Any]:
-        """What GET /models says of it."""
+        """The entry of the model in GET /models."""
         return {
             "name": self.name,
             "regularizer": self.sampler.regularizer,
@@ -60,21 +60,22 @@ class Model:
 
 
 def models_folder() -> Path:
-    """The folder named by the environment variable SPARSEGEN_MODELS, or that of the bundled models."""
+    """The folder named by the environment variable SPARSEGEN_MODELS, or the folder of the bundled models."""
     given = os.environ.get(ENVIRONMENT)
     return Path(given).expanduser() if given else MODELS
 
 
 def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
-    """Opens the models below `folder`, by name; and says of each other folder in a sentence why it is none.
+    """Opens the models in the subfolders of `folder`, except hidden ones.
 
-    Hidden folders are left out.
+    Returns:
+        The models by name, and a sentence per subfolder that is not a model, with the reason.
 
     Raises:
         FileNotFoundError: With these sentences if there is no model.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no models to serve: there is no folder {folder}. {REMEDY}")
+        raise FileNotFoundError(f"no models to serve: the folder {folder} does not exist. {REMEDY}")
     models, refused = {}, []
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
@@ -85,19 +86,19 @@ def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
     if not models:
         reasons = "".join(f" {reason}." for reason in refused)
         raise FileNotFoundError(
-            f"no models to serve: {folder} holds no folder with a sound {CONFIG}, {GRAPH} and {SYNTHESIS}."
+            f"no models to serve: no subfolder of {folder} has a valid {CONFIG}, {GRAPH} and {SYNTHESIS}."
             f"{reasons} {REMEDY}"
         )
     return models, refused
 
 
 def open_model(folder: Path) -> Model:
-    """Opens all that the server needs of a model.
+    """Opens the files of a model.
 
     Raises:
-        OSError, ValueError: Naming the file and what is wrong with it.
+        OSError, ValueError: With the file and the reason.
     """
     config = read_entries(folder)
     sampler = OnnxSampler(folder / GRAPH)
-    sampler.dictionary()  # opens the synthesis graph, which the code inspector needs
+    sampler.dictionary()  # opens the synthesis graph, used by the code inspector
     return Model(folder.name, sampler, config)

@@ -1,4 +1,4 @@
-"""The room in the temporary folder for uploads: those that arrive, their copies, and what the page keeps."""
+"""Limits the bytes of uploads in the temporary folder: incoming bodies, their copies, and the files of the page."""
 
 import asyncio
 import math
@@ -13,26 +13,26 @@ from pathlib import Path
 from sparsegen.service.settings import ServiceSettings
 
 UPLOAD = "/ui/gradio_api/upload"
-KEEP_UPLOADS = 900  # seconds that a dropped file lies on the server, for a second start with other settings
-COPIES = 2  # of a body that arrives: as it came, and its files, which the parser of the form writes apart
-SPARE = 32 << 20  # bytes that stay free on the disk, for others that need the temporary folder
+KEEP_UPLOADS = 900  # seconds that a dropped file is kept, e.g. for a second start with other settings
+COPIES = 2  # of an incoming body: the raw body, and the files that the form parser writes
+SPARE = 32 << 20  # bytes that stay free on the disk for other users of the temporary folder
 LOOK_EVERY = 1.0  # seconds
 
 
 class NoRoom(Exception):
-    """There is no room for more uploads now."""
+    """The limit for uploads is reached."""
 
 
 class Room:
-    """Counts the bytes of all uploads together, against `limit` and the free space of the disk.
+    """Counts the bytes of all uploads against `limit` and the free space of the disk.
 
-    A body is counted before it arrives, by the length it announces, or else as it arrives: many at the same time do
-    not exceed the limit, and of too many the first are taken.
+    A body is counted before it arrives if it announces its length, else as it arrives. So concurrent uploads do not
+    exceed the limit, and the first ones are accepted.
 
     Args:
-        limit: bytes; by default the option `uploads_mb`.
-        folder: where Gradio keeps what is dropped on the page.
-        share: how much of the limit one client may take.
+        limit: Bytes; by default the setting `uploads_mb`.
+        folder: Where Gradio keeps the files that are dropped on the page.
+        share: Maximum share of the limit per client, 0 to 1.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Room:
         self._look = asyncio.Lock()
 
     async def look(self) -> None:
-        """Measures what is kept and what is free, at most once in LOOK_EVERY seconds."""
+        """Measures the bytes kept and the bytes free, at most once per LOOK_EVERY seconds."""
         async with self._look:
             if time.monotonic() - self._looked >= LOOK_EVERY:
                 self._kept, self._free = await asyncio.to_thread(self._measure)
@@ -59,21 +59,22 @@ class Room:
     def take(self, size: int, client: str = "") -> None:
         """Counts `size` more bytes of a body.
 
-        Raises: NoRoom; then nothing was counted.
+        Raises: NoRoom, without counting anything.
         """
         arriving, own = self._arriving + COPIES * size, self._clients[client] + COPIES * size
         if self._kept + arriving > self.limit or arriving > self._free - SPARE:
-            raise NoRoom("the server has no room for another upload: try again in some minutes")
+            raise NoRoom("the server has no room for another upload: retry in a few minutes")
         if own > self.limit * self._share:
             raise NoRoom(
-                f"your uploads take {own >> 20} MB of the server's room, and more is not allowed: try later"
+                f"your uploads would take {own >> 20} MB, which is more than one client may use: retry later"
             )
         self._arriving, self._clients[client] = arriving, own
 
     def give_back(self, size: int, client: str = "", stays: bool = False) -> None:
-        """Counts `size` bytes less: their request has ended.
+        """Releases `size` bytes when their request has ended.
 
-        What `stays` is measured before the next is counted, and counts for its client for KEEP_UPLOADS seconds.
+        With `stays`, the files remain: they are measured before the next upload, and count for their client for
+        KEEP_UPLOADS seconds.
         """
         self._arriving -= COPIES * size
         if stays:
@@ -92,20 +93,20 @@ class Room:
 
 
 def upload_folder() -> Path:
-    """Where Gradio keeps what is dropped; `serve` gives each server a folder of its own."""
-    from gradio.utils import get_upload_folder  # seconds, and the server has imported it by now
+    """The folder where Gradio keeps dropped files; `serve` gives each server its own."""
+    from gradio.utils import get_upload_folder  # takes seconds; the server has imported it by now
 
     return Path(get_upload_folder())
 
 
 def used(folder: Path) -> int:
-    """The bytes that a folder takes on the disk: whole blocks, and its folders. Files may go meanwhile."""
+    """The bytes that a folder takes on the disk, in whole blocks. Files may be removed meanwhile."""
     total = 0
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
             try:
                 status = os.lstat(os.path.join(parent, name))
             except FileNotFoundError:
-                continue  # its time was over
+                continue  # removed meanwhile
             total += max(status.st_size, 512 * getattr(status, "st_blocks", 0))
     return total

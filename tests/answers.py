@@ -1,4 +1,4 @@
-"""What every answer of the service must be like, for the tests of both its parts."""
+"""Checks that apply to all answers of the service."""
 
 import json
 
@@ -14,7 +14,7 @@ def sentence(answer: bytes | dict) -> str:
 
 
 def fuzz(operation, mode, examples: int) -> set[int]:
-    """Holds answers to generated requests against the OpenAPI document they came from; returns their statuses.
+    """Checks answers to generated requests against the OpenAPI document; returns their statuses.
 
     Args:
         operation: Of a schemathesis schema.

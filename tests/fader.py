@@ -1,4 +1,4 @@
-"""A worker as in restorer.py whose picture changes, and is best before the end: python fader.py STORE."""
+"""A worker like restorer.py whose picture changes, and is best before the end: python fader.py STORE."""
 
 import math
 import subprocess
@@ -35,7 +35,7 @@ class Fading(restorer.Progress):
 def run(
     task: Task, picture: Picture, mask: Picture | None, kernel: Picture | None, callback: Callable
 ) -> restorer.Restoration:
-    """Works for 200 iterations, some seconds, and ten times as long on holes, so that there is time to cancel."""
+    """Runs for 200 iterations (a few seconds), and ten times as long for inpaint, so that there is time to cancel."""
 
     def told(progress: restorer.Progress) -> bool | None:
         fading = Fading(progress.iteration, progress.iterations, progress.restored)

@@ -1,6 +1,6 @@
-"""A worker in a process of its own that restores nothing, slowly: python restorer.py STORE TRACE.
+"""A worker process that imitates slow restorations: python restorer.py STORE TRACE.
 
-Each line of TRACE is an iteration: process, seed of the job, iteration. The seed says what a job does.
+Each line of TRACE is an iteration: process, seed of the job, iteration. The seed selects the behavior of a job.
 """
 
 import logging
@@ -70,7 +70,7 @@ def run(
     callback: Callable,
     trace: Callable = lambda line: None,
 ) -> Restoration:
-    """Inverts the picture; `iterations` of the task say how long that takes."""
+    """Inverts the picture, in as many steps as the `iterations` of the task."""
     if task.seed == REFUSED:
         raise ValueError("a picture of this seed is refused")
     if task.seed == BROKEN:

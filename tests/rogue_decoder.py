@@ -1,4 +1,4 @@
-"""A decoder that a picture has taken over: it answers with what the environment variable LANG holds."""
+"""A compromised decoder: it answers with the content of the environment variable LANG."""
 
 import os
 import sys

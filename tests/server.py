@@ -1,4 +1,4 @@
-"""A real server in a process of its own, for the tests of the endpoint, the page and the browser."""
+"""A real server in a separate process, for the tests of the endpoint, the page and the browser."""
 
 import http.client
 import json
@@ -19,7 +19,7 @@ from conftest import CLASSES, warmed
 from sparsegen.export.onnx_file import bundle
 from sparsegen.zoo.spec import ModelSpec
 
-# Is imported by Python when it starts: torch cannot be imported, and every attempt is written down.
+# Imported when Python starts: blocks imports of torch, and records every attempt.
 NO_TORCH = """
 import os, sys
 class NoTorch:
@@ -35,7 +35,7 @@ SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(se
 
 @dataclass
 class Server:
-    """A running server: its address, its process and what it wrote."""
+    """A running server: its address, process and log."""
 
     port: int
     process: subprocess.Popen
@@ -85,7 +85,7 @@ class Server:
 
 
 def until(ask: Callable[[], object], wanted: object, seconds: float = 60) -> object:
-    """Asks until the answer is what is wanted, or the time is over, and returns the last answer."""
+    """Polls until the answer is the wanted one or the time is over; returns the last answer."""
     end = time.monotonic() + seconds
     while (got := ask()) != wanted and time.monotonic() < end:
         time.sleep(0.05)
@@ -128,7 +128,7 @@ def start(
 
 
 def make_models(folder: Path) -> Path:
-    """Small untrained models, their images made to differ: three columns, and a conditional residual network."""
+    """Small untrained models with different images: three regularizers, and a conditional residual network."""
     for name in ("dcgan-8.baseline", "dcgan-8.l0", "dcgan-8.ml", "sagan-8.ml"):
         torch.manual_seed(0)
         generator = warmed(ModelSpec.parse(name).generator())
@@ -144,7 +144,7 @@ def make_models(folder: Path) -> Path:
 
 _shared: dict[
     str, object
-] = {}  # the fixtures below are imported by several modules, and each makes its own of them
+] = {}  # the fixtures below are imported by several modules, and each has its own instances
 
 
 @pytest.fixture(scope="session", name="models")

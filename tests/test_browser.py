@@ -31,7 +31,7 @@ FLAGS = (
 
 
 class Page:
-    """The page in a headless browser of some width."""
+    """The page in a headless browser of a given width."""
 
     def __init__(self, url: str, width: int, folder: Path):
         from selenium import webdriver
@@ -57,7 +57,7 @@ class Page:
         element.click()
 
     def each(self, selector: str, what: str) -> list:
-        """A property of every such element, read at once: one by one, the page may replace them in between."""
+        """A property of all matching elements, read in one step, because the page may replace elements meanwhile."""
         script = "return [...document.querySelectorAll(arguments[0])].map(element => element[arguments[1]])"
         return self.driver.execute_script(script, selector, what)
 
@@ -68,7 +68,7 @@ class Page:
         return ",".join(self.each(selector, "innerText"))
 
     def slide(self, selector: str, value: int) -> None:
-        """Drags a slider, as the browser tells of it."""
+        """Moves a slider, with the events of a browser."""
         self.driver.execute_script(
             "const slider = document.querySelector(arguments[0]); slider.value = arguments[1];"
             "slider.dispatchEvent(new Event('input', {bubbles: true}));",
@@ -87,7 +87,7 @@ class Page:
             (Path(folder) / f"{name}-{self.width}.png").write_bytes(base64.b64decode(shot["data"]))
 
     def hosts(self) -> set[str]:
-        """Every host that the page has asked for anything."""
+        """All hosts that the page has requested."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
         addresses = [
@@ -111,7 +111,7 @@ def decoded(source: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))))
 
 
-def test_a_visitor_turns_the_dial_and_takes_an_x_ray(page, server):
+def test_a_visitor_changes_k_and_inspects_an_image(page, server):
     assert page.driver.current_url == f"{server.url}/ui/" and page.driver.title == "sparsegen"
     drawn = page.pictures("#gallery")
     assert len(drawn) == 16
@@ -147,7 +147,7 @@ def test_a_visitor_turns_the_dial_and_takes_an_x_ray(page, server):
 
 
 def choose(page: Page, model: str) -> None:
-    def visible() -> list:  # the list fades in, and what is transparent has no text
+    def visible() -> list:  # the list fades in; transparent elements have no text
         return [option for option in page.all("[role=option]") if model in option.text]
 
     page.driver.execute_script("document.activeElement.blur()")  # the list opens when it is entered
@@ -157,18 +157,18 @@ def choose(page: Page, model: str) -> None:
     visible()[0].click()
 
 
-def test_a_new_seed_draws_new_images_and_the_dial_follows_the_model(page, server):
+def test_a_new_seed_draws_new_images_and_the_range_of_k_follows_the_model(page, server):
     drawn = page.pictures("#gallery")
     page.click("#dice")
     assert until(lambda: page.pictures("#gallery") != drawn, True)
 
     choose(page, "dcgan-8.l0")
-    assert until(lambda: "allows 512 of 2,048 in each code" in page.text("#facts"), True)
+    assert until(lambda: "allows 512 of 2,048 per code" in page.text("#facts"), True)
     page.slide("#k1", 300)
-    assert until(lambda: "allows 300 of 2,048 in each code" in page.text("#facts"), True)
+    assert until(lambda: "allows 300 of 2,048 per code" in page.text("#facts"), True)
 
     choose(page, "dcgan-8.baseline")
-    assert until(lambda: "no k to set" in page.text("#note"), True)
+    assert until(lambda: "so it has no k" in page.text("#note"), True)
     assert until(lambda: [slider for slider in page.all("#k1") if slider.is_displayed()], []) == []
     assert until(lambda: "not limited in this model" in page.text("#facts"), True)
     page.click("#calls button")
@@ -179,7 +179,7 @@ def test_a_new_seed_draws_new_images_and_the_dial_follows_the_model(page, server
 
 
 def pick(page: Page, selector: str, text: str) -> None:
-    """Picks from a list by typing what one wants of it."""
+    """Selects from a list by typing."""
     field = page.all(f"{selector} input")[0]
     page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
     field.click()
@@ -190,7 +190,7 @@ def pick(page: Page, selector: str, text: str) -> None:
     field.send_keys("\n")
 
 
-def test_a_visitor_asks_for_a_class_and_compares_columns(page, server):
+def test_a_visitor_chooses_a_class_and_compares_regularizers(page, server):
     def drawn() -> list[np.ndarray]:
         return [decoded(source) for source in page.pictures("#gallery")]
 
@@ -239,7 +239,7 @@ def test_a_visitor_asks_for_a_class_and_compares_columns(page, server):
     assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_the_page_of_the_api_needs_no_other_host(server, tmp_path):
+def test_the_api_page_loads_from_the_server_only(server, tmp_path):
     page = Page(server.url, 1280, tmp_path)
     try:
         page.driver.get(f"{server.url}/docs")
@@ -282,7 +282,7 @@ def restore_page(request, restoring, tmp_path) -> Iterator[Page]:
 
 
 def image(page: Page, which: str) -> np.ndarray | None:
-    """The pixels of a picture that is shown, as the browser draws it; None if none is."""
+    """The pixels of a shown picture, as drawn by the browser; None if none is shown."""
     drawn = page.driver.execute_script(
         """const image = document.querySelector('#stage img.' + arguments[0]);
         if (!image || image.hidden || !image.complete || !image.naturalWidth) return null;
@@ -309,7 +309,7 @@ def test_a_visitor_restores_an_example_to_the_end(restore_page, restoring):
     assert until(lambda: image(page, "after") is not None, True)
     page.screenshot("restore_page_running")
     assert until(lambda: page.text("#panel").startswith("Done"), True)
-    assert until(lambda: (image(page, "after") == 255 - given).all(), True)  # what this worker makes of it
+    assert until(lambda: (image(page, "after") == 255 - given).all(), True)  # the result of this worker
     assert "the iterations are over" in page.text("#panel") and "best, 140" in page.text("#panel .curve")
 
     split = "return getComputedStyle(document.querySelector('#stage .before')).clipPath"
@@ -325,7 +325,7 @@ def test_a_visitor_restores_an_example_to_the_end(restore_page, restoring):
 
     page.driver.refresh()
     assert until(lambda: page.text("#panel").startswith("Done"), True)
-    assert until(lambda: (image(page, "before") == given).all(), True)  # this tab has kept it
+    assert until(lambda: (image(page, "before") == given).all(), True)  # stored by the tab
     wide = page.driver.execute_script("return document.documentElement.scrollWidth")
     assert wide <= page.width  # nothing to scroll sideways
     assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
@@ -351,7 +351,7 @@ def test_a_visitor_sees_the_picture_change_cancels_and_goes_back_to_sampling(res
     page = restore_page
     page.click("#start")
     assert until(lambda: "drop one, or pick an example" in page.text(".toast-body"), True)
-    page.driver.execute_script("document.querySelector('.toast-close').click()")  # it moves while it comes
+    page.driver.execute_script("document.querySelector('.toast-close').click()")  # it moves while it appears
     page.click("#examples .tile", 2)
     assert until(lambda: "damaged-mask" in page.text("#mask"), True)
     page.click("#start")

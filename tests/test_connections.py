@@ -1,4 +1,4 @@
-"""Connections before they are requests: slow heads, and bytes that break readers of headers and logs."""
+"""Connections: slow heads, unread answers, and bytes that break readers of headers and logs."""
 
 import asyncio
 import socket
@@ -34,7 +34,7 @@ def exchange(server: Server, request: bytes) -> tuple[int, bytes]:
 @pytest.mark.parametrize(
     "name", [b"User-Agent", b"Traceparent", b"Cookie", b"Accept", b"Authorization", b"X-A"]
 )
-def test_a_header_that_is_not_ascii_harms_nothing(server, name):
+def test_a_header_that_is_not_ascii_is_accepted(server, name):
     request = HEAD + b"Connection: close\r\n" + name + b": \xff\xfe\\x0\x80\r\n\r\n"
     assert exchange(server, request)[0] == 200
 
@@ -49,7 +49,7 @@ def form(path: str, content_type: bytes) -> bytes:
 def test_a_form_of_any_character_set_is_read_as_utf_8(server, charset):
     content_type = b"multipart/form-data; charset=" + charset + b"; boundary=b"
     status, body = exchange(server, form("/restore", content_type))
-    assert status in (422, 503) and sentence(body)  # no picture; or no worker lives yet
+    assert status in (422, 503) and sentence(body)  # not a picture; or no worker is running yet
     assert exchange(server, form(UPLOAD, content_type))[0] == 200
 
 
@@ -77,7 +77,7 @@ def test_control_characters_of_a_path_do_not_reach_the_log(server):
     ("request_line", "expected"),
     [(b"OPTIONS *", 404), (b"GET ?a", 404), (b"GET models", 404), (b"CONNECT a:1", 404), (b"PRI *", 404)],
 )
-def test_a_request_for_what_is_no_path_is_answered_at_once(server, request_line, expected):
+def test_a_request_with_an_invalid_path_is_answered(server, request_line, expected):
     head = request_line + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     status, body = exchange(server, head)
     assert status == expected and sentence(body)
@@ -87,7 +87,7 @@ CHUNKED = b"POST /sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: applicatio
 CHUNKED += b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 
 
-def test_a_body_in_a_great_many_small_chunks_is_refused(server):
+def test_a_body_in_very_many_small_chunks_is_refused(server):
     few = b"1\r\n \r\n" * 1000 + b"400\r\n" + b" " * 1024 + b"\r\n0\r\n\r\n"
     status, body = exchange(server, CHUNKED + few)
     assert status == 400 and "empty" in sentence(body)
@@ -95,12 +95,12 @@ def test_a_body_in_a_great_many_small_chunks_is_refused(server):
     assert status == 400 and b"Invalid HTTP request" in body
 
 
-def test_heads_are_limited_whatever_is_installed():
+def test_heads_are_limited_even_with_httptools_installed():
     assert issubclass(connections.Connection, H11Protocol)  # httptools takes heads of any size
 
 
 async def serve(app: ASGIApp, tries: Callable[[int], Coroutine]) -> object:
-    """Serves an application with our connections, and returns what is made of its port."""
+    """Serves an application with our protocol, and returns the result of a function of its port."""
     port = free_port()
     config = uvicorn.Config(app, port=port, http=connections.Connection, lifespan="off", log_level="error")
     server = uvicorn.Server(config)
@@ -123,7 +123,7 @@ def test_a_head_that_does_not_arrive_in_time_ends_its_connection(monkeypatch):
         await PlainTextResponse("done")(scope, receive, send)
 
     async def closed(port: int, *parts: bytes, every: float = 0.1) -> bytes:
-        """Sends the parts one after the other, and returns all that comes until the server closes."""
+        """Sends the parts in sequence, and returns all bytes until the server closes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             for part in parts:

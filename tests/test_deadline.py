@@ -1,4 +1,4 @@
-"""An answer begins within the limit of its address, and BentoML's own limit ends nothing that is still at work."""
+"""An answer must begin within the limit of its address; BentoML's own limit has no effect."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,7 +25,7 @@ FAST = 0.2
 
 
 class App:
-    """Answers after SLOW seconds, or streams for as long; notes what was ended early."""
+    """Answers after SLOW seconds, or streams for as long; records canceled requests."""
 
     def __init__(self) -> None:
         self.ended = []
@@ -50,7 +50,7 @@ class App:
 
 
 def served(app: ASGIApp, ask: Callable[[httpx.AsyncClient], object]) -> object:
-    """Serves an application as the server is served, and asks it."""
+    """Serves an application with the middleware of the server, and sends it a request."""
 
     async def run() -> object:
         port = free_port()
@@ -69,15 +69,15 @@ def served(app: ASGIApp, ask: Callable[[httpx.AsyncClient], object]) -> object:
     return asyncio.run(run())
 
 
-def test_what_does_not_begin_in_time_is_ended_and_answered_504():
+def test_a_late_answer_is_canceled_and_replaced_by_504():
     app = App()
     response = served(Deadline(app.routes, FAST), lambda client: client.get("/wait"))
     assert response.status_code == 504 and response.headers["retry-after"] == "10"
-    assert response.json() == {"error": "the server did not answer within 0.2 seconds: try again later"}
+    assert response.json() == {"error": "the server did not answer within 0.2 seconds: retry later"}
     assert app.ended == ["GET"]
 
 
-def test_an_address_has_a_limit_of_its_own_for_a_method():
+def test_limits_can_differ_by_method_and_address():
     app = App()
     limited = Deadline(app.routes, FAST, {("POST", "/wait"): 10})
     assert served(limited, lambda client: client.post("/wait/")).status_code in (200, 307)
@@ -85,22 +85,22 @@ def test_an_address_has_a_limit_of_its_own_for_a_method():
     assert served(limited, lambda client: client.get("/wait")).status_code == 504
 
 
-def test_an_answer_that_has_begun_may_take_any_time():
+def test_an_answer_that_has_begun_has_no_limit():
     assert served(Deadline(App().routes, FAST), lambda client: client.get("/stream")).text == "first last"
 
 
-def test_the_limit_of_bentoml_ends_nothing():
+def test_the_limit_of_bentoml_has_no_effect():
     app = App()
     limited = TimeoutMiddleware(OwnTime(app.routes), FAST)
     assert served(limited, lambda client: client.get("/wait")).text == "done"
-    without = TimeoutMiddleware(app.routes, FAST)  # else this test would prove nothing
+    without = TimeoutMiddleware(app.routes, FAST)  # else this test would check nothing
     assert served(without, lambda client: client.get("/wait")).status_code == 504
 
 
-def test_a_submission_may_take_as_long_as_all_that_limits_itself(monkeypatch):
+def test_the_limit_of_a_submission_is_the_sum_of_its_steps(monkeypatch):
     monkeypatch.setenv("SPARSEGEN_DECODER_SECONDS", "7")
     options = ServiceSettings.from_environment()
-    killed_after = Decoders(options)._options.decoder_seconds * 3 + 10
+    killed_after = Decoders(options)._settings.decoder_seconds * 3 + 10
     assert orders.longest_submission() >= orders.TURN_SECONDS + 3 * killed_after
 
 

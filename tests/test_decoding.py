@@ -1,4 +1,4 @@
-"""Whatever kind of image comes, it becomes an upright RGB square."""
+"""Images of any kind are decoded to upright RGB squares."""
 
 import struct
 import zlib
@@ -22,14 +22,14 @@ def halves(left, right, mode, size=(32, 32)):
     return image
 
 
-def test_grey_and_bilevel_images_become_rgb():
+def test_gray_and_bilevel_images_become_rgb() -> None:
     pixels = opened(encoded(halves(10, 200, "L")))
     assert (pixels[:, :16] == 10).all() and (pixels[:, 16:] == 200).all()
     pixels = opened(encoded(halves(0, 1, "1")))
     assert (pixels[:, :16] == 0).all() and (pixels[:, 16:] == 255).all()
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped():
+def test_16_bit_gray_is_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 32).astype(np.uint16)[None].repeat(32, 0)
     for kind in "PNG", "TIFF":
         pixels = opened(encoded(Image.fromarray(ramp), kind))
@@ -61,11 +61,11 @@ def test_cmyk_is_converted():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_are_turned_upright_as_exif_says(orientation):
+def test_photos_are_turned_upright_by_their_exif_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = np.zeros((32, 32, 3), np.uint8)
-    upright[:16, :16] = 255, 0, 0  # red where the scene's top left is
+    upright[:16, :16] = 255, 0, 0  # red at the top left of the scene
     upright[:16, 16:] = 0, 255, 0
     turned = {  # how the camera stores the scene (EXIF 2.3, tag 274)
         1: upright,
@@ -83,14 +83,14 @@ def test_photos_are_turned_upright_as_exif_says(orientation):
     assert np.abs(opened(stored) - upright.astype(int)).max() <= 4
 
 
-def test_a_damaged_exif_block_does_not_cost_the_image():
+def test_an_image_with_a_damaged_exif_block_is_decoded() -> None:
     stored = encoded(
         Image.fromarray(noise(0)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(range(40))
     )
     assert opened(stored).shape == (32, 32, 3)
 
 
-def test_of_an_animation_the_first_frame_is_taken():
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
     frames = [Image.new("RGB", (32, 32), color) for color in ("red", "lime")]
     for kind in "GIF", "WEBP", "PNG":
         options = {"lossless": True} if kind == "WEBP" else {}
@@ -98,7 +98,7 @@ def test_of_an_animation_the_first_frame_is_taken():
         assert (opened(stored) == [255, 0, 0]).all()
 
 
-def test_the_centre_square_is_kept_unchanged_where_the_shorter_side_fits():
+def test_the_center_square_is_unchanged_if_the_shorter_side_fits() -> None:
     wide, tall = noise(0, 32, 50), noise(1, 50, 32)
     np.testing.assert_array_equal(opened(encoded(Image.fromarray(wide))), wide[:, 9:41])
     np.testing.assert_array_equal(opened(encoded(Image.fromarray(tall), "BMP")), tall[9:41])
@@ -106,7 +106,7 @@ def test_the_centre_square_is_kept_unchanged_where_the_shorter_side_fits():
 
 def test_resizing_is_antialiased_and_keeps_proportions():
     stripes = np.zeros((256, 512, 3), np.uint8)
-    stripes[:, ::2] = 255  # too fine for 32 pixels: their mean is left, not a moiré of black and white
+    stripes[:, ::2] = 255  # too fine for 32 pixels: the result is their mean, not a moiré of black and white
     assert np.abs(opened(encoded(Image.fromarray(stripes))) - 127.5).max() <= 4
     disc = np.hypot(*np.mgrid[-64:64, -128:128]) < 32
     pixels = opened(encoded(Image.fromarray(disc.astype(np.uint8) * 255)))[..., 0]
@@ -159,7 +159,7 @@ def test_pixels_without_a_known_range_are_skipped():
         (encoded(Image.fromarray(noise(0)), "JPEG")[:300], "runcated"),
     ],
 )
-def test_what_cannot_be_decoded_says_why(file, why):
+def test_the_error_for_an_undecodable_file_has_the_reason(file: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why) as caught:
         decode(file, 32)
     assert "0x" not in str(caught.value), "no addresses of Python objects"

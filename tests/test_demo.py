@@ -76,12 +76,12 @@ def test_the_class_of_each_image_is_named(client):
     assert "<b>The image</b>, 32" in ask(client, "/look")[0]
 
 
-def test_a_name_of_a_class_is_text_on_the_page():
+def test_names_of_classes_are_escaped_on_the_page():
     tiles = markup.tiles(np.zeros((1, 4, 4, 3), np.uint8), 0, ['<b>"cat"'])
     assert "<b>" not in tiles and '"cat"' not in tiles
 
 
-def test_the_classes_are_offered_where_there_are_any_and_the_chosen_one_is_kept(client):
+def test_the_classes_of_a_model_are_offered_and_the_chosen_one_is_kept(client):
     choose(client, CONDITIONAL)
     _, _, choice, *_ = choose(client, CONDITIONAL, CAT)
     assert choice["choices"] == [["any", sample.ANY], *([name, label] for label, name in enumerate(CLASSES))]
@@ -90,7 +90,7 @@ def test_the_classes_are_offered_where_there_are_any_and_the_chosen_one_is_kept(
     assert (choice["value"], choice["visible"]) == (sample.ANY, False)
 
 
-def test_the_columns_of_one_network_stand_side_by_side(models):
+def test_the_regularizers_of_one_network_are_offered_together(models):
     opened, _ = open_models(models)
     shown = sample.columns(opened[ML], opened)
     assert shown["choices"] == [("baseline", BASELINE), ("l0", L0), ("ml", ML)]
@@ -106,7 +106,7 @@ def test_the_columns_of_one_network_stand_side_by_side(models):
 )
 def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path, setting, monkeypatch):
     tiles, _, python, curl = ask(client, "/draw", count=3, k=3, apart=True, **setting)
-    assert str(server.models) not in python  # where the models lie is not shown to visitors
+    assert str(server.models) not in python  # the folder of the models is not shown
     monkeypatch.chdir(server.models)
     names: dict = {}
     exec(python, names)
@@ -116,7 +116,7 @@ def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path, set
         np.testing.assert_array_equal(np.load(tmp_path / "pixels.npy"), pictures(tiles))
 
 
-def test_the_call_that_the_page_shows_sends_the_token_where_one_is_asked_for(models):
+def test_the_shown_call_sends_the_token_if_one_is_required(models):
     opened, _ = open_models(models)
     page_handlers = sample.Handlers(opened, asks_token=True)
     chosen = page_handlers._choice(ML, None, 0, 1, 3, False, 3, 0)
@@ -135,7 +135,7 @@ def test_the_page_calls_a_bundled_model_by_its_name():
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
-def test_what_goes_wrong_with_a_value_or_a_file_is_told_on_the_page(kind):
+def test_errors_of_values_and_files_are_shown_on_the_page(kind):
     @handlers.show_errors
     def handler():
         raise kind("synthesis.onnx is missing")
@@ -144,17 +144,17 @@ def test_what_goes_wrong_with_a_value_or_a_file_is_told_on_the_page(kind):
         handler()
 
 
-def test_the_page_says_how_sparse_the_codes_are(server, client):
+def test_the_page_shows_the_density_of_the_codes(server, client):
     facts = ask(client, "/draw", k=3)[1]
     with torch.no_grad(), (generator := from_pretrained(server.models / ML)).use_k(3):
         _, codes = generator(torch.from_numpy(noise.z(5, 128, 7)))
     for level, code in enumerate(codes, 1):
         assert f"Γ{level}: density {(code != 0).double().mean():.3f}" in facts
-    assert "k allows 3 of 8 in each needle" in facts
+    assert "k allows 3 of 8 per needle" in facts
     assert "not limited in this model" in ask(client, "/draw", BASELINE)[1]
 
 
-def test_the_x_ray_maps_the_non_zeros_of_each_needle(server, client):
+def test_the_inspector_maps_the_non_zeros_per_needle(server, client):
     inside, atoms, _ = ask(client, "/look", BASELINE, index=2)
     image, density_1, density_2, _ = pictures(inside)
     np.testing.assert_array_equal(image, pictures(ask(client, "/draw", BASELINE)[0])[2])
@@ -189,13 +189,13 @@ def test_a_bad_value_is_explained_on_the_page(client, setting, words):
     assert "Traceback" not in str(told.value)
 
 
-def test_the_x_ray_of_a_residual_network_knows_its_small_atoms_and_large_codes(server, client):
+def test_the_inspector_supports_the_small_atoms_and_large_codes_of_a_residual_network(server, client):
     inside, atoms, _ = ask(client, "/look", CONDITIONAL, label=CAT, index=1)
     image, density_1, density_2, _ = pictures(inside)
     np.testing.assert_array_equal(image, pictures(ask(client, "/draw", CONDITIONAL, label=CAT)[0])[1])
     assert density_1.shape == density_2.shape == (32, 32, 3)
     assert all(picture.shape == (3, 3, 3) for picture in pictures(atoms))
-    assert inside.count("its 1024 needles") == 2 and "of 8 atoms" in atoms
+    assert inside.count("1024 needles") == 2 and "of 8 atoms" in atoms
 
 
 def test_switching_off_the_atoms_of_a_conditional_image_leaves_the_bias_of_d1(models):
@@ -209,25 +209,33 @@ def test_switching_off_the_atoms_of_a_conditional_image_leaves_the_bias_of_d1(mo
     assert before.std() > 5
 
 
-def test_an_image_that_is_no_longer_drawn_gives_way_to_the_last(client):
+def test_an_index_beyond_the_count_selects_the_last_image(client):
     assert ask(client, "/look", count=3, index=10) == ask(client, "/look", count=3, index=2)
 
 
-def test_counts_and_strengths_are_those_of_each_needle():
+@pytest.mark.parametrize(
+    ("count", "index", "words"), [(None, 0, "count is the number of images"), (3, None, "index is")]
+)
+def test_an_empty_count_or_index_is_explained(count, index, words):
+    with pytest.raises(sample.gr.Error, match=words):
+        sample.Handlers({}).fit(count, index)
+
+
+def test_counts_and_strengths_are_computed_per_needle():
     code = np.zeros((3, 2, 2), np.float32)
     code[:, 0, 1] = 3, 0, -4
     np.testing.assert_array_equal(inspector.counts(code), [[0, 2], [0, 0]])
     np.testing.assert_array_equal(inspector.strengths(code), [[0, 5], [0, 0]])
 
 
-def test_heat_runs_from_black_to_pale_yellow_and_only_rises():
+def test_the_color_scale_is_monotonic_from_black_to_pale_yellow():
     colors = inspector.heat(np.arange(101).reshape(1, -1), 100)[0].astype(int)
     assert tuple(colors[0]) == (0, 0, 4) and tuple(colors[-1]) == (252, 255, 164)
     assert (np.diff(colors.sum(-1)) >= 0).all()
 
 
 def test_shares_are_the_energies_of_atoms_that_do_not_overlap():
-    """With a single entry an atom, each adds its own picture: its energy is what the picture's pixels say."""
+    """With a single entry per atom, the energy of an atom is that of the pixels it adds."""
     generator = np.random.default_rng(0)
     atoms, code = generator.normal(size=(4, 3, 2, 2)), np.zeros((4, 2, 2))
     code[0, 0, 0], code[1, 0, 1], code[3, 1, 1] = 2, -1, 0.5
@@ -250,7 +258,7 @@ def test_the_difference_is_gray_where_nothing_is_lost_and_has_full_contrast():
     assert inspector.difference(before, before)[1] == 1
 
 
-def test_without_an_atom_its_map_alone_is_zero():
+def test_switching_off_an_atom_zeroes_only_its_map():
     code = np.ones((3, 2, 2), np.float32)
     edited = inspector.without(code, [1])
     assert edited.sum((1, 2)).tolist() == [4, 0, 4] and code.all()

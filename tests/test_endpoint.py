@@ -52,7 +52,7 @@ def pixels_of(npy: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("model", "k"), [(ML, None), (ML, [3, 1]), (L0, 100), (BASELINE, None)])
-def test_an_image_is_bit_for_bit_the_runtimes_over_http_and_within_a_gray_level_torchs(server, model, k):
+def test_an_image_over_http_equals_the_runtime_and_is_within_a_gray_level_of_torch(server, model, k):
     over_http = pixels_of(server.sample(model=model, count=5, seed=2**64 - 1, k=k, format="npy"))
     assert over_http.dtype == np.uint8 and over_http.shape == (5, 32, 32, 3)
     np.testing.assert_array_equal(
@@ -74,7 +74,7 @@ def test_an_image_is_bit_for_bit_the_runtimes_over_http_and_within_a_gray_level_
         (["truck", 0, "airplane", "dog", 3], [9, 0, 0, 5, 3]),
     ],
 )
-def test_labels_give_bit_for_bit_the_runtimes_pixels(server, labels, numbers):
+def test_images_with_labels_equal_those_of_the_runtime(server, labels, numbers):
     request = {"model": CONDITIONAL, "count": 5, "seed": 11, "k": [4, 2], "labels": labels, "format": "npy"}
     over_http = pixels_of(server.sample(**request))
     sampler = open_sampler(server.models / CONDITIONAL)
@@ -83,7 +83,7 @@ def test_labels_give_bit_for_bit_the_runtimes_pixels(server, labels, numbers):
     by_torch = generator.sample(5, seed=11, k=[4, 2], labels=numbers).astype(int)
     assert (np.abs(over_http - by_torch) <= 1).mean() > 0.999
     other = sampler.sample(5, seed=11, k=[4, 2], labels=1).astype(int)
-    assert np.abs(over_http - other).mean() > 2  # the class makes a difference
+    assert np.abs(over_http - other).mean() > 2  # the class changes the image
 
 
 def test_the_three_formats_hold_the_same_pixels(server):
@@ -106,7 +106,7 @@ def test_defaults_are_sixteen_images_of_seed_0_with_the_k_of_training_as_a_grid(
     assert body == server.sample(model=ML, count=16, seed=0, k=[2, 2], format="grid")
 
 
-def test_models_are_listed_with_their_dials(server):
+def test_models_are_listed_with_their_ranges_of_k(server):
     status, kind, body = server.ask("GET", "/models")
     assert (status, kind) == (200, "application/json")
     listed = {model["name"]: model for model in json.loads(body)["models"]}
@@ -136,7 +136,7 @@ def test_health_readiness_and_metrics_answer(server):
     assert "sparsegen_batch_images_bucket" in metrics
 
 
-def test_the_root_leads_to_the_page_and_the_docs_need_no_other_host(server):
+def test_the_root_redirects_to_the_page_and_the_docs_load_from_the_server(server):
     assert server.ask("GET", "/")[0] == 307
     status, _, page = server.ask("GET", "/docs")
     files = re.findall(r'(?:src|href)="([^"]+)"', page.decode())
@@ -145,7 +145,7 @@ def test_the_root_leads_to_the_page_and_the_docs_need_no_other_host(server):
         assert "//" not in file and server.ask("GET", f"/{file}")[0] == 200
 
 
-def test_the_openapi_document_carries_the_limits(server):
+def test_the_openapi_document_has_the_limits(server):
     document = json.loads(server.ask("GET", "/openapi.json")[2])
     schema = document["paths"]["/sample"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     count, seed = schema["properties"]["count"], schema["properties"]["seed"]
@@ -156,7 +156,7 @@ def test_the_openapi_document_carries_the_limits(server):
     assert labels["default"] is None and labels["anyOf"][2]["maxItems"] == 64
     assert f"{CONDITIONAL}: {', '.join(CLASSES)}" in labels["description"]
     assert f"{ML}: none" in labels["description"]
-    assert f"{L0}: 1 to 2048 for each code of Γ1" in schema["properties"]["k"]["description"]
+    assert f"{L0}: 1 to 2048 per code of Γ1" in schema["properties"]["k"]["description"]
 
 
 REFUSED = [
@@ -228,7 +228,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("body", "status", "word"), BROKEN, ids=lambda value: str(value)[:30])
-def test_a_body_that_is_no_request_is_refused_in_one_sentence(server, body, status, word):
+def test_an_invalid_body_is_refused_in_one_sentence(server, body, status, word):
     got, kind, answer = server.ask("POST", "/sample", body)
     assert (got, kind) == (status, "application/json"), answer
     assert word in sentence(answer)
@@ -264,7 +264,7 @@ def test_a_body_of_50_mb_is_refused_as_too_large(server, path, limit, body):
 @pytest.mark.parametrize(("method", "path"), [("GET", "/sample"), ("PUT", "/sample"), ("POST", "/models")])
 def test_another_method_is_refused(server, method, path):
     status, _, body = server.ask(method, path)
-    assert status == 405 and f"'{path}' does not take {method}" in sentence(body)
+    assert status == 405 and f"'{path}' does not allow {method}" in sentence(body)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_another_method_is_refused(server, method, path):
         ("POST", "/healthz", 405),
     ],
 )
-def test_an_address_that_is_bentomls_to_refuse_is_refused_as_ours_are(server, method, path, expected):
+def test_refusals_by_bentoml_have_the_same_form_as_ours(server, method, path, expected):
     status, kind, body = server.ask(method, path)
     assert (status, kind) == (expected, "application/json")
     assert sentence(body)
@@ -290,7 +290,7 @@ def test_bentomls_addresses_and_the_page_answer(server, path):
     assert server.ask("GET", path)[0] == 200
 
 
-def test_more_requests_at_once_than_allowed_are_refused_until_some_end(server):
+def test_too_many_concurrent_requests_are_refused_until_some_end(server):
     with contextlib.ExitStack() as stack:
         for _ in range(100):  # requests that never send the body they promise
             waiting = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -304,7 +304,7 @@ def test_more_requests_at_once_than_allowed_are_refused_until_some_end(server):
     assert until(lambda: server.ask("GET", "/models")[0], 200) == 200
 
 
-def test_requests_that_arrive_together_are_merged_and_get_the_pixels_they_get_alone(server):
+def test_concurrent_requests_are_merged_without_changing_their_pixels(server):
     requests = [
         {"model": model, "count": count, "seed": seed, "k": k, "format": "npy"}
         for seed in range(6)
@@ -336,7 +336,7 @@ def test_requests_that_arrive_together_are_merged_and_get_the_pixels_they_get_al
     assert runs_after - runs < len(requests)
 
 
-def test_requests_of_other_labels_share_a_batch_and_a_row_keeps_its_label(models):
+def test_requests_with_different_labels_share_a_batch(models):
     opened, _ = open_models(models)
     bodies = [{"count": 2, "labels": "cat"}, {"count": 1, "labels": 7}, {"count": 3, "seed": 5}]
     requests = [SampleRequest.of({"model": CONDITIONAL, **body}, opened) for body in bodies]
@@ -366,7 +366,7 @@ def batches(server: Server) -> tuple[int, int]:
     return int(float(values[0])), int(float(values[1]))
 
 
-def test_the_batcher_merges_what_has_one_key_and_keeps_to_its_limit():
+def test_the_batcher_merges_requests_with_the_same_key_up_to_its_limit():
     runs = []
 
     def run(key: str, rows: np.ndarray) -> np.ndarray:
@@ -390,7 +390,7 @@ def test_the_batcher_merges_what_has_one_key_and_keeps_to_its_limit():
     assert sorted(runs) == [("a", 3), ("a", 6), ("a", 8), ("b", 1)]
 
 
-def test_the_batcher_tells_everyone_of_an_error_and_goes_on():
+def test_the_batcher_passes_an_error_to_all_requests_and_continues():
     def run(key: str, rows: np.ndarray) -> np.ndarray:
         if key == "bad":
             raise RuntimeError("no such thing")
@@ -411,7 +411,7 @@ def test_the_batcher_tells_everyone_of_an_error_and_goes_on():
     asyncio.run(ask())
 
 
-def test_the_batcher_refuses_at_once_what_it_would_not_do_in_time():
+def test_the_batcher_refuses_requests_that_would_wait_too_long():
     started, go_on = threading.Event(), threading.Event()
 
     def run(key: str, rows: np.ndarray) -> np.ndarray:
@@ -436,7 +436,7 @@ def test_the_batcher_refuses_at_once_what_it_would_not_do_in_time():
     assert [error.seconds for error in refused] == pytest.approx([1, 1], abs=0.01)
 
 
-def test_the_batcher_expects_of_each_kind_what_it_took_before():
+def test_the_batcher_measures_the_pace_per_kind():
     def run(key: tuple[str, int], rows: np.ndarray) -> np.ndarray:
         time.sleep(0.02 if key[0] == "slow" else 0)
         return rows
@@ -487,14 +487,14 @@ def test_a_built_bento_serves_from_another_folder_without_the_checkout(models, t
         status, _, _ = server.ask("POST", UPLOAD, body, "multipart/form-data; boundary=x")
         (upload,) = temporary.rglob("a.png")
         folder = temporary / upload.relative_to(temporary).parts[0]
-        assert status == 200 and folder.stat().st_mode & 0o777 == 0o700  # nobody else may read it
+        assert status == 200 and folder.stat().st_mode & 0o777 == 0o700  # other users must not read it
     finally:
         server.stop()
     assert not upload.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
-def test_serve_says_where_the_page_is_and_ends_with_its_workers_on_ctrl_c(models, tmp_path):
+def test_serve_prints_the_address_of_the_page_and_ends_with_its_workers_on_ctrl_c(models, tmp_path):
     server = start(tmp_path / "run", models)
     try:
         server.wait_until_ready()
@@ -517,9 +517,9 @@ def test_serve_refuses_a_port_that_is_taken(models, monkeypatch):
             serve(port=port)
 
 
-def test_serve_refuses_a_host_that_there_is_not(models, monkeypatch):
+def test_serve_refuses_an_unknown_host(models, monkeypatch):
     monkeypatch.setenv("SPARSEGEN_MODELS", str(models))
-    with pytest.raises(OSError, match="no host is called 'nosuchhost.invalid': choose another --host"):
+    with pytest.raises(OSError, match="unknown host 'nosuchhost.invalid': choose another --host"):
         serve("nosuchhost.invalid", free_port())
     with pytest.raises(OSError, match="cannot listen on 192.0.2.1:.*choose another --host"):
         serve("192.0.2.1", free_port())  # is kept for documentation, so no machine has it
@@ -572,13 +572,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def damaged(models, tmp_path) -> Path:
-    """A folder of models none of which can be served."""
+    """A folder of invalid models."""
     for name, (damage, _) in DAMAGES.items():
         damage(shutil.copytree(models / ML, tmp_path / "damaged" / name))
     return tmp_path / "damaged"
 
 
-def test_a_server_leaves_out_bad_models_and_warns_of_each_in_one_line(models, damaged, tmp_path):
+def test_a_server_skips_invalid_models_with_one_warning_each(models, damaged, tmp_path):
     shutil.copytree(models / L0, damaged / L0)
     server = start(tmp_path / "run", damaged)
     try:
@@ -593,7 +593,7 @@ def test_a_server_leaves_out_bad_models_and_warns_of_each_in_one_line(models, da
     assert "Traceback" not in log
 
 
-def test_serve_ends_with_one_line_where_every_model_is_bad(damaged, tmp_path):
+def test_serve_ends_with_one_line_if_all_models_are_invalid(damaged, tmp_path):
     server = start(tmp_path / "run", damaged, [sys.executable, "-m", "sparsegen", "serve", "--port"])
     try:
         assert server.process.wait(60) == 2
@@ -605,14 +605,14 @@ def test_serve_ends_with_one_line_where_every_model_is_bad(damaged, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_left_out(damaged, models):
+def test_an_unreadable_folder_is_skipped(damaged, models):
     shutil.copytree(models / L0, damaged / L0)
     shutil.copytree(models / L0, damaged / "closed").chmod(0)
     opened, refused = open_models(damaged)
     assert list(opened) == [L0] and any(reason.startswith("closed is not served") for reason in refused)
 
 
-def test_serve_ends_where_its_worker_cannot_start(models, tmp_path):
+def test_serve_ends_if_its_worker_cannot_start(models, tmp_path):
     command = [sys.executable, "-m", "sparsegen", "serve", "--port"]
     server = start(tmp_path / "run", models, command, NO_TORCH.replace("torch", "uvicorn"))
     try:

@@ -1,4 +1,4 @@
-"""Who may reach the server: names, origins, the token, the headers for browsers, and what one client may hold."""
+"""Access to the server: host names, origins, the token, security headers, and limits per client."""
 
 import asyncio
 import contextlib
@@ -91,14 +91,14 @@ def test_a_name_that_is_not_the_server_s_is_refused(server, name):
 @pytest.mark.parametrize(
     "name", ["localhost", "LOCALHOST:80", "127.0.0.1", "127.8.9.1:3000", "[::1]:3000", "localhost."]
 )
-def test_the_names_of_loopback_lead_to_the_server(server, name):
+def test_the_names_of_loopback_are_allowed(server, name):
     assert ask(server, "GET", "/models", Host=name)[0] == 200
 
 
 @pytest.mark.parametrize(
     "name", ["images.example", "IMAGES.EXAMPLE:8443", "192.168.7.7:3000", "[2001:db8::1]"]
 )
-def test_a_server_of_the_network_is_reached_by_allowed_names_and_by_addresses(guarded, name):
+def test_a_server_on_the_network_accepts_allowed_names_and_addresses(guarded, name):
     assert ask(guarded, "GET", "/models", Host=name, **BEARER)[0] == 200
     assert ask(guarded, "GET", "/models", Host="evil.example", **BEARER)[0] == 421
 
@@ -124,14 +124,14 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
-def test_the_page_of_another_origin_changes_nothing(server, headers):
+def test_a_page_of_another_origin_cannot_change_anything(server, headers):
     for method, path in STATE_CHANGING:
         status, got, answer = ask(server, method, path, b"{}", Content_Type="application/json", **headers)
         assert status == 403 and "--allow-origin" in sentence(answer), path
         assert "access-control-allow-origin" not in got
 
 
-def test_the_page_of_another_origin_reads_nothing_and_holds_no_stream(server):
+def test_a_page_of_another_origin_cannot_read_or_hold_a_stream(server):
     for path in ("/models", "/ui/config", f"{events.API}/heartbeat/a", f"/restore/{'0' * 32}"):
         for mode in ("cors", "no-cors"):
             headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": mode}
@@ -187,7 +187,7 @@ def test_every_answer_has_the_headers_that_protect_a_browser(server, path):
     assert ("default-src 'none'" in got["content-security-policy"]) != page
 
 
-def test_the_page_is_framed_only_where_that_is_allowed(guarded):
+def test_the_page_can_be_framed_only_by_allowed_origins(guarded):
     _, got, _ = ask(guarded, "GET", "/ui/", **BEARER)
     assert (
         f"frame-ancestors 'self' {SPACE}" in got["content-security-policy"] and "x-frame-options" not in got
@@ -207,7 +207,7 @@ def test_the_page_is_framed_only_where_that_is_allowed(guarded):
         *STATE_CHANGING,
     ],
 )
-def test_without_the_token_nothing_is_answered(guarded, method, path):
+def test_requests_without_the_token_are_refused(guarded, method, path):
     wrong = [
         {},
         {"Authorization": "Bearer "},
@@ -229,7 +229,7 @@ def test_health_checks_need_no_token(guarded):
         assert ask(guarded, "GET", path)[0] == 200
 
 
-def test_the_token_opens_the_api(guarded):
+def test_the_token_allows_the_api(guarded):
     assert ask(guarded, "GET", "/models", Authorization=f"bearer {TOKEN}")[0] == 200
     body = b'{"model": "dcgan-8.ml", "count": 1}'
     assert ask(guarded, "POST", "/sample", body, Content_Type="application/json", **BEARER)[0] == 200
@@ -241,7 +241,7 @@ def test_a_visitor_logs_in_and_gets_a_cookie_without_the_token(guarded, path):
     assert status == 401 and b'type="password"' in page and got["cache-control"] == "no-store"
     form = {"Content_Type": "application/x-www-form-urlencoded"}
     status, got, page = ask(guarded, "POST", path, b"token=wrong", **form)
-    assert status == 401 and b"not the token" in page and "set-cookie" not in got
+    assert status == 401 and b"The token is wrong" in page and "set-cookie" not in got
     assert ask(guarded, "POST", path, f"token={TOKEN}".encode(), Origin=EVIL, **form)[0] == 403
     assert ask(guarded, "POST", path, b"token=" + b"a" * 5000, **form)[0] == 413
     status, got, _ = ask(guarded, "POST", path, f"token={TOKEN}".encode(), **form)
@@ -263,7 +263,7 @@ def test_a_visitor_logs_in_and_gets_a_cookie_without_the_token(guarded, path):
 SLOW_LOGIN = b"POST /ui/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\ntoken="
 
 
-def test_slow_logins_are_bounded_as_other_requests(guarded):
+def test_slow_logins_are_limited_like_other_requests(guarded):
     with contextlib.ExitStack() as stack:
 
         def log_in(address: str) -> socket.socket:
@@ -303,7 +303,7 @@ def test_the_page_works_in_a_browser_after_the_login(guarded, tmp_path):
         page.driver.quit()
 
 
-def test_the_command_line_warns_of_a_server_that_is_open_to_the_network():
+def test_the_command_line_warns_of_a_server_on_the_network_without_a_token():
     for host in ("0.0.0.0", "::", "192.168.7.7", "images.example"):
         (warning,) = ServiceSettings(host=host).warnings()
         assert host in warning and "--token" in warning
@@ -327,13 +327,13 @@ def test_the_command_line_warns_of_a_server_that_is_open_to_the_network():
     ],
     ids=str,
 )
-def test_a_setting_that_cannot_be_used_is_refused(given, words):
+def test_an_invalid_setting_is_refused(given, words):
     with pytest.raises(ValueError, match=words) as refused:
         ServiceSettings(**given)
     assert str(given.get("token")) not in str(refused.value)
 
 
-def test_settings_survive_the_way_through_the_environment():
+def test_settings_are_the_same_after_a_round_trip_through_the_environment():
     exposure = ServiceSettings(
         "::", ("a.example", "b"), (GOOD,), (SPACE, "*"), TOKEN, ("10.0.0.0/8",), 3, 4, 5
     )
@@ -354,7 +354,7 @@ def test_an_empty_token_does_not_open_the_server():
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe secret"])
-def test_a_token_file_that_cannot_be_read_is_named_and_not_shown(tmp_path, content):
+def test_an_unreadable_token_file_is_named_without_its_content(tmp_path, content):
     if content:
         (tmp_path / "token").write_bytes(content)
     command = [sys.executable, "-m", "sparsegen", "serve", "--token-file", str(tmp_path / "token")]
@@ -363,7 +363,7 @@ def test_a_token_file_that_cannot_be_read_is_named_and_not_shown(tmp_path, conte
     assert "secret" not in run.stderr and "Errno" not in run.stderr
 
 
-def test_bentoml_without_serve_says_that_it_asks_for_no_token():
+def test_bentoml_without_serve_warns_that_no_token_is_required():
     (warning,) = ServiceSettings().direct_warnings()
     assert "SPARSEGEN_TOKEN" in warning and "all addresses" in warning
     assert (
@@ -375,8 +375,8 @@ def test_bentoml_without_serve_says_that_it_asks_for_no_token():
 
 @pytest.mark.parametrize("path", ["/", "/ui"])
 @pytest.mark.parametrize("host", ["localhost", "localhost:3000"])
-def test_no_redirect_names_the_host_which_a_proxy_may_have_changed(server, path, host):
-    """The login sends its form through these, and a form may not lead to another origin."""
+def test_redirects_do_not_contain_the_host(server, path, host):
+    """The login form is sent through these, and the policy forbids forms to other origins."""
     for method in ("GET", "HEAD"):
         status, got, _ = ask(server, method, path, Host=host)
         assert (status, got["location"]) == (307, "ui/") or (method, path, status) == ("HEAD", "/", 405)
@@ -394,7 +394,7 @@ def test_serve_warns_before_it_opens_to_the_network(models, monkeypatch, caplog)
             assert ("--token" in caplog.text) == warned
 
 
-def test_serve_refuses_a_bad_token_in_one_line_that_does_not_hold_it(models, tmp_path):
+def test_serve_refuses_an_invalid_token_in_one_line_without_it(models, tmp_path):
     command = [sys.executable, "-m", "sparsegen", "serve", "--port", "1"]
     run = subprocess.run(
         command, env={"SPARSEGEN_TOKEN": "tooshort", "PATH": ""}, capture_output=True, text=True, timeout=60
@@ -406,7 +406,7 @@ def test_serve_refuses_a_bad_token_in_one_line_that_does_not_hold_it(models, tmp
 def holding(
     server: Server, stack: contextlib.ExitStack, count: int, request: str, **headers: str
 ) -> list[int]:
-    """Sends so many requests without reading on; returns the statuses of those that are answered at once."""
+    """Sends requests without reading their bodies; returns the statuses of those that are answered at once."""
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     sockets = [
         stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
@@ -418,7 +418,7 @@ def holding(
     return [int(connection.recv(12).split()[1]) for connection in sockets]
 
 
-def test_idle_streams_of_one_client_keep_nobody_out(server):
+def test_idle_streams_of_one_client_do_not_block_others(server):
     limit = ServiceSettings.client_streams
     with contextlib.ExitStack() as stack:
         statuses = holding(server, stack, limit + 10, f"GET {events.API}/heartbeat/{{}}")
@@ -440,7 +440,7 @@ def test_idle_streams_of_one_client_keep_nobody_out(server):
     assert until(free, True)
 
 
-def test_requests_of_one_client_that_do_not_end_keep_no_other_out(server):
+def test_endless_requests_of_one_client_do_not_block_others(server):
     promise = {"Content_Type": "application/json", "Content_Length": "9", "X_Forwarded_For": "10.0.0.2"}
     with contextlib.ExitStack() as stack:
         for _ in range(ServiceSettings.client_requests):
@@ -451,7 +451,7 @@ def test_requests_of_one_client_that_do_not_end_keep_no_other_out(server):
         assert mine == 429 and ask(server, "GET", "/models", X_Forwarded_For="10.0.0.3")[0] == 200
 
 
-def test_the_queue_of_the_page_is_bounded_and_one_client_does_not_fill_it(server):
+def test_the_queue_of_the_page_is_limited_in_total_and_per_client(server):
     dependencies = json.loads(server.ask("GET", "/ui/config")[2])["dependencies"]
     (draw,) = [one["id"] for one in dependencies if one["api_name"] == "draw"]
     data = ["sagan-8.ml", -1, 1, 64, 2, False, 2, 0]
@@ -470,7 +470,7 @@ def test_the_queue_of_the_page_is_bounded_and_one_client_does_not_fill_it(server
     assert until(lambda: join("10.0.0.5"), 200) == 200
 
 
-def test_a_client_has_a_number_of_connections_and_others_have_theirs(few):
+def test_connections_are_limited_per_client(few):
     with contextlib.ExitStack() as stack:
 
         def connect(address: str) -> socket.socket:
@@ -489,7 +489,7 @@ def test_a_client_has_a_number_of_connections_and_others_have_theirs(few):
         assert idle[0].recv(12) == b"HTTP/1.1 200"
 
 
-def test_all_clients_together_are_bounded_and_streams_apart():
+def test_all_clients_together_are_limited_and_streams_are_counted_separately():
     async def ask_all() -> list[int]:
         held, statuses = asyncio.Event(), []
 
@@ -521,7 +521,7 @@ def test_all_clients_together_are_bounded_and_streams_apart():
     assert asyncio.run(ask_all()) == [("r", "1", 429), ("r", "3", 503), ("s", "2", 503)]
 
 
-def test_a_network_of_ipv6_is_one_client():
+def test_an_ipv6_network_is_one_client():
     def client(address: str) -> str:
         return client_of(HTTPConnection({"type": "http", "client": (address, 1)}))
 
@@ -529,7 +529,7 @@ def test_a_network_of_ipv6_is_one_client():
     assert client("::ffff:10.0.0.1") == client("10.0.0.1") != client("10.0.0.2")
 
 
-def test_what_a_proxy_passes_on_as_an_address_forges_no_line_of_the_log(server):
+def test_a_forged_address_from_a_proxy_does_not_forge_a_log_line(server):
     forged = "203.0.113.9 DELETE /restore/{job_id} 200 1 ms"
     assert ask(server, "GET", "/models", X_Forwarded_For=forged)[0] == 200
     assert until(lambda: "unknown GET /models 200" in server.log.read_text(), True, 10)
@@ -553,13 +553,13 @@ def server_with_another_proxy(models: Path, tmp_path_factory: pytest.TempPathFac
         server.stop()
 
 
-def test_what_breaks_in_a_guard_is_answered_and_logged(few):
+def test_an_error_in_a_guard_is_answered_and_logged(few):
     status, _, answer = ask(few, "GET", "/models", Host="broken.example")
     assert status == 500 and "log" in sentence(answer)
     assert until(lambda: "ZeroDivisionError" in few.log.read_text(), True, 10)
 
 
-def test_a_proxy_is_believed_only_where_it_is_trusted(few):
+def test_only_trusted_proxies_can_set_the_client_address(few):
     with contextlib.ExitStack() as stack:
         request = f"GET {events.API}/heartbeat/{{}}"
         assert holding(few, stack, 1, request, X_Forwarded_For="10.0.0.1") == [200]

@@ -143,7 +143,7 @@ def test_the_last_iteration_is_evaluated(iterations: int) -> None:
     assert result.best_iteration == iterations == result.history["iteration"][-1]
 
 
-def test_it_works_where_gradients_are_off() -> None:
+def test_it_works_without_gradients() -> None:
     with torch.no_grad():
         assert sparsegen.restore(noisy_picture(), iterations=2).iterations == 2
 
@@ -156,7 +156,7 @@ def test_it_works_in_inference_mode_on_tensors_made_there() -> None:
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1"])
-def test_it_works_where_floats_are_double_by_default(loss: str) -> None:
+def test_it_works_if_floats_are_double_by_default(loss: str) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         assert sparsegen.restore(noisy_picture(), loss=loss, iterations=2).iterations == 2

@@ -1,4 +1,4 @@
-"""What a stranger may send to the running server, and what is answered."""
+"""Requests of untrusted clients to a running server, and its answers."""
 
 import asyncio
 import errno
@@ -36,7 +36,7 @@ def dependencies(server: Server) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def taking_a_file(server: Server, dependencies: list[dict]) -> int:
-    """The index of the handler that is called when a picture was dropped."""
+    """The index of the handler for dropped pictures."""
     components = json.loads(server.ask("GET", "/ui/config")[2])["components"]
     (image,) = [part["id"] for part in components if part["props"].get("elem_id") == "image"]
     (index,) = [one["id"] for one in dependencies if [image, "change"] in map(list, one["targets"])]
@@ -45,7 +45,7 @@ def taking_a_file(server: Server, dependencies: list[dict]) -> int:
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[Path]:
-    """A pipe that shows whether anybody has opened it."""
+    """A pipe that shows whether it was opened."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     yield path
@@ -64,7 +64,7 @@ def upload(server: Server, content: bytes, name: str = "a.png") -> str:
 
 
 def event(server: Server, address: str, **body: object) -> tuple[int, str]:
-    """Sends what the page sends, waits for the answer of the queue if there is one, and returns all of it."""
+    """Sends an event of the page, waits for the answer of the queue if there is one, and returns all output."""
     session = uuid.uuid4().hex
     status, _, answer = server.ask("POST", address, json.dumps({"session_hash": session, **body}))
     if status == 200 and b"event_id" in answer:
@@ -76,7 +76,7 @@ def event(server: Server, address: str, **body: object) -> tuple[int, str]:
 
 
 def shapes(path: str) -> dict[str, object]:
-    """The ways to name a file that Gradio has read, now or in earlier versions."""
+    """References to a file that Gradio reads or has read in earlier versions."""
     return {
         "file": {"path": path, **FILE},
         "no mark": {"path": path},
@@ -138,13 +138,13 @@ OTHER_ROUTES = [
 
 
 @pytest.mark.parametrize(("method", "route"), OTHER_ROUTES)
-def test_routes_of_gradio_that_the_page_does_not_use_are_not_there(server, method, route):
+def test_unused_routes_of_gradio_are_not_found(server, method, route):
     status, _, answer = server.ask(method, f"{API}/{route}", b"{}" if method == "POST" else None)
     assert status == 404 and sentence(answer)
 
 
 @pytest.mark.parametrize("route", ["monitoring", "monitoring/summary", "login", "svelte/a.js", "pwa_icon"])
-def test_pages_of_gradio_that_are_not_used_are_not_there(server, route):
+def test_unused_pages_of_gradio_are_not_found(server, route):
     assert server.ask("GET", f"/ui/{route}")[0] == 404
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_was_not_uploaded_cannot_be_fetched(server, pipe, prefix):
         assert status == 403 and sentence(answer), path
 
 
-def test_what_was_uploaded_is_read_and_nothing_beside_it(server, taking_a_file, tmp_path):
+def test_only_uploaded_files_are_read(server, taking_a_file, tmp_path):
     picture = encoded(Image.new("RGB", (24, 20), (200, 10, 30)))
     path = upload(server, picture)
     call = {"fn_index": taking_a_file}
@@ -197,13 +197,13 @@ def test_a_request_cannot_freeze_the_server(server, taking_a_file, device):
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 60_000, b'{"data": ' + b"[" * 400 + b"]" * 400 + b"}"]
 )
-def test_what_is_no_event_of_the_page_is_refused(server, body):
+def test_an_invalid_event_of_the_page_is_refused(server, body):
     for path in events.EVENTS:
         status, _, answer = server.ask("POST", path, body)
         assert status == 400 and sentence(answer)
 
 
-def test_gradio_reads_what_was_checked_and_not_a_second_key(tmp_path):
+def test_gradio_gets_the_checked_value_of_a_repeated_key(tmp_path):
     body = b'{"data": [1], "data": [2], "batched": true, "request": {}}'
     assert events.read_event(body, handlers=[]) == {"data": [2]}
     plain = {"data": [{"index": 3}, "a", None, [1.5]], "event_data": {"off": [1, 2]}, "fn_index": 4}
@@ -213,7 +213,7 @@ def test_gradio_reads_what_was_checked_and_not_a_second_key(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["draw", "look", "choose", "restore"])
-def test_no_event_goes_around_the_queue(server, dependencies, name):
+def test_no_event_bypasses_the_queue(server, dependencies, name):
     (handler,) = [one for one in dependencies if one["api_name"] == name]
     status, answer = event(
         server, f"{API}/run/predict", fn_index=handler["id"], data=[None] * len(handler["inputs"])
@@ -223,7 +223,7 @@ def test_no_event_goes_around_the_queue(server, dependencies, name):
 
 @pytest.mark.parametrize("name", ["session_hash", "event_id"])
 @pytest.mark.parametrize("value", ["a" * 65, "a b", ["a"], {"a": 1}])
-def test_ids_that_gradio_keeps_are_short(server, name, value):
+def test_ids_in_events_are_short(server, name, value):
     for path in events.EVENTS:
         body = {"session_hash": "a", "fn_index": 0, "data": []} | {name: value}
         status, _, answer = server.ask("POST", path, json.dumps(body))
@@ -232,13 +232,13 @@ def test_ids_that_gradio_keeps_are_short(server, name, value):
 
 @pytest.mark.parametrize("number", ["99", "-1", "true", '"2"', "1e999", "2.0", "null", "[0]"])
 @pytest.mark.parametrize("route", ["queue/join", "run/predict"])
-def test_a_function_that_the_page_does_not_have_is_refused_in_a_line_of_the_log(server, route, number):
+def test_an_unknown_function_is_refused_with_one_log_line(server, route, number):
     before = len(server.log.read_text().splitlines())
     body = f'{{"session_hash": "a", "data": [], "fn_index": {number}}}'
     status, _, answer = server.ask("POST", f"{API}/{route}", body)
     assert status == 400 and ("JSON object" if number == "1e999" else "no function") in sentence(
         answer
-    )  # no JSON is infinite
+    )  # not valid JSON
     assert len(server.log.read_text().splitlines()) - before < 5
 
 
@@ -248,7 +248,7 @@ STRANGE = [None, "x", -5, 1e30, True, [1], {"a": 1}]
 @pytest.mark.parametrize(
     "name", ["draw", "look", "choose", "fit", "pick", "switch", "part", "take", "restore", "find"]
 )
-def test_values_that_do_not_fit_are_told_in_a_sentence_and_no_traceback(server, dependencies, name):
+def test_invalid_values_are_reported_in_a_sentence_without_a_traceback(server, dependencies, name):
     number, inputs = next((one["id"], one["inputs"]) for one in dependencies if one["api_name"] == name)
     tries = [[], [0] * (len(inputs) + 1), *([value] * len(inputs) for value in STRANGE)]
     for data in tries:
@@ -260,13 +260,13 @@ def test_values_that_do_not_fit_are_told_in_a_sentence_and_no_traceback(server, 
     assert "Traceback" not in log and "was refused: " in log
 
 
-def test_a_function_of_the_browser_alone_is_not_called_on_the_server(server, dependencies):
+def test_a_function_without_a_server_part_is_not_called(server, dependencies):
     number = next(one["id"] for one in dependencies if not one["backend_fn"])
     status, answer = event(server, f"{API}/run/predict", fn_index=number, data=[])
     assert status == 400 and "no function" in answer
 
 
-def test_text_that_no_answer_can_hold_is_refused(server, dependencies):
+def test_text_that_cannot_be_encoded_is_refused(server, dependencies):
     (handler,) = [one for one in dependencies if one["api_name"] == "choose"]
     before = len(server.log.read_text().splitlines())
     status, answer = event(server, events.JOIN, fn_index=handler["id"], data=["\ud800", -1])
@@ -295,7 +295,7 @@ def test_ids_of_a_query_are_short(server, method, address):
         events.ids(b"a=1&" * 33)
 
 
-def test_an_upload_has_few_files(server):
+def test_the_number_of_files_in_an_upload_is_limited(server):
     def form(count: int) -> bytes:
         part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n%d\r\n'
         return b"".join(part % number for number in range(count)) + b"--b--\r\n"
@@ -308,7 +308,7 @@ def test_an_upload_has_few_files(server):
         assert status == 413 and "files" in sentence(answer)
 
 
-def test_what_gradio_fails_at_is_answered_before_and_leaves_no_traceback(server, dependencies):
+def test_requests_that_crash_gradio_are_answered_without_a_traceback(server, dependencies):
     (roll,) = [one["id"] for one in dependencies if one["api_name"] == "roll"]
     before = server.log.read_text().count("Traceback")
     status, kind, answer = server.ask("GET", f"{API}/queue/data?session_hash=nobody")
@@ -325,7 +325,7 @@ def test_what_gradio_fails_at_is_answered_before_and_leaves_no_traceback(server,
     assert server.log.read_text().count("Traceback") == before
 
 
-def test_who_leaves_in_the_middle_of_a_login_is_no_error():
+def test_a_disconnect_during_a_login_is_not_an_error():
     sent = []
 
     async def send(message: dict) -> None:
@@ -375,14 +375,14 @@ print([len(some) for some in kept])
 """
 
 
-def test_what_the_page_keeps_of_its_visitors_is_bounded(server, dependencies):
+def test_the_data_that_the_page_keeps_of_visitors_is_bounded(server, dependencies):
     (choose,) = [one["id"] for one in dependencies if one["api_name"] == "choose_2"]
     (roll,) = [one["id"] for one in dependencies if one["api_name"] == "roll"]
     arguments = [str(server.models), str(choose), str(roll), API]
     run = subprocess.run(
         [sys.executable, "-c", VISITORS, *arguments], capture_output=True, text=True, timeout=120
     )
-    assert run.stdout == "[3, 8, 8, 3, 3]\n[3, 3, 3]\n", run.stderr  # those whose events wait are kept
+    assert run.stdout == "[3, 8, 8, 3, 3]\n[3, 3, 3]\n", run.stderr  # sessions with waiting events are kept
 
 
 WITHOUT_GUARDS = """
@@ -403,7 +403,7 @@ print(answer.status_code)
 """
 
 
-def test_gradio_checks_paths_too_behind_the_guards(server, taking_a_file, pipe):
+def test_gradio_also_checks_paths_behind_the_guards(server, taking_a_file, pipe):
     arguments = [server.models, str(taking_a_file), pipe, f"{API}/run/predict"]
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_GUARDS, *arguments], capture_output=True, text=True, timeout=60

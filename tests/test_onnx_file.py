@@ -135,7 +135,7 @@ def test_each_projection_is_one_node_with_its_function_in_the_file(exported: Exp
         assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
-def test_the_initializers_are_the_state_dict_and_nothing_else(exported: Exported) -> None:
+def test_the_initializers_are_exactly_the_state_dict(exported: Exported) -> None:
     stored = load_file(exported.folder / "generator.safetensors")
     wanted = {key for key in stored if not key.endswith("num_batches_tracked")}
     embedded = onnx.load(exported.file).graph.initializer
@@ -184,7 +184,7 @@ def test_the_parity_report_says_what_was_compared(exported: Exported) -> None:
         assert bool(parity.units) == bool(exported.generator.k_ranges)
 
 
-def test_the_metadata_say_what_the_model_is(exported: Exported) -> None:
+def test_the_metadata_describe_the_model(exported: Exported) -> None:
     for path in (exported.file, exported.folder / "generator.onnx"):
         about = json.loads(open_stock(path).get_modelmeta().custom_metadata_map["sparsegen"])
         assert about["name"] == f"dcgan-8.{about['regularizer']}" == exported.generator.spec.name
@@ -237,7 +237,7 @@ def test_weights_of_other_types_are_read_from_the_checkpoint_too(dtype: torch.dt
         assert np.abs(image - generator(z)[0].numpy()).max() <= 1e-5
 
 
-def test_two_exports_are_the_same_bytes_and_leave_the_generator_as_it_was(tmp_path: Path) -> None:
+def test_two_exports_are_the_same_bytes_and_do_not_change_the_generator(tmp_path: Path) -> None:
     generator = warmed(create_model("dcgan", "ml", width=8)).train()
     generator.set_k([3, 5])
     before = {key: tensor.clone() for key, tensor in generator.state_dict().items()}

@@ -1,4 +1,4 @@
-"""What an operator sees of a server, and what becomes of it when one of its processes is killed."""
+"""Operation of a server: logs, metrics, health, and recovery when one of its processes is killed."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ def http_worker(server: Server) -> psutil.Process:
 
 
 def series(server: Server) -> set[tuple]:
-    """What /metrics counts of requests: name and labels of each series."""
+    """The series of requests in /metrics: name and labels."""
     text = server.ask("GET", "/metrics")[2].decode()
     return {
         (sample.name, *sorted(sample.labels.items()))
@@ -63,7 +63,7 @@ def series(server: Server) -> set[tuple]:
 
 
 def ask_for_strange_things(server: Server) -> list[str]:
-    """Sends requests of which each has a path or a method of its own, and returns the ids among them."""
+    """Sends requests with distinct paths or methods, and returns the ids among them."""
     ids = [uuid.uuid4().hex for _ in range(8)]
     for job in ids:
         for method, path in [
@@ -81,8 +81,8 @@ def ask_for_strange_things(server: Server) -> list[str]:
 
 
 @ON_LINUX
-def test_nothing_of_a_server_listens_but_its_own_port(server):
-    """BentoML's arbiter would take commands from every user of the machine, at two ports more."""
+def test_a_server_listens_only_on_its_own_port(server):
+    """BentoML's arbiter would accept commands of every user of the machine at two further ports."""
     own = psutil.Process(server.process.pid)
     connections = [
         connection
@@ -93,7 +93,7 @@ def test_nothing_of_a_server_listens_but_its_own_port(server):
     assert {connection.laddr.port for connection in connections} == {server.port}
 
 
-def test_metrics_have_templates_for_labels_and_no_series_for_each_request(server):
+def test_metrics_are_labeled_by_route_templates(server):
     ask_for_strange_things(server)
     series(server)  # is counted itself once it has ended
     before = series(server)
@@ -109,7 +109,7 @@ def test_metrics_have_templates_for_labels_and_no_series_for_each_request(server
 @pytest.mark.parametrize(
     ("outcome", "status"), [(None, 499), (asyncio.CancelledError(), 499), (RuntimeError(), 500)]
 )
-def test_a_request_without_an_answer_is_counted_by_the_reason(outcome, status):
+def test_a_request_without_an_answer_is_counted_by_its_reason(outcome, status):
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if outcome:
             raise outcome
@@ -122,14 +122,14 @@ def test_a_request_without_an_answer_is_counted_by_the_reason(outcome, status):
     assert counter._value.get() == before + 1
 
 
-def test_the_log_has_a_line_for_each_request_and_no_id(server):
+def test_the_log_has_one_line_per_request_without_ids(server):
     ids = ask_for_strange_things(server)
     assert until(lambda: " DELETE /restore/{job_id} 404 " in server.log.read_text(), True)
     log = server.log.read_text().lower()
     assert not [job for job in ids if job in log]
 
 
-def test_a_request_cannot_forge_a_line_of_the_log(server):
+def test_a_request_cannot_forge_a_log_line(server):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.request("GET", "/models/%0A%0D%1B%5B31m%E2%80%A8forged%20line%0Aforged")
     assert connection.getresponse().status == 404
@@ -139,7 +139,7 @@ def test_a_request_cannot_forge_a_line_of_the_log(server):
     assert "forged" not in server.log.read_text()
 
 
-def test_whatever_logs_an_id_or_a_line_break_writes_neither():
+def test_log_lines_contain_no_ids_and_no_line_breaks():
     job = uuid.uuid4().hex
     try:
         raise ValueError(job)
@@ -155,17 +155,17 @@ def test_whatever_logs_an_id_or_a_line_break_writes_neither():
 
 
 @ON_LINUX
-def test_the_http_worker_writes_to_no_file_through_a_memory_map(server):
+def test_the_http_worker_writes_no_memory_mapped_file(server):
     """A write to such a map kills the process once the disk is full."""
     server.ask("GET", "/models"), server.ask("GET", "/metrics")
     maps = Path(f"/proc/{http_worker(server).pid}/maps").read_text().splitlines()
     written = [line.split(maxsplit=5)[5] for line in maps if line.split()[1] == "rw-s"]
-    # SQLite writes to each page of its own map through the file first, so it is told of a full disk.
+    # SQLite writes to each page of its own map through the file first, so it gets an error if the disk is full.
     assert [name for name in written if os.path.isfile(name) and not name.endswith(".sqlite-shm")] == []
 
 
 def tree(server: Server) -> dict[str, psutil.Process]:
-    """The processes of a server by what they are."""
+    """The processes of a server by role."""
     kinds = {serve.BENTO: "arbiter", serve.HTTP_WORKER: "http worker", serve.RESTORER: "restoration worker"}
     own = psutil.Process(server.process.pid)
     found = {"sparsegen serve": own}
@@ -182,7 +182,7 @@ def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def killable(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose processes may be killed, in a temporary folder of its own."""
+    """A server whose processes tests may kill, in its own temporary folder."""
     folder = tmp_path_factory.mktemp("killable")
     (folder / "tmp").mkdir()
     server = start(folder / "run", models, start_up="", TMPDIR=str(folder / "tmp"))
@@ -196,7 +196,7 @@ def killable(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def wait_until_whole(server: Server, seconds: float) -> dict[str, psutil.Process]:
-    """Waits until a server has all its processes and is ready, and has noticed so itself."""
+    """Waits until a server has all of its processes and reports that it is ready."""
 
     def whole() -> bool:
         try:
@@ -214,24 +214,24 @@ def wait_until_whole(server: Server, seconds: float) -> dict[str, psutil.Process
 
 @NOT_ON_WINDOWS
 @pytest.mark.parametrize("kind", ["arbiter", "http worker", "restoration worker"])
-def test_all_works_again_after_a_process_was_killed_and_the_log_says_so(killable, kind):
+def test_a_killed_process_is_restarted_with_a_log_line(killable, kind):
     before, lines = wait_until_whole(killable, 30), len(killable.log.read_text().splitlines())
     before[kind].kill()
     assert until(lambda: alive([before[kind]]), []) == []
     after = wait_until_whole(killable, RECOVERY)
     assert after[kind].pid != before[kind].pid
     assert killable.sample(model="dcgan-8.ml", count=1)
-    if kind == "arbiter":  # its worker, which held the port, is gone with it
+    if kind == "arbiter":  # its worker, which held the port, ended with it
         assert not alive([before["http worker"]])
     log = killable.log.read_text().splitlines()[lines:]
-    assert any(" ended" in line and ("again" in line or "takes its place" in line) for line in log)
+    assert any(" ended" in line and "restarting" in line for line in log)
 
 
 @NOT_ON_WINDOWS
 @pytest.mark.parametrize(
     "kinds", [["sparsegen serve"], ["sparsegen serve", "arbiter"]], ids=["the first", "the first two"]
 )
-def test_all_is_gone_after_the_first_process_was_killed_and_the_port_is_free(models, tmp_path, kinds):
+def test_all_processes_end_and_the_port_is_free_after_the_first_was_killed(models, tmp_path, kinds):
     (tmp_path / "tmp").mkdir()
     server = start(tmp_path / "run", models, start_up="", TMPDIR=str(tmp_path / "tmp"))
     processes = []
@@ -250,7 +250,7 @@ def test_all_is_gone_after_the_first_process_was_killed_and_the_port_is_free(mod
 
 
 @NOT_ON_WINDOWS
-def test_the_folder_of_a_server_is_private_and_that_of_a_killed_one_is_removed_by_the_next(
+def test_the_folder_of_a_server_is_private_and_the_next_server_removes_that_of_a_killed_one(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -275,7 +275,7 @@ def test_the_folder_of_a_server_is_private_and_that_of_a_killed_one_is_removed_b
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[restoration.Jobs]:
-    """The jobs of a server that was started with one worker, which gives no sign of life unless a test does."""
+    """The jobs of a server that was started with one worker; only the test sends heartbeats."""
     monkeypatch.setenv("SPARSEGEN_JOBS", str(tmp_path / "jobs.sqlite"))
     monkeypatch.setenv("SPARSEGEN_WORKERS", "1")
     queue = restoration.Jobs()
@@ -284,7 +284,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[restorati
 
 
 def problem(queue: restoration.Jobs) -> str | None:
-    """What a server says is wrong after it has looked once."""
+    """The problem that a server reports after one check."""
     health = Health()
 
     async def look_once() -> None:
@@ -298,13 +298,13 @@ def problem(queue: restoration.Jobs) -> str | None:
     return health.problem
 
 
-def test_a_server_is_ready_while_a_worker_lives_and_the_file_can_be_written(queue):
+def test_a_server_is_ready_with_a_live_worker_and_a_writable_file(queue):
     queue().heartbeat("A")
     assert problem(queue) is None
 
 
-def test_a_server_without_a_living_worker_is_not_ready_unless_it_was_started_without(queue, monkeypatch):
-    assert "no worker gave a sign of life within 15 seconds" in problem(queue)
+def test_a_server_without_a_live_worker_is_not_ready_unless_it_was_started_without(queue, monkeypatch):
+    assert "no worker is running (no heartbeat within 15 seconds)" in problem(queue)
     monkeypatch.setenv("SPARSEGEN_WORKERS", "0")
     assert problem(queue) is None
 
@@ -317,7 +317,7 @@ def test_a_server_whose_file_of_jobs_cannot_be_written_is_not_ready_and_names_no
     assert FileError.public.startswith("the file of the jobs cannot be") and "/" not in FileError.public
 
 
-def test_a_server_whose_redis_is_away_is_not_ready_and_names_no_address(queue, monkeypatch):
+def test_a_server_with_an_unreachable_redis_is_not_ready_and_names_no_address(queue, monkeypatch):
     monkeypatch.setenv("SPARSEGEN_JOBS", f"redis://x:secret@127.0.0.1:{free_port()}")
     assert problem(queue) == RedisDown.public
     assert not re.search(r"secret|127\.0\.0\.1", RedisDown.public)
@@ -328,10 +328,10 @@ def test_a_server_whose_store_never_answers_is_not_ready(monkeypatch):
     health.see(None)
     assert health.problem is None
     monkeypatch.setattr("time.monotonic", lambda: now + 61)
-    assert health.problem == "the store of the jobs has not answered for 61 seconds"
+    assert health.problem == "the job store has not answered for 61 seconds"
 
 
-def test_a_full_disk_that_silences_the_workers_is_said_in_place_of_their_silence(queue, monkeypatch):
+def test_a_full_disk_is_reported_instead_of_missing_heartbeats(queue, monkeypatch):
     full = sqlite3.OperationalError("database or disk is full")
     full.sqlite_errorcode = sqlite3.SQLITE_FULL
     with pytest.raises(NoWorker):
@@ -342,14 +342,14 @@ def test_a_full_disk_that_silences_the_workers_is_said_in_place_of_their_silence
     assert problem(queue) == StoreFull.public
 
 
-def test_readyz_says_what_is_wrong_and_recovers_while_livez_stays_well(killable):
+def test_readyz_reports_a_problem_and_recovers_while_livez_stays_ok(killable):
     worker = wait_until_whole(killable, 30)["restoration worker"]
-    worker.suspend()  # is alive, so nobody starts another, but gives no sign of life
+    worker.suspend()  # it is alive, so it is not restarted, but sends no heartbeat
     try:
         answer = until(lambda: killable.ask("GET", "/readyz")[0], 503, 40)
         status, kind, body = killable.ask("GET", "/readyz")
         assert (answer, status, kind) == (503, 503, "application/json")
-        assert json.loads(body)["error"].startswith("no worker gave a sign of life within 15 seconds")
+        assert json.loads(body)["error"].startswith("no worker is running (no heartbeat within 15 seconds)")
         assert killable.ask("GET", "/livez")[0] == killable.ask("GET", "/healthz")[0] == 200
     finally:
         worker.resume()
@@ -358,7 +358,7 @@ def test_readyz_says_what_is_wrong_and_recovers_while_livez_stays_well(killable)
 
 @ON_LINUX
 def test_a_full_temporary_folder_kills_no_process(models, tmp_path):
-    """The folder is a small file system of its own, in a namespace of mounts that ends with the server."""
+    """The folder is a small file system, in a mount namespace that ends with the server."""
     (folder := tmp_path / "tmp").mkdir()
     mount = 'mount -t tmpfs -o size=16m none "$TMPDIR" && exec "$@"'
     inside = ["unshare", "-rm", "sh", "-c", mount, "sh"]
@@ -382,8 +382,8 @@ def test_a_full_temporary_folder_kills_no_process(models, tmp_path):
         server.stop()
 
 
-def test_the_workers_are_asked_to_stop_before_the_server_has_ended(models, tmp_path, monkeypatch):
-    """One after the other may take longer than the ten seconds after which a container is killed."""
+def test_the_workers_are_asked_to_stop_before_the_server_ends(models, tmp_path, monkeypatch):
+    """In sequence, both may take longer than the ten seconds after which a container is killed."""
     calls = Mock()
     monkeypatch.setattr(serve, "WorkerPool", calls.pool)
     monkeypatch.setattr(serve, "HttpServer", calls.server)
@@ -420,13 +420,13 @@ def test_no_part_of_a_password_of_redis_is_shown(url, secret):
 @pytest.mark.parametrize(
     "option", ["secret=1", "socket_timeout=secret", "db=secret", "health_check_interval=secret"]
 )
-def test_an_option_of_redis_that_cannot_be_used_is_told_and_not_shown(option):
-    with pytest.raises(StoreError, match="has an option that its client does not know") as caught:
+def test_an_invalid_option_of_redis_is_reported_without_its_value(option):
+    with pytest.raises(StoreError, match="has an unknown option or an invalid value") as caught:
         open_store(f"redis://127.0.0.1:1/0?{option}")
     assert "secret" not in str(caught.value)
 
 
-def test_a_place_without_a_password_is_shown_as_it_is():
+def test_a_place_without_a_password_is_shown_unchanged():
     for place in ("redis://host:6379/0", "rediss://queue.example", "unix:///run/redis.sock"):
         assert places.public(place) == place and not places.has_password(place)
         places.check_redis_url(place)

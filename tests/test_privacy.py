@@ -1,4 +1,4 @@
-"""Nothing that we start reports anything to anybody, or keeps an identifier: in a fresh home, without our settings."""
+"""No process sends reports or stores an identifier, tested in a fresh home without our settings."""
 
 import io
 import os
@@ -46,7 +46,7 @@ def kept(home: Path) -> list[str]:
     [["-c", LIBRARY], ["-c", CLI, "export", "dcgan.ml", "--out", "exported.onnx"]],
     ids=["library", "export"],
 )
-def test_a_process_of_ours_keeps_nothing_in_the_users_home(arguments: list[str], tmp_path: Path) -> None:
+def test_processes_write_nothing_to_the_users_home(arguments: list[str], tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     environment = {**os.environ, "HOME": str(home), "SPARSEGEN_CACHE": str(tmp_path / "cache")}
@@ -84,7 +84,7 @@ def traced(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         server.stop()
 
 
-def test_a_server_and_its_worker_look_nothing_up_send_nothing_and_keep_nothing(
+def test_a_server_and_its_worker_make_no_lookups_send_nothing_and_keep_no_files(
     traced: tuple[Server, Path],
 ) -> None:
     server, trace = traced
@@ -103,7 +103,7 @@ def test_a_server_and_its_worker_look_nothing_up_send_nothing_and_keep_nothing(
 
 
 def restore(server: Server) -> str:
-    """Restores a small picture, and returns how that ended."""
+    """Restores a small picture, and returns the final state."""
     import httpx
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The restoration jobs over HTTP: a real server, with a worker in a process of its own that restores nothing."""
+"""Restoration jobs over HTTP: a real server, and a worker process that only imitates restorations."""
 
 import asyncio
 import http.client
@@ -49,7 +49,7 @@ def mask(width: int = 40, height: int = 30) -> bytes:
 
 
 def form(parts: Parts) -> bytes:
-    """A multipart body; bytes are files, text is text."""
+    """A multipart body; bytes become files, strings become texts."""
     body = b""
     for name, value in parts:
         file = '; filename="my picture.png"\r\nContent-Type: image/png' if isinstance(value, bytes) else ""
@@ -59,7 +59,7 @@ def form(parts: Parts) -> bytes:
 
 
 class Client:
-    """Asks a server for restorations."""
+    """A client of the restoration routes."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -133,7 +133,7 @@ def endless(client: Client) -> Iterator[str]:
     client.ask("DELETE", f"/restore/{job_id}")
 
 
-def test_a_picture_is_restored_and_comes_back_as_it_went(client):
+def test_a_picture_is_restored_with_its_depth_and_alpha(client):
     content = picture(mode="RGBA")
     job_id = client.submit(("image", content), iterations="5", sigma="25", seed=str(2**64 - 1))
     state = client.wait(job_id, "done")
@@ -150,7 +150,7 @@ def test_a_picture_is_restored_and_comes_back_as_it_went(client):
     np.testing.assert_array_equal(read_picture(tiff).pixels, got.pixels)
     assert client.refused("GET", f"/restore/{job_id}/result?format=jpeg")[:2] == (
         422,
-        "the result cannot be had as jpeg (JPEG holds no alpha, and the picture has some): ask for format=png or tiff",
+        "the result cannot be encoded as jpeg (JPEG holds no alpha, and the picture has some): use format=png or tiff",
     )
     assert client.ask("POST", "/restore/", bytes(2 << 20), "multipart/form-data; boundary=boundary")[0] != 413
     assert "png, jpeg, tiff, webp" in client.refused("GET", f"/restore/{job_id}/result?format=gif")[1]
@@ -168,7 +168,7 @@ def test_a_picture_is_restored_and_comes_back_as_it_went(client):
     ],
     ids=str,
 )
-def test_every_kind_of_task_is_taken(client, parts, texts):
+def test_every_kind_of_task_is_accepted(client, parts, texts):
     client.wait(client.submit(("image", picture()), *parts, **texts), "done")
 
 
@@ -209,7 +209,7 @@ def test_a_job_is_canceled_by_a_first_delete_and_removed_by_a_second(client, end
         assert client.refused(method, f"/restore/{endless}")[0] == 404
 
 
-def test_a_finished_job_that_is_deleted_is_gone_at_once_with_its_pictures(client):
+def test_deleting_a_finished_job_removes_its_pictures_at_once(client):
     job_id = client.submit()
     client.wait(job_id, "done")
     status, _, body = client.ask("DELETE", f"/restore/{job_id}")
@@ -219,14 +219,14 @@ def test_a_finished_job_that_is_deleted_is_gone_at_once_with_its_pictures(client
         assert status == 404 and "was deleted" in text
 
 
-def test_a_job_that_fails_says_why(client):
+def test_a_failed_job_has_its_reason(client):
     job_id = client.submit(seed=str(restorer.REFUSED))
     assert client.wait(job_id, "failed")["error"] == "a picture of this seed is refused"
     status, text, _ = client.refused("GET", f"/restore/{job_id}/result")
     assert status == 410 and "refused" in text
 
 
-def test_too_many_waiting_jobs_are_refused_with_a_time_to_come_back(client, endless):
+def test_too_many_waiting_jobs_are_refused_with_a_time_to_retry(client, endless):
     taken = []
     while (answer := client.post(("image", picture())))[0] == 202:
         taken.append(answer[2]["id"])
@@ -240,7 +240,7 @@ def test_too_many_waiting_jobs_are_refused_with_a_time_to_come_back(client, endl
 
 @pytest.mark.parametrize("path", ["0" * 32, "1", "A" * 32, "%2e%2e", "a%0Ab", "0" * 5000])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_an_unknown_job_is_said_to_be_unknown(client, method, path):
+def test_an_unknown_job_is_reported(client, method, path):
     status, text, _ = client.refused(method, f"/restore/{path}")
     assert status == 404 and len(text) < 200
 
@@ -253,14 +253,14 @@ REFUSALS = [
     ([("image", TEXT)], 400, "the image"),
     ([("image", picture()[:-200])], 400, "the image"),
     ([("image", b"<svg/>")], 400, "the image"),
-    ([("image", picture(15, 40))], 400, "16 at least"),
-    ([("image", plain(0, 1001, 1000))], 400, "the command line takes up to 12 million, in tiles"),
+    ([("image", picture(15, 40))], 400, "at least 16"),
+    ([("image", plain(0, 1001, 1000))], 400, "the command line allows up to 12 million, in tiles"),
     ([("image", plain(0, 20000, 20000))], 400, "limit is 1 million"),
-    ([("image", "http://127.0.0.1:1/a.png")], 422, "image is to be a file"),
-    ([("image", "/etc/passwd")], 422, "image is to be a file"),
+    ([("image", "http://127.0.0.1:1/a.png")], 422, "image must be a file"),
+    ([("image", "/etc/passwd")], 422, "image must be a file"),
     ([IMAGE, IMAGE], 422, "twice"),
-    ([IMAGE, ("seed", "1"), ("seed", "1")], 422, "seed is there twice"),
-    ([IMAGE, ("seed", b"1")], 422, "seed is text, not a file"),
+    ([IMAGE, ("seed", "1"), ("seed", "1")], 422, "seed is given twice"),
+    ([IMAGE, ("seed", b"1")], 422, "seed must be text, not a file"),
     ([IMAGE, ("steps", "1")], 422, "unknown field 'steps'"),
     ([IMAGE, ("a\r\nb", "1")], 400, ""),
     ([IMAGE, ("kind", "sharpen")], 422, "denoise, inpaint, upscale, deblur"),
@@ -270,15 +270,15 @@ REFUSALS = [
     ([IMAGE, ("regularizer", "ml")], 422, "baseline, l0_inf, l0, l1"),
     ([IMAGE, ("loss", "l2")], 422, "mse, l1"),
     ([IMAGE, ("sigma", "256")], 422, "0 to 255"),
-    ([IMAGE, ("sigma", "nan")], 422, "sigma is a number"),
-    ([IMAGE, ("sigma", "")], 422, "sigma is a number"),
+    ([IMAGE, ("sigma", "nan")], 422, "sigma must be a number"),
+    ([IMAGE, ("sigma", "")], 422, "sigma must be a number"),
     ([IMAGE, ("sigma", "1e999")], 422, "sigma"),
     ([IMAGE, ("density", "0")], 422, "density must be above 0"),
     ([IMAGE, ("density", "0.5"), ("regularizer", "l1")], 422, "has no density"),
     ([IMAGE, ("seed", "-1")], 422, "seed"),
-    ([IMAGE, ("seed", "1.5")], 422, "seed is an integer"),
-    ([IMAGE, ("seed", "٣")], 422, "seed is an integer"),
-    ([IMAGE, ("seed", "9" * 4000)], 422, "seed is an integer"),
+    ([IMAGE, ("seed", "1.5")], 422, "seed must be an integer"),
+    ([IMAGE, ("seed", "٣")], 422, "seed must be an integer"),
+    ([IMAGE, ("seed", "9" * 4000)], 422, "seed must be an integer"),
     ([IMAGE, ("seed", "9" * 5000)], 400, ""),
     ([IMAGE, ("iterations", "0")], 422, "1 to 100000"),
     ([IMAGE, ("iterations", "100001")], 422, "1 to 100000"),
@@ -337,7 +337,7 @@ def test_the_old_name_of_ensemble_size_works_with_a_note(client):
         ("multipart/form-data; boundary=boundary; charset=klingon", form([IMAGE]), 202),
     ],
 )
-def test_a_body_that_is_no_form_is_refused(client, kind, body, status):
+def test_a_body_that_is_not_a_form_is_refused(client, kind, body, status):
     got, _, answer = client.ask("POST", "/restore", body, kind)
     assert got == status, answer
 
@@ -373,7 +373,7 @@ def worker_of(server: Server) -> psutil.Process:
 
 
 def peak(process: psutil.Process) -> int:
-    """The most bytes of memory that a process has had."""
+    """The peak memory of a process, in bytes."""
     (line,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{process.pid}/status").read_text(), re.M)
     return int(line) * 1024
 
@@ -392,7 +392,7 @@ def test_pictures_are_not_decoded_in_the_process_that_answers_requests(client):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of another process")
-def test_many_large_uploads_at_once_lie_on_the_disk_and_not_in_memory(client):
+def test_concurrent_large_uploads_are_kept_on_the_disk(client):
     process, body, count = worker_of(client.server), form([("image", picture() + bytes(16 << 20))]), 12
     before, gate = peak(process), threading.Barrier(count)
 
@@ -443,12 +443,12 @@ def test_a_job_beyond_the_budget_is_refused_with_the_limit_and_the_remedy(client
 @pytest.mark.parametrize(
     ("side", "texts"), [(1000, {}), (512, {"preset": "paper"}), (512, {"ensemble_size": "8"})], ids=str
 )
-def test_the_budget_takes_what_is_usual(client, side, texts):
+def test_the_budget_accepts_usual_jobs(client, side, texts):
     job_id = client.submit(("image", plain(0, side, side)), **texts)
     client.ask("DELETE", f"/restore/{job_id}")
 
 
-# What needs a store that is broken is asked of the application in this process.
+# Tests that need a broken store use the application in this process.
 
 
 @pytest.fixture
@@ -462,13 +462,13 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClie
 
 
 def move(inside: TestClient, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Gives the application another store, opened anew."""
+    """Gives the application another, newly opened store."""
     inside.app.state.jobs.close()
     inside.app.state.jobs = restoration.Jobs()
     monkeypatch.setenv("SPARSEGEN_JOBS", place)
 
 
-def test_a_client_has_a_few_unfinished_jobs_and_others_have_theirs(inside, monkeypatch):
+def test_unfinished_jobs_are_limited_per_client(inside, monkeypatch):
     monkeypatch.setenv("SPARSEGEN_JOBS_PER_CLIENT", "2")
     inside.app.state.jobs().heartbeat("A")
 
@@ -478,7 +478,7 @@ def test_a_client_has_a_few_unfinished_jobs_and_others_have_theirs(inside, monke
     assert [post("192.0.2.1").status_code for _ in range(2)] == [202, 202]
     refused = post("192.0.2.1")
     assert refused.status_code == 429 and refused.headers["retry-after"]
-    assert "2 jobs of yours are unfinished, which is the limit for one client" in refused.json()["detail"]
+    assert "2 jobs of yours are unfinished, the limit per client" in refused.json()["detail"]
     assert post("::ffff:192.0.2.1").status_code == 429
     accepted = post("2001:db8:1:2::1")
     assert [post(f"2001:db8:1:2::{each}").status_code for each in (2, 3)] == [
@@ -489,7 +489,7 @@ def test_a_client_has_a_few_unfinished_jobs_and_others_have_theirs(inside, monke
     assert [post(host).status_code for host in ("2001:db8:1:2::4", "192.0.2.2")] == [202, 202]
 
 
-def test_the_pictures_of_one_client_are_read_one_after_the_other():
+def test_the_pictures_of_one_client_are_read_one_at_a_time():
     async def read() -> list[str]:
         turns, done, began = orders.Turns(ServiceSettings(decoders=2)), asyncio.Event(), []
 
@@ -511,7 +511,7 @@ def test_the_pictures_of_one_client_are_read_one_after_the_other():
     assert asyncio.run(read()) == ["A", "B"]
 
 
-def test_a_result_that_the_store_has_dropped_is_said_to_be_gone(inside):
+def test_an_evicted_result_is_answered_with_410(inside):
     store = inside.app.state.jobs()
     store.heartbeat("A")
     job_id = inside.post("/restore", files={"image": picture()}).json()["id"]
@@ -520,10 +520,10 @@ def test_a_result_that_the_store_has_dropped_is_said_to_be_gone(inside):
     store.blobs.delete(f"{job_id}:result:1")
     for part in ("result", "preview"):
         response = inside.get(f"/restore/{job_id}/{part}")
-        assert response.status_code == 410 and "its picture is gone" in response.json()["detail"]
+        assert response.status_code == 410 and "its picture was removed" in response.json()["detail"]
 
 
-def test_a_full_disk_is_told_with_507(inside, monkeypatch):
+def test_a_full_disk_is_answered_with_507(inside, monkeypatch):
     store = inside.app.state.jobs()
     store.heartbeat("A")
     store.blobs.put("ballast", b"")
@@ -539,15 +539,18 @@ def test_a_full_disk_is_told_with_507(inside, monkeypatch):
 @pytest.mark.parametrize(
     "place", ["/proc/nosuch/jobs.sqlite", "mysql://name:secret@host", "redis://x:secret@127.0.0.1:1"]
 )
-def test_a_store_that_cannot_be_opened_is_told_with_503_and_hides_its_password(inside, monkeypatch, place):
+def test_a_store_that_cannot_be_opened_is_answered_with_503_without_its_password(inside, monkeypatch, place):
     move(inside, monkeypatch, place)
     for response in (inside.post("/restore", files={"image": picture()}), inside.get(f"/restore/{'0' * 32}")):
-        assert response.status_code == 503 and "the log of the server says why" in response.json()["detail"]
+        assert (
+            response.status_code == 503
+            and "the log of the server has the reason" in response.json()["detail"]
+        )
         assert not re.search(r"secret|/|127\.0\.0\.1|mysql", response.text)
         assert response.headers["retry-after"]
 
 
-def test_a_result_outlives_the_server_and_is_the_same_from_another(client, inside, monkeypatch):
+def test_a_result_is_the_same_from_another_server(client, inside, monkeypatch):
     job_id = client.submit()
     state = client.wait(job_id, "done")
     move(inside, monkeypatch, str(client.server.log.parent / "jobs.sqlite"))

@@ -1,4 +1,4 @@
-"""The Restore tab: its handlers with a store and a worker that restores nothing, and what it opens in the server."""
+"""The Restore tab: its handlers with a store and an imitated worker, and its requests to the server."""
 
 import asyncio
 import re
@@ -52,7 +52,7 @@ def visitor(host: str = "192.0.2.1") -> SimpleNamespace:
 
 
 class Tab:
-    """The handlers, called as the page does, and what they say."""
+    """The handlers, called like by the page, and their answers."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder = store, folder
@@ -82,7 +82,7 @@ class Tab:
         )
 
     def work(self, see: Callable[[int], None] = lambda iteration: None) -> None:
-        """Does the first job that waits, here, and calls `see` after each iteration."""
+        """Runs the first waiting job in this process, and calls `see` after each iteration."""
 
         def run(task, picture, mask, kernel, callback):
             def told(progress):
@@ -92,7 +92,7 @@ class Tab:
 
             return fader.run(task, picture, mask, kernel, told)
 
-        worker.do(self.store, self.store.claim("w"), run, [])
+        worker.run_job(self.store, self.store.claim("w"), run, [])
 
 
 @pytest.fixture(name="tab")
@@ -106,10 +106,10 @@ def tab_with_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     store.close()
 
 
-def test_a_job_waits_runs_and_is_done_before_the_eyes_of_its_owner(tab):
+def test_the_page_shows_a_job_that_waits_runs_and_is_done(tab):
     first, second = tab.start(), tab.start()
     waiting = tab.look(second)
-    assert "at place 2 of the queue" in waiting.panel and waiting.after is None
+    assert "position 2 in the queue" in waiting.panel and waiting.after is None
     assert waiting.asks_again and waiting.cancel and not waiting.start
 
     seen = []
@@ -161,7 +161,7 @@ def test_cancel_frees_the_worker_and_keeps_the_last_picture(tab):
     ],
     ids=str,
 )
-def test_what_is_chosen_becomes_the_task(tab, given, task):
+def test_the_chosen_settings_become_the_task(tab, given, task):
     tab.start(**given)
     record = tab.store.claim("w").record
     assert record["task"].items() >= task.items()
@@ -172,25 +172,25 @@ def test_what_is_chosen_becomes_the_task(tab, given, task):
     ("given", "words"),
     [
         ({"image": b"no picture"}, "the image"),
-        ({"image": png(side=8)}, "16 at least"),
-        ({"kind": "inpaint"}, "drop a mask"),
+        ({"image": png(side=8)}, "at least 16"),
+        ({"kind": "inpaint"}, "the mask is missing"),
         ({"kind": "inpaint", "mask": mask(20)}, "20 x 20"),
         ({"kind": "upscale", "image": png(side=900)}, "1,000,000"),
         ({"kind": "deblur", "blur": 11}, "gaussian"),
         ({"regularizer": "l2"}, "l0_inf"),
         ({"seed": -1}, "seed"),
-        ({"seed": None}, "seed is an integer"),
+        ({"seed": None}, "seed must be an integer"),
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_what_cannot_be_done_is_told_in_a_sentence(tab, given, words):
+def test_invalid_settings_are_reported_in_a_sentence(tab, given, words):
     with pytest.raises(Error, match=re.escape(words)) as told:
         tab.start(**given)
     assert "\n" not in str(told.value.message)
     assert tab.store.counts() == (0, 0)
 
 
-def test_without_a_picture_a_worker_or_room_the_page_says_what_to_do(tab):
+def test_a_missing_picture_worker_or_room_is_reported_with_a_remedy(tab):
     with pytest.raises(Error, match="drop one, or pick an example"):
         asyncio.run(tab.handlers.start(None, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor()))
     tab.store.leave("w")
@@ -199,11 +199,11 @@ def test_without_a_picture_a_worker_or_room_the_page_says_what_to_do(tab):
     tab.store.heartbeat("w")
     for number in range(MAX_WAITING):
         tab.start(host=f"192.0.2.{number}")
-    with pytest.raises(Error, match="ask again later"):
+    with pytest.raises(Error, match="retry later"):
         tab.start(host="198.51.100.1")
 
 
-def test_one_visitor_has_a_few_unfinished_jobs_and_others_have_theirs(tab):
+def test_unfinished_jobs_are_limited_per_visitor(tab):
     for _ in range(ServiceSettings().jobs_per_client):
         job = tab.start()
     with pytest.raises(Error, match="4 jobs of yours are unfinished, .* cancel one"):
@@ -213,7 +213,7 @@ def test_one_visitor_has_a_few_unfinished_jobs_and_others_have_theirs(tab):
     tab.start()
 
 
-def test_a_visitor_whose_pictures_take_long_to_read_keeps_no_other_from_starting(tab):
+def test_slow_pictures_of_one_visitor_do_not_block_others(tab):
     async def test() -> None:
         turns, settings = orders.Turns(ServiceSettings()), ADVANCED.values()
         handlers = restore_page.Handlers(lambda: tab.store, lambda: turns)
@@ -237,15 +237,15 @@ def test_a_restoration_beyond_the_budget_is_refused_on_the_page(tab, monkeypatch
 
 
 @pytest.mark.parametrize("job", ["0" * 32, "../../etc/passwd", "<b>"])
-def test_an_address_without_a_job_is_explained(tab, job):
+def test_the_address_of_an_unknown_job_is_explained(tab, job):
     unknown = tab.look(job)
     assert "There is no job" in unknown.panel and "<b>" not in unknown.panel
     assert not unknown.asks_again and unknown.start
 
 
-def test_a_store_that_cannot_be_reached_is_told_in_the_panel_and_asked_again():
+def test_an_unreachable_store_is_reported_in_the_panel_and_polled_again():
     def jobs() -> Store:
-        raise StoreError("jobs cannot be kept in /there: set SPARSEGEN_JOBS to another file")
+        raise StoreError("jobs cannot be stored in /there: set SPARSEGEN_JOBS to another file")
 
     handlers = restore_page.Handlers(jobs, lambda: orders.Turns(ServiceSettings()))
     panel, _, timer, *_ = handlers.look("0" * 32)
@@ -263,7 +263,7 @@ def test_the_address_of_the_page_opens_a_tab_or_a_job(tab, anchor, tab_opened, j
     assert getattr(tabs, "selected", None) == tab_opened and found == job
 
 
-def test_a_picture_dropped_while_a_job_runs_does_not_take_its_place(tab):
+def test_a_picture_dropped_while_a_job_runs_does_not_replace_it(tab):
     job = tab.start()
     image = tab.drop("image", png(200))
     kept, _, stage = tab.handlers.take(image, job, visitor())
@@ -290,7 +290,7 @@ def test_the_examples_are_part_of_the_package_and_of_the_bento():
     assert named == {path.name for path in restore_page.EXAMPLES.iterdir()}
 
 
-def test_a_dropped_file_whose_time_is_over_is_to_be_dropped_again(tab, tmp_path):
+def test_an_expired_upload_must_be_dropped_again(tab, tmp_path):
     file = restore_page.dropped("Picture", "image")
     gone = file.preprocess(FileData(path=str(tmp_path / "gone.png")))
     assert gone == tmp_path / "gone.png"
@@ -309,7 +309,7 @@ def restoration_status() -> dict:
     return empty | {"id": "0" * 32, "status": "running", "history": [], "notes": []}
 
 
-def test_what_a_job_says_cannot_become_html():
+def test_texts_of_a_job_are_escaped():
     said = markup.progress(status(status="failed", error="<script>a</script>", notes=["<img src=x>"]))
     assert "<script>" not in said and "<img" not in said and "&lt;script&gt;" in said
 
@@ -331,11 +331,11 @@ def test_the_curve_marks_the_best_iteration_at_its_lowest_point(lift):
     ("seconds", "words"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (754, "12 min 34 s"), (7320, "2 h 02 min")],
 )
-def test_durations_are_said_as_people_say_them(seconds, words):
+def test_durations_are_formatted(seconds, words):
     assert markup.duration(seconds) == words
 
 
-def test_the_page_takes_larger_files_at_one_address_and_no_recordings(server):
+def test_only_the_upload_address_accepts_large_files(server):
     def post(path: str, size: int) -> int:
         body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
         body += bytes(size) + b"\r\n--b--\r\n"

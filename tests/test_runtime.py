@@ -58,7 +58,7 @@ def copied(folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(folder, tmp_path / "copy")
 
 
-def test_a_sampler_says_what_it_draws_from(sampler: OnnxSampler, unprojected: Path) -> None:
+def test_a_sampler_has_the_properties_of_its_model(sampler: OnnxSampler, unprojected: Path) -> None:
     assert (sampler.name, sampler.regularizer, sampler.license) == ("dcgan-8.ml", "ml", "apache-2.0")
     assert sampler.k_ranges == [KRange(1, "needle", 2, 8), KRange(2, "needle", 2, 8)]
     assert sampler.z_dim == 128 and sampler.code_shapes == ((8, 16, 16), (8, 16, 16))
@@ -133,7 +133,7 @@ def test_an_edited_code_makes_the_image_that_torch_makes_of_it(
     assert np.abs(edited - image).max() > 1e-3
 
 
-def test_the_dictionary_is_torchs_and_what_a_unit_entry_adds(
+def test_the_dictionary_is_that_of_torch_and_the_effect_of_a_unit_entry(
     sampler: OnnxSampler, generator: Generator
 ) -> None:
     atoms = sampler.dictionary()
@@ -187,7 +187,7 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_conditional_sampler_draws_what_torch_draws_of_each_class(conditional: Path) -> None:
+def test_a_conditional_sampler_draws_the_images_of_torch_for_each_class(conditional: Path) -> None:
     sampler, generator = open_sampler(conditional), from_pretrained(conditional)
     assert (sampler.classes, sampler.class_names) == (10, tuple(CLASSES))
     images = []
@@ -244,7 +244,7 @@ def test_noise_and_codes_of_another_shape_are_refused(sampler: OnnxSampler) -> N
         OnnxSampler(sampler.path, threads=0)
 
 
-def test_it_works_where_torch_is_missing(sampler: OnnxSampler, tmp_path: Path) -> None:
+def test_it_works_without_torch(sampler: OnnxSampler, tmp_path: Path) -> None:
     for name in ("torch", "onnx"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not installed')\n")
     script = (

@@ -1,4 +1,4 @@
-"""Bodies are received within bounds: their size, their time, and the room of all of them together."""
+"""Limits of bodies: size, time, and the room of all uploads."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 class App:
-    """An application behind the limits, in whose handler requests can be held."""
+    """An application behind the limits, whose handler can hold requests."""
 
     def __init__(self, room: Room, **options: object) -> None:
         self.open, self.inside = asyncio.Event(), 0
@@ -51,7 +51,7 @@ class App:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Callable[[int], Room]:
-    """Makes rooms of some bytes beside an empty folder of the page."""
+    """Makes rooms of a given size with an empty folder of the page."""
     return lambda limit, share=1: Room(limit, lambda: tmp_path, share)
 
 
@@ -60,7 +60,7 @@ def files_of_this_process() -> int:
 
 
 @pytest.mark.parametrize("size", [0, 1, IN_MEMORY - 1, IN_MEMORY, IN_MEMORY + 1, 300_000, 2 * MIB])
-def test_a_body_reaches_the_app_as_it_was_sent(room, size):
+def test_a_body_reaches_the_app_unchanged(room, size):
     async def test() -> None:
         app = App(room(8 * MIB))
         body = (b"head" + bytes(size) + b"tail")[:size]
@@ -76,7 +76,7 @@ async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
         yield body[start : start + size]
 
 
-def test_bodies_that_arrive_at_once_share_the_room_and_give_it_back(room):
+def test_concurrent_bodies_share_the_room_and_release_it(room):
     async def test() -> None:
         app = App(room(10 * MIB * COPIES))
         app.open.clear()
@@ -86,7 +86,7 @@ def test_bodies_that_arrive_at_once_share_the_room_and_give_it_back(room):
         refused = await app.post(bytes(MIB))
         assert (refused.status_code, refused.headers["retry-after"]) == (507, "60")
         assert refused.json() == {
-            "error": "the server has no room for another upload: try again in some minutes"
+            "error": "the server has no room for another upload: retry in a few minutes"
         }
         small = asyncio.create_task(app.post(bytes(IN_MEMORY)))  # lies in memory
         app.open.set()
@@ -98,7 +98,7 @@ def test_bodies_that_arrive_at_once_share_the_room_and_give_it_back(room):
     asyncio.run(test())
 
 
-def test_of_two_bodies_that_arrive_together_the_first_is_taken_and_the_second_refused(room):
+def test_of_two_concurrent_bodies_the_first_is_accepted_and_the_second_refused(room):
     async def test() -> None:
         app, started = App(room(3 * MIB)), asyncio.Event()
 
@@ -118,7 +118,7 @@ def test_of_two_bodies_that_arrive_together_the_first_is_taken_and_the_second_re
     asyncio.run(test())
 
 
-def test_what_the_page_keeps_is_counted_with_its_folders_and_whole_blocks(room, tmp_path):
+def test_files_of_the_page_are_counted_in_whole_blocks_with_their_folders(room, tmp_path):
     async def test() -> None:
         app = App(room(MIB))
         assert (await app.post(b"small", UPLOAD)).status_code == 200
@@ -129,12 +129,12 @@ def test_what_the_page_keeps_is_counted_with_its_folders_and_whole_blocks(room, 
         app.limited.room.give_back(0, stays=True)  # as their uploads did
         await asyncio.sleep(0)
         assert (await app.post(b"small", UPLOAD)).status_code == 507
-        assert (await app.post(b"small")).status_code == 200  # of which nothing stays
+        assert (await app.post(b"small")).status_code == 200  # of which nothing is kept
 
     asyncio.run(test())
 
 
-def test_one_client_cannot_take_the_room_of_the_others(room, monkeypatch):
+def test_one_client_cannot_use_up_the_room(room, monkeypatch):
     async def test() -> None:
         monkeypatch.setattr(uploads, "KEEP_UPLOADS", 0.5)
         app = App(room(8 * MIB * COPIES, share=0.25))
@@ -144,8 +144,8 @@ def test_one_client_cannot_take_the_room_of_the_others(room, monkeypatch):
             await asyncio.sleep(0.01)
         app.open.set()
         assert {response.status_code for response in await asyncio.gather(*held)} == {200}
-        refused = await app.post(bytes(MIB))  # what stays counts as long as it lies there
-        assert refused.status_code == 507 and "your uploads take 6 MB" in refused.json()["error"]
+        refused = await app.post(bytes(MIB))  # kept files count as long as they exist
+        assert refused.status_code == 507 and "your uploads would take 6 MB" in refused.json()["error"]
         assert (await app.post(bytes(MIB), host="192.0.2.2")).status_code == 200
         await asyncio.sleep(0.6)
         assert (await app.post(bytes(MIB))).status_code == 200
@@ -165,7 +165,7 @@ def test_uploads_leave_space_on_the_disk_for_others(room, monkeypatch):
     asyncio.run(test())
 
 
-def test_a_disk_that_is_full_is_told_without_its_path(room, monkeypatch, tmp_path, caplog):
+def test_a_full_disk_is_reported_without_its_path(room, monkeypatch, tmp_path, caplog):
     class Full(tempfile.SpooledTemporaryFile):
         def write(self, content: bytes) -> int:
             raise OSError(28, "No space left on device", str(tmp_path))
@@ -173,7 +173,7 @@ def test_a_disk_that_is_full_is_told_without_its_path(room, monkeypatch, tmp_pat
     async def test() -> None:
         monkeypatch.setattr(limits, "SpooledTemporaryFile", Full)
         response = await App(room(1 << 40)).post(bytes(2 * MIB))
-        assert response.status_code == 507 and "try again" in response.json()["error"]
+        assert response.status_code == 507 and "retry" in response.json()["error"]
         assert str(tmp_path) not in response.text + caplog.text and "No space left" in caplog.text
 
     asyncio.run(test())
@@ -195,7 +195,7 @@ def test_a_body_beyond_the_limit_is_not_kept(room):
     asyncio.run(test())
 
 
-def test_a_body_that_does_not_arrive_gives_its_room_back(room):
+def test_a_body_that_does_not_arrive_releases_its_room(room):
     async def test() -> None:
         app = App(room(1 << 40), seconds=0.2)
 
@@ -204,7 +204,7 @@ def test_a_body_that_does_not_arrive_gives_its_room_back(room):
             await asyncio.sleep(60)
 
         response = await app.post(stalls())
-        assert response.status_code == 408 and "may take 0.2 seconds" in response.json()["error"]
+        assert response.status_code == 408 and "within 0.2 seconds" in response.json()["error"]
         assert app.limited.room._arriving == 0
 
     asyncio.run(test())
@@ -213,7 +213,7 @@ def test_a_body_that_does_not_arrive_gives_its_room_back(room):
 @pytest.mark.parametrize(
     ("size", "every", "status"), [(1000, 0.05, 408), (PACE_BYTES, 0.15, 200), (0, 1, 408)]
 )
-def test_a_body_arrives_at_a_pace(room, size, every, status):
+def test_a_slow_body_is_refused(room, size, every, status):
     async def test() -> None:
         app = App(room(1 << 40), pace_seconds=0.3)
 
@@ -225,12 +225,12 @@ def test_a_body_arrives_at_a_pace(room, size, every, status):
         response = await app.post(slow())
         assert response.status_code == status
         if status == 408:
-            assert "256 kB of it, or the rest, have to arrive in every 0.3" in response.json()["error"]
+            assert "at least 256 kB of it in every 0.3" in response.json()["error"]
 
     asyncio.run(test())
 
 
-def test_a_client_that_is_gone_gives_its_room_back(room):
+def test_a_disconnected_client_releases_its_room(room):
     async def test() -> None:
         app = App(room(1 << 40))
         messages = iter(
@@ -247,8 +247,8 @@ def test_a_client_that_is_gone_gives_its_room_back(room):
     asyncio.run(test())
 
 
-def test_small_uploads_of_one_client_do_not_fill_the_room_of_all(room):
-    """A byte takes a block of the disk, and a folder."""
+def test_small_uploads_of_one_client_do_not_use_up_the_room(room):
+    """A file of one byte takes a disk block and a folder."""
 
     async def test() -> None:
         app = App(room(16 * COPIES * LEAST, 0.25))

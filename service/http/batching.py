@@ -13,32 +13,30 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 Key = TypeVar("Key", bound=Hashable)
-Waiting = list[
-    tuple[np.ndarray, asyncio.Future[np.ndarray]]
-]  # the rows of a request, and where its results go
-FIRST_PACE = 0.005  # seconds a row of a kind that has not run yet is expected to take
-MEMORY = 0.7  # of the pace so far, when a batch has been timed
+Waiting = list[tuple[np.ndarray, asyncio.Future[np.ndarray]]]  # the rows of a request, and its results
+FIRST_PACE = 0.005  # expected seconds per row of a kind that has not run yet
+MEMORY = 0.7  # weight of the previous pace when a batch has been timed
 
 
 class Overloaded(Exception):
-    """There is more work than will be done in time; `seconds` is when to ask again."""
+    """The queue is too long; retry after `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__("the server has more to draw than it manages: ask again in a moment")
+        super().__init__("too many requests are waiting for samples: retry in a moment")
         self.seconds = seconds
 
 
 class Batcher(Generic[Key]):
-    """Merges the rows of concurrent requests of one key into batches, and hands each request its own back.
+    """Merges the rows of concurrent requests with the same key into batches, and returns to each request its results.
 
-    The first request of a key waits `latency` seconds for others; while every worker is busy, batches grow. A request
-    is refused at once if those before it are expected to take more than `patience` seconds.
+    The first request of a key waits `latency` seconds for others; while all workers are busy, batches grow. A request
+    is refused if the queue before it is expected to take more than `patience` seconds.
 
     Args:
-        run: Maps (key, rows) to one result for each row; is called in a thread.
-        limit: Rows of the largest batch; no request may have more.
-        observe: Is told the rows of every batch.
-        kind: Keys of one kind take equally long; there are few of them.
+        run: Maps (key, rows) to one result per row; called in a thread.
+        limit: Maximum rows of a batch, and of a request.
+        observe: Called with the number of rows of every batch.
+        kind: Maps a key to its kind; rows of one kind take equally long.
 
     Raises:
         ValueError: If a request has more rows than a batch.
@@ -57,12 +55,12 @@ class Batcher(Generic[Key]):
     ) -> None:
         self._run, self._limit, self._latency, self._observe = run, limit, latency, observe
         self._workers, self._patience, self._kind = workers, patience, kind
-        self._pace: dict[Hashable, float] = {}  # seconds a row of a kind takes
-        self._rows: Counter[Hashable] = Counter()  # of a kind, that wait or run
+        self._pace: dict[Hashable, float] = {}  # seconds per row of a kind
+        self._rows: Counter[Hashable] = Counter()  # waiting or running rows of a kind
         self._pool = ThreadPoolExecutor(workers, "sampler")
         self._free = asyncio.Semaphore(workers)
         self._waiting: dict[Key, Waiting] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # the event loop itself keeps weak references only
+        self._tasks: set[asyncio.Task[None]] = set()  # the event loop keeps weak references only
 
     async def __call__(self, key: Key, rows: np.ndarray) -> np.ndarray:
         if len(rows) > self._limit:
@@ -76,12 +74,12 @@ class Batcher(Generic[Key]):
             self._rows[kind] -= len(rows)
 
     def check_room(self) -> None:
-        """Raises: Overloaded if a request would be refused now."""
+        """Raises: Overloaded if the queue is too long."""
         if (expected := self.expected_seconds()) > self._patience:
             raise Overloaded(expected - self._patience)
 
     def expected_seconds(self) -> float:
-        """How long the rows that wait or run are expected to take."""
+        """Expected seconds until the waiting and running rows are done."""
         work = sum(rows * self._pace.get(kind, FIRST_PACE) for kind, rows in self._rows.items())
         return work / self._workers
 
@@ -110,7 +108,7 @@ class Batcher(Generic[Key]):
         del self._waiting[key]
 
     def _take(self, queue: Waiting) -> Waiting:
-        """Removes from the front of the queue what fits into one batch, leaving out who no longer waits."""
+        """Removes from the front of the queue what fits into one batch, and drops canceled requests."""
         batch: Waiting = []
         total = 0
         while queue and total + len(queue[0][0]) <= self._limit:
@@ -134,7 +132,7 @@ class Batcher(Generic[Key]):
                 if not future.done():
                     future.set_result(results[first : first + len(rows)])
                 first += len(rows)
-        except Exception as error:  # whatever it is, each of those who wait must hear of it
+        except Exception as error:  # any error is passed to all waiting requests
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

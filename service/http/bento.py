@@ -1,6 +1,6 @@
-"""Runs bentoml as `python -m bentoml` does, and ends it with the process that holds the other end of standard input.
+"""Runs BentoML like `python -m bentoml`, and ends it when standard input closes, that is, when its parent has ended.
 
-The server would otherwise outlive a `sparsegen serve` that was killed, keep its port, and take jobs that nobody does.
+Otherwise the server would outlive a killed `sparsegen serve`, keep its port, and accept jobs without a worker.
 """
 
 import os
@@ -13,7 +13,7 @@ import time
 
 from sparsegen.service.http.orphans import PARENT
 
-PATIENCE = 6.0  # seconds; a worker that is left then ends by itself, see `orphans`
+PATIENCE = 6.0  # seconds; remaining workers then end by themselves, see `orphans`
 
 
 def end_with_stdin(orphaned: threading.Event) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     try:
         runpy.run_module("bentoml", run_name="__main__")
     finally:
-        if orphaned.is_set():  # nobody else is left to do it
+        if orphaned.is_set():  # the parent cannot do it
             shutil.rmtree(os.environ["BENTOML_HOME"], ignore_errors=True)
 
 

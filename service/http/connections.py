@@ -1,6 +1,6 @@
-"""Connections before they are requests: how long a head may take, and which bytes of it are passed on.
+"""The HTTP protocol of the server: time limits for heads and answers, limits per client, and cleaning of heads.
 
-BentoML starts uvicorn and leaves the protocol to it, so `use` puts this one in the place of uvicorn's default.
+BentoML starts uvicorn with its default protocol, so `use` replaces that default.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from sparsegen.service.clients import client_of
 from sparsegen.service.http.deadline import UNTIMED
 
 ANY = ("0.0.0.0/0", "::/0")
-CLIENT_CONNECTIONS = 256  # of one client at once; a process has often no more than 1,024 of all
-SMALL_CHUNKS = 1024  # of a body that may be smaller than MIN_CHUNK
-MIN_CHUNK = 64  # bytes on average of the further chunks; each takes some microseconds of the event loop
-PAUSE = 2.0  # seconds until a further request is read, after one that was too many; Retry-After says as much
-HEAD_SECONDS = 10.0  # from the start of a connection, or from the first byte of a further request
-# In each READ_SECONDS a client has to take READ_BYTES of an answer that is too long for the buffers.
+CLIENT_CONNECTIONS = 256  # concurrent ones per client; a process often has at most 1,024 in total
+SMALL_CHUNKS = 1024  # chunks of a body that may be smaller than MIN_CHUNK
+MIN_CHUNK = 64  # average bytes of the other chunks; each takes a few microseconds of the event loop
+PAUSE = 2.0  # seconds without reading after an answer of 429, equal to its Retry-After
+HEAD_SECONDS = 10.0  # from the start of a connection, or from the first byte of a later request
+# A client must read READ_BYTES of a buffered answer per READ_SECONDS.
 READ_SECONDS, READ_BYTES = 30.0, 32 << 10
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NOT_ASCII = re.compile(rb"[^\t -~]")
@@ -34,41 +34,41 @@ CHARSET = re.compile(rb';\s*charset\s*=\s*("[^"]*"|[^;]*)', re.IGNORECASE)
 
 
 def use(proxies: Iterable[str] = ()) -> None:
-    """Makes uvicorn serve with `Connection`; `proxies`, addresses and networks, may have any number of them."""
+    """Makes uvicorn use `Connection`; `proxies` are addresses and networks without a limit of connections."""
     networks = [network for one in proxies for network in (ANY if one == "*" else [one])]
     Connection.proxies = [ip_network(network, strict=False) for network in networks]
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
 class Chunks(h11.Connection):
-    """Reads HTTP/1.1, but no body in a great many small chunks, which would keep the event loop busy."""
+    """Reads HTTP/1.1, but refuses a body in very many small chunks, which would block the event loop."""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """Raises: h11.RemoteProtocolError, which uvicorn answers with 400."""
+        """Raises: h11.RemoteProtocolError; uvicorn answers 400."""
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._chunks = self._bytes = 0
         elif isinstance(event, h11.Data):
             self._chunks, self._bytes = self._chunks + event.chunk_end, self._bytes + len(event.data)
             if self._chunks > SMALL_CHUNKS + self._bytes / MIN_CHUNK:
-                self._chunks = 0  # once
+                self._chunks = 0  # raise once
                 raise h11.RemoteProtocolError("the chunks of the body are too small")
         return event
 
 
 class Connection(H11Protocol):
-    """uvicorn's protocol, without WebSockets.
+    """uvicorn's protocol with limits, and without WebSockets.
 
-    It closes a connection whose head does not arrive in time, one whose answer is not read, since its request would
-    count for good, and those of a client that has too many. After an answer of 429 it reads nothing from that
-    connection for PAUSE seconds, since a client that asks again at once would keep the event loop busy with refusals.
-    Connections of `proxies` are shared by many clients, and not paused.
+    It closes a connection if the head does not arrive in time, if the answer is not read (its request would count
+    against the limits forever), or if its client has too many connections. After an answer of 429 it does not read
+    from the connection for PAUSE seconds, so that immediate retries do not block the event loop. Connections from
+    `proxies` are shared by many clients; they are neither limited nor paused.
 
-    Choice: h11, which limits the size of a head; httptools, which uvicorn prefers, does not.
+    Choice: h11, which limits the size of a head; httptools, the default of uvicorn, does not.
     """
 
     proxies: Sequence[IPv4Network | IPv6Network] = ()
-    held: Counter[str] = Counter()  # connections of each client
+    held: Counter[str] = Counter()  # connections per client
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -84,7 +84,7 @@ class Connection(H11Protocol):
         self._client = client_of(HTTPConnection({"type": "http", "client": self.client}))
         self.held[self._client] += 1
         if self.held[self._client] > CLIENT_CONNECTIONS and not self._from_proxy():
-            transport.abort()  # an answer would cost more than the connection
+            transport.abort()  # without an answer, which would cost more than the connection
         else:
             self._wait_for_head()
 
@@ -103,7 +103,7 @@ class Connection(H11Protocol):
             self.loop.call_later(PAUSE, self._go_on)
 
     def handle_events(self) -> None:
-        if not self._paused:  # else there may be further requests among what has been read
+        if not self._paused:  # the data already read may contain further requests
             super().handle_events()
 
     def _go_on(self) -> None:
@@ -138,7 +138,7 @@ class Connection(H11Protocol):
         return any(address in network for network in self.proxies)
 
     def _wait_for_head(self) -> None:
-        if self._head_timer is None:  # else a byte now and then would keep it open
+        if self._head_timer is None:  # not restarted by further bytes
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def _wait_for_reader(self) -> None:
@@ -163,14 +163,14 @@ class Connection(H11Protocol):
 
 
 class PlainHead:
-    """Passes on what every reader can decode, and every log can hold.
+    """ASGI middleware that cleans the head of a request.
 
-    In a path, control characters become what they are percent-encoded, which is no path of ours. In headers, what is
-    not ASCII becomes a question mark. Of a form the character set is dropped, since it is looked up by name.
+    In paths, control characters are percent-encoded; no route matches them. In headers, non-ASCII bytes become "?".
+    The charset of a form is dropped, because the form parser would look it up by name.
     """
 
     def __init__(self, app: ASGIApp, note_status: Callable[[int], object]) -> None:
-        """`note_status` is told the status of each answer."""
+        """`note_status` is called with the status of each answer."""
         self.app, self.note_status = app, note_status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

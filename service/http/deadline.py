@@ -1,8 +1,8 @@
-"""How long an answer may take to begin: one limit for each address, in place of BentoML's single one.
+"""Time limits for the start of an answer, per address, in place of BentoML's single limit.
 
-BentoML's counts the time in which a body arrives, leaves a timer behind for every request, and waits for it even where
-the client has left or something has broken. It is content with the first message of an answer. So `OwnTime` sends it
-a message of our own, which `connections.PlainHead` drops before uvicorn would see it.
+BentoML's limit includes the time in which a body arrives, and keeps a timer per request even after the client has
+disconnected or the request has failed. It is satisfied by the first message of an answer. So `OwnTime` sends it a
+message of our own, which `connections.PlainHead` drops before it reaches uvicorn.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ RETRY_AFTER = 10
 
 
 class OwnTime:
-    """Takes requests out of BentoML's time limit. What each of the following takes, it limits itself."""
+    """Exempts requests from BentoML's time limit. The following middleware has its own limits."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -30,10 +30,10 @@ class OwnTime:
 
 
 class Deadline:
-    """Answers 504 to a request whose answer does not begin within `seconds`, and cancels it.
+    """Cancels a request whose answer does not begin within `seconds`, and answers 504.
 
-    `exceptions` are limits of their own for the methods and paths that need one. An answer that has begun, as a stream
-    of the page, may take any time.
+    `exceptions` are other limits in seconds by method and path. The rest of an answer, e.g. a stream of the page, has
+    no limit.
     """
 
     def __init__(
@@ -61,5 +61,5 @@ class Deadline:
         except TimeoutError:
             if not limit.expired():
                 raise
-            sentence = f"the server did not answer within {seconds:g} seconds: try again later"
+            sentence = f"the server did not answer within {seconds:g} seconds: retry later"
             await busy(504, sentence, RETRY_AFTER)(scope, receive, send)

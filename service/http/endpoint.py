@@ -1,9 +1,8 @@
-"""The BentoML service: GET /models, POST /sample, POST /restore and the page at /ui. Needs no torch.
+"""The BentoML service: GET /models, POST /sample, POST /restore and the page at /ui. Does not import torch.
 
-The same model, seed, k and labels give the same pixels bit for bit over HTTP, on the page and from the ONNX file in
-Python, whatever the count and whatever else the server is doing. `Generator.sample` of torch differs from them
-by at most one gray level at a few in a million values; and where two magnitudes at the border of a selection
-are equal up to rounding, a needle may keep another entry.
+The same model, seed, k and labels give the same pixels, bit for bit, over HTTP, on the page and from the ONNX file in
+Python, for any count and load. `Generator.sample` of torch differs from them by at most one gray level in a few of a
+million values. If the k-th and the next magnitude of a needle are equal up to rounding, it may keep the other entry.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-import bentoml  # noqa: TID253 (what this module is for)
+import bentoml  # noqa: TID253 (this module defines the service)
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -52,13 +51,13 @@ BatchKey = tuple[str, tuple[int, ...]]  # the name of a model, and its k per pro
 
 REFUSALS = {
     400: "The body is not JSON.",
-    404: "There is no such model.",
+    404: "The model is unknown.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "A value is missing, unknown or out of range.",
-    429: "The client has too many requests at once.",
-    503: "The server has too much to do; Retry-After says when to ask again.",
-    504: "The server did not manage within its time limit.",
+    429: "The client has too many concurrent requests.",
+    503: "The server is overloaded; Retry-After gives the seconds to wait.",
+    504: "The server did not answer within its time limit.",
 }
 IMAGES = {
     "type": "object",
@@ -71,29 +70,27 @@ IMAGES = {
     },
 }
 DRAWN = {
-    "description": "The images, in the format asked for.",
+    "description": "The images in the requested format.",
     "content": {
         "image/png": {"schema": restoration.BINARY},
         "application/json": {"schema": IMAGES},
         "application/octet-stream": {"schema": restoration.BINARY},
     },
 }
-LIMITS = {  # bytes of a body, where it is not BodyLimit's own
+LIMITS = {  # bytes of a body, where they differ from the default of BodyLimit
     ("POST", "/restore"): orders.MAX_UPLOAD,
-    ("POST", UPLOAD): orders.MAX_UPLOAD + MAX_BODY,  # a file, and what is around it
+    ("POST", UPLOAD): orders.MAX_UPLOAD + MAX_BODY,  # a file, and the rest of the form
     **{("POST", path): MAX_EVENT for path in EVENTS},
 }
-GRADIO_FOLDER = (
-    "GRADIO_TEMP_DIR"  # the environment variable that says where Gradio keeps what is dropped on the page
-)
+GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # the environment variable with the folder where Gradio keeps dropped files
 ICON = inspector.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
 
 class Application(FastAPI):
-    """The web application; its `state.models` and `state.batcher` are set once the server starts."""
+    """The web application; its `state.models` and `state.batcher` are set when the server starts."""
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, with the limits and the names of the models that are being served."""
+        """The OpenAPI document, with the limits and names of the served models."""
         document = get_openapi(
             title=self.title, version=self.version, description=__doc__, routes=self.routes
         )
@@ -118,7 +115,7 @@ def create_app() -> Application:
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
         status, sentence = error.status_code, error.detail
-        if sentence == HTTPStatus(status).phrase and status in SENTENCES:  # nobody has said more
+        if sentence == HTTPStatus(status).phrase and status in SENTENCES:  # without a more specific sentence
             sentence = SENTENCES[status].format(**request.scope)
         return JSONResponse({"error": sentence}, status, error.headers)
 
@@ -128,7 +125,7 @@ def create_app() -> Application:
     async def front() -> Response:
         return RedirectResponse("ui/")
 
-    # Starlette's own redirect names the host and scheme as the proxy passed them on, which may not be the browser's.
+    # Starlette's own redirect contains the host and scheme that the proxy passed on, which may not be the browser's.
     @app.api_route("/ui", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         return RedirectResponse("ui/")
@@ -137,7 +134,7 @@ def create_app() -> Application:
     async def favicon() -> Response:
         return Response(images.png(ICON, 8), media_type="image/png")
 
-    @app.get("/manifest.json", include_in_schema=False)  # gradio's page asks for it here, not below /ui
+    @app.get("/manifest.json", include_in_schema=False)  # Gradio's page requests it here, not below /ui
     async def manifest() -> JSONResponse:
         return JSONResponse({"name": "sparsegen", "start_url": "ui/", "display": "browser"})
 
@@ -170,14 +167,14 @@ def create_app() -> Application:
     )
     async def sample(request: Request) -> Response:
         """Draws `count` images from one model. The same request gives the same pixels, bit for bit."""
-        app.state.batcher.check_room()  # before anything is read
+        app.state.batcher.check_room()  # before the body is read
         content, kind = await request.body(), request.headers.get("content-type", "")
         asked = await asyncio.to_thread(lambda: SampleRequest.of(read_json(content, kind), app.state.models))
         pixels = await app.state.batcher((asked.model.name, asked.k), asked.rows())
         return await asyncio.to_thread(encode, pixels, asked.format)
 
     @app.get("/metrics", include_in_schema=False)
-    def show_metrics() -> Response:  # not async: in a thread
+    def show_metrics() -> Response:  # not async, so it runs in a thread
         content, media_type = metrics.exposition()
         return Response(content, media_type=media_type)
 
@@ -186,12 +183,12 @@ def create_app() -> Application:
 
 
 async def broken(request: Request, error: Exception) -> Response:
-    """The answer where something broke; the traceback stays in the log."""
+    """The answer to an unexpected error; the traceback is only in the log."""
     return JSONResponse({"error": SENTENCES[500]}, 500)
 
 
 def encode(pixels: np.ndarray, form: str) -> Response:
-    """Puts images, uint8 (count, H, W, 3), into the format that was asked for."""
+    """Encodes images, uint8 (count, H, W, 3), in the requested format."""
     if form == "png":
         return JSONResponse({"images": [base64.b64encode(images.png(image)).decode() for image in pixels]})
     if form == "npy":
@@ -203,7 +200,7 @@ def encode(pixels: np.ndarray, form: str) -> Response:
 
 
 def create_batcher(models: Mapping[str, Model]) -> Batcher[BatchKey]:
-    """Merges requests for one (model, k); the sizes of the batches are in /metrics."""
+    """Makes a batcher that merges requests with the same model and k, and reports batch sizes in /metrics."""
 
     def run(key: BatchKey, rows: np.ndarray) -> np.ndarray:
         name, k = key
@@ -232,7 +229,7 @@ class Server:
 
         set_up_logs()
         end_with_parent()
-        # Gradio's own choice is a folder that every user of the machine may read, and that stays.
+        # Gradio's default is a permanent folder that every user of the machine can read.
         self._uploads = (
             None if GRADIO_FOLDER in os.environ else tempfile.TemporaryDirectory(prefix="sparsegen-")
         )
@@ -253,21 +250,21 @@ class Server:
             self._uploads.cleanup()
 
 
-# Not as decorators, after which `SparseGen` would still have the type of the class.
+# Not decorators: type checkers would give `SparseGen` the type of the class.
 SparseGen = bentoml.service(
     name="sparsegen",
-    traffic={"timeout": 30},  # of what the guards answer; see `deadline`
+    traffic={"timeout": 30},  # only for answers of the guards; see `deadline`
     threads=4,
-    metrics={"enabled": False},  # both would show the ids of jobs; `metrics` says more
+    metrics={"enabled": False},  # both would show the ids of jobs; see `metrics`
     logging={"access": {"enabled": False}},
 )(bentoml.asgi_app(app, path="/")(Server))
 settings, own_routes = ServiceSettings.from_environment(), [*app.routes, *restoration.router.routes]
 arbiter.use()
 connections.use(settings.proxy)
-# The first is the outermost.
+# The outermost first.
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
 SparseGen.add_asgi_middleware(OwnTime)
-# For what breaks in the middleware, too.
+# Also answers errors of the middleware.
 SparseGen.add_asgi_middleware(ServerErrorMiddleware, handler=broken)
 for guard, options in guards(settings, own_routes):
     SparseGen.add_asgi_middleware(guard, **options)

@@ -1,6 +1,6 @@
-"""What every request passes before it reaches our routes, BentoML's or Gradio's: ASGI middleware, in one order.
+"""ASGI middleware that checks every request before it reaches our routes, BentoML's or Gradio's.
 
-`guards` lists them. What one of them refuses is answered at once, in one sentence, and nothing of it is read.
+`guards` lists them in order. A refusal is one sentence, answered before the body is read.
 """
 
 import asyncio
@@ -29,10 +29,8 @@ from sparsegen.service.uploads import UPLOAD
 READ, WRITE = frozenset({"GET", "HEAD"}), frozenset({"POST"})
 Address = tuple[frozenset[str], re.Pattern[str]]  # methods and path
 STREAM = re.compile(rf"{API}/(heartbeat/[\w-]{{1,64}}|queue/data|upload_progress)")
-NAME = (
-    r"[\w@+~-][\w@+~.-]{0,127}"  # of a file or folder; a longer one than the system takes would be an error
-)
-FOREIGN: Sequence[Address] = [  # of BentoML and of Gradio, what is used
+NAME = r"[\w@+~-][\w@+~.-]{0,127}"  # of a file or folder; bounded, since the file system limits names
+FOREIGN: Sequence[Address] = [  # the used addresses of BentoML and Gradio
     (READ, re.compile(r"/(livez|readyz|healthz|metrics|docs\.json|schema\.json)")),
     (READ, re.compile(rf"/static_content/{NAME}", re.ASCII)),
     (READ, re.compile(r"/ui/?|/ui/(config|theme\.css)/?")),
@@ -42,22 +40,22 @@ FOREIGN: Sequence[Address] = [  # of BentoML and of Gradio, what is used
     (READ, FILE),
     *((WRITE, re.compile(path)) for path in (UPLOAD, *EVENTS)),
 ]
-PROBES = frozenset({"/livez", "/readyz", "/healthz"})  # answer whatever the host, the token and the load
+PROBES = frozenset({"/livez", "/readyz", "/healthz"})  # answered for any host, token and load
 PUBLIC = PROBES | {
     "/favicon.ico",
     "/manifest.json",
-}  # need no token; browsers ask for these two without a cookie
-PAGES = re.compile(r"/|/ui/?|/docs")  # where somebody without a token is asked for it
-MAX_LOGIN, LOGIN_SECONDS = 4096, 10.0  # bytes, and the time they have to arrive in
+}  # no token required; browsers request these two without a cookie
+PAGES = re.compile(r"/|/ui/?|/docs")  # show the login form to visitors without a token
+MAX_LOGIN, LOGIN_SECONDS = 4096, 10.0  # bytes of a login, and its time limit
 SESSION_SECONDS = 30 * 24 * 3600
-ALL_REQUESTS, ALL_STREAMS = 512, 1024  # of all clients, at once
+ALL_REQUESTS, ALL_STREAMS = 512, 1024  # concurrent ones of all clients
 
 
 def guards(settings: ServiceSettings, routes: Iterable[BaseRoute]) -> list[tuple[type, dict[str, Any]]]:
-    """The middleware that every request passes, the outermost first, each with its options.
+    """The middleware, outermost first, each with its options.
 
     Args:
-        routes: Our own, whose addresses are known beside FOREIGN.
+        routes: Our routes; their addresses are allowed in addition to FOREIGN.
     """
     own = [
         (frozenset(route.methods or ()), re.compile(route.path_regex.pattern))
@@ -75,7 +73,7 @@ def guards(settings: ServiceSettings, routes: Iterable[BaseRoute]) -> list[tuple
         (AllowedHosts, {"settings": settings}),
         (OwnOrigin, {"settings": settings}),
         (KnownAddresses, {"known": [*own, *FOREIGN, *([(WRITE, PAGES)] if settings.token else [])]}),
-        # Before the login, whose form somebody without a token may send slowly.
+        # Before the login, since a client without a token may send its form slowly.
         (ClientLimits, {"requests": settings.client_requests, "streams": settings.client_streams}),
         *([(Login, {"token": settings.token})] if settings.token else []),
     ]
@@ -84,7 +82,7 @@ def guards(settings: ServiceSettings, routes: Iterable[BaseRoute]) -> list[tuple
 POLICY = {"object-src": "'none'", "base-uri": "'self'", "form-action": "'self'"}
 SCRIPTS = POLICY | {"default-src": "'self'", "style-src": "'self' 'unsafe-inline'"}
 POLICIES = {  # Content-Security-Policy of pages, by the first part of their path
-    # Gradio puts its configuration into the page as a script, and makes functions of the text of handlers.
+    # Gradio embeds its configuration as a script, and compiles the JavaScript of handlers from text.
     "ui": SCRIPTS
     | {
         "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
@@ -98,13 +96,13 @@ POLICIES = {  # Content-Security-Policy of pages, by the first part of their pat
 NOTHING = POLICY | {
     "default-src": "'none'",
     "style-src": "'unsafe-inline'",
-}  # of an answer that is not a page
+}  # for answers that are not pages
 
 
 class SecurityHeaders:
-    """Adds the headers that keep a browser from reading, framing or guessing more of an answer than it should.
+    """Adds headers that restrict what browsers do with an answer: scripts, frames, other origins, type guessing.
 
-    What Gradio says about other origins is dropped: `CORSMiddleware` outside of it says it, if anybody does.
+    The CORS headers of Gradio are removed; `CORSMiddleware`, outside of this, sets them if origins are allowed.
     """
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
@@ -137,7 +135,7 @@ class SecurityHeaders:
 
 
 class AllowedHosts:
-    """Answers 421 to a request that addresses the server by a name that is not its own."""
+    """Answers 421 to a request with a host name that is not allowed."""
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
         self.app, self.settings = app, settings
@@ -147,19 +145,17 @@ class AllowedHosts:
             given = Headers(scope=scope).getlist("host")
             name = host_of(given[0]) if len(given) == 1 else ""
             if not self.settings.allows_host(name):
-                sentence = (
-                    f"this server is not called {name[:100]!r}: its operator allows a name with --allow-host"
-                )
+                sentence = f"the host name {name[:100]!r} is not allowed: the operator can allow it with --allow-host"
                 await JSONResponse({"error": sentence}, 421)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
 
 class OwnOrigin:
-    """Answers 403 to what the page of another website asks of the server.
+    """Answers 403 to requests from pages of other websites.
 
-    A browser says where a request comes from, in Sec-Fetch-Site or Origin. Of another site it may only follow a link.
-    Programs that are not browsers send neither.
+    A browser sends the origin of a request in Sec-Fetch-Site or Origin. Other sites may only link to the server.
+    Programs that are not browsers send neither header.
     """
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
@@ -167,7 +163,7 @@ class OwnOrigin:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._foreign(scope["method"], Headers(scope=scope)):
-            sentence = "a page of another origin may not use this server: its operator allows one with --allow-origin"
+            sentence = "pages of other origins may not use this server: the operator can allow one with --allow-origin"
             await JSONResponse({"error": sentence}, 403)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -187,7 +183,7 @@ class OwnOrigin:
 
 
 class KnownAddresses:
-    """Answers 404 to every path that is not among `known`, 405 to another method, and OPTIONS with the methods."""
+    """Answers 404 to a path that is not in `known`, 405 to a wrong method, and OPTIONS with the allowed methods."""
 
     def __init__(self, app: ASGIApp, known: Sequence[Address]) -> None:
         self.app, self.known = app, known
@@ -216,15 +212,15 @@ def _refusal(scope: Scope, methods: set[str]) -> Response:
 
 
 class Login:
-    """Asks for the token: a program for a bearer token, a visitor of the page by a form.
+    """Requires the token: as a bearer token from programs, by a form from visitors of the page.
 
-    The form sets a cookie that proves knowledge of the token and does not contain it.
+    The form sets a cookie that proves knowledge of the token without containing it.
     """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app, self.token = app, token.encode()
         self.cookie = (
-            f"sparsegen_{self._proof('name')[:8]}"  # servers of one host, at other ports, have their own
+            f"sparsegen_{self._proof('name')[:8]}"  # distinct for servers on other ports of the host
         )
         self.session = self._proof("session")
 
@@ -236,7 +232,7 @@ class Login:
                 async with asyncio.timeout(LOGIN_SECONDS):
                     answer = await self._log_in(scope, receive)
             except TimeoutError:
-                sentence = f"the login did not arrive within {LOGIN_SECONDS:g} seconds: send it faster"
+                sentence = f"the login did not arrive within {LOGIN_SECONDS:g} seconds: retry"
                 answer = JSONResponse({"error": sentence}, 408, {"connection": "close"})
             except ClientDisconnect:
                 return
@@ -259,9 +255,9 @@ class Login:
     def _ask(self, scope: Scope, note: str = "") -> Response:
         headers = {"www-authenticate": "Bearer", "cache-control": "no-store"}
         if PAGES.fullmatch(scope["path"]):
-            # The form would else be sent with the origin "null".
+            # With no-referrer, browsers would send the form with the origin "null".
             return HTMLResponse(markup.login(note), 401, headers | {"referrer-policy": "same-origin"})
-        sentence = "this server asks for a token: send it in the header Authorization: Bearer TOKEN"
+        sentence = "this server requires a token: send it in the header Authorization: Bearer TOKEN"
         return JSONResponse({"error": sentence}, 401, headers)
 
     async def _log_in(self, scope: Scope, receive: Receive) -> Response:
@@ -270,12 +266,12 @@ class Login:
             body += chunk
             if len(body) > MAX_LOGIN:
                 return JSONResponse(
-                    {"error": f"a login has at most {MAX_LOGIN:,} bytes"}, 413, {"connection": "close"}
+                    {"error": f"a login may have at most {MAX_LOGIN:,} bytes"}, 413, {"connection": "close"}
                 )
         (given, *_) = parse_qs(body.decode("latin-1")).get("token", [""])
         if not hmac.compare_digest(given.strip().encode(), self.token):
-            return self._ask(scope, "That is not the token of this server.")
-        back = f"./{scope['path'].rpartition('/')[2]}"  # relative, since a proxy may serve below a path of its own
+            return self._ask(scope, "The token is wrong.")
+        back = f"./{scope['path'].rpartition('/')[2]}"  # relative, since a proxy may add a path prefix
         answer = RedirectResponse(back, 303, {"cache-control": "no-store"})
         secure = "https" in (scope["scheme"], Headers(scope=scope).get("x-forwarded-proto"))
         answer.set_cookie(
@@ -285,9 +281,9 @@ class Login:
 
 
 class ClientLimits:
-    """Answers 429 to a client that holds too many requests, or streams of the page, at once, and 503 if all do.
+    """Answers 429 to a client with too many concurrent requests or streams of the page, and 503 if all have too many.
 
-    Streams stay open while a page is, so they are counted apart: idle ones keep nobody from asking.
+    Streams are counted separately, because they stay open as long as the page.
     """
 
     def __init__(
@@ -309,11 +305,11 @@ class ClientLimits:
         kind = "streams" if STREAM.fullmatch(scope["path"]) else "requests"
         (limit, of_all), held, client = self.limits[kind], self.held[kind], client_of(HTTPConnection(scope))
         if held[client] >= limit:
-            await busy(429, f"one client has at most {limit} {kind} at once: wait for an answer", 2)(
+            await busy(429, f"one client may have at most {limit} concurrent {kind}: wait for an answer", 2)(
                 scope, receive, send
             )
         elif held.total() >= of_all:
-            await busy(503, f"the server has at most {of_all} {kind} at once: try again in a moment", 10)(
+            await busy(503, f"the server allows at most {of_all} concurrent {kind}: retry in a moment", 10)(
                 scope, receive, send
             )
         else:

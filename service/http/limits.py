@@ -1,4 +1,4 @@
-"""Bounds on the bytes of requests, which bentoml and gradio do not set."""
+"""Limits for the bodies of requests, which BentoML and Gradio do not have."""
 
 import asyncio
 import logging
@@ -17,32 +17,28 @@ from sparsegen.service.uploads import UPLOAD, NoRoom, Room
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
-MAX_FILES = (
-    4  # of an upload; the page sends one. Each takes a folder and a block of the disk, however small it is
-)
-LEAST = MAX_FILES * (
-    8 << 10
-)  # bytes that an upload counts at least: a block and a folder for each of its files
-MAX_BOUNDARY = 256  # bytes, beyond which the parser of forms fails
-IN_MEMORY = 64 << 10  # bytes of a body; what is larger lies on the disk
+MAX_FILES = 4  # per upload; the page sends one. Each takes a folder and a disk block, even if it is small
+LEAST = MAX_FILES * (8 << 10)  # minimum bytes counted per upload: a disk block and a folder per file
+MAX_BOUNDARY = 256  # bytes; the form parser fails on longer ones
+IN_MEMORY = 64 << 10  # bytes of a body; larger ones are kept on the disk
 CHUNK = 256 << 10
-SECONDS = 300.0  # in which a body has to arrive: 32 MiB at a megabit per second
-# In each PACE_SECONDS the rest of a body has to arrive, or PACE_BYTES of it: a fifth of that megabit per second.
+SECONDS = 300.0  # for a body to arrive: 32 MiB at one megabit per second
+# PACE_BYTES must arrive per PACE_SECONDS, or the rest of the body: 0.2 megabits per second.
 PACE_SECONDS, PACE_BYTES = 10.0, 256 << 10
 
 
 class BodyLimit:
-    """ASGI middleware that receives a body before the app does, and answers 413 once it exceeds `limit` bytes.
+    """ASGI middleware that receives the whole body before the app, and refuses it if it exceeds a limit.
 
-    `exceptions` are limits of their own for the methods and paths that need one.
+    - 413: The body has more than `limit` bytes, or an upload of the page more than MAX_FILES parts. Bytes are counted
+      as they arrive, so a chunked body without a content-length is limited too. Bytes beyond the limit are read and
+      dropped, up to `patience` in total, because a client that is still sending when the connection closes does not
+      see the answer.
+    - 507: `room` is exhausted, which limits the temporary files of bodies larger than IN_MEMORY, their parsed copies
+      and the files of the page.
+    - 408: The body takes longer than `seconds`, or fewer than PACE_BYTES arrive in `pace_seconds`.
 
-    The bytes are counted as they arrive, so a chunked body without a content-length is bounded too. Beyond
-    IN_MEMORY they lie in an unnamed temporary file, so memory does not grow with the uploads; `room` bounds those
-    files, the parsed copies and what the page keeps, and without room the answer is 507. An upload of the page that
-    has more than MAX_FILES parts is answered with 413. Bytes beyond the limit
-    are read and dropped, up to `patience` in all, since a client that is still sending when the connection closes
-    does not see the answer. A body that takes longer than `seconds`, or of which fewer than PACE_BYTES arrive in
-    `pace_seconds`, is answered with 408.
+    `exceptions` are other limits in bytes by method and path.
     """
 
     def __init__(
@@ -65,10 +61,10 @@ class BodyLimit:
         path = scope["path"].rstrip("/")
         limit = self.exceptions.get((scope["method"], path), self.limit)
         headers = Headers(scope=scope)
-        # As Gradio reads it.
+        # Parsed as in Gradio.
         boundary = parse_options_header(headers.get("content-type", ""))[1].get(b"boundary", b"")
         if len(boundary) > MAX_BOUNDARY:
-            await _refusal(400, f"the boundary of a form has at most {MAX_BOUNDARY} bytes")(
+            await _refusal(400, f"the boundary of a form may have at most {MAX_BOUNDARY} bytes")(
                 scope, receive, send
             )
             return
@@ -81,8 +77,8 @@ class BodyLimit:
             except TimeoutError:
                 refusal = _refusal(
                     408,
-                    f"the body arrives too slowly: it may take {self.seconds:g} seconds, and {PACE_BYTES >> 10} kB of "
-                    f"it, or the rest, have to arrive in every {self.pace_seconds:g}",
+                    f"the body arrived too slowly: it must arrive within {self.seconds:g} seconds, and at least "
+                    f"{PACE_BYTES >> 10} kB of it in every {self.pace_seconds:g} seconds",
                 )
             except _Disconnected:
                 return
@@ -100,7 +96,7 @@ class BodyLimit:
         parts: "Parts | None",
         pace: asyncio.Timeout,
     ) -> Response | None:
-        """Takes the body in; returns the answer if it cannot be taken. `pace` is put off as PACE_BYTES arrive.
+        """Receives the body; returns the answer if it is refused. Every PACE_BYTES, `pace` is extended.
 
         Raises: _Disconnected.
         """
@@ -119,7 +115,9 @@ class BodyLimit:
             if size // PACE_BYTES > (size - len(content)) // PACE_BYTES:
                 pace.reschedule(asyncio.get_running_loop().time() + self.pace_seconds)
             if parts is not None and parts.count(content) > MAX_FILES and refusal is None:
-                refusal = _refusal(413, f"an upload has at most {MAX_FILES} files: send the others apart")
+                refusal = _refusal(
+                    413, f"an upload may have at most {MAX_FILES} files: send the others separately"
+                )
             if size > limit or refusal is not None:
                 body.close()
                 continue
@@ -129,39 +127,41 @@ class BodyLimit:
                 refusal = _refusal(507, str(error))
             except OSError as error:
                 logger.error("an upload cannot be written to the temporary folder: %s", error.strerror)
-                refusal = _refusal(507, "the server cannot store uploads now: try again in some minutes")
+                refusal = _refusal(507, "the server cannot store uploads now: retry in a few minutes")
         if size > limit:
-            sentence = f"a request has at most {limit:,} bytes; this one has {'more than ' * more}{size:,}"
+            sentence = (
+                f"a request may have at most {limit:,} bytes; this one has {'more than ' * more}{size:,}"
+            )
             return _refusal(413, sentence)
         return refusal
 
 
 class Parts:
-    """Counts the parts of a form while it arrives in pieces, by the delimiters before them."""
+    """Counts the parts of a form by their delimiters, while the form arrives in pieces."""
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter, self._tail, self._found = b"--" + boundary, b"", 0
 
     def count(self, content: bytes) -> int:
-        """The parts so far, with those that begin in `content`; the end of the form is a delimiter, too."""
+        """The number of parts so far, including `content`; the delimiter at the end of the form is not counted."""
         content = self._tail + content
         self._found += content.count(self._delimiter)
         self._tail = content[
             max(len(content) - len(self._delimiter) + 1, 0) :
-        ]  # may be the first part of one
+        ]  # may be the start of a delimiter
         return self._found - 1
 
 
 class _Disconnected(Exception):
-    """The client is gone."""
+    """The client has disconnected."""
 
 
 class _Body:
-    """A body that has arrived, in memory or on the disk, and its part of the room."""
+    """A received body, in memory or on the disk, and the room that it takes."""
 
     def __init__(self, room: Room, client: str, stays: bool) -> None:
         self._room, self._client, self._stays, self._taken, self._size = room, client, stays, 0, 0
-        self._counts_from = 0 if stays else IN_MEMORY  # small files that stay would fill the room as well
+        self._counts_from = 0 if stays else IN_MEMORY  # small files that remain on the disk count, too
         self._least = LEAST if stays else 0
         self._file = SpooledTemporaryFile(IN_MEMORY)
 
@@ -178,7 +178,7 @@ class _Body:
             self._taken = 0
 
     async def reserve(self, size: int) -> None:
-        """Takes room for a body of this size, unless that is taken.  Raises: NoRoom."""
+        """Takes room for a body of this size, unless it is already taken.  Raises: NoRoom."""
         size = max(size, self._least)
         if size > max(self._counts_from, self._taken):
             await self._room.look()
@@ -186,13 +186,13 @@ class _Body:
             self._taken = size
 
     async def write(self, content: bytes) -> None:
-        """Raises: NoRoom; OSError where the disk is full."""
+        """Raises: NoRoom; OSError if the disk is full."""
         self._size += len(content)
         await self.reserve(self._size)
         self._file.write(content)
 
     def replay(self, receive: Receive) -> Receive:
-        """What gives the body to the app in pieces, and then what else is received."""
+        """A `receive` that returns the body in pieces, and then the further messages."""
         self._file.seek(0)
         left, done = self._size, False
 

@@ -1,20 +1,20 @@
-"""Ends a process with the one that started it, however that ended."""
+"""Ends a process when its parent has ended."""
 
 import os
 import signal
 import threading
 import time
 
-PARENT = "SPARSEGEN_PARENT"  # the environment variable that names the process to end with
+PARENT = "SPARSEGEN_PARENT"  # the environment variable with the id of the parent
 POLL_EVERY = 0.5  # seconds
-PATIENCE = 5.0  # seconds between SIGTERM and the end by force
+PATIENCE = 5.0  # seconds between SIGTERM and the forced exit
 
 
 def end_with_parent() -> None:
-    """Watches the process named by SPARSEGEN_PARENT, if that is set, from a thread.
+    """Watches the process with the id in SPARSEGEN_PARENT, if that is set, from a thread.
 
-    A worker of BentoML would otherwise outlive an arbiter that was killed, keep its port, and answer health checks.
-    The variable names the parent, since the parent may be gone before this is called.
+    Otherwise a worker of BentoML would outlive a killed arbiter, keep its port, and answer health checks. The id comes
+    from a variable, because the parent may have ended before this call.
     """
     if PARENT in os.environ:
         threading.Thread(target=_watch, args=[int(os.environ[PARENT])], daemon=True).start()
@@ -23,7 +23,7 @@ def end_with_parent() -> None:
 def _watch(parent: int) -> None:
     while (
         os.getppid() == parent
-    ):  # changes once the parent is dead; its number may be given to another process
+    ):  # changes when the parent ends; `parent` itself may be reused by another process
         time.sleep(POLL_EVERY)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE)

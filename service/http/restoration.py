@@ -1,7 +1,7 @@
-"""The HTTP routes of the restoration jobs: POST /restore, and the state, preview and result of each. No torch.
+"""The HTTP routes of restoration jobs: POST /restore, and the state, preview and result of a job. Without torch.
 
-A restoration takes minutes, so it is asked for, looked after and fetched in requests of their own; the workers
-that do it are other processes (`sparsegen.service.jobs.worker`), on any machine that reaches the same store.
+A restoration takes minutes, so submission, state and result are separate requests. The workers are other processes
+(`sparsegen.service.jobs.worker`), on any machine that reaches the same store.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ STATUS = {
         "status": {"type": "string", "enum": ["waiting", "running", "done", "failed", "canceled"]},
         "history": {
             "type": "array",
-            "description": "Pairs of iteration and the statistic that decides when to stop.",
+            "description": "Pairs of iteration and the statistic of the stopping rule.",
             "items": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
         },
         "notes": {"type": "array", "items": {"type": "string"}},
@@ -77,9 +77,10 @@ FORM = {
     "additionalProperties": False,
     "properties": {
         "image": BINARY | {"description": f"An image file of up to {MAX_PIXELS:,} pixels."},
-        "mask": BINARY | {"description": "Of inpaint: an image of the same size, black outside the holes."},
+        "mask": BINARY
+        | {"description": "For inpaint: an image of the same size, white in the holes and black elsewhere."},
         "kernel": {
-            "description": "Of deblur: gaussian:SIGMA as text, or an image file of the kernel.",
+            "description": "For deblur: gaussian:SIGMA as text, or an image file of the kernel.",
             "anyOf": [{"type": "string", "pattern": "^gaussian:[0-9.]+$"}, BINARY],
         },
         "kind": {"type": "string", "enum": list(KINDS), "default": Task.kind},
@@ -101,22 +102,22 @@ def described(content: str, schema: dict[str, Any], meaning: str) -> dict[str, A
 
 
 def _answers(status: int, answer: dict[str, Any], **refusals: str) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route, as OpenAPI has them; `default` keeps FastAPI from adding errors of its own form."""
+    """The answers of a route for OpenAPI; `default` keeps FastAPI from adding its own error schema."""
     meanings = refusals | {
-        "503": "The jobs cannot be reached.",
-        "default": "One sentence says what is wrong.",
+        "503": "The job store is not available.",
+        "default": "One sentence describes the error.",
     }
     others = {key: described("application/json", ERROR, meaning) for key, meaning in meanings.items()}
     return {status: answer} | {int(key) if key.isdigit() else key: value for key, value in others.items()}
 
 
-STATE = described("application/json", STATUS, "Where the job is.")
-UNKNOWN = "There is no such job."
+STATE = described("application/json", STATUS, "The state of the job.")
+UNKNOWN = "The job is unknown."
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Keeps the gauges of /metrics and the health of the server right, and old jobs swept, while it runs."""
+    """Updates the gauges of /metrics and the health of the server, and removes old jobs, while the server runs."""
     app.state.jobs, app.state.health = Jobs(), Health()
     app.state.turns = Turns(ServiceSettings.from_environment())
     task = asyncio.create_task(_look_after(app.state.jobs, app.state.health))
@@ -134,23 +135,29 @@ router = APIRouter(prefix="/restore", lifespan=lifespan)
 @router.post(
     "",
     status_code=202,
-    summary="Asks for a restoration",
+    summary="Submits a restoration",
     responses=_answers(
         202,
         STATE
-        | {"headers": {"Location": {"description": "Where its state is.", "schema": {"type": "string"}}}},
-        **{"400": "The body, or a picture in it, cannot be read.", "413": "The body is too large."},
-        **{"415": "The body is no form.", "422": "A value is missing, unknown or out of range."},
-        **{"429": "Too many jobs wait, or too many are this client's."},
-        **{"503": "No worker lives, the jobs cannot be reached, or too many pictures wait to be read."},
-        **{"507": "There is no room for a further job."},
+        | {
+            "headers": {
+                "Location": {"description": "The address of its state.", "schema": {"type": "string"}}
+            }
+        },
+        **{"400": "The body or a picture in it cannot be read.", "413": "The body is too large."},
+        **{"415": "The body is not a form.", "422": "A value is missing, unknown or out of range."},
+        **{"429": "Too many jobs are waiting, or the client has too many."},
+        **{
+            "503": "No worker is running, the job store is not available, or too many pictures wait to be read."
+        },
+        **{"507": "The server has no room for another job."},
     ),
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
 )
 async def submit(request: Request) -> JSONResponse:
-    """Takes a picture and what is to be done to it, and answers with the id of a job."""
+    """Submits a picture and the settings of its restoration; answers with the id of the job."""
     client = client_of(request)
-    await _with(request, lambda store: check_room(store, client))  # before anything is read
+    await _with(request, lambda store: check_room(store, client))  # before the body is read
     async with _form(request) as form, _turn(request, client):
         given, uploads = _sort(form)
         files = {name: await upload.read() for name, upload in uploads.items()}
@@ -158,20 +165,22 @@ async def submit(request: Request) -> JSONResponse:
     return JSONResponse(status, 202, {"location": f"restore/{status['id']}"})
 
 
-@router.get("/{job_id}", summary="Where a job is", responses=_answers(200, STATE, **{"404": UNKNOWN}))
+@router.get(
+    "/{job_id}", summary="Shows the state of a job", responses=_answers(200, STATE, **{"404": UNKNOWN})
+)
 async def state(request: Request, job_id: str) -> JSONResponse:
-    """Its place in the queue, its iteration, how much is done, and the curve so far."""
+    """The position in the queue, the iteration, the progress, and the curve of the stopping statistic."""
     return JSONResponse(await _status(request, job_id))
 
 
 @router.get(
     "/{job_id}/preview",
-    summary="The present picture of a job",
+    summary="The current picture of a job",
     response_class=Response,
     responses=_answers(
         200,
-        described("image/png", BINARY, "The picture as it is now."),
-        **{"404": "There is no such job, or no picture yet."},
+        described("image/png", BINARY, "The current picture."),
+        **{"404": "The job is unknown or has no picture yet."},
     ),
 )
 async def preview(request: Request, job_id: str) -> Response:
@@ -181,7 +190,7 @@ async def preview(request: Request, job_id: str) -> Response:
     if content is None:
         _check_result_possible(status)
         _check_result_kept(status)
-        raise HTTPException(404, "there is no picture yet: ask again in a moment", {"retry-after": "2"})
+        raise HTTPException(404, "there is no picture yet: retry in a moment", {"retry-after": "2"})
     return Response(content, media_type="image/png", headers={"cache-control": "no-store"})
 
 
@@ -193,7 +202,7 @@ async def preview(request: Request, job_id: str) -> Response:
         200,
         {"description": "The picture.", "content": {kind: {"schema": BINARY} for kind in FORMATS.values()}},
         **{"404": UNKNOWN, "409": "The job is not done yet.", "410": "The job failed or was canceled."},
-        **{"422": "The picture cannot be had in this format."},
+        **{"422": "The picture cannot be encoded in this format."},
     ),
     openapi_extra={
         "parameters": [
@@ -207,10 +216,10 @@ async def preview(request: Request, job_id: str) -> Response:
     },
 )
 async def result(request: Request, job_id: str) -> Response:
-    """The restored picture, with the bit depth and the alpha of what was given."""
+    """The restored picture, with the bit depth and alpha of the given one."""
     form = request.query_params.get("format", "png")
     if form not in FORMATS:
-        raise Refused(422, f"format is one of {', '.join(FORMATS)}; got {form[:60]!r}")
+        raise Refused(422, f"format must be one of {', '.join(FORMATS)}; got {form[:60]!r}")
     status = await _status(request, job_id)
     _check_result_possible(status)
     content = await _with(request, lambda store: store.result(job_id)) if status["status"] == "done" else None
@@ -230,12 +239,12 @@ async def result(request: Request, job_id: str) -> Response:
 
 @router.delete("/{job_id}", summary="Deletes a job", responses=_answers(200, STATE, **{"404": UNKNOWN}))
 async def delete(request: Request, job_id: str) -> JSONResponse:
-    """Cancels a job that waits or runs; removes one that has ended, with its picture. Answers its last state."""
+    """Cancels an unfinished job; removes a finished one and its picture. Answers its last state."""
     return JSONResponse(await _status(request, job_id, lambda store: store.delete(job_id)))
 
 
 class Jobs:
-    """The store of a server, opened when it is first asked for, so that a bad place stops nothing else."""
+    """The job store of a server, opened on first use, so that the rest of the server works without it."""
 
     def __init__(self) -> None:
         self._store: Store | None = None
@@ -257,14 +266,14 @@ class Jobs:
 async def _form(request: Request) -> AsyncIterator[FormData]:
     media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media != "multipart/form-data":
-        raise Refused(415, f"send the picture as multipart/form-data, as curl -F does; got {media[:60]!r}")
+        raise Refused(415, f"send the picture as multipart/form-data, e.g. with curl -F; got {media[:60]!r}")
     async with request.form(max_files=len(FILES), max_fields=len(TEXTS), max_part_size=4096) as form:
         yield form
 
 
 @asynccontextmanager
 async def _turn(request: Request, client: str) -> AsyncIterator[None]:
-    """Raises: HTTPException 503 if too many wait, of all or of this client."""
+    """Waits for a turn of the client.  Raises: HTTPException 503 if too many requests wait."""
     try:
         async with request.app.state.turns.of(client):
             yield
@@ -273,26 +282,26 @@ async def _turn(request: Request, client: str) -> AsyncIterator[None]:
 
 
 def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
-    """Parts the text of a form from its files.
+    """Separates the texts of a form from its files.
 
     Raises:
-        Refused: With 422 for what is unknown, there twice, or text where a file is to be and the reverse.
+        Refused: With 422 for an unknown or repeated field, text in place of a file, or a file in place of text.
     """
     texts, files = {}, {}
     for name, value in form.multi_items():
         if name not in TEXTS and name not in FILES:
             names = ", ".join(dict.fromkeys((*FILES, *SCALARS)))
-            raise Refused(422, f"unknown field {name[:60]!r}: a restoration has {names}")
+            raise Refused(422, f"unknown field {name[:60]!r}: the fields are {names}")
         if name in texts or name in files:
-            raise Refused(422, f"{name} is there twice: give it once")
+            raise Refused(422, f"{name} is given twice: give it once")
         if isinstance(value, UploadFile):
             if name not in FILES:
-                raise Refused(422, f"{name} is text, not a file: leave its file name out")
+                raise Refused(422, f"{name} must be text, not a file: omit the file name")
             files[name] = value
         else:
-            if name not in TEXTS:  # it would be an address, and nothing is ever fetched
+            if name not in TEXTS:  # e.g. an address; the server fetches nothing
                 raise Refused(
-                    422, f"{name} is to be a file of the form, as curl -F {name}=@picture.png sends it"
+                    422, f"{name} must be a file of the form, as sent by curl -F {name}=@picture.png"
                 )
             texts[name] = value
     return texts, files
@@ -301,7 +310,7 @@ def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
 async def _status(
     request: Request, job_id: str, ask: Callable[[Store], Status | None] | None = None
 ) -> Status:
-    """Raises: HTTPException 404 if there is no such job."""
+    """Raises: HTTPException 404 if the job is unknown."""
     status = await _with(request, ask or (lambda store: store.status(job_id)))
     if status is None:
         raise HTTPException(404, JOB_NOT_FOUND.format(job_id[:40]))
@@ -316,14 +325,16 @@ def _check_result_possible(status: Status) -> None:
 
 def _check_result_kept(status: Status) -> None:
     if status["status"] == "done":
-        raise HTTPException(410, "the job is done, but its picture is gone from the store: submit it again")
+        raise HTTPException(
+            410, "the job is done, but its picture was removed from the store: submit it again"
+        )
 
 
 async def _with(request: Request, ask: Callable[[Store], Answer]) -> Answer:
-    """Asks the store, in a thread.
+    """Calls `ask` with the store, in a thread.
 
     Raises:
-        HTTPException: Where it cannot answer, or takes no job.
+        HTTPException: If the store fails or accepts no job.
     """
     try:
         return await asyncio.to_thread(lambda: ask(request.app.state.jobs()))
@@ -346,13 +357,13 @@ def _encode(content: bytes, form: str) -> bytes:
     except ValueError as error:
         why = str(error).removeprefix(f".{form}: ").partition("; write")[0]
         raise Refused(
-            422, f"the result cannot be had as {form} ({why}): ask for format=png or tiff"
+            422, f"the result cannot be encoded as {form} ({why}): use format=png or tiff"
         ) from None
 
 
 async def _look_after(jobs: Jobs, health: Health) -> None:
-    """Sweeps old jobs, and keeps the metrics and what /readyz says up to date."""
-    sweep_at, told = 0.0, None
+    """Removes old jobs, and updates the metrics and the health of the server."""
+    sweep_at, logged = 0.0, None
     while True:
         try:
             if time.monotonic() >= sweep_at:
@@ -363,16 +374,16 @@ async def _look_after(jobs: Jobs, health: Health) -> None:
         except StoreError as error:
             problem, public = str(error), error.public
         health.see(public)
-        if problem != told:  # once, not every few seconds
-            logger.warning("%s", problem) if problem else logger.info("restorations can be had again")
-        told = problem
+        if problem != logged:  # once, not every few seconds
+            logger.warning("%s", problem) if problem else logger.info("restorations are available again")
+        logged = problem
         await asyncio.sleep(REFRESH_EVERY if problem is None else min(1, REFRESH_EVERY))
 
 
 def _look(store: Store) -> str | None:
-    """Brings the metrics of the jobs up to date, and says what is wrong, if something is.
+    """Updates the metrics of the jobs; returns a sentence if there is a problem, else None.
 
-    A server that was started without workers, on a file that no other machine reaches, is not there to restore.
+    A missing worker is a problem only if one is expected: the server starts workers itself, or shares a Redis.
 
     Raises:
         StoreError: If the store cannot be read or written.

@@ -1,4 +1,4 @@
-"""Starts the server, as `sparsegen serve` does."""
+"""Runs the server and its workers: `sparsegen serve`."""
 
 import errno
 import logging
@@ -26,24 +26,24 @@ from sparsegen.service.settings import ServiceSettings
 logger = logging.getLogger(__name__)
 
 SERVICE = "sparsegen.service.http.endpoint:SparseGen"
-HTTP_WORKER = "_bentoml_impl.worker.service"  # the module that a worker of bentoml runs
+HTTP_WORKER = "_bentoml_impl.worker.service"  # the module of a BentoML worker
 BENTO, RESTORER = (
     "sparsegen.service.http.bento",
     "sparsegen.service.jobs.worker",
-)  # both end with this process
-FOLDER, LOCK = "sparsegen-serve-", "lock"  # how the temporary folder of a server begins; a file in it
+)  # both end when this process ends
+FOLDER, LOCK = "sparsegen-serve-", "lock"  # prefix of a server's temporary folder; a file in it
 PATIENCE = 8.0  # seconds between asking a process to end and killing it
-RESTART_AFTER = 5.0  # seconds from the start of a process to that of its successor
+RESTART_AFTER = 5.0  # minimum seconds between the starts of a process and its successor
 
 
 def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str | None = None) -> int:
     """Serves the models until SIGINT or SIGTERM, and returns the exit code 0.
 
-    A process that ends meanwhile, even if it is killed, is started again; all end with this one, even if it is killed.
+    Child processes that end or are killed are restarted. All of them end when this process ends or is killed.
 
     Args:
-        workers: Processes beside the server that do restorations.
-        jobs: Where the restorations are kept, a SQLite file or a Redis URL; see `jobs.default_place`.
+        workers: Number of processes that run restorations.
+        jobs: SQLite file or Redis URL of the jobs; see `jobs.places.default_place`.
 
     Raises:
         FileNotFoundError: If there are no models.
@@ -54,7 +54,7 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
     settings = ServiceSettings.from_environment(host=host)
     for warning in settings.warnings():
         logger.warning(warning)
-    open_models(models_folder())  # here, since bentoml starts a worker that fails again and again
+    open_models(models_folder())  # fail early; BentoML would restart a failing worker forever
     check_port(host, port)
     with private_folder() as home, stop_signals() as stopped:
         variables = environment(home, jobs) | settings.environment() | {WORKERS: str(workers)}
@@ -65,7 +65,7 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
                 server.restart_dead()
                 time.sleep(0.2)
         finally:
-            pool.ask_to_stop()  # before the server has ended: a container is killed after ten seconds
+            pool.ask_to_stop()  # before the server ends, since a container is killed after ten seconds
             server.stop()
             pool.stop()
     return 0
@@ -74,14 +74,14 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
 class HttpServer:
     """The arbiter of BentoML and its worker, which answers the requests.
 
-    Where one of them ends, both are started anew. The arbiter starts its worker again as well, but not in a container,
-    not at once, and without a word.
+    If one of them ends, both are restarted. The arbiter also restarts its worker, but with a delay, without a log line,
+    and not in a container.
     """
 
     def __init__(self, host: str, port: int, variables: dict[str, str]) -> None:
         self.url, self._variables = f"http://{_visible(host)}:{port}", variables
         self._command = [sys.executable, "-m", BENTO, "serve", SERVICE, "--host", host, "--port", str(port)]
-        # An open page would keep its connection for good.
+        # An open page would keep its connection forever.
         self._command += ["--timeout-graceful-shutdown", "3"]
         self._arbiter: subprocess.Popen[bytes] | None = None
         self._workers: set[psutil.Process] = set()
@@ -89,18 +89,18 @@ class HttpServer:
         self._started = -math.inf
 
     def restart_dead(self) -> None:
-        """Starts the server, announces the page once it answers, and starts it again where a part of it has ended.
+        """Starts the server, prints the address of the page once it answers, and restarts it if a part has ended.
 
         Raises:
-            RuntimeError: If a part of it ends before it has answered for the first time.
+            RuntimeError: If a part ends before the first answer.
         """
         if self._arbiter is None:
             if time.monotonic() - self._started >= RESTART_AFTER:
                 self._start()
         elif what := self._ended(self._arbiter):
             if not self._announced:
-                raise RuntimeError(f"{what} before it was ready; see above")
-            logger.warning("%s: the server is started again", what)
+                raise RuntimeError(f"{what} before it was ready: see the log above")
+            logger.warning("%s: restarting the server", what)
             self.stop()
         elif not self._answers and self._ask():
             self._answers = True
@@ -109,7 +109,7 @@ class HttpServer:
                 self._announced = True
 
     def stop(self, patience: float = PATIENCE) -> None:
-        """Ends the arbiter and its workers by SIGTERM; by SIGKILL if that takes too long or the arbiter is gone."""
+        """Ends the arbiter and its workers by SIGTERM; by SIGKILL after `patience` seconds or without the arbiter."""
         if self._arbiter is None:
             return
         if self._arbiter.poll() is None:
@@ -145,7 +145,7 @@ class HttpServer:
         return None
 
     def _ask(self) -> bool:
-        """Whether it answers. Not whether it is ready, which may hang on others, as Redis."""
+        """Whether the server answers. It may not be ready, which depends on other services, e.g. Redis."""
         connection = HTTPConnection(self.url.removeprefix("http://"), timeout=2)
         try:
             connection.request("GET", "/livez")
@@ -157,7 +157,7 @@ class HttpServer:
 
 
 class WorkerPool:
-    """The worker processes beside a server. Each reads a pipe that closes when this process ends, however it does."""
+    """The restoration workers of a server. Each reads a pipe that closes when this process ends, even if killed."""
 
     def __init__(self, count: int, variables: dict[str, str]) -> None:
         self._variables = {**variables, WORKERS: str(count)}
@@ -165,14 +165,14 @@ class WorkerPool:
         self._started, self._pause = [-math.inf] * count, [RESTART_AFTER] * count
 
     def restart_dead(self) -> None:
-        """Starts the workers, and again those that ended, less and less often where they end at once."""
+        """Starts workers that are not running; the pause doubles, up to 60 s, while a worker ends at once."""
         now = time.monotonic()
         for index, worker in enumerate(self._workers):
             age = now - self._started[index]
             if age < self._pause[index] or (worker is not None and worker.poll() is None):
                 continue
             if worker is not None:
-                logger.warning("a worker ended with exit code %d: another takes its place", worker.returncode)
+                logger.warning("a worker ended with exit code %d: restarting it", worker.returncode)
                 _close_stdin(worker)
                 at_once = age < 2 * self._pause[index]
                 self._pause[index] = min(2 * self._pause[index], 60) if at_once else RESTART_AFTER
@@ -180,17 +180,17 @@ class WorkerPool:
                 [sys.executable, "-m", RESTORER],
                 stdin=subprocess.PIPE,
                 env=self._variables,
-                start_new_session=True,  # Ctrl-C is for this process alone, which then stops them
+                start_new_session=True,  # Ctrl-C reaches only this process, which then stops them
             )
             self._started[index] = now
 
     def ask_to_stop(self) -> None:
-        """Lets the workers put their jobs back."""
+        """Asks the workers to return their jobs to the queue and end."""
         for worker in filter(None, self._workers):
             _close_stdin(worker)
 
     def stop(self) -> None:
-        """Waits until the workers have ended, and kills those that take too long."""
+        """Waits until the workers have ended; kills them after PATIENCE seconds."""
         self.ask_to_stop()
         for worker in filter(None, self._workers):
             try:
@@ -201,10 +201,10 @@ class WorkerPool:
 
 
 def environment(home: str, jobs: str | None = None) -> dict[str, str]:
-    """A server's environment with a home of its own, since two servers in one disturb each other."""
+    """The environment of a server, with its own home folder, since servers in one home disturb each other."""
     return {
         **os.environ,
-        # Not an argument, since a URL may hold a password, and everybody sees arguments.
+        # Not an argument: a URL may contain a password, and all users can see arguments.
         **({JOBS: jobs} if jobs else {}),
         "BENTOML_HOME": home,
         "GRADIO_TEMP_DIR": os.path.join(home, "gradio"),
@@ -212,11 +212,11 @@ def environment(home: str, jobs: str | None = None) -> dict[str, str]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises: OSError if nothing can listen there, saying why."""
+    """Raises: OSError with the reason if the address cannot be bound."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
-        raise OSError(f"no host is called {host!r}: choose another --host, as 127.0.0.1 or 0.0.0.0") from None
+        raise OSError(f"unknown host {host!r}: choose another --host, e.g. 127.0.0.1 or 0.0.0.0") from None
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -229,17 +229,17 @@ def check_port(host: str, port: int) -> None:
 
 
 def _close_stdin(process: subprocess.Popen[bytes]) -> None:
-    """Asks a process to end that reads the pipe at its standard input."""
+    """Asks a process to end; it reads the pipe at its standard input."""
     if process.stdin is not None:
         process.stdin.close()
 
 
 def _http_workers(arbiter: int) -> set[psutil.Process]:
-    """The worker processes of an arbiter that have not ended."""
+    """The running worker processes of an arbiter."""
     found = set()
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(arbiter).children():
-            with suppress(psutil.NoSuchProcess):  # a zombie, too
+            with suppress(psutil.NoSuchProcess):  # also raised for a zombie
                 if HTTP_WORKER in child.cmdline():
                     found.add(child)
     return found
@@ -253,13 +253,13 @@ def _lives(process: psutil.Process) -> bool:
 
 @contextmanager
 def private_folder() -> Iterator[str]:
-    """A temporary folder that no other user may enter, removed at the end.
+    """A temporary folder that only this user can access, removed at the end.
 
-    Folders of servers that were killed are removed first: nobody holds the lock of theirs.
+    Folders of killed servers are removed first; their lock is free.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*/{LOCK}"):
-        with suppress(OSError), left.open("r+") as lock:  # of another user, or gone meanwhile
-            old = time.time() - os.fstat(lock.fileno()).st_mtime > 60  # else it may not be locked yet
+        with suppress(OSError), left.open("r+") as lock:  # of another user, or removed meanwhile
+            old = time.time() - os.fstat(lock.fileno()).st_mtime > 60  # a newer one may not be locked yet
             if old and _locked(lock) and left.parent.lstat().st_uid == os.geteuid():
                 shutil.rmtree(left.parent, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as folder:
@@ -269,7 +269,7 @@ def private_folder() -> Iterator[str]:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Locks a file until it is closed; False if another process has locked it, or where there are no such locks."""
+    """Locks a file until it is closed; False if another process holds the lock, or locks are not supported."""
     try:
         import fcntl
     except ImportError:

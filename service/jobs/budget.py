@@ -1,12 +1,12 @@
-"""What a restoration may take at most, checked before it is accepted: time of a worker, and memory."""
+"""Limits for the time and memory of a restoration, checked before it is accepted."""
 
 from sparsegen.restoration.settings import Task
 from sparsegen.service.settings import ServiceSettings, variable
 
 # Processor seconds per unit of effort: the median of the 168 runs of table 3 with the fast preset.
 DEFAULT_PACE = 2.1e-6
-# Choice: the pace that was measured counts within these bounds, so that no one can make large jobs look cheap, or
-# small ones expensive, by jobs that end early or late.
+# Choice: the measured pace is clipped to these bounds, so that jobs that end early or late cannot make the estimates of
+# others much too low or too high.
 PACES = (DEFAULT_PACE / 4, DEFAULT_PACE * 4)
 
 
@@ -14,10 +14,10 @@ def check_budget(task: Task, height: int, width: int, pace: float | None, settin
     """Checks the expected hours and gigabytes of a task whose result has this size.
 
     Args:
-        pace: Measured seconds per unit of effort (`Store.pace`), None if no job was measured yet.
+        pace: Measured seconds per unit of effort (`Store.pace`); None if no job was measured yet.
 
     Raises:
-        ValueError: With what is expected, the limit and the remedy.
+        ValueError: With the estimate, the limit and the remedy.
     """
     pace = DEFAULT_PACE if pace is None else min(max(pace, PACES[0]), PACES[1])
     hours = task.effort(height, width) * pace / 3600

@@ -1,8 +1,8 @@
 """A process that decodes uploaded pictures within limits: python -m sparsegen.service.jobs.decoder MB SECONDS.
 
-It reads requests from standard input and writes answers to standard output, one after the other, and ends when
-standard input does. Both are a line of JSON followed by bytes, never pickle: a picture may find a fault in a
-decoder, and what such a process answers must not run code in the one that asked.
+It reads requests from standard input, writes answers to standard output, and ends when standard input closes. Both
+are a line of JSON followed by bytes, never pickle: a picture may exploit a bug in a decoder, and the answers of such
+a process must not run code in the server.
 """
 
 import json
@@ -17,7 +17,7 @@ ERRORS = {kind.__name__: kind for kind in (TooLarge, ImportError, ValueError)}  
 
 
 def limit(megabytes: int) -> None:
-    """Bounds what this process may take: address space, files it writes, core dumps. Not on Windows."""
+    """Limits the address space, written files and core dumps of this process. No effect on Windows."""
     if sys.platform == "win32":
         return
     import resource
@@ -31,7 +31,7 @@ def limit(megabytes: int) -> None:
 
 
 def limit_next(seconds: int) -> None:
-    """Bounds the processor seconds from now on; beyond them the kernel kills this process."""
+    """Limits the processor seconds from now on; then the kernel kills this process. No effect on Windows."""
     if sys.platform == "win32":
         return
     import resource
@@ -42,19 +42,19 @@ def limit_next(seconds: int) -> None:
 
 
 def answer(request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """Decodes one picture; returns the head of the answer and the parts that follow it."""
+    """Decodes one picture; returns the head of the answer and the bytes that follow it."""
     try:
         picture = read_picture(content, request["name"], request["max_pixels"], request["min_side"])
     except tuple(ERRORS.values()) as error:
         if isinstance(error.__cause__, MemoryError):
-            sys.exit("out of memory")  # which is said to the client where the limit is known
+            sys.exit("out of memory")  # `decoding` reports the limit
         kind = next(name for name, kind in ERRORS.items() if isinstance(error, kind))
         return {"error": kind, "sentence": str(error)}, []
     return pack(picture)
 
 
 def pack(picture: Picture) -> tuple[dict[str, Any], list[bytes]]:
-    """A picture as a head and bytes; `decoding.unpack` undoes it."""
+    """Converts a picture to a head and bytes; the reverse is `decoding._Decoder._unpack`."""
     head = {
         "shape": picture.pixels.shape,
         "alpha": None if picture.alpha is None else picture.alpha.dtype.str,
@@ -68,7 +68,7 @@ def pack(picture: Picture) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def main(megabytes: int, seconds: int, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answers until there are no more requests."""
+    """Answers requests until `requests` ends."""
     limit(megabytes)
     while line := requests.readline():
         request = json.loads(line)
@@ -83,5 +83,5 @@ def main(megabytes: int, seconds: int, requests: IO[bytes], answers: IO[bytes]) 
 
 if __name__ == "__main__":
     with os.fdopen(0, "rb") as source, os.fdopen(os.dup(1), "wb") as sink:
-        os.dup2(2, 1)  # what a decoder prints is no answer
+        os.dup2(2, 1)  # output of a decoder must not mix with the answers
         main(int(sys.argv[1]), int(sys.argv[2]), source, sink)

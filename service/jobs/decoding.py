@@ -1,4 +1,4 @@
-"""Decodes uploaded pictures in processes with limits: a small file may take gigabytes, or find a fault in a decoder."""
+"""Decodes uploads in processes with limits: a small file may need gigabytes, or exploit a bug in a decoder."""
 
 import atexit
 import io
@@ -27,27 +27,27 @@ from sparsegen.service.settings import ServiceSettings
 logger = logging.getLogger(__name__)
 
 DECODER = "sparsegen.service.jobs.decoder"
-MAX_WAITING = 8  # pictures for which no decoder is free
-PER_CLIENT = 2  # pictures that are decoded or wait
-MAX_HEAD = 1 << 20  # bytes of the line before a picture; its notes are the most of it
+MAX_WAITING = 8  # pictures that wait for a decoder
+PER_CLIENT = 2  # pictures of a client that are decoded or wait
+MAX_HEAD = 1 << 20  # bytes of the JSON line before a picture, mostly notes
 MAX_SENTENCE = 500
-MAX_PROFILE = 32 << 20  # bytes of a color profile, which is a part of an upload
-START = 10.0  # seconds; a decoder needs a fraction of one to start
-READS = 200  # pictures after which a decoder is replaced, since its memory is fragmented by then
-# All that a decoder sees of the environment, which may hold passwords.
+MAX_PROFILE = 32 << 20  # bytes of a color profile
+START = 10.0  # seconds to start a decoder; usually less than one
+READS = 200  # pictures after which a decoder is replaced, because its memory fragments
+# The variables that a decoder gets; others may contain passwords.
 INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL")
 SINGLE = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TIFFFILE_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"
-)  # each thread more takes address space, which is limited
+)  # each thread takes address space, which is limited
 
 
 class DecodersBusy(Busy):
-    """All decoders are at work, and enough pictures wait for one, or one has waited long enough."""
+    """All decoders are busy, and too many pictures wait, or one has waited too long."""
 
     status = 503
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(f"{sentence}: try again in a moment", 2)
+        super().__init__(f"{sentence}: retry in a moment", 2)
 
     @classmethod
     def at(cls, limit: int, whose: str = "") -> "DecodersBusy":
@@ -55,17 +55,17 @@ class DecodersBusy(Busy):
 
 
 class _Gone(Exception):
-    """A decoder ended, or answered what none would."""
+    """A decoder ended, or sent an invalid answer."""
 
 
 class Decoders:
-    """A pool of processes that decode; one is started when a picture needs it, and reused.
+    """A pool of decoder processes, which are started on demand and reused.
 
-    Pictures are decoded side by side, up to `settings.decoders` of them; MAX_WAITING more wait for their turn.
+    Up to `settings.decoders` pictures are decoded in parallel; MAX_WAITING more wait.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
-        self._options = settings
+        self._settings = settings
         self._slots = threading.BoundedSemaphore(settings.decoders)
         self._places = threading.BoundedSemaphore(settings.decoders + MAX_WAITING)
         self._idle: list[_Decoder] = []  # append and pop are atomic
@@ -75,26 +75,25 @@ class Decoders:
     def read(
         self, source: bytes | Path, name: str, max_pixels: int, min_side: int = MIN_SIDE, client: str = ""
     ) -> Picture:
-        """Reads a picture as `pictures.reading.read_picture` does, with its errors, within the limits.
+        """Reads a picture within the limits, like `pictures.reading.read_picture`, with the same errors.
 
         Args:
-            source: the content of a file, or the path of a file that is ours; opened here, not in the decoder.
-
-            client: who sent it, and may send PER_CLIENT at once; unless one is named, only MAX_WAITING counts.
+            source: Content of a file, or path of a file of the server, which is opened here, not in the decoder.
+            client: The sender, who may have PER_CLIENT pictures at once; "": only MAX_WAITING applies.
 
         Raises:
             DecodersBusy: If too many wait.
             ValueError: If the limits are exceeded.
         """
         with self._slot(client):
-            decoder = self._idle.pop() if self._idle else _Decoder(self._options)
+            decoder = self._idle.pop() if self._idle else _Decoder(self._settings)
             try:
                 picture = decoder.read(source, name, max_pixels, min_side)
             except _Gone:
                 decoder.end()
                 raise ValueError(
-                    f"{name} takes more than {self._options.decoder_seconds} seconds or "
-                    f"{self._options.decoder_mb} MB to decode, the limits here: save it anew, as a plain PNG"
+                    f"{name} takes more than {self._settings.decoder_seconds} seconds or "
+                    f"{self._settings.decoder_mb} MB to decode, the limits of this server: save it as a plain PNG"
                 ) from None
             except tuple(ERRORS.values()):
                 self._put_back(decoder)
@@ -106,7 +105,7 @@ class Decoders:
             return picture
 
     def close(self) -> None:
-        """Ends the decoders that are idle; those at work end with their picture's reader."""
+        """Ends the idle decoders; busy ones are ended by the call that uses them."""
         while self._idle:
             self._idle.pop().end()
 
@@ -136,12 +135,12 @@ class Decoders:
 
 
 def patience(settings: ServiceSettings) -> float:
-    """Seconds after which a decoder is killed: the kernel counts processor time, this the time of a clock."""
+    """Seconds of real time after which a decoder is killed; the kernel limits only processor time."""
     return START + 3 * settings.decoder_seconds
 
 
 class _Decoder:
-    """One process that decodes, and what is said to it."""
+    """One decoder process, and the exchange of messages with it."""
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.reads = 0
@@ -151,14 +150,14 @@ class _Decoder:
             [sys.executable, "-m", DECODER, str(settings.decoder_mb), str(settings.decoder_seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # decoders print what strangers wrote
+            stderr=subprocess.DEVNULL,  # decoders may print content of pictures
             env=environment | SINGLE,
-            start_new_session=True,  # Ctrl-C is for the server, whose end closes standard input
+            start_new_session=True,  # Ctrl-C reaches only the server; its end closes standard input
         )
         self._requests, self._answers = _pipes(self._process)
 
     def read(self, source: bytes | Path, name: str, max_pixels: int, min_side: int) -> Picture:
-        """Raises: _Gone if the process does not answer as it should; else the errors of `read_picture`."""
+        """Raises: _Gone if the process ends or its answer is invalid; else the errors of `read_picture`."""
         self.reads += 1
         watchdog = threading.Timer(self._patience, self._process.kill)
         watchdog.start()
@@ -183,7 +182,7 @@ class _Decoder:
         self._requests.flush()
 
     def _unpack(self, head: dict[str, Any], max_pixels: int) -> Picture:
-        """Undoes `decoder.pack`.  Raises: KeyError, TypeError, ValueError for what is no picture within the limits."""
+        """Reverses `decoder.pack`.  Raises: KeyError, TypeError, ValueError for an invalid or too large picture."""
         height, width, channels = head["shape"]
         if not (0 < height * width <= max_pixels and channels in (1, 3)):
             raise ValueError(f"a decoder answered with pixels of {head['shape']}")
@@ -200,23 +199,23 @@ class _Decoder:
         return np.frombuffer(self._take(count * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
     def _take(self, size: int) -> bytearray:
-        """Raises: ValueError if the process ends before."""
+        """Reads `size` bytes of the answer.  Raises: ValueError if the process ends before."""
         taken = bytearray(size)
         if self._answers.readinto(taken) != size:
             raise ValueError("a decoder ended in the middle of its answer")
         return taken
 
     def end(self) -> int:
-        """Ends the process, whatever it does, and returns its exit code."""
+        """Kills the process, and returns its exit code."""
         self._process.kill()
         for pipe in (self._requests, self._answers):
-            with suppress(OSError):  # what was not written when it ended
+            with suppress(OSError):  # unwritten bytes
                 pipe.close()
         return self._process.wait()
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], io.BufferedReader]:
-    """The ends of the pipes to a process.  Raises: TypeError if it was started without them."""
+    """The pipes of a process.  Raises: TypeError if it was started without them."""
     if process.stdin is None or not isinstance(process.stdout, io.BufferedReader):
         raise TypeError("a decoder must have buffered pipes at its standard input and output")
     return process.stdin, process.stdout
@@ -224,7 +223,7 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], io.BufferedRead
 
 @cache
 def decoders() -> Decoders:
-    """Those of this process, with the limits of its environment."""
+    """The pool of this process, with the limits of its environment."""
     pool = Decoders(ServiceSettings.from_environment())
     atexit.register(pool.close)
     return pool

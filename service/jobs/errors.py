@@ -1,39 +1,39 @@
-"""What can be wrong with the jobs, in sentences for people."""
+"""Errors of the job store, each with a sentence for the operator or the client."""
 
 import math
 
-LEASE = 15.0  # seconds without a sign of life after which a worker is taken for dead
+LEASE = 15.0  # seconds without a heartbeat after which a worker is considered dead
 
 
 class StoreError(RuntimeError):
-    """The store of the jobs cannot be used; one sentence says why, and is for whoever runs the server.
+    """The job store cannot be used; the message is for the operator of the server.
 
-    `public` is for clients: it names no path and no URL.
+    `public` is the message for clients, without paths and URLs.
     """
 
-    public = "the store of the jobs cannot be used: the log of the server says why"
+    public = "the job store cannot be used: the log of the server has the reason"
 
 
 class NoStore(StoreError, ValueError):
-    """What was given as the place of the store is none."""
+    """The given place is not a job store."""
 
 
 class FileError(StoreError):
-    public = "the file of the jobs cannot be read or written: the log of the server says why"
+    public = "the file of the jobs cannot be read or written: the log of the server has the reason"
 
 
 class RedisDown(StoreError):
-    public = "Redis, which keeps the jobs, cannot be used: the log of the server says why"
+    public = "Redis, which stores the jobs, cannot be used: the log of the server has the reason"
 
 
 class StoreFull(StoreError):
-    """There is no room in the store."""
+    """The store is full."""
 
-    public = "the server has no room for another job: try again later"
+    public = "the server has no room for another job: retry later"
 
 
 class Busy(RuntimeError):
-    """No further job is taken now; `retry_after` says in how many seconds to ask again, `status` is HTTP's."""
+    """No job is accepted now; retry after `retry_after` seconds. `status` is the HTTP status."""
 
     status = 429
 
@@ -43,13 +43,12 @@ class Busy(RuntimeError):
 
 
 class NoWorker(Busy):
-    """Nobody would do a job."""
+    """No worker is running."""
 
     status = 503
 
     def __init__(self) -> None:
         super().__init__(
-            f"no worker gave a sign of life within {LEASE:.0f} seconds, so nobody would do the job: "
-            f"start one with `sparsegen worker`",
+            f"no worker is running (no heartbeat within {LEASE:.0f} seconds): start one with `sparsegen worker`",
             LEASE,
         )

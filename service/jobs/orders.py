@@ -1,4 +1,4 @@
-"""What a client asks to have restored: read from a form, checked, and submitted as a job."""
+"""Restoration requests: reading from a form, checks, and submission as a job."""
 
 import asyncio
 import re
@@ -20,8 +20,8 @@ from sparsegen.service.jobs.store import FILES, MAX_WAITING, STORED_PIXELS, Stat
 from sparsegen.service.settings import ServiceSettings
 
 MAX_UPLOAD = 32 << 20
-MAX_PIXELS = STORED_PIXELS  # of the picture that is computed
-TILED = f"{LARGEST / 1e6:g} million"  # pixels, of the command line
+MAX_PIXELS = STORED_PIXELS  # of the result
+TILED = f"{LARGEST / 1e6:g} million"  # pixels; the limit of the command line
 SCALARS = [field.name for field in fields(Task)]
 TEXTS = {*SCALARS, *OLD_NAMES}
 INTEGERS = ("seed", "iterations", "ensemble_size", "members", "by")
@@ -30,14 +30,14 @@ NUMBERS: dict[str, type[int] | type[float]] = {
     "sigma": float,
     **dict.fromkeys(INTEGERS, int),
 }
-TURN_SECONDS = 20.0  # that an upload waits at most to be read
-STORE_SECONDS = 20.0  # more than the store of the jobs takes, or Redis to be found away
+TURN_SECONDS = 20.0  # maximum wait of an upload before it is read
+STORE_SECONDS = 20.0  # upper bound for the job store, including the timeout of Redis
 
 
 class Turns:
-    """Whose upload is held in memory and read: one of each client, a few at once; the others lie on the disk.
+    """Limits the uploads that are in memory and decoded: one per client, a few in total; others stay on the disk.
 
-    One client's pictures, which may take long to decode, so keep no decoder from all others.
+    So the pictures of one client, which may take long to decode, do not block the decoders for the others.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
@@ -47,7 +47,7 @@ class Turns:
 
     @asynccontextmanager
     async def of(self, client: str) -> AsyncIterator[None]:
-        """Waits for a turn.  Raises: DecodersBusy if too many wait, of all or of this client, or it takes too long."""
+        """Waits for a turn.  Raises: DecodersBusy if too many wait (in total or per client), or after TURN_SECONDS."""
         if self._all.statistics().tasks_waiting >= MAX_WAITING:
             raise DecodersBusy.at(MAX_WAITING)
         if self._clients[client] >= self._quota:
@@ -75,7 +75,7 @@ class Turns:
 
 @dataclass(frozen=True)
 class Order:
-    """A request that was checked: its task, the picture, notes on it, and the height and width of the result."""
+    """A checked request: its task, picture and notes, and the (height, width) of the result."""
 
     task: Task
     image: Picture
@@ -84,19 +84,19 @@ class Order:
 
 
 def longest_submission() -> float:
-    """Seconds in which POST /restore answers whatever it is given: the sum of all that limits itself."""
+    """Maximum seconds until POST /restore answers: the sum of the limits of its steps."""
     return TURN_SECONDS + len(FILES) * patience(ServiceSettings.from_environment()) + STORE_SECONDS
 
 
 def check_room(store: Store, client: str) -> None:
-    """Raises: Busy, NoWorker, StoreError if `order` would refuse whatever this client asks."""
+    """Raises: Busy, NoWorker, StoreError if `order` would refuse any request of this client."""
     store.check_room(client=client, quota=ServiceSettings.from_environment().jobs_per_client)
 
 
 def order(
     store: Store, given: Mapping[str, str], files: Mapping[str, bytes], client: str
 ) -> tuple[Status, Picture]:
-    """Checks a request and submits it as a job; returns the status of the job, and the picture that was given.
+    """Checks a request and submits it as a job; returns the status of the job, and the given picture.
 
     Raises:
         Refused: As `check`, and with 422 above the budget.
@@ -120,10 +120,10 @@ def order(
 
 
 def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
-    """Checks all of a request.
+    """Checks a request.
 
     Raises:
-        Refused: With 400 for a picture that cannot be read, else with 422.
+        Refused: With 400 or 415 for a picture that cannot be read, else with 422.
         DecodersBusy: If too many pictures wait to be read.
     """
     values: dict[str, object] = {
@@ -143,8 +143,8 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
     if height * width > MAX_PIXELS:
         raise Refused(
             422,
-            f"enlarged by {scale} the image has {width} x {height} pixels, and the limit over HTTP is {MAX_PIXELS:,}: "
-            f"cut a part out, or use the command line, which takes up to {TILED} in tiles",
+            f"enlarged by {scale}, the image has {width} x {height} pixels, and the limit over HTTP is {MAX_PIXELS:,}: "
+            f"crop it, or use the command line, which allows up to {TILED} in tiles",
         )
     try:
         check_damage(task, opened.get("mask"), opened.get("kernel"), image.pixels.shape[:2])
@@ -159,9 +159,9 @@ def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
     wanted = {"image": True, "mask": task.kind == "inpaint", "kernel": task.kernel == "file"}
     for name, needed in wanted.items():
         if needed and name not in files:
-            raise Refused(422, f"{name} is missing: {task.kind} takes it as a file of the form")
+            raise Refused(422, f"{name} is missing: {task.kind} needs it as a file of the form")
         if name in files and not needed:
-            raise Refused(422, f"{task.kind} takes no {name}: leave it out, or say another kind")
+            raise Refused(422, f"{task.kind} takes no {name}: omit it, or choose another kind")
 
 
 def _read(name: str, content: bytes) -> Picture:
@@ -172,7 +172,7 @@ def _read(name: str, content: bytes) -> Picture:
     except ImportError as error:
         raise Refused(415, str(error)) from None
     except TooLarge as error:
-        raise Refused(400, f"{error}; the command line takes up to {TILED}, in tiles") from None
+        raise Refused(400, f"{error}; the command line allows up to {TILED}, in tiles") from None
     except ValueError as error:
         raise Refused(400, str(error)) from None
 
@@ -182,5 +182,5 @@ def _number(name: str, text: str) -> int | float:
     pattern = r"-?\d{1,30}" if kind is int else r"-?\d{1,30}(\.\d{0,30})?([eE][+-]?\d{1,3})?"
     if not re.fullmatch(pattern, text, re.ASCII):
         what = "an integer" if kind is int else "a number"
-        raise Refused(422, f"{name} is {what}, left out for the default; got {text[:60]!r}")
+        raise Refused(422, f"{name} must be {what}, or omitted for the default; got {text[:60]!r}")
     return kind(text)

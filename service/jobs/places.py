@@ -1,4 +1,4 @@
-"""Where jobs are kept: a file, or the URL of a Redis, which may hold a password and must not be shown with it."""
+"""Places of the job store: a file, or the URL of a Redis, whose password must not be shown."""
 
 import os
 import re
@@ -16,38 +16,38 @@ def is_redis(place: str) -> bool:
 
 
 def public(url: str) -> str:
-    """A URL without user, password and options; only its scheme where it cannot be read for certain."""
+    """A URL without user, password and options; only its scheme if the URL is ambiguous."""
     scheme = url.partition("://")[0]
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port is not None else ""
     except ValueError:
         return f"{scheme}://…"
-    if "@" in parts.path + parts.query + parts.fragment:  # a password with /, ? or # in it
+    if "@" in parts.path + parts.query + parts.fragment:  # a password that contains /, ? or #
         return f"{scheme}://…"
     hidden = "…@" if "@" in parts.netloc else ""
     return f"{scheme}://{hidden}{parts.hostname or ''}{port}{parts.path}"
 
 
 def has_password(url: str) -> bool:
-    """Whether a URL may hold a password, before its host or as an option."""
+    """Whether a URL may contain a password, before its host or as an option."""
     return "://" in url and ("@" in url or "password" in unquote(url))
 
 
 def check_redis_url(url: str) -> None:
-    """Raises: ValueError, which shows nothing of a password, if the URL cannot be read for certain."""
+    """Raises: ValueError, without the password, if the URL is ambiguous."""
     if public(url).endswith("://…"):
         raise ValueError(
-            f"the URL of Redis ({public(url)}) cannot be read: in user and password write %25 for %, %2F for /, %3A "
+            f"the URL of Redis ({public(url)}) is ambiguous: in user and password, write %25 for %, %2F for /, %3A "
             "for :, %3F for ?, %23 for # and %40 for @"
         )
 
 
 def default_place() -> str:
-    """What the environment variable SPARSEGEN_JOBS says, else a file in the user's folder for states.
+    """The value of the environment variable SPARSEGEN_JOBS, else a file in the user's state folder (XDG).
 
     Raises:
-        StoreError: Where none of the variables is set and the user has no home folder.
+        StoreError: If neither SPARSEGEN_JOBS nor XDG_STATE_HOME is set and the user has no home folder.
     """
     if own := os.environ.get(ENVIRONMENT):
         return own
@@ -55,5 +55,7 @@ def default_place() -> str:
     try:
         folder = Path(shared) if os.path.isabs(shared) else Path.home() / ".local" / "state"
     except RuntimeError as error:
-        raise StoreError(f"no home folder to keep jobs in: set {ENVIRONMENT} to a file") from error
+        raise StoreError(
+            f"there is no home folder for the file of the jobs: set {ENVIRONMENT} to a file"
+        ) from error
     return str(folder / "sparsegen" / "jobs.sqlite")

@@ -1,4 +1,4 @@
-"""Where the jobs are kept: values by key in one SQLite file, or in Redis, through the storages of huey."""
+"""The storage of the jobs: values by key in one SQLite file or in Redis, with the storages of huey."""
 
 import logging
 import os
@@ -19,14 +19,12 @@ from sparsegen.service.jobs.places import ENVIRONMENT, check_redis_url, is_redis
 logger = logging.getLogger(__name__)
 
 Fault = TypeVar("Fault", bound=Exception)
-Guard = Callable[
-    [], AbstractContextManager[None]
-]  # a context that turns the errors of a storage into StoreErrors
-SHELVES = ("jobs", "attempts", "ends", "workers", "blobs")  # one key-value store each
+Guard = Callable[[], AbstractContextManager[None]]  # converts the errors of a storage to StoreErrors
+TABLES = ("jobs", "attempts", "ends", "workers", "blobs")  # one `KeyValueStore` each
 
 
 class KeyValueStore:
-    """Bytes by name that outlive a process: one storage of huey, its errors told in a sentence."""
+    """Persistent bytes by key: one storage of huey, which raises StoreErrors."""
 
     def __init__(self, storage: BaseStorage, guard: Guard) -> None:
         self.storage, self._guard = storage, guard
@@ -48,7 +46,7 @@ class KeyValueStore:
             self.storage.put_data(key, value)
 
     def create(self, key: str, value: bytes) -> bool:
-        """Writes what is not there yet; of several processes, one is told True."""
+        """Writes a value unless the key exists; of several processes, one gets True."""
         with self._guard():
             return bool(self.storage.put_if_empty(key, value))
 
@@ -68,16 +66,16 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Storage:
-    """What a `Store` keeps its jobs in.
+    """The storage of a `Store`.
 
     Attributes:
-        shelves: Key-value stores by the names of SHELVES.
-        clock: Seconds since 1970, the same for all servers and workers.
-        close: Ends all connections.
-        scrub: Overwrites what was deleted, if the storage keeps that.
+        tables: Key-value stores by the names in TABLES.
+        clock: Returns seconds since 1970, the same for all servers and workers.
+        close: Closes all connections.
+        scrub: Overwrites deleted data, if the storage keeps it.
     """
 
-    shelves: Mapping[str, KeyValueStore]
+    tables: Mapping[str, KeyValueStore]
     clock: Callable[[], float]
     close: Callable[[], None]
     scrub: Callable[[], None] = _nothing
@@ -92,7 +90,7 @@ def open_storage(where: str) -> Storage:
     if is_redis(where):
         return _open_redis(where)
     if "://" in where:
-        raise NoStore(f"jobs are kept in a file or at redis://…; got {public(where)!r}")
+        raise NoStore(f"the place of the jobs must be a file or redis://…; got {public(where)!r}")
     return _open_sqlite(Path(where).expanduser().absolute())
 
 
@@ -100,30 +98,30 @@ def _open_sqlite(path: Path) -> Storage:
     def store_error(error: sqlite3.Error) -> StoreError:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             return StoreFull(f"no room for jobs in {path}: the disk is full, free some space")
-        return FileError(f"jobs cannot be kept in {path} ({error}): set {ENVIRONMENT} to another file")
+        return FileError(f"jobs cannot be stored in {path} ({error}): set {ENVIRONMENT} to another file")
 
     guard = _guard(sqlite3.Error, store_error)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds people's pictures
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it contains pictures of users
     except OSError as error:
         raise FileError(
-            f"jobs cannot be kept in {path} ({error.strerror}): set {ENVIRONMENT} to another file"
+            f"jobs cannot be stored in {path} ({error.strerror}): set {ENVIRONMENT} to another file"
         ) from error
     with guard():
-        storages = {name: _Sqlite(name, filename=str(path), cache_mb=1) for name in SHELVES}
+        storages = {name: _Sqlite(name, filename=str(path), cache_mb=1) for name in TABLES}
 
     def close() -> None:
         for storage in storages.values():
             storage.close()
 
     def scrub() -> None:
-        """Empties the write-ahead log, which holds deleted pictures; where others read it, their next write does."""
+        """Empties the write-ahead log, which contains deleted pictures; while others read it, their next write does."""
         with guard():
             storages["blobs"].conn.execute("pragma wal_checkpoint(truncate)")
 
-    shelves = {name: KeyValueStore(storage, guard) for name, storage in storages.items()}
-    return Storage(shelves, time.time, close, scrub)
+    tables = {name: KeyValueStore(storage, guard) for name, storage in storages.items()}
+    return Storage(tables, time.time, close, scrub)
 
 
 def _open_redis(url: str) -> Storage:
@@ -142,38 +140,44 @@ def _open_redis(url: str) -> Storage:
     def store_error(error: Exception) -> StoreError:
         if isinstance(error, OutOfMemoryError):
             return StoreFull(f"no room for jobs in {public(url)}: raise its maxmemory")
-        away = isinstance(error, NoConnection | NoAnswer) and not isinstance(error, AuthenticationError)
-        remedy = "is Redis running there?" if away else "check user, password and database of the URL"
-        return RedisDown(f"jobs cannot be kept in {public(url)} ({error}): {remedy}")
+        unreachable = isinstance(error, NoConnection | NoAnswer) and not isinstance(
+            error, AuthenticationError
+        )
+        remedy = (
+            "check that Redis is running there"
+            if unreachable
+            else "check user, password and database of the URL"
+        )
+        return RedisDown(f"jobs cannot be stored in {public(url)} ({error}): {remedy}")
 
     guard = _guard((RedisError, ConfigurationError), store_error)
     with guard():
         try:
             pool = ConnectionPool.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-            pool.make_connection()  # takes the options; nothing is connected yet
-        except (TypeError, ValueError):  # their sentences may quote a part of a password
+            pool.make_connection()  # checks the options without connecting
+        except (TypeError, ValueError):  # their messages may quote a part of a password
             raise NoStore(
-                f"the URL of Redis ({public(url)}) has an option that its client does not know, or a value it cannot "
-                "use: give what follows the ? as username=, password= or db="
+                f"the URL of Redis ({public(url)}) has an unknown option or an invalid value: the options after "
+                "the ? are username=, password= and db="
             ) from None
-        storages = {name: RedisStorage(f"sparsegen_{name}", connection_pool=pool) for name in SHELVES}
+        storages = {name: RedisStorage(f"sparsegen_{name}", connection_pool=pool) for name in TABLES}
         storages["blobs"] = _RedisKeys("sparsegen_blobs", connection_pool=pool)
 
     def clock() -> float:
-        """The time of Redis, since the clocks of machines differ."""
+        """The time of Redis, because the clocks of machines differ."""
         with guard():
             seconds, microseconds = storages["jobs"].conn.time()
         return seconds + microseconds / 1e6
 
-    shelves = {name: KeyValueStore(storage, guard) for name, storage in storages.items()}
+    tables = {name: KeyValueStore(storage, guard) for name, storage in storages.items()}
     clock()  # fails if Redis cannot be reached
     with guard():
         _check_policy(storages["jobs"].conn, public(url))
-    return Storage(shelves, clock, pool.disconnect)
+    return Storage(tables, clock, pool.disconnect)
 
 
 class _Sqlite(SqliteStorage):
-    """A storage that overwrites what is deleted with zeros."""
+    """A storage that overwrites deleted data with zeros."""
 
     def _create_connection(self) -> sqlite3.Connection:
         connection = super()._create_connection()
@@ -182,9 +186,9 @@ class _Sqlite(SqliteStorage):
 
 
 class _RedisKeys(RedisStorage):
-    """A storage with a key of Redis per value, where huey's has one hash of all.
+    """A storage with one Redis key per value, where huey uses one hash for all values.
 
-    A Redis that evicts keys then drops single pictures, not all of them at once.
+    A Redis that evicts keys then drops single pictures, not all at once.
     """
 
     def _full(self, key: str) -> str:
@@ -210,7 +214,7 @@ class _RedisKeys(RedisStorage):
 
 
 def _check_policy(connection: Any, place: str) -> None:
-    """Warns where Redis may drop jobs to make room for others."""
+    """Warns if Redis may evict jobs when its memory is full."""
     from redis.exceptions import ResponseError
 
     try:
@@ -220,7 +224,7 @@ def _check_policy(connection: Any, place: str) -> None:
         return
     if policy.startswith("allkeys"):
         logger.warning(
-            "Redis at %s drops keys when its memory is full (maxmemory-policy %s), and with them jobs and pictures: "
+            "Redis at %s evicts keys when its memory is full (maxmemory-policy %s), including jobs and pictures: "
             "set maxmemory-policy to noeviction",
             place,
             policy,

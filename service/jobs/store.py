@@ -1,13 +1,13 @@
-"""The restoration jobs: what was asked, who works on it, how it ended; in one SQLite file, or in Redis.
+"""The restoration jobs: requests, attempts of workers, and ends, in one SQLite file or in Redis.
 
-Nothing here is read, changed and written back. A job is claimed by creating the key of its next attempt, and
-ended by creating its end: of several processes the storage lets one create a key, whichever is killed when. What
-a worker writes while it works carries the number of its attempt, so that one that comes back from the dead
-cannot touch the work of its successor. An attempt is lost once its worker gave no sign of life for LEASE seconds.
+No value is read, changed and written back. A job is claimed by creating the key of its next attempt, and ended by
+creating the key of its end; the storage lets only one process create a key. The data of a worker has the number of
+its attempt in its key, so a worker that resumes after its lease cannot change the data of its successor. An attempt
+is lost if its worker sends no heartbeat for LEASE seconds.
 
-Choice: of huey, the storages, which are the same for SQLite and Redis, and neither its queue nor its consumer. A
-task that huey has dequeued is gone if the worker is killed; and its messages are pickled, so that whoever can
-write to a Redis could run code in the workers. The unfinished jobs, in order, are the queue.
+Choice: only the storages of huey, which have one interface for SQLite and Redis, not its queue and consumer. A task
+that huey has dequeued is lost if the worker is killed, and its messages are pickled, so anyone who can write to the
+Redis could run code in the workers. The queue is the unfinished jobs in the order of their numbers.
 """
 
 import json
@@ -23,26 +23,26 @@ from typing import Any, Literal, TypedDict
 
 from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError
 from sparsegen.service.jobs.places import default_place
-from sparsegen.service.jobs.storage import SHELVES, KeyValueStore, open_storage
+from sparsegen.service.jobs.storage import TABLES, KeyValueStore, open_storage
 from sparsegen.service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_EVERY = 3.0
+HEARTBEAT_EVERY = 3.0  # seconds
 KEEP = 24 * 3600.0  # seconds from the end of a job to its removal
 MAX_WAITING = 16
-MAX_LOST = 3  # attempts that ended with their worker, after which a job is failed
-TELLING = 5.0  # seconds; a shorter job was mostly a start, and does not tell how long others take
-DRAFT = 600.0  # seconds after which a job whose submission did not end is removed
+MAX_LOST = 3  # attempts whose worker died, after which a job fails
+MIN_MEASURED = 5.0  # seconds; shorter jobs are mostly start-up, and do not count for the pace
+DRAFT = 600.0  # seconds after which an unfinished submission is removed
 FILES = ("image", "mask", "kernel")
-REMOVED = "removed"  # of an end: somebody deleted the job
-LIVE = ("waiting", "running")  # of the words for where a job is; the others are of ends
+REMOVED = "removed"  # status of an end: the job was deleted
+LIVE = ("waiting", "running")  # states of unfinished jobs; the others are of finished ones
 ID = re.compile("[0-9a-f]{32}")
-JOB_NOT_FOUND = (
-    "There is no job {!r}: it never was, was deleted, or ended a day ago, or earlier if the store was full."
+JOB_NOT_FOUND = (  # of the id
+    "There is no job {!r}: it never existed, was deleted, or expired (a day after its end, or earlier in a full store)."
 )
-END_SIZE = 64 << 10  # bytes that an end counts beside its picture, since `sweep` reads all of them
-STORED_PIXELS = 1_000_000  # of a picture that lies here, whether it was uploaded or restored
+END_SIZE = 64 << 10  # bytes that an end counts in addition to its picture, since `sweep` reads all ends
+STORED_PIXELS = 1_000_000  # maximum of a stored picture, uploaded or restored
 PROGRESS = (
     "iteration",
     "fraction",
@@ -56,12 +56,12 @@ State = Literal["waiting", "running", "done", "failed", "canceled"]
 
 
 class Status(TypedDict):
-    """The state of a job, as GET /restore/ID returns it; None is not known, or not known yet.
+    """The state of a job, as returned by GET /restore/ID; None: unknown, or not yet known.
 
     Fields:
-        position: Place in the queue, the first being 1, of a job that waits.
+        position: Position of a waiting job in the queue, from 1.
         fraction: Estimated share of the work that is done, 0 to 1.
-        seconds, seconds_left: Duration so far, and its estimated rest.
+        seconds, seconds_left: Duration so far, and estimated rest.
         history: Pairs of iteration and the statistic of the stopping rule.
     """
 
@@ -81,7 +81,7 @@ class Status(TypedDict):
 
 @dataclass(frozen=True)
 class Claim:
-    """One attempt at one job, held by one worker."""
+    """An attempt at a job, held by one worker."""
 
     id: str
     attempt: int
@@ -96,7 +96,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Live:
-    """An unfinished job: its record, its attempts from the first to the last, and whether the last goes on."""
+    """An unfinished job: its record, its attempts in order, and whether the last one is running."""
 
     id: str
     record: Json
@@ -109,26 +109,26 @@ class Live:
 
     @property
     def lost(self) -> int:
-        """Attempts that ended with their worker, the last one included unless it goes on."""
+        """The number of attempts whose worker died, including the last one unless it is running."""
         return sum(not attempt.get("given_back") for attempt in self.attempts) - self.running
 
 
 class Store:
-    """The jobs of all servers and workers that were given the same place; see `open_store`."""
+    """The jobs of all servers and workers that use the same place; see `open_store`."""
 
     def __init__(
         self,
-        shelves: Mapping[str, KeyValueStore],
+        tables: Mapping[str, KeyValueStore],
         clock: Callable[[], float],
         close: Callable[[], None],
         scrub: Callable[[], None] = lambda: None,
         room: float = math.inf,
     ) -> None:
-        """`scrub` overwrites what was deleted, where the storage keeps that; `room` is in bytes, see `sweep`."""
-        self.jobs, self.attempts, self.ends, self.workers, self.blobs = (shelves[name] for name in SHELVES)
+        """`scrub` overwrites deleted data, if the storage keeps it; `room` is in bytes, see `sweep`."""
+        self.jobs, self.attempts, self.ends, self.workers, self.blobs = (tables[name] for name in TABLES)
         self.clock, self.close, self._scrub, self.room = clock, close, scrub, room
 
-    # What a server does.
+    # Methods for servers.
 
     def submit(
         self,
@@ -140,12 +140,12 @@ class Store:
         client: str = "",
         quota: int = MAX_WAITING,
     ) -> Status:
-        """Takes a job, and returns its status; `effort` is how much work it is, beside others.
+        """Adds a job, and returns its status; `effort` is its estimated work (`Task.effort`).
 
-        A `client` has `quota` unfinished jobs at most; unless one is named, only `limit` counts.
+        A `client` may have `quota` unfinished jobs; with "" only `limit` applies.
 
-        Its draft is written before it is known whether there is room, so that servers that ask at the same
-        time never take more than `limit`; and a draft is nothing that a worker would claim.
+        A draft is written before the limits are checked, so that concurrent servers together never exceed `limit`.
+        Workers do not claim drafts.
 
         Raises: NoWorker, Busy; StoreError, StoreFull.
         """
@@ -166,47 +166,46 @@ class Store:
             }
             self.jobs.put(job_id, _pack(draft | record))
         except (StoreError, Busy):
-            with suppress(StoreError):  # then `sweep` does it
+            with suppress(StoreError):  # `sweep` removes the draft later
                 self._discard(job_id)
             raise
         status = self.status(job_id)
-        assert status is not None, "an end is kept for longer than this takes"
+        assert status is not None, "a job or its end is kept for longer than this takes"
         return status
 
     def check_room(self, limit: int = MAX_WAITING, client: str = "", quota: int = MAX_WAITING) -> None:
-        """Checks whether a job would be taken.
+        """Checks whether a job would be accepted.
 
         Raises:
-            NoWorker: If none gave a sign of life within LEASE.
-            Busy: If `limit` jobs wait, or `quota` of the client are unfinished.
+            NoWorker: If there was no heartbeat within LEASE.
+            Busy: If `limit` jobs are waiting, or `quota` jobs of the client are unfinished.
             StoreError: If the store cannot be read or written.
         """
         self._check_room(limit, client, quota, drafts=0)
 
     def _check_room(self, limit: int, client: str, quota: int, drafts: int) -> None:
-        """As `check_room`, where `drafts` of the jobs that wait are our own."""
+        """As `check_room`, where `drafts` of the waiting jobs are the caller's own."""
         alive, live = self._alive(), self.live()
         if not alive:
-            self.check_writable()  # what keeps workers from giving a sign of life is worth more than that they do not
+            self.check_writable()  # a full or broken store is the more useful error
             raise NoWorker
         running = [left for job in live if job.running and (left := self._left(job)) is not None]
         if client and sum(job.record.get("client") == client for job in live) - drafts >= quota:
             raise Busy(
-                f"{quota} jobs of yours are unfinished, which is the limit for one client: wait for one to end, or "
-                f"cancel one",
+                f"{quota} jobs of yours are unfinished, the limit per client: wait for one to end, or cancel one",
                 min(running, default=60),
             )
         if sum(job.waiting for job in live) - drafts >= limit:
             raise Busy(
-                f"{limit} jobs are waiting, which is the limit: ask again later, or start another worker",
+                f"{limit} jobs are waiting, the limit: retry later, or start another worker",
                 min(running, default=60),
             )
 
     def status(self, job_id: str) -> Status | None:
-        """Where a job is, or None if there is none of this id, whatever that is."""
+        """The status of a job; None if there is none with this id, which may be any text."""
         if not ID.fullmatch(job_id):
             return None
-        record = self.jobs.get(job_id)  # before its end: a job goes only once that is written
+        record = self.jobs.get(job_id)  # before its end: a job is removed only after its end is written
         if (end := self.ends.get(job_id)) is not None:
             return _ended(job_id, end)
         if record is None or _load(record).get("draft"):
@@ -215,11 +214,11 @@ class Store:
         for job in live:
             if job.id == job_id:
                 return self._status(job, live)
-        end = self.ends.get(job_id)  # it ended while we looked
+        end = self.ends.get(job_id)  # it ended meanwhile
         return None if end is None else _ended(job_id, end)
 
     def preview(self, job_id: str) -> bytes | None:
-        """A PNG of the present picture of a job that runs or is done."""
+        """A PNG of the current picture of a job that is running or done."""
         end = self.ends.get(job_id)
         if end is not None:
             return self.result(job_id)
@@ -229,33 +228,33 @@ class Store:
         return None
 
     def result(self, job_id: str) -> bytes | None:
-        """The PNG that a job which is done has made."""
+        """The PNG that is the result of a job; None unless it is done."""
         end = self.ends.get(job_id)
         attempt = None if end is None else _load(end).get("attempt")
         return None if attempt is None else self.blobs.get(f"{job_id}:result:{attempt}")
 
     def delete(self, job_id: str) -> Status | None:
-        """Cancels a job that lives, or removes one that has ended and all that is known of it; returns its last status.
+        """Cancels an unfinished job, or removes a finished one with all of its data; returns its last status.
 
-        Of a job that was removed a mark stays for as long as its end would have: a worker that comes back from the
-        dead finds it, and cannot end the job anew.
+        A mark of a removed job remains for as long as its end would have, so that a worker which resumes after its
+        lease cannot end the job again.
         """
         status = self.status(job_id)
         if status is None or status["status"] in LIVE:
             return self.cancel(job_id)
-        if (end := self.ends.get(job_id)) is None:  # its time was over while we looked
+        if (end := self.ends.get(job_id)) is None:  # it expired meanwhile
             return status
         kept = {name: _load(end)[name] for name in ("at", "attempts", "client")}
         self.ends.put(
             job_id, _pack(kept | {"status": REMOVED})
-        )  # first, so that `finish` puts no picture back
-        self._clear_up(job_id)  # what a kill left behind
+        )  # first, so that `finish` does not restore the picture
+        self._clear_up(job_id)  # remains of killed processes
         self._remove_pictures(job_id, kept["attempts"])
         self._scrub()
         return status
 
     def cancel(self, job_id: str) -> Status | None:
-        """Ends a job unless it has ended, and returns its status; its worker stops within one iteration."""
+        """Ends an unfinished job, and returns its status; its worker stops within one iteration."""
         status = self.status(job_id)
         if status is not None and status["status"] in LIVE:
             progress = {name: value for name, value in status.items() if name in PROGRESS}
@@ -264,32 +263,32 @@ class Store:
         return status
 
     def counts(self) -> tuple[int, int]:
-        """The jobs that wait, and those that run."""
+        """The numbers of waiting and of running jobs."""
         running = [job.running for job in self.live()]
         return running.count(False), running.count(True)
 
     def check_writable(self) -> None:
-        """Raises: StoreError, StoreFull if nothing can be written."""
+        """Raises: StoreError, StoreFull if the store cannot be written."""
         self.jobs.next_number()
 
     def workers_alive(self) -> int:
-        """The workers that gave a sign of life within LEASE."""
+        """The number of workers with a heartbeat within LEASE."""
         return len(self._alive())
 
-    # What a worker does.
+    # Methods for workers.
 
     def heartbeat(self, worker: str) -> None:
-        """Gives a sign of life, without which others take over what the worker holds."""
+        """Reports that a worker is alive; without heartbeats, others take over its job."""
         self.workers.put(worker, _pack({"at": self.clock()}))
 
     def leave(self, worker: str) -> None:
         self.workers.delete(worker)
 
     def claim(self, worker: str) -> Claim | None:
-        """Takes the first job that waits, or whose worker is dead; fails those that killed too many workers.
+        """Claims the first job that is waiting or whose worker is dead; fails jobs that killed too many workers.
 
-        A worker has one job at a time: what it seems to hold while it asks is a claim that it never heard of,
-        since the connection broke before the answer.
+        A worker has one job at a time: a job that it already holds when it calls this is a claim whose answer was
+        lost with the connection.
         """
         for job in self.live():
             forgotten = job.running and job.attempts[-1]["worker"] == worker
@@ -299,28 +298,28 @@ class Store:
                 self._end(
                     job.id,
                     "failed",
-                    error=f"each of the {MAX_LOST} workers that tried it was killed, probably for want of memory: "
-                    f"give a smaller picture",
+                    error=f"each of the {MAX_LOST} workers that tried it was killed, probably because of too little "
+                    f"memory: use a smaller picture",
                     notes=job.record["notes"],
                 )
                 continue
             number = len(job.attempts) + 1
             if not self.attempts.create(_key(job.id, number), _pack({"worker": worker})):
-                continue  # another worker was faster
+                continue  # claimed by another worker
             names = job.record["files"]
             found = {name: self.blobs.get(f"{job.id}:{name}") for name in names}
             files = {name: content for name, content in found.items() if content is not None}
             if self.ends.present(job.id) or not self.jobs.present(job.id):
-                self._clear_up(job.id)  # it ended while we looked
+                self._clear_up(job.id)  # it ended meanwhile
                 self.attempts.delete(_key(job.id, number))
             elif len(files) < len(names):
-                self._end(job.id, "failed", error="its pictures are gone from the store: submit it again")
+                self._end(job.id, "failed", error="its pictures were removed from the store: submit it again")
             else:
                 return Claim(job.id, number, worker, job.record, files)
         return None
 
     def holds(self, claim: Claim) -> bool:
-        """Whether the worker is still to go on: nobody canceled the job, and nobody took it over."""
+        """Whether the worker may continue: the job was neither canceled nor taken over."""
         following = _key(claim.id, claim.attempt + 1)
         return self.attempts.present(claim.key, following) == {claim.key} and not self.ends.present(claim.id)
 
@@ -331,17 +330,17 @@ class Store:
         self.blobs.put(f"{claim.id}:preview:{claim.attempt}", preview)
 
     def withdraw(self, claim: Claim) -> None:
-        """Removes the preview of an attempt that lost its job: it may have been written after the others went."""
+        """Removes the preview of an attempt that lost its job; it may have been written after the others' removal."""
         self.blobs.delete(f"{claim.id}:preview:{claim.attempt}")
 
     def give_back(self, claim: Claim) -> None:
-        """Lets the job wait again, at its place; this is no attempt that was lost."""
+        """Returns the job to its place in the queue; the attempt does not count as lost."""
         if self.holds(claim):
             self.attempts.put(claim.key, _pack({"worker": claim.worker, "given_back": True}))
 
     def finish(self, claim: Claim, result: bytes, facts: Json) -> bool:
-        """Ends a job with its result; False if it had ended otherwise. May be called again after a StoreError."""
-        # The result comes first: a kill between the two lets the job run again, and this blob go with it.
+        """Ends a job with its result; False if it has already ended. May be repeated after a StoreError."""
+        # The result is written first: if the worker is killed before the end is written, the job runs again.
         key = f"{claim.id}:result:{claim.attempt}"
         self.blobs.put(key, result)
         facts = facts | {"attempt": claim.attempt, "size": len(result), "notes": claim.record["notes"]}
@@ -350,8 +349,8 @@ class Store:
             if end is None or _load(end).get("attempt") != claim.attempt:
                 self.blobs.delete(key)
                 return False
-        if facts["seconds"] >= TELLING:
-            # Two workers may overwrite each other's sums here, and nothing but an estimate hangs on them.
+        if facts["seconds"] >= MIN_MEASURED:
+            # Workers may overwrite each other's sums here, which affects only an estimate.
             before, done = self._done(), {"seconds": facts["seconds"], "effort": claim.record["effort"]}
             self.blobs.put("done", _pack({name: 0.7 * before.get(name, 0) + done[name] for name in done}))
         return True
@@ -359,12 +358,12 @@ class Store:
     def fail(self, claim: Claim, sentence: str, facts: Json) -> bool:
         return self._end(claim.id, "failed", error=sentence, notes=claim.record["notes"], **facts)
 
-    # What both do.
+    # Methods for both.
 
     def sweep(self) -> None:
-        """Removes what ended KEEP seconds ago, and what a kill left behind.
+        """Removes jobs that ended KEEP seconds ago, and remains of killed processes.
 
-        Where all that has ended takes more than the `room`, the oldest of whoever has most in it goes earlier.
+        If the finished jobs take more than `room`, some are removed earlier; see `too_many`.
         """
         now, attempts = self.clock(), self.attempts.all()
         jobs = {job_id: _load(job) for job_id, job in self.jobs.all().items()}
@@ -373,7 +372,7 @@ class Store:
         for job_id, end in ends.items():
             old = now - end["at"] >= KEEP or (
                 job_id in crowded and job_id not in jobs
-            )  # else it would live again
+            )  # else the job would run again
             if old or end["status"] == REMOVED:
                 self._remove_pictures(job_id, end["attempts"])
             if old:
@@ -383,7 +382,7 @@ class Store:
                 self._clear_up(job_id)
             elif job.get("draft") and now - job["at"] >= DRAFT:
                 self._discard(job_id)
-        for key in attempts:  # were read before the jobs: theirs was there then, if it ever is
+        for key in attempts:  # read before the jobs, so the job of each attempt was there, too
             if key.partition(":")[0] not in jobs:
                 self.attempts.delete(key)
         for worker, beat in self.workers.all().items():
@@ -393,7 +392,7 @@ class Store:
 
     def live(self) -> list[Live]:
         """The unfinished jobs in the order of their submission, drafts included."""
-        attempts = self.attempts.all()  # before the workers: who claims has given a sign of life
+        attempts = self.attempts.all()  # before the workers: a worker sends a heartbeat before it claims
         alive = self._alive()
         live = []
         for job_id, record in self.jobs.all().items():
@@ -403,7 +402,7 @@ class Store:
         return sorted(live, key=lambda job: job.record["number"])
 
     def _alive(self) -> set[str]:
-        # abs: where the clock was put back, the dead are not to look alive until it has caught up.
+        # abs: if the clock was set back, dead workers must not look alive.
         beats, now = self.workers.all(), self.clock()
         return {worker for worker, beat in beats.items() if abs(now - _load(beat)["at"]) < LEASE}
 
@@ -411,7 +410,7 @@ class Store:
         return _own(job_id, self.attempts.all())
 
     def _end(self, job_id: str, status: str, **facts: object) -> bool:
-        """Writes how a job ended, unless that is written, and clears up behind it."""
+        """Writes the end of a job unless there is one, and removes its other data."""
         job = self.jobs.get(job_id)
         client = "" if job is None else _load(job).get("client", "")
         end = {
@@ -426,10 +425,12 @@ class Store:
         return ended
 
     def _clear_up(self, job_id: str) -> None:
-        """Removes what a job needs no more; the job itself last, so that after a kill `sweep` begins again."""
+        """Removes what a finished job does not need; the job last, so that after a kill `sweep` repeats this."""
         end = self.ends.get(job_id)
         kept = None if end is None else _load(end).get("attempt")
-        for number in range(len(self._attempts(job_id)), 0, -1):  # `_own` counts them from the first
+        for number in range(
+            len(self._attempts(job_id)), 0, -1
+        ):  # the last first, since `_own` counts from the first
             self.blobs.delete(f"{job_id}:preview:{number}")
             if number != kept:
                 self.blobs.delete(f"{job_id}:result:{number}")
@@ -437,7 +438,7 @@ class Store:
         self._discard(job_id)
 
     def _remove_pictures(self, job_id: str, attempts: int) -> None:
-        """Removes what the attempts at a job have made."""
+        """Removes the results and previews of the attempts at a job."""
         keys = [f"{job_id}:{what}:{n}" for n in range(1, attempts + 1) for what in ("result", "preview")]
         self.blobs.delete(*self.blobs.present(*keys))
 
@@ -446,17 +447,17 @@ class Store:
         self.jobs.delete(job_id)
 
     def _done(self) -> dict[str, float]:
-        """The seconds and the effort of the jobs that are done, the latest of which count most."""
+        """Decaying sums of the seconds and the effort of finished jobs."""
         done = self.blobs.get("done")
         return {} if done is None else _load(done)
 
     def pace(self) -> float | None:
-        """Seconds that a unit of effort takes, judged by the jobs that are done; None before the first."""
+        """Seconds per unit of effort, measured on finished jobs; None before the first."""
         done = self._done()
         return done["seconds"] / done["effort"] if done else None
 
     def _left(self, job: Live) -> float | None:
-        """Seconds of work on a job: what its worker says, else by the pace of others; None if nobody knows."""
+        """Estimated seconds of work left, from its worker or from the pace; None if unknown."""
         left, pace = job.attempts[-1].get("seconds_left") if job.running else None, self.pace()
         return pace * job.record["effort"] if left is None and pace is not None else left
 
@@ -473,13 +474,14 @@ class Store:
 
 
 def too_many(ends: Mapping[str, Json], room: float) -> set[str]:
-    """The ended jobs that are to go so that the others fit into `room` bytes.
+    """The finished jobs to remove so that the others fit into `room` bytes.
 
-    Each is the oldest of the client that has most bytes by then, so that nobody's pictures go because of another's.
+    Each is the oldest job of the client that uses the most bytes at that point, so that a client cannot displace the
+    pictures of others.
     """
     sizes = {job_id: END_SIZE + end.get("size", 0) for job_id, end in ends.items()}
     total, own = sum(sizes.values()), Counter[str]()
-    oldest: dict[str, list[str]] = defaultdict(list)  # of each client, the oldest last
+    oldest: dict[str, list[str]] = defaultdict(list)  # per client, the oldest last
     for job_id in sorted(ends, key=lambda job_id: -ends[job_id]["at"]):
         client = ends[job_id].get("client", "")
         oldest[client].append(job_id)
@@ -502,7 +504,7 @@ def open_store(where: str | None = None) -> Store:
     """
     storage = open_storage(where or default_place())
     room = ServiceSettings.from_environment().results_mb << 20
-    return Store(storage.shelves, storage.clock, storage.close, storage.scrub, room)
+    return Store(storage.tables, storage.clock, storage.close, storage.scrub, room)
 
 
 def _status_of(job_id: str, status: State, known: Json) -> Status:

@@ -1,4 +1,4 @@
-"""A worker: a process that does restoration jobs, one at a time. The only part of the service that needs torch."""
+"""A worker: a process that runs restoration jobs, one at a time. The only part of the service that needs torch."""
 
 import logging
 import math
@@ -29,19 +29,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WORKERS = "SPARSEGEN_WORKERS"  # the environment variable that says how many workers share this machine
-POLL_EVERY = 0.5
+WORKERS = "SPARSEGEN_WORKERS"  # the environment variable with the number of workers on this machine
+POLL_EVERY = 0.5  # seconds, as the following
 REPORT_EVERY = 0.5
 SHOW_EVERY = 2.0
-SHOW_SHARE = 0.05  # of the time, spent at most on previews: a PNG of a megapixel takes a while
+SHOW_SHARE = 0.05  # maximum share of the time for previews: encoding a PNG of a megapixel is slow
 SWEEP_EVERY = 60.0
 CURVE = 200  # points
-PATIENCE = 10.0  # seconds to end in, once the server is gone
-READABLE = (ValueError, TypeError, ImportError, FloatingPointError)  # their sentences were written to be read
+PATIENCE = 10.0  # seconds until the forced exit after the server has ended
+READABLE = (
+    ValueError,
+    TypeError,
+    ImportError,
+    FloatingPointError,
+)  # errors whose messages are shown to the client
 
 
 class Curve:
-    """The course of the statistic, thinned evenly to CURVE points at most."""
+    """The statistic by iteration, thinned evenly to at most CURVE points."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, float]] = []
@@ -49,7 +54,7 @@ class Curve:
         self._last: float | None = None
 
     def add(self, iteration: int, statistic: float | None) -> None:
-        """Takes what was seen in an iteration; unless it changes, nobody has looked again."""
+        """Adds a point; an unchanged statistic is not a new measurement, and is skipped."""
         if statistic is None or not math.isfinite(statistic) or statistic == self._last:
             return
         self._last = statistic
@@ -61,10 +66,9 @@ class Curve:
 
 
 class Reporter:
-    """The callback of one attempt: reports it, and says when to stop, after `deadline` seconds at the latest.
+    """The callback of an attempt: reports progress, and stops the fit if needed, at the latest after `deadline` s.
 
-    A store that cannot be reached does not stop the work: if meanwhile another worker takes over, the one that
-    ends first has its result kept.
+    An unreachable store does not stop the work. If another worker takes over meanwhile, the first result is kept.
     """
 
     def __init__(self, store: Store, claim: Claim, stopped: list[int], deadline: float = math.inf) -> None:
@@ -72,7 +76,7 @@ class Reporter:
         self.expires, self.expired = time.monotonic() + deadline, False
         self.curve = Curve()
         self.facts: dict[str, Any] = {}
-        self.lost = self.left = False  # to another, or canceled; because the worker is to stop
+        self.lost = self.left = False  # lost: taken over or canceled; left: the worker must stop
         self._report_at = self._show_at = 0.0
 
     def __call__(self, progress: "TaskProgress") -> bool:
@@ -90,13 +94,13 @@ class Reporter:
         try:
             self.lost = not self.store.holds(self.claim)
             if not self.lost:
-                self._tell(progress)
+                self._report(progress)
         except StoreError as error:
-            logger.warning("job %s goes on untold: %s", self.claim.id, error)
+            logger.warning("job %s continues without a report: %s", self.claim.id, error)
         self.expired = time.monotonic() >= self.expires
         return self.lost or self.expired
 
-    def _tell(self, progress: "TaskProgress") -> None:
+    def _report(self, progress: "TaskProgress") -> None:
         now = time.monotonic()
         if now >= self._report_at:
             self._report_at = now + REPORT_EVERY
@@ -111,23 +115,22 @@ class Reporter:
 def work(
     where: str | None = None, run: "Run | None" = None, once: bool = False, until_stdin_closes: bool = False
 ) -> int:
-    """Does jobs until SIGINT or SIGTERM, which lets the present one wait again; returns the exit code 0.
+    """Runs jobs until SIGINT or SIGTERM, which returns the current job to the queue; returns the exit code 0.
 
     Args:
-        where: a Redis URL or a SQLite file; by default the environment variable SPARSEGEN_JOBS, else a file in
-            the user's folder for states.
-        run: What does a job; by default `sparsegen.restoration.restore.run`, imported with the first job.
+        where: A Redis URL or a SQLite file; by default `default_place`.
+        run: The function that runs a job; by default `sparsegen.restoration.restore.run`, imported for the first job.
         once: End after one job, or at once if there is none.
-        until_stdin_closes: End with the process that holds the other end of standard input, even if it is killed.
+        until_stdin_closes: End when standard input closes, that is, when the parent process has ended.
 
     Raises:
-        StoreError, ValueError: If the store cannot be opened, a limit of the environment is out of range, or
-            the result of a job cannot be stored. The job is then run again.
+        StoreError, ValueError: If the store cannot be opened, a setting of the environment is invalid, or the
+            result of a job cannot be stored. The job is then run again.
     """
     hours = ServiceSettings.from_environment().job_deadline_hours
     store = open_store(where)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    with stop_signals() as stopped, beating(store, name):
+    with stop_signals() as stopped, heartbeats(store, name):
         if until_stdin_closes:
             threading.Thread(target=_await_end_of_stdin, args=[stopped], daemon=True).start()
         sweep_at = 0.0
@@ -139,10 +142,10 @@ def work(
                     store.sweep()
                 claim = store.claim(name)
             except StoreError as error:
-                logger.warning("cannot ask for jobs, will ask again: %s", error)
+                logger.warning("cannot read jobs, retrying: %s", error)
                 _pause(5, stopped)
             if claim is not None:
-                do(store, claim, run or _restore, stopped, hours)
+                run_job(store, claim, run or _restore, stopped, hours)
             if once:
                 break
             if claim is None:
@@ -151,11 +154,11 @@ def work(
     return 0
 
 
-def do(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: float = math.inf) -> None:
-    """Does one job, for some hours at most, and tells the store how it ended.
+def run_job(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: float = math.inf) -> None:
+    """Runs a job for at most `hours`, and writes its end to the store.
 
     Raises:
-        StoreError: If that cannot be told.
+        StoreError: If the end cannot be written.
     """
     logger.info("job %s, attempt %d", claim.id, claim.attempt)
     report = Reporter(store, claim, stopped, hours * 3600)
@@ -166,10 +169,10 @@ def do(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: float 
         }
         settings, _ = rename_settings(
             claim.record["task"]
-        )  # a server of the version before may have queued it
+        )  # a server of the previous version may have queued it
         outcome = run(Task.of(**settings), files["image"], files.get("mask"), files.get("kernel"), report)
         if report.lost:
-            with suppress(StoreError):  # then `sweep` removes it with the end of the job
+            with suppress(StoreError):  # `sweep` removes it later
                 store.withdraw(claim)
         elif not report.left:
             late = f"the deadline of {hours:g} hours was reached: this is the best picture so far"
@@ -183,22 +186,22 @@ def do(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: float 
             _insist(lambda: store.finish(claim, result, facts), stopped)
     except StoreError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever it is, the one who waits must hear of it, and others want their turn
+    except Exception as error:  # any error ends only this job, with a message for its client
         sentence = str(error)
         if not isinstance(error, READABLE):
-            logger.exception("job %s broke", claim.id)
-            sentence = f"the restoration broke ({type(error).__name__}): the worker's log says how"
+            logger.exception("job %s failed", claim.id)
+            sentence = (
+                f"the restoration failed ({type(error).__name__}): the log of the worker has the details"
+            )
         _insist(lambda: store.fail(claim, sentence, report.facts), stopped)
     if report.left:
         store.give_back(claim)
-        logger.info("job %s waits again, since this worker is to stop", claim.id)
+        logger.info("job %s is back in the queue, because this worker stops", claim.id)
 
 
 @contextmanager
-def beating(store: Store, name: str) -> Iterator[None]:
-    """Gives signs of life meanwhile, from a thread, since an iteration may take longer than the lease."""
+def heartbeats(store: Store, name: str) -> Iterator[None]:
+    """Sends heartbeats from a thread meanwhile, because an iteration may take longer than the lease."""
     done = threading.Event()
 
     def beat() -> None:
@@ -206,7 +209,7 @@ def beating(store: Store, name: str) -> Iterator[None]:
             try:
                 store.heartbeat(name)
             except StoreError as error:
-                logger.warning("cannot give a sign of life: %s", error)
+                logger.warning("cannot send a heartbeat: %s", error)
 
     store.heartbeat(name)
     thread = threading.Thread(target=beat, daemon=True)
@@ -216,13 +219,13 @@ def beating(store: Store, name: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        with suppress(StoreError):  # then the sign of life expires
+        with suppress(StoreError):  # the heartbeat expires
             store.leave(name)
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in the list that it yields, in place of being ended by them."""
+    """Collects SIGINT and SIGTERM in the yielded list, instead of ending the process."""
     stopped: list[int] = []
     before = {
         number: signal.signal(number, lambda number, frame: stopped.append(number))
@@ -235,20 +238,20 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _insist(tell: Callable[[], bool], stopped: list[int]) -> None:
-    """Tells the store how a job ended, again if that fails, since it may stand for hours of work.
+def _insist(write: Callable[[], bool], stopped: list[int]) -> None:
+    """Writes the end of a job, with retries, because hours of work may depend on it.
 
     Raises:
-        StoreError: After half a minute, or once the worker is to stop.
+        StoreError: After half a minute, or earlier if the worker must stop.
     """
     for pause in (1, 2, 4, 8, 16):
         try:
-            tell()
+            write()
             return
         except StoreError as error:
-            logger.warning("will be told again: %s", error)
+            logger.warning("cannot write the end of a job, retrying: %s", error)
             _pause(pause, stopped)
-    tell()
+    write()
 
 
 def _restore(
@@ -258,7 +261,7 @@ def _restore(
     kernel: Picture | None,
     callback: "Callback | None",
 ) -> "Restoration[Picture]":
-    import torch  # seconds and memory, for the first job to spend
+    import torch  # takes seconds and memory, so only for the first job
 
     from sparsegen.restoration.restore import run
 
@@ -274,11 +277,11 @@ def _pause(seconds: float, stopped: list[int]) -> None:
 
 
 def _await_end_of_stdin(stopped: list[int]) -> None:
-    while os.read(0, 1024):  # not sys.stdin, whose lock a thread that waits would hold at exit
+    while os.read(0, 1024):  # not sys.stdin, whose lock a waiting thread would hold at exit
         pass
     stopped.append(signal.SIGTERM)
     time.sleep(PATIENCE)
-    os._exit(1)  # an iteration takes too long; the job is run again once another worker lives
+    os._exit(1)  # an iteration takes too long; another worker runs the job again
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Gradio page: its tabs, and how it is put into the application."""
+"""The Gradio page: its tabs, and its place in the application."""
 
 import asyncio
 from collections import Counter
@@ -27,7 +27,7 @@ LOOK = {
     "allowed_paths": [str(restoration.EXAMPLES)],
     "ssr_mode": False,
 }
-MAX_SESSIONS = 256  # visitors for whom the page keeps answers, settings and how far an upload has come
+MAX_SESSIONS = 256  # visitors whose answers, settings and upload states are kept
 
 
 Key = TypeVar("Key")
@@ -35,10 +35,11 @@ Value = TypeVar("Value")
 
 
 class Latest(dict[Key, Value]):
-    """The latest MAX_SESSIONS items, and those in use; those that are missing are made, if it was said how.
+    """A dict that keeps the latest MAX_SESSIONS items, and those in use.
 
     Args:
-        in_use: Returns the keys that are not removed, of which there are few.
+        make: Makes missing items; without it they raise a KeyError.
+        in_use: Returns the few keys that must not be removed.
     """
 
     def __init__(
@@ -66,29 +67,29 @@ class Latest(dict[Key, Value]):
 def mount(
     app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False
 ) -> tuple[Callable[[], Counter[str]], frozenset[int], Collection[str]]:
-    """Puts the page into an application, at /ui.
+    """Adds the page to an application, at /ui.
 
     Args:
-        asks_token: Whether the server asks for a token, which the calls that the page shows then send.
+        asks_token: Whether the server requires a token; the page then shows API calls with a token.
 
-    Returns: What says how many events of each client, as `client_of` calls it, wait or run; the numbers of the
-        functions that events may name; and the sessions to which Gradio has something to say.
+    Returns: A function that counts the waiting and running events per client (`client_of`); the numbers of the
+        functions that events may call; and the sessions for which Gradio has messages.
     """
     blocks = page(models, jobs, lambda: app.state.turns, asks_token)
-    # Twice the guard's bound, which requests that arrive together may pass. Nothing goes around the queue.
+    # Twice the limit of the guard, which simultaneous requests may exceed. All events pass the queue.
     blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
     gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
-    # `launch` would set it; without it Gradio does not check the paths that requests name.
+    # `launch` would set it; without it Gradio does not check the paths in requests.
     blocks.has_launched = True
 
     def busy() -> set[str]:
         return {event.session_hash for event in blocks._queue.event_ids_to_events.values()}
 
-    # Answers that nobody fetches stay until others take their place; Gradio's own 2,000 may be a gigabyte. It removes
-    # sessions whose events wait, too, and the queue then stops for all visitors.
+    # Unfetched answers stay until newer ones replace them; the 2,000 of Gradio may take a gigabyte. Gradio would also
+    # remove sessions with waiting events, which stops the queue for all visitors.
     blocks._queue.pending_messages_per_session = Latest(asyncio.Queue, busy)  # type: ignore[assignment]  # in place of an LRUCache
     blocks._queue.pending_event_ids_session = Latest(set, busy)
-    # The settings of a visitor take 120 kB, and Gradio keeps them for 10,000; of uploads, it forgets none.
+    # The settings of a visitor take 120 kB; Gradio keeps 10,000 of them, and the states of all uploads.
     blocks.state_holder.capacity = MAX_SESSIONS
     uploads = gr.routes.file_upload_statuses
     uploads._statuses = Latest()
@@ -107,9 +108,9 @@ def page(
     turns: Callable[[], Turns],
     asks_token: bool = False,
 ) -> gr.Blocks:
-    """Lays the page out and connects it to the samplers and to the restoration jobs.
+    """Builds the page, and connects it to the samplers and the restoration jobs.
 
-    Each tab has an address of its own, #sample and #restore, and so has each job, #restore=ID.
+    Each tab has its own address, #sample and #restore, and each job has #restore=ID.
     """
     with Page(title="sparsegen", analytics_enabled=False, delete_cache=restoration.SWEEP_UPLOADS) as blocks:
         gr.Markdown("# sparsegen")

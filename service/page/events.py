@@ -1,7 +1,7 @@
-"""What the page sends to Gradio, read and written anew before Gradio sees it.
+"""Filters the requests of the page before they reach Gradio.
 
-Gradio opens paths that a request names, in several shapes. Here a file is named only by a path that this server gave
-out for an upload, and only the keys that the page needs are passed on.
+Gradio opens paths in requests, in several forms. Here a request may refer to a file only by the path that this server
+returned for an upload, and only the keys that the page needs are passed on.
 """
 
 import json
@@ -26,9 +26,9 @@ from sparsegen.service.uploads import KEEP_UPLOADS, upload_folder
 API = "/ui/gradio_api"
 JOIN, DATA = f"{API}/queue/join", f"{API}/queue/data"
 EVENTS = [JOIN, *(f"{API}/{name}" for name in ("run/predict", "cancel", "reset"))]  # take JSON from the page
-MAX_EVENTS = 48  # in the queue of the page, of all visitors: some seconds of drawing
-MAX_EVENT = 64 << 10  # bytes of it; the page sends a few kilobytes
-# What Gradio sends for a session that it does not have, and raises an error besides, of 300 lines in the log.
+MAX_EVENTS = 48  # in the queue of the page, of all visitors: a few seconds of sampling
+MAX_EVENT = 64 << 10  # bytes of an event; the page sends a few kilobytes
+# Gradio's answer for an unknown session; Gradio would also log a traceback of 300 lines.
 UNKNOWN_SESSION = {
     "msg": "unexpected_error",
     "message": "404: Not Found",
@@ -39,17 +39,16 @@ FILE = re.compile(rf"{API}/file=(.+)", re.DOTALL)
 
 
 class PageRequests:
-    """Reads the JSON that the page sends to Gradio, and passes on only what is known, written anew.
+    """ASGI middleware that parses the JSON of the page, and passes on only known keys.
 
-    A file is named only by a path below the upload folder of this server. All else that a file could be said to be
-    (a URL, a name, a stream) is dropped, so that nothing which a client names is ever opened or fetched. An event
-    is refused with 429 if its client has `limit` in the queue, so that nobody fills it alone, and with 503 if the
-    queue is full. Of a query only the ids are passed on.
+    A file is a path below the upload folder of this server. Other references to files (URLs, names, streams) are
+    dropped, so that the server opens and fetches nothing else. An event is answered with 429 if its client has `limit`
+    events in the queue, and with 503 if the queue is full. Of a query, only the ids are passed on.
 
     Args:
-        queued: Says how many events of each client, as `client_of` calls it, wait or run.
-        handlers: Returns the numbers of the functions that an event may name.
-        sessions: Returns the sessions to which Gradio has something to say.
+        queued: Returns the number of waiting and running events per client (`client_of`).
+        handlers: Returns the numbers of the functions that an event may call.
+        sessions: Returns the sessions for which Gradio has messages.
     """
 
     def __init__(
@@ -93,57 +92,55 @@ class PageRequests:
     def _no_room(self, client: str) -> Response | None:
         queued = self.queued()
         if queued[client] >= self.limit:
-            sentence = (
-                f"one client has at most {self.limit} events of the page in the queue: wait for an answer"
-            )
+            sentence = f"one client may have at most {self.limit} events of the page in the queue: wait for an answer"
             return busy(429, sentence, 2)
         if queued.total() >= MAX_EVENTS:
-            return busy(503, f"{MAX_EVENTS} events of the page are in the queue: try again in a moment", 5)
+            return busy(
+                503, f"{MAX_EVENTS} events of the page are in the queue, the limit: retry in a moment", 5
+            )
         return None
 
 
-KEYS = {"data", "event_data", "event_id", "fn_index", "session_hash", "trigger_id"}  # of what the page sends
-DEEPEST = 16  # levels of lists and objects in it
+KEYS = {"data", "event_data", "event_id", "fn_index", "session_hash", "trigger_id"}  # of an event
+MAX_DEPTH = 16  # levels of lists and objects in it
 FILE_KEYS = {"path", "url", "meta", "orig_name", "mime_type", "is_stream"}
 
 
 def read_event(body: bytes, handlers: Collection[int]) -> dict[str, Any]:
-    """Decodes what the page sends when something on it is touched.
+    """Decodes an event of the page.
 
     Args:
-        handlers: The numbers of the functions that an event may name; what Gradio does not know, it logs in hundreds
-            of lines.
+        handlers: The numbers of the functions that an event may call; for others, Gradio logs hundreds of lines.
 
     Raises:
-        Refused: With 400 unless it is a JSON object of Unicode text with short ids and a known function, if
-            any.
+        Refused: With 400 unless it is a JSON object of valid Unicode with short ids and, if any, a known function.
     """
     try:
         event = json.loads(body)
-        # Fails for what no answer can hold: half of a surrogate pair, infinity, and what is no number.
+        # Fails for values that an answer cannot contain: single surrogates, infinity, NaN.
         json.dumps(event, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):
-        raise Refused(400, "the body is to be a JSON object, as the page sends it")
-    for name in ("session_hash", "event_id"):  # Gradio keeps them
+        raise Refused(400, "the body must be a JSON object")
+    for name in ("session_hash", "event_id"):  # Gradio stores them
         _check_id(name, event.get(name) or "")
     function = event.get("fn_index")
     if "fn_index" in event and (type(function) is not int or function not in handlers):
-        raise Refused(400, f"the page has no function {str(function)[:40]}: load it anew")
+        raise Refused(400, f"the page has no function {str(function)[:40]}: reload it")
     return {key: value for key, value in event.items() if key in KEYS}
 
 
 def ids(query: bytes) -> bytes:
-    """The query of a request with nothing in it but the ids that Gradio keeps; it opens what its `deep_link` names.
+    """The query of a request, reduced to its ids; Gradio would open the file in a `deep_link`.
 
     Raises:
-        Refused: With 400 if an id is long, or there are very many parameters.
+        Refused: With 400 for an invalid id or too many parameters.
     """
     try:
         given = dict(parse_qsl(query.decode("latin-1"), max_num_fields=32))
     except ValueError:
-        raise Refused(400, "a query has at most 32 parameters") from None
+        raise Refused(400, "a query may have at most 32 parameters") from None
     kept: dict[str, str] = {name: given[name] for name in ("session_hash", "upload_id") if name in given}
     for name, value in kept.items():
         _check_id(name, value)
@@ -152,19 +149,19 @@ def ids(query: bytes) -> bytes:
 
 def _check_id(name: str, value: object) -> None:
     if not re.fullmatch(r"[\w-]{0,64}", str(value), re.ASCII):
-        raise Refused(400, f"{name} has at most 64 letters and digits")
+        raise Refused(400, f"{name} may have at most 64 letters and digits")
 
 
-def clean(value: object, folder: Path, levels: int = DEEPEST) -> object:
-    """A copy of a JSON value in which each file is one that was uploaded, and is nothing but its path.
+def clean(value: object, folder: Path, levels: int = MAX_DEPTH) -> object:
+    """A copy of a JSON value in which each file is the path of an uploaded file.
 
     Raises:
-        Refused: With 403 if a file is not, with 400 if the value has more than `levels`.
+        Refused: With 403 for any other file, with 400 if the value is nested more than `levels` deep.
     """
     if not isinstance(value, list | dict):
         return value
     if levels == 0:
-        raise Refused(400, f"what the page sends is nested at most {DEEPEST} levels deep")
+        raise Refused(400, f"an event may be nested at most {MAX_DEPTH} levels deep")
     if isinstance(value, list):
         return [clean(item, folder, levels - 1) for item in value]
     if FILE_KEYS.isdisjoint(value):
@@ -174,10 +171,10 @@ def clean(value: object, folder: Path, levels: int = DEEPEST) -> object:
 
 
 def stored(path: object, folder: Path) -> Path:
-    """A path as Gradio gave it out for an upload: below `folder`, in a folder named after the file's hash.
+    """The path that Gradio returned for an upload: below `folder`, in a folder named by the hash of the file.
 
     Raises:
-        Refused: With 403 if it is another, or leads through a symbolic link, or no file is there.
+        Refused: With 403 for another path, a symbolic link, or a missing file.
     """
     try:
         if isinstance(path, str):
@@ -187,12 +184,12 @@ def stored(path: object, folder: Path) -> Path:
             if regular and re.fullmatch(r"[0-9a-f]{64}/[^/]+", str(below)):
                 if found.resolve() == folder.resolve() / below:
                     return found
-    except (OSError, ValueError):  # nothing there, another folder, or not a path
+    except (OSError, ValueError):  # missing, in another folder, or not a path
         pass
     raise Refused(
         403,
-        f"the picture is not here: the server keeps an uploaded file for {KEEP_UPLOADS // 60} minutes and opens no "
-        "other; drop or pick it again",
+        f"the picture was removed: the server keeps uploads for {KEEP_UPLOADS // 60} minutes and opens no other file; "
+        "drop or pick it again",
     )
 
 
@@ -206,7 +203,7 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
-    """The request with another body, of JSON."""
+    """The request with its body replaced by JSON."""
     scope = {**scope, "headers": list(scope["headers"])}
     headers = MutableHeaders(scope=scope)
     del headers["transfer-encoding"]

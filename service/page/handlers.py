@@ -1,4 +1,4 @@
-"""What the handlers of the page share: whatever goes wrong is told there in one sentence, and numbers are read."""
+"""Shared parts of the handlers of the page: error messages and conversion of numbers."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -13,37 +13,37 @@ from sparsegen.service.jobs.errors import Busy, StoreError
 
 logger = logging.getLogger(__name__)
 
-BROWSER_INTEGER = 2**53 - 1  # the last integer up to which a browser counts in ones
+BROWSER_INTEGER = 2**53 - 1  # the largest integer that JavaScript represents exactly with its neighbors
 SENTENCES = (TypeError, ValueError, FloatingPointError, FileNotFoundError, ImportError, Busy)
 
 
 class Page(gr.Blocks):
-    """Blocks that tell a visitor in one sentence that a value cannot be used, and the log in one line.
+    """Blocks that answer an invalid value with one sentence and one log line.
 
-    Anybody may send any value, and Gradio logs a traceback for each.
+    Clients can send any value; Gradio would log a traceback for each invalid one.
     """
 
     async def preprocess_data(self, *arguments: Any, **options: Any) -> Any:
         try:
             return await super().preprocess_data(*arguments, **options)
-        except Exception as error:  # whatever a component raises for what it cannot read
+        except Exception as error:  # components raise various errors for invalid values
             logger.info("a value of the page was refused: %s", type(error).__name__)
-            sentence = "a field is empty, or its value does not fit: correct it, or load the page anew"
+            sentence = "a field is empty or invalid: correct it, or reload the page"
             if isinstance(error, gr.Error):
                 sentence = error.message
             raise gr.Error(sentence, print_exception=False) from None
 
 
 def detail(event: gr.EventData, name: str) -> object:
-    """What the script of the page says about an event.
+    """The value `name` that the script of the page sent with an event.
 
     Raises:
-        ValueError: If it does not say that.
+        ValueError: If it is missing.
     """
     try:
         return getattr(event, name)
     except (AttributeError, TypeError):
-        raise ValueError(f"the event says nothing of {name!r}: load the page anew") from None
+        raise ValueError(f"the event has no {name!r}: reload the page") from None
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def _errors_shown() -> Iterator[None]:
 
 
 def show_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Shows what is wrong with a value, a file or the server on the page, in place of "Error"."""
+    """Decorates a handler so that the page shows the messages of expected errors, not only "Error"."""
 
     @wraps(handler)
     def wrapped(*arguments: object) -> Any:
@@ -74,5 +74,5 @@ def show_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def whole(number: object) -> object:
-    """Numbers come from a browser as floats, too."""
+    """Converts whole floats to int; browsers may send integers as floats."""
     return int(number) if isinstance(number, float) and number.is_integer() else number

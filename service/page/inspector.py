@@ -1,4 +1,4 @@
-"""Looking inside one image: where its code is dense, which atoms it is made of, what it loses without."""
+"""Inspection of the code of one image: its density, its atoms, and the image without some of them."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def shares(code: np.ndarray, atoms: np.ndarray) -> np.ndarray:
 
     Choice: the energy of the terms Γ[c] * d_c before they are added up; the overlap of atoms is not counted.
 
-    Shape: Γ1 (C, H, W), atoms (C, 3, h, w) -> (C,), summing to 1; all 0 where the code is.
+    Shape: Γ1 (C, H, W), atoms (C, 3, h, w) -> (C,), with sum 1; all 0 if the code is 0.
     """
     energy = np.square(code, dtype=np.float64).sum((1, 2)) * np.square(atoms, dtype=np.float64).sum((1, 2, 3))
     return energy / (energy.sum() or 1)
@@ -59,9 +59,9 @@ def without(code: np.ndarray, atoms: Sequence[int]) -> np.ndarray:
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, float]:
-    """What an image loses, on mid-gray, with the factor that brings its largest change to full contrast.
+    """The difference of two images on mid-gray, scaled so that the largest change has full contrast, and the factor.
 
-    Shape: uint8 (H, W, 3) twice -> uint8 (H, W, 3), factor (1 where nothing changes).
+    Shape: uint8 (H, W, 3) twice -> uint8 (H, W, 3), factor (1 if nothing changes).
     """
     lost = before.astype(np.float64) - after
     peak = np.abs(lost).max()

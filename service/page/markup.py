@@ -1,4 +1,4 @@
-"""The HTML, style and script of the page's pictures, most of which travel inside it."""
+"""The HTML of the page, which contains most of its pictures."""
 
 import base64
 from collections.abc import Sequence
@@ -14,13 +14,9 @@ from sparsegen.zoo.k_range import KRange
 SHOWN_ATOMS = 16
 HINT = '<p class="hint">Click an atom to switch it off: the image without it appears here.</p>'
 
-# What is typed into a list takes the place of what is chosen, and searches it.
-
-# A picture takes the place of the one before once it is there, so that nothing flickers.
-
 
 def login(note: str) -> str:
-    """The page that asks for the token of the server; it sends the token to its own address."""
+    """The login page; it sends the token to its own address."""
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>sparsegen</title>
 <style>
@@ -31,7 +27,7 @@ button {{background: #0d9488; color: white; border: 0; cursor: pointer}}
 p {{margin: 0}}
 </style>
 <form method="post"><h1>sparsegen</h1>
-<label for="token">This server asks for a token. Whoever runs it has it.</label>
+<label for="token">This server requires a token. Its operator has it.</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
 <button>Log in</button><p role="alert">{escape(note)}</p></form></html>
 """
@@ -43,7 +39,7 @@ def picture(pixels: np.ndarray, alt: str) -> str:
 
 
 def tiles(pixels: np.ndarray, chosen: int, classes: Sequence[str]) -> str:
-    """Images, uint8 (B, H, W, 3), as buttons of which one is pressed, each with its class where it has one."""
+    """Images, uint8 (B, H, W, 3), as buttons with their classes; the chosen one is pressed."""
     buttons = [
         f'<button class="tile" data-index="{index}" aria-pressed="{str(index == chosen).lower()}" '
         f'title="{escape(called)}">{picture(image, escape(f"Image {index} {called}".rstrip()))}</button>'
@@ -53,7 +49,7 @@ def tiles(pixels: np.ndarray, chosen: int, classes: Sequence[str]) -> str:
 
 
 def facts(codes: Sequence[np.ndarray], k_ranges: Sequence[KRange], k: Sequence[int]) -> str:
-    """How sparse the codes of some images are.  Shape: each Γ (B, C, H, W)."""
+    """The density of the codes of some images.  Shape: each Γ (B, C, H, W)."""
     allowed = {k_range.level: (k_range, value) for k_range, value in zip(k_ranges, k, strict=True)}
     cards = []
     for level, code in enumerate(codes, 1):
@@ -61,10 +57,10 @@ def facts(codes: Sequence[np.ndarray], k_ranges: Sequence[KRange], k: Sequence[i
         limit = "not limited in this model"
         if level in allowed:
             k_range, value = allowed[level]
-            limit = f"k allows {value:,} of {k_range.limit:,} in each {k_range.unit}"
+            limit = f"k allows {value:,} of {k_range.limit:,} per {k_range.unit}"
         cards.append(
             f'<div class="fact"><b>Γ{level}: density {needles.mean() / code.shape[1]:.3f}</b><br>'
-            f"{needles.mean():.1f} non-zeros in a needle of {code.shape[1]} on average, "
+            f"{needles.mean():.1f} of {code.shape[1]} entries per needle are non-zero on average, "
             f"{needles.max()} at most<br>{limit}"
             "</div>"
         )
@@ -74,7 +70,7 @@ def facts(codes: Sequence[np.ndarray], k_ranges: Sequence[KRange], k: Sequence[i
 def inside(
     pixels: np.ndarray, codes: Sequence[np.ndarray], k_ranges: Sequence[KRange], k: Sequence[int], called: str
 ) -> str:
-    """One image, its class named, beside the needle density of its codes.
+    """An image with its class, and the density of its codes per needle.
 
     Shape: uint8 (H, W, 3); each Γ (C, H, W).
     """
@@ -90,15 +86,15 @@ def inside(
         top = tops.get(level) or max(1, int(needles.max()))
         same = needles.min() == needles.max()
         spread = (
-            f"{needles.max()} in every one"
+            f"{needles.max()} in all of them"
             if same
             else f"{needles.min()} to {needles.max()}, {needles.mean():.1f} on average"
         )
         figures.append(
             _figure(
-                picture(inspector.heat(needles, top), f"Non-zeros in each needle of Γ{level}")
+                picture(inspector.heat(needles, top), f"Non-zeros per needle of Γ{level}")
                 + _scale("0", str(top)),
-                f"<b>Density of Γ{level}</b>: the non-zeros in each of its {needles.size} needles, {spread}",
+                f"<b>Density of Γ{level}</b>: non-zeros per needle, {needles.size} needles: {spread}",
             )
         )
     strength = inspector.strengths(codes[0])
@@ -106,7 +102,7 @@ def inside(
         _figure(
             picture(inspector.heat(strength, strength.max() or 1), "Strength of each needle of Γ1")
             + _scale("0", "strongest"),
-            "<b>Strength of Γ1</b>: the length of each needle, where the code says most",
+            "<b>Strength of Γ1</b>: the Euclidean norm of each needle",
         )
     )
     return f'<div class="figures">{"".join(figures)}</div>'
@@ -125,9 +121,9 @@ def atoms(code: np.ndarray, dictionary: np.ndarray) -> str:
         for atom in order
     ]
     return (
-        f'<p class="hint">The image uses {used} of {len(dictionary)} atoms; the {len(order)} shown hold '
-        f"{shares[order].sum():.0%} of its energy. Each is {height} × {width} pixels, on gray where it adds nothing, "
-        "with a contrast of its own.</p>"
+        f'<p class="hint">The image uses {used} of {len(dictionary)} atoms; the {len(order)} shown have '
+        f"{shares[order].sum():.0%} of its energy. Each has {height} × {width} pixels; gray is zero, and the contrast "
+        "is scaled per atom.</p>"
         f'<div class="atoms">{"".join(buttons)}</div>'
     )
 
@@ -162,7 +158,7 @@ def _scale(low: str, high: str) -> str:
 
 
 def examples(pictures: Sequence[tuple[str, np.ndarray]]) -> str:
-    """Buttons with a caption and a picture each.  Shape: float (H, W, 3) in [0, 1]."""
+    """Buttons with captions and pictures.  Shape: float (H, W, 3) in [0, 1]."""
     buttons = [
         f'<button class="tile" data-index="{index}" aria-pressed="false" title="{escape(caption)}">'
         f"{picture(np.rint(pixels * 255).astype(np.uint8), caption)}<span>{escape(caption)}</span></button>"
@@ -177,10 +173,10 @@ def notice(sentence: str) -> str:
 
 
 def progress(status: Status) -> str:
-    """How a restoration is going, from its status as GET /restore/ID has it."""
+    """The progress of a restoration, from its status."""
     name, job = status["status"], escape(status["id"])
     heading = {
-        "waiting": f"Waiting, at place {status['position']} of the queue",
+        "waiting": f"Waiting, position {status['position']} in the queue",
         "running": "Restoring",
         "done": "Done",
         "failed": f"Failed: {status['error']}",
@@ -202,8 +198,8 @@ def progress(status: Status) -> str:
     parts += [f'<p class="hint">{escape(note[:1].upper() + note[1:])}.</p>' for note in status["notes"]]
     if name in LIVE:
         parts.append(
-            f'<p class="hint">It goes on when you leave. <a href="#restore={job}">This address</a> finds it again, '
-            "until a day after its end.</p>"
+            f'<p class="hint">The restoration continues without the page. <a href="#restore={job}">This address</a> '
+            "shows it until a day after its end.</p>"
         )
     return f'<div class="progress">{"".join(parts)}</div>'
 
@@ -222,7 +218,7 @@ def _numbers(status: Status) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds in minutes and hours, for people."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -232,9 +228,9 @@ def duration(seconds: float) -> str:
 
 
 def curve(history: Sequence[Sequence[float]], best: int | None) -> str:
-    """The course of the stop statistic as SVG, the best iteration marked; nothing before there are two points.
+    """The stopping statistic by iteration as SVG, with a mark at the best iteration; empty below two points.
 
-    On a logarithmic scale where all values allow it: the first are many times the last.
+    The scale is logarithmic if all values are positive, because the first are many times the last.
     """
     if len(history) < 2:
         return ""
@@ -258,6 +254,6 @@ def curve(history: Sequence[Sequence[float]], best: int | None) -> str:
         '<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="Stop statistic by iteration">'
         f'<polyline points="{points}" fill="none" vector-effect="non-scaling-stroke"/></svg>{mark}</div>'
         f'<div class="ends"><span>iteration {first:,.0f}</span><span>{last:,.0f}</span></div>'
-        f"<figcaption><b>When to stop</b>: an estimate of the error, made without the clean picture"
-        f"{', logarithmic' * logarithmic}; the smaller, the better</figcaption></figure>"
+        f"<figcaption><b>Stopping statistic</b>: an estimate of the error without the clean picture"
+        f"{', logarithmic' * logarithmic}; lower is better</figcaption></figure>"
     )

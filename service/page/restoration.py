@@ -1,7 +1,7 @@
-"""The Restore tab: drop a picture, say what is to be done to it, and watch it become clear.
+"""The Restore tab: submits a picture for restoration, and shows the progress and the result.
 
-The jobs are those of POST /restore, in the same store: a worker does them, in a process of its own, so they go on
-when the page is closed. The page asks how they are going, and shows pictures from the addresses of the jobs.
+The jobs are those of POST /restore, in the same store. A worker process runs them, so they continue when the page is
+closed. The page polls their status, and shows pictures from the addresses of the jobs.
 """
 
 import asyncio
@@ -41,17 +41,20 @@ from sparsegen.service.page.static import read_static
 from sparsegen.service.uploads import KEEP_UPLOADS
 
 EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_examples.py
-SWEEP_UPLOADS = (60, KEEP_UPLOADS)  # Gradio looks for older ones every minute
+SWEEP_UPLOADS = (60, KEEP_UPLOADS)  # seconds between checks of Gradio, and the age of files that it removes
 ASK_EVERY = 1.5  # seconds
-INTRODUCTION = """A network that has seen nothing but your picture learns to draw it. Structure comes before noise,
-and its codes are kept **sparse**, so it is stopped at the right moment: that is a *sparse Deep Image Prior*. It
-takes some minutes of a processor."""
-PRESETS_SAID = {"fast": "fast: stops by itself, minutes", "paper": "paper: the original's settings, hours"}
+INTRODUCTION = """A network is fitted to your picture alone (a *sparse Deep Image Prior*). It learns structure before
+noise, its codes are kept **sparse**, and the fit is stopped before it reproduces the noise. A restoration takes several
+minutes."""
+PRESET_LABELS = {
+    "fast": "fast: automatic stopping, minutes",
+    "paper": "paper: the settings of the paper, hours",
+}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture of ours, and what to do to it."""
+    """An example picture and the settings of its restoration."""
 
     caption: str
     image: str
@@ -77,11 +80,10 @@ SHOWN = (
 
 
 def dropped(label: str, elem_id: str) -> gr.File:
-    """A place to drop a file, whose path the handlers get; it lies on the server for KEEP_UPLOADS seconds.
+    """A place to drop a file; handlers get its path. The file is kept for KEEP_UPLOADS seconds.
 
-    Choice: its `preprocess` is replaced, since for a subclass Gradio writes a .pyi file beside the module. It
-    goes back to the original once a handler changes more of the component than its value. Gradio's own reads the
-    file at once, however many visitors drop one.
+    Choice: `preprocess` is replaced, because Gradio writes a .pyi file next to the module of a subclass. A handler must
+    change only the value of the component, else Gradio restores the original, which reads the whole file into memory.
     """
     file = gr.File(label=label, type="binary", height=110, elem_id=elem_id)
 
@@ -95,7 +97,7 @@ def dropped(label: str, elem_id: str) -> gr.File:
 def tab(
     blocks: gr.Blocks, tabs: gr.Tabs, jobs: Callable[[], Store], turns: Callable[[], orders.Turns]
 ) -> None:
-    """Lays the Restore tab out and connects it to the jobs."""
+    """Builds the Restore tab, and connects it to the jobs."""
     handlers = Handlers(jobs, turns)
     gr.Markdown(INTRODUCTION)
     with gr.Row():
@@ -107,7 +109,7 @@ def tab(
             with gr.Column(visible=False) as holes:
                 mask = dropped("Mask, white in the holes", "mask")
             factors = [(f"× {factor}", factor) for factor in FACTORS]
-            by = gr.Radio(factors, value=FACTORS[0], label="How much", visible=False, elem_id="by")
+            by = gr.Radio(factors, value=FACTORS[0], label="Factor", visible=False, elem_id="by")
             blur = gr.Slider(
                 0.5,
                 MAX_BLUR,
@@ -135,7 +137,7 @@ def tab(
 
     given = [image, mask, kind, by, blur, *advanced]
     seen = [panel, stage, timer, start, cancel]
-    # No limit and no queue: a look takes milliseconds, and must not wait for those who draw or submit.
+    # No limit and no queue: these calls take milliseconds, and must not wait for sampling or submissions.
     quiet: dict[str, Any] = {
         "show_progress": "hidden",
         "api_visibility": "private",
@@ -148,7 +150,7 @@ def tab(
     image.change(handlers.take, [image, job], [job, panel, stage], **quiet).then(
         None, job, None, js=read_static("address.js")
     )
-    # No limit, since the turns are one, which no client can fill.
+    # No limit here: `Turns` limits submissions, per client.
     start.click(
         handlers.start,
         given,
@@ -161,14 +163,12 @@ def tab(
     )
     cancel.click(handlers.cancel, job, None, **quiet).then(**look)
     timer.tick(**look)
+    # The script listens to clicks: the event of gr.Tab also fires on load, before the address is read.
     blocks.load(handlers.find, anchor, [tabs, job], js=read_static("addresses.js"), **quiet).then(**look)
 
 
-# Clicks, not the event of gr.Tab, which comes when the page is opened as well, before its address is read.
-
-
 class Settings(NamedTuple):
-    """What few will turn."""
+    """The components of the advanced settings."""
 
     preset: gr.Dropdown
     regularizer: gr.Dropdown
@@ -179,25 +179,25 @@ class Settings(NamedTuple):
 
 
 def settings() -> Settings:
-    """Lays out the accordion of them."""
+    """Builds the accordion of the advanced settings."""
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         preset = gr.Dropdown(
-            [(PRESETS_SAID.get(name, name), name) for name in PRESETS], value=Task.preset, label="Preset"
+            [(PRESET_LABELS.get(name, name), name) for name in PRESETS], value=Task.preset, label="Preset"
         )
         regularizer = gr.Dropdown(
-            list(SPARSITIES), value=Task.regularizer, label="Regularizer", info="What is asked of the codes."
+            list(SPARSITIES), value=Task.regularizer, label="Regularizer", info="Constraint on the codes."
         )
         ensemble_size = gr.Dropdown(
             [("the preset's", 0), *range(1, MAX_ENSEMBLE + 1)],
             value=0,
-            label="Hourglasses",
-            info="Their mean is the result: the more, the less it errs, and the longer it takes.",
+            label="Networks",
+            info="Number of networks averaged; run time grows linearly.",
             elem_id="ensemble_size",
         )
         sigma = gr.Number(
             0,
             label="Noise σ",
-            info="In gray levels of 255; 0: estimate it.",
+            info="Standard deviation in gray levels, 0 to 255; 0: estimated.",
             minimum=0,
             maximum=MAX_SIGMA,
             elem_id="sigma",
@@ -210,14 +210,14 @@ def settings() -> Settings:
 
 
 class Handlers:
-    """What the tab does when something on it is touched, or time has passed."""
+    """The event handlers of the tab."""
 
     def __init__(self, jobs: Callable[[], Store], turns: Callable[[], orders.Turns]) -> None:
         self.jobs, self.turns = jobs, turns
 
     @show_errors
     def pick(self, event: gr.EventData) -> tuple[str, str | None, str, int, float]:
-        """Puts an example in the place of a dropped file, with the settings that suit it."""
+        """Selects an example instead of a dropped file, with its settings."""
         index = check_integer(
             "example", detail(event, "index"), 0, len(SHOWN) - 1, "the picture, the first being 0"
         )
@@ -225,14 +225,14 @@ class Handlers:
         return example.image_path, example.mask_path, example.kind, FACTORS[0], example.sigma
 
     def choose(self, kind: str) -> tuple[dict[str, Any], ...]:
-        """Asks for what a kind of restoration needs."""
+        """Shows the additional inputs of a kind of restoration."""
         return tuple(gr.update(visible=kind == wanting) for wanting in ("inpaint", "upscale", "deblur"))
 
     @show_errors
     def take(
         self, image: Path | None, job: str, request: gr.Request
     ) -> tuple[object, object, dict[str, Any]]:
-        """Shows a picture that was dropped; one that comes while a job is watched has to wait for its start."""
+        """Shows a dropped picture, unless an unfinished job is shown."""
         watched = self._status(job) if job else None
         if image is None or (watched and watched["status"] in LIVE):
             return gr.skip(), gr.skip(), gr.skip()
@@ -240,7 +240,7 @@ class Handlers:
             picture = decoders().read(image, "the picture", MAX_PIXELS, client=client_of(request))
         return "", "", gr.update(before=shown(picture), after=None)
 
-    # Gradio hands the values of the components over one by one: hence the long signature.
+    # Gradio passes the values of the components one by one, hence the long signature.
     @show_errors
     async def start(
         self,
@@ -257,11 +257,13 @@ class Handlers:
         loss: str,
         request: gr.Request,
     ) -> tuple[str, dict[str, Any]]:
-        """Submits a job, and returns its id and the picture as it was given."""
+        """Submits a job; returns its id and the given picture."""
         if image is None:
-            raise ValueError("there is no picture yet: drop one, or pick an example")
+            raise ValueError("there is no picture: drop one, or pick an example")
         if kind == "inpaint" and mask is None:
-            raise ValueError("fill holes needs to know where they are: drop a mask, white in the holes")
+            raise ValueError(
+                "the mask is missing: drop a picture that is white in the holes and black elsewhere"
+            )
         asked: dict[str, object] = {
             "kind": kind,
             "preset": preset,
@@ -283,36 +285,36 @@ class Handlers:
         self, given: dict[str, str], paths: dict[str, Path], client: str
     ) -> tuple[str, dict[str, Any]]:
         store = self.jobs()
-        orders.check_room(store, client)  # before anything is read
+        orders.check_room(store, client)  # before the files are read
         with dropped_files():
             files = {name: path.read_bytes() for name, path in paths.items()}
         status, picture = orders.order(store, given, files, client)
         return status["id"], gr.update(before=shown(picture), after=None)
 
     def look(self, job: str) -> tuple[object, ...]:
-        """Says how a job is going: the panel, the pictures, whether to ask again, and what can be pressed."""
+        """Updates the panel, the pictures, the timer and the buttons from the status of a job."""
         if not job:
             return "", gr.skip(), *buttons(live=False)
         try:
             status = self._status(job)
             preview = self.jobs().preview(job) if status is not None else None
-        except StoreError as error:  # a sentence in place of a message at each tick
+        except StoreError as error:  # shown in the panel, not as a pop-up at each tick
             return markup.notice(error.public), gr.skip(), gr.Timer(active=True), gr.skip(), gr.skip()
         if status is None:
             return markup.notice(JOB_NOT_FOUND.format(job[:40])), gr.skip(), *buttons(live=False)
-        # The number changes with the picture, so that the browser fetches each once.
+        # The checksum changes with the picture, so that the browser fetches each once.
         address = f"../restore/{job}/preview?{zlib.crc32(preview):08x}" if preview else None
         stage = gr.update(after=address) if address else gr.skip()
         return markup.progress(status), stage, *buttons(status["status"] in LIVE)
 
     @show_errors
     def cancel(self, job: str) -> None:
-        """Cancels the job, which frees its worker."""
+        """Cancels the job."""
         if job:
             self.jobs().cancel(job)
 
     def find(self, anchor: str | None) -> tuple[object, str]:
-        """Opens what the address of the page names: a tab, or a job."""
+        """Opens the tab or job in the address of the page."""
         name, _, job = str(anchor or "").removeprefix("#").partition("=")
         return gr.Tabs(selected="restore") if name == "restore" else gr.skip(), job
 
@@ -322,23 +324,22 @@ class Handlers:
 
 @contextmanager
 def dropped_files() -> Iterator[None]:
-    """Says on the page that a dropped file is no longer there."""
+    """Replaces the error of a missing file by one that explains why it is missing."""
     try:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"the picture is no longer here, since the server keeps none for more than {KEEP_UPLOADS // 60} minutes: "
-            f"drop or pick it again"
+            f"the picture was removed: the server keeps uploads for {KEEP_UPLOADS // 60} minutes; drop or pick it again"
         ) from None
 
 
 def buttons(live: bool) -> tuple[gr.Timer, dict[str, Any], dict[str, Any]]:
-    """Whether to ask again, and whether Start and Cancel are there."""
+    """The timer, active while the job is live, and the visibility of Start and Cancel."""
     return gr.Timer(active=live), gr.update(visible=not live), gr.update(visible=live)
 
 
 def shown(picture: Picture) -> dict[str, Any]:
-    """A picture for the stage, as a PNG inside the page: of 8 bits, whatever it has."""
+    """A picture for the stage, as a PNG of 8 bits in a data URL."""
     content = base64.b64encode(replace(picture, depth=8).encode(".png")).decode()
     height, width = picture.pixels.shape[:2]
     return {"url": f"data:image/png;base64,{content}", "width": width, "height": height}

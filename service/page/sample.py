@@ -33,7 +33,7 @@ compare."""
 
 
 def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> None:
-    """Lays the Sample tab out and connects it to the samplers."""
+    """Builds the Sample tab, and connects it to the samplers."""
     handlers = Handlers(models, asks_token)
     first = min(models.values(), key=merit)
     gr.Markdown(INTRODUCTION)
@@ -91,6 +91,7 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
         event.then(**draw, **quiet).then(**look, **quiet)
 
     for choice in (name, label):
+        # Selects the text, so that typing replaces it and searches the list.
         choice.focus(None, js=read_static("select.js"), **quiet)
     blocks.load(**draw, show_progress="hidden", api_name="draw").then(
         **look, show_progress="hidden", api_name="look"
@@ -109,9 +110,9 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
 
 @dataclass(frozen=True)
 class Choice:
-    """What the page shows: `count` images of a seed, of which the one at `index` is inspected.
+    """The settings of the page: `count` images of a seed; the image at `index` is inspected.
 
-    `label` is the class of all of them; None: of each its own, drawn from the seed, or the model has none.
+    `label` is the class of all images; None: drawn from the seed, or the model is unconditional.
     """
 
     model: Model
@@ -127,7 +128,7 @@ class Choice:
         return sampler.run(z, self.k or None, labels=labels)
 
     def classes(self, first: int, count: int) -> list[str]:
-        """What the class of each image is called; "" where there is none."""
+        """The name of the class of each image; "" if the model is unconditional."""
         labels = self._labels(first, count)
         return [""] * count if labels is None else [self.model.classes[label] for label in labels]
 
@@ -137,12 +138,12 @@ class Choice:
 
 
 class Handlers:
-    """What the page does when something on it is touched."""
+    """The event handlers of the tab."""
 
     def __init__(self, models: Mapping[str, Model], asks_token: bool = False) -> None:
         self.models, self.asks_token = models, asks_token
 
-    # Gradio hands the values of the components over one by one: hence the long signatures.
+    # Gradio passes the values of the components one by one, hence the long signatures.
     @show_errors
     def draw(
         self,
@@ -156,7 +157,7 @@ class Handlers:
         index: object,
         request: gr.Request,
     ) -> tuple[str, ...]:
-        """Draws the images of a seed, says how sparse they are, and how to get the same pixels elsewhere."""
+        """Draws the images of a seed; returns them, their density, and the calls for the same pixels elsewhere."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         image, codes = shown.run(0, shown.count)
         return (
@@ -178,7 +179,7 @@ class Handlers:
         k_2: object,
         index: object,
     ) -> tuple[str, ...]:
-        """Inspects one image of a seed: where its needles are dense, and its most used atoms."""
+        """Inspects one image: the density per needle, and its most used atoms."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         image, codes = shown.run(shown.index, 1)
         pixels, inspected, sampler = (
@@ -203,13 +204,13 @@ class Handlers:
         index: object,
         event: gr.EventData,
     ) -> str:
-        """Draws one image without the atoms that are switched off."""
+        """Draws the inspected image without the atoms that are switched off."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         sampler = shown.model.sampler
         last = sampler.code_shapes[0][0] - 1
         given = detail(event, "off")
         if not isinstance(given, list):
-            raise ValueError(f"the atoms that are off are a list of their numbers; got {str(given)[:40]!r}")
+            raise ValueError(f"the atoms to switch off must be a list of numbers; got {str(given)[:40]!r}")
         off = [check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in given]
         if not off:
             return markup.HINT
@@ -222,7 +223,7 @@ class Handlers:
 
     @show_errors
     def choose(self, name: object, label: object) -> tuple[object, ...]:
-        """Sets the range of k to that of another model, and keeps the class where it has one of that number."""
+        """Updates the settings for another model; the class is kept if the model has it."""
         model = self._model(name)
         return (
             gr.update(value=model.name),
@@ -236,23 +237,23 @@ class Handlers:
 
     @show_errors
     def part(self, model: object, apart: bool, k_1: object) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Shows the k of Γ2, set to that of Γ1, or hides it."""
+        """Shows the slider for Γ2, with the value of Γ1, or hides it."""
         both = self._model(model).sampler.k_ranges
         return gr.update(info=meaning(both[:1] if apart else both)), gr.update(visible=apart, value=k_1)
 
     @show_errors
     def fit(self, count: object, index: object) -> int:
-        """Keeps the index within the images that are drawn."""
+        """Limits the index to the images that are drawn."""
         return _index(index, noise.check_count(whole(count), MAX_COUNT))
 
     @show_errors
     def pick(self, event: gr.EventData) -> int:
-        """Chooses the image that was clicked."""
+        """Selects the clicked image."""
         return _index(detail(event, "index"), MAX_COUNT)
 
     def _model(self, name: object) -> Model:
         if not isinstance(name, str) or name not in self.models:
-            raise ValueError(f"no model {name!r}; this server has {', '.join(self.models)}")
+            raise ValueError(f"no model {name!r}: the models are {', '.join(self.models)}")
         return self.models[name]
 
     def _choice(
@@ -276,7 +277,7 @@ class Handlers:
 
 
 def _index(index: object, count: int) -> int:
-    """The index of an image, at most that of the last of `count` images."""
+    """The index of an image, limited to the last of `count` images."""
     given = check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
     return min(given, count - 1)
 
@@ -292,14 +293,14 @@ def merit(model: Model) -> tuple[int, float]:
 
 
 def title(model: Model) -> str:
-    """A model in the list of all."""
+    """The label of a model in the list."""
     return f"{model.name} · {len(model.classes)} classes" if model.classes else model.name
 
 
 def columns(model: Model, models: Mapping[str, Model]) -> dict[str, Any]:
-    """The settings of the choice among the regularizers of one network; hidden where there is but one.
+    """The settings of the choice among the regularizers of a network; hidden if there is only one.
 
-    What they regularize alike is before the last dot of their names.
+    The models of a network have the same name up to the last dot.
     """
     network = model.name.rpartition(".")[0]
     alike = [name for name in models if network and name.rpartition(".")[0] == network] or [model.name]
@@ -308,14 +309,14 @@ def columns(model: Model, models: Mapping[str, Model]) -> dict[str, Any]:
 
 
 def class_choice(model: Model, label: object = ANY) -> dict[str, Any]:
-    """The settings of the choice of a class; hidden where the model has none."""
+    """The settings of the choice of a class; hidden if the model is unconditional."""
     choices = [("any", ANY), *((called, number) for number, called in enumerate(model.classes))]
     known = label in range(len(model.classes))
     return {"choices": choices, "value": label if known else ANY, "visible": bool(model.classes)}
 
 
 def slider(model: Model, place: int) -> dict[str, Any]:
-    """The settings of the slider for the k of one level; hidden where the model has none."""
+    """The settings of the slider for the k of one level; hidden if the model does not have this level."""
     if place >= projected_levels(model):
         return {"minimum": 1, "maximum": 2, "value": 1, "step": 1, "visible": False, "label": "k", "info": ""}
     rest = model.sampler.k_ranges[place:]
@@ -332,20 +333,20 @@ def slider(model: Model, place: int) -> dict[str, Any]:
 
 
 def meaning(k_ranges: Sequence[KRange]) -> str:
-    """What a slider sets that applies to these levels together."""
+    """The description of a slider that sets k for these levels."""
     levels = " and ".join(f"Γ{k_range.level}" for k_range in k_ranges)
-    return f"Non-zeros kept in each {k_ranges[0].unit} of {levels}; trained with {k_ranges[0].k:,}."
+    return f"Non-zeros kept per {k_ranges[0].unit} of {levels}; trained with {k_ranges[0].k:,}."
 
 
 def about(model: Model) -> str:
-    """Why a model has no k, or what its k does."""
+    """A note on the effect of k, or on its absence."""
     if not projected_levels(model):
-        return "This model was trained without a projection on its code, so it has no k to set."
-    return "Fewer than in training makes images plainer; more lets the model keep what it was taught to drop."
+        return "This model was trained without a projection, so it has no k."
+    return "A k below that of training simplifies images; a k above it keeps entries that training always zeroed."
 
 
 def address(request: gr.Request) -> str:
-    """Where the browser found this server."""
+    """The address of this server, as used by the browser."""
     headers = request.headers
     return headers.get("origin") or f"http://{headers.get('host', '127.0.0.1:3000')}"
 

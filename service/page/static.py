@@ -1,4 +1,4 @@
-"""The style sheets, scripts and pieces of HTML of the page, as files beside this module."""
+"""Access to the style sheet, scripts and HTML of the page, which are files in `static`."""
 
 from functools import cache
 from pathlib import Path

@@ -1,11 +1,11 @@
 let asked = 0, kept = '';
 const place = name => element.querySelector(name);
-// The server forgets what was given once its job has ended; this tab does not, so that a reload has both pictures.
+// The server removes the given picture when its job ends; the tab stores it, so that a reload shows both pictures.
 const keep = (job, before) => {
   if (before && kept !== job) {
     kept = job;
     try { sessionStorage.setItem('before', JSON.stringify({job, before})); }
-    catch (error) { sessionStorage.removeItem('before'); }  // larger than a browser keeps: a reload shows one picture
+    catch (error) { sessionStorage.removeItem('before'); }  // too large for the storage: a reload shows one picture
   }
   const stored = before ? null : JSON.parse(sessionStorage.getItem('before') || '{}');
   return before || (stored.job === job ? stored.before : null);
@@ -13,10 +13,10 @@ const keep = (job, before) => {
 const show = async () => {
   const turn = ++asked, {after} = props;
   const before = after ? keep(after.split('/')[2], props.before) : props.before;  // ../restore/ID/preview
-  const loaded = new Image();
+  const loaded = new Image();  // decoded before it is shown, so that nothing flickers
   if (after) {
     loaded.src = after;
-    try { await loaded.decode(); } catch (error) { return; }  // the job ended, and the next look tells its result
+    try { await loaded.decode(); } catch (error) { return; }  // the job ended; the next poll shows its result
   }
   if (turn !== asked) return;
   const compare = place('.compare');

@@ -28,8 +28,12 @@ class Model:
 
         Only the last part of the folder's path is shown to visitors.
         """
-        folder = self.sampler.path.parent.resolve()
-        return self.name if folder == MODELS / self.name else f"./{folder.name}"
+        return self.name if self.bundled else f"./{self.sampler.path.parent.resolve().name}"
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it is a model of this package."""
+        return self.sampler.path.parent.resolve() == MODELS / self.name
 
     @property
     def classes(self) -> list[str]:

@@ -39,7 +39,7 @@ from sparsegen.service.http.readiness import Readiness
 from sparsegen.service.jobs import orders
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import Model, models_folder, open_models
-from sparsegen.service.page import inspector
+from sparsegen.service.page import catalog, inspector
 from sparsegen.service.page.events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.settings import ServiceSettings
@@ -129,6 +129,10 @@ def create_app() -> Application:
     @app.api_route("/ui", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         return RedirectResponse("ui/")
+
+    @app.get("/ui/picture.png", include_in_schema=False)  # shown in previews of links to the page
+    def cover() -> Response:  # not async, so it runs in a thread
+        return Response(catalog.cover(app.state.models), media_type="image/png")
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:

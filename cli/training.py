@@ -161,10 +161,11 @@ def train(
             say(err, f"stopped and saved at step {run.step}: the same command with --resume continues")
         sys.exit(130)
     if run.best:
-        found = f"{out_folder / 'best'}, of step {run.best['step']}, {run.best['metric']} {run.best['distance']:.2f}"
+        figure = f"{run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
+        found = f"the best model, {figure}, is {out_folder / 'best'}"
     else:
-        found = str(checkpoints(run.folder)[-1])
-    say(out, f"{name} trained for {run.step} steps: the model is {found}")
+        found = f"the model is {checkpoints(run.folder)[-1]}"
+    say(out, f"{name} trained for {run.step} steps: {found}")
 
 
 def _renamed(old: str, old_value: int | None, new: str, value: int) -> int:

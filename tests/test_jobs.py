@@ -26,10 +26,10 @@ from server import free_port, until
 from pictures import encoded
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.settings import Task, fair_threads
-from sparsegen.service.http.serve import WorkerPool
 from sparsegen.service.jobs import store as jobs
 from sparsegen.service.jobs import worker
 from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError, StoreFull
+from sparsegen.service.jobs.pool import WorkerPool
 from sparsegen.service.jobs.storage import TABLES, KeyValueStore
 from sparsegen.service.jobs.store import END_SIZE, KEEP, MAX_LOST, MIN_MEASURED, Store, open_store, too_many
 from sparsegen.service.jobs.worker import CURVE, Curve, work
@@ -960,12 +960,10 @@ def test_a_worker_without_a_store_ends_with_one_line(tmp_path):
 
 
 CREW = """
-import sys, time
-from sparsegen.service.http.serve import WorkerPool, environment
-pool = WorkerPool(2, environment("/nowhere", sys.argv[1]))
-while True:
-    pool.restart_dead()
-    time.sleep(0.1)
+import os, sys, time
+from sparsegen.service.jobs.pool import WorkerPool
+WorkerPool(2, {**os.environ, "SPARSEGEN_JOBS": sys.argv[1]}).start()
+time.sleep(600)
 """
 
 

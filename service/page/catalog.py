@@ -87,9 +87,9 @@ def constraint(model: Model) -> str:
         unit = k_ranges[0].unit
         if len({(k_range.k, k_range.limit) for k_range in k_ranges}) == 1:
             levels = " and ".join(f"Γ{k_range.level}" for k_range in k_ranges)
-            return f"{_kept(k_ranges[0])} non-zeros per {unit} of {levels}"
+            return f"{_kept(k_ranges[0])} entries kept per {unit} of {levels}"
         return " and ".join(
-            f"{_kept(k_range)} non-zeros per {k_range.unit} of Γ{k_range.level}" for k_range in k_ranges
+            f"{_kept(k_range)} entries kept per {k_range.unit} of Γ{k_range.level}" for k_range in k_ranges
         )
     return "an L1 penalty on Γ1" if model.sampler.regularizer == "l1" else "codes without a constraint"
 

@@ -77,7 +77,7 @@ def sides(contents: Sequence[tuple[str, str]]) -> str:
     if len(contents) == 1:
         return contents[0][1]
     parts = (
-        f'<section aria-label="{escape(title)}"><p class="side">{escape(title)}</p>{content}</section>'
+        f'<div role="group" aria-label="{escape(title)}"><p class="side">{escape(title)}</p>{content}</div>'
         for title, content in contents
     )
     return f'<div class="sides">{"".join(parts)}</div>'
@@ -285,12 +285,19 @@ def _numbers(status: Status) -> str:
 
 def expected(seconds: float, ahead: int, wait: float) -> str:
     """The expected time of a restoration before it starts, with the jobs `ahead` of it, which take `wait` seconds."""
-    low, high = (duration(factor * seconds) for factor in SPREAD)
-    sentences = [f"Expected time: about <b>{duration(seconds)}</b> ({low} to {high})."]
+    low, high = (roughly(factor * seconds) for factor in SPREAD)
+    sentences = [f"Expected time: about <b>{roughly(seconds)}</b> ({low} to {high})."]
     if ahead:
         jobs = "1 restoration is" if ahead == 1 else f"{ahead} restorations are"
-        sentences.append(f"{jobs} ahead, about {duration(wait)}.")
+        sentences.append(f"{jobs} ahead, about {roughly(wait)}.")
     return f'<p class="hint" role="status">{" ".join(sentences)}</p>'
+
+
+def roughly(seconds: float) -> str:
+    """Estimated seconds for people, in steps of 10 seconds, minutes or tenths of an hour."""
+    if seconds < 95:
+        return f"{max(1, round(seconds / 10)) * 10} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def duration(seconds: float) -> str:

@@ -112,7 +112,6 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
         anchor,
         [*model_parts, seed, count, index, *compared, second],
         js="() => [location.hash]",
-        queue=False,
         **quiet,
     ).then(**draw, show_progress="hidden", api_name="draw").then(
         **calls, show_progress="hidden", api_name="calls"
@@ -323,7 +322,6 @@ class Handlers:
         """Updates the slider of the second setting for another model."""
         return gr.update(**slider(self._model(other), 0) | {"label": "k of the second"})
 
-    @show_errors
     def open(self, anchor: object) -> tuple[object, ...]:
         """Updates all settings from the address of the page; see `link_to`."""
         given = link.read(anchor)
@@ -332,7 +330,8 @@ class Handlers:
         try:
             return self._opened(given)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"the link cannot be opened: {str(error)[:300]}") from None
+            gr.Warning(f"The link cannot be opened: {str(error)[:300]}")
+            return (gr.skip(),) * OPENED
 
     def _opened(self, given: Mapping[str, str]) -> tuple[object, ...]:
         def number(name: str, default: int) -> int:
@@ -342,7 +341,7 @@ class Handlers:
         count = noise.check_count(number("count", 16), MAX_COUNT)
         seed = check_integer("seed", number("seed", 0), 0, BROWSER_INTEGER, "the seed of the noise")
         k_given = [int(value) for value in given["k"].split(",")] if given.get("k") else None
-        k = resolve(k_given, model.sampler.k_ranges)
+        k = resolve(k_given[0] if k_given and len(k_given) == 1 else k_given, model.sampler.k_ranges)
         apart = len(set(k)) > 1
         parts = list(self.choose(model.name, label))
         for place, value in enumerate(k):

@@ -12,7 +12,7 @@ const copy = async () => {
 // The images of one side in one PNG, as the server arranges them.
 const save = (side, file) => {
   const gallery = document.querySelector('#gallery');
-  const sections = gallery.querySelectorAll('.sides > section');
+  const sections = gallery.querySelectorAll('.sides > div');
   const images = [...(sections[side] || gallery).querySelectorAll('img')];
   const [width, height] = [images[0].naturalWidth, images[0].naturalHeight];
   const columns = Math.ceil(Math.sqrt(images.length)), rows = Math.ceil(images.length / columns);

@@ -8,6 +8,8 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from sparsegen.service.prefix import check_prefix
+
 PREFIX = "SPARSEGEN_"
 LOOPBACK_NAMES = ("localhost", "ip6-localhost", "localhost.localdomain")
 MIN_TOKEN = 16  # characters
@@ -28,7 +30,9 @@ class ServiceSettings:
         allow_origin: Origins, such as https://example.org, whose pages may use the API; "*" allows any.
         allow_frame: Origins whose pages may embed the page in a frame; "*" allows any.
         token: Token that clients must present; None: no token is required.
-        proxy: Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are trusted; "*" trusts any.
+        proxy: Addresses or networks whose X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Prefix are trusted; "*"
+            trusts any.
+        root_path: Path below which a proxy shows the server, such as /images; "": at the root of the site.
 
     The other settings are limits; each states its range and meaning.
 
@@ -42,6 +46,7 @@ class ServiceSettings:
     allow_frame: tuple[str, ...] = ()
     token: str | None = field(default=None, repr=False)
     proxy: tuple[str, ...] = ("127.0.0.1", "::1")
+    root_path: str = ""
     workers: int = _limit(1, 0, 61, "processes of this server that restore pictures")
     client_requests: int = _limit(64, 1, 1_000_000, "concurrent requests per client")
     client_streams: int = _limit(64, 1, 1_000_000, "concurrent streams of the page per client")
@@ -72,6 +77,7 @@ class ServiceSettings:
                     raise ValueError(
                         f"{variable(name)} takes an origin such as https://example.org, or *; got {origin!r}"
                     )
+        object.__setattr__(self, "root_path", check_prefix(self.root_path))
         for host in self.allow_host:
             if host != "*" and host_of(host) != host.lower():
                 raise ValueError(

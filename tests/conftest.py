@@ -29,7 +29,7 @@ SLOW = set(
     "api browser card cells checkpoint cli connections deadline decoders demo docs endpoint evaluation exposure "
     "extension features fit guards hourglass hub jobs layering loop onnx_file operation pictures_io plots privacy "
     "projected quality restoration_http restore_page restoring run runtime sources table1_campaign table3_campaign "
-    "tiles training_benchmark types uploads".split()
+    "prefix tiles training_benchmark types uploads".split()
 )
 
 

@@ -37,6 +37,7 @@ from sparsegen.service.http.guards import guards
 from sparsegen.service.http.limits import MAX_BODY, BodyLimit
 from sparsegen.service.http.methods import Images, Picture, method
 from sparsegen.service.http.orphans import end_with_parent
+from sparsegen.service.http.prefix import OwnPrefix, Prefixed
 from sparsegen.service.http.readiness import Readiness
 from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.pool import WorkerPool
@@ -122,12 +123,19 @@ class Application(FastAPI):
             path: {"get": {"summary": summary, "responses": {"200": {"description": "Yes."}} | down}}
             for path, (summary, down) in FOREIGN.items()
         }
+        document["servers"] = [{"url": "./"}]  # relative to this document, since a proxy may add a path
         return document
 
 
 def create_app() -> Application:
     """Makes the web application and its routes."""
-    app = Application(title="sparsegen", version=sparsegen.__version__, docs_url=None, redoc_url=None)
+    app = Application(
+        title="sparsegen",
+        version=sparsegen.__version__,
+        docs_url=None,
+        redoc_url=None,
+        root_path_in_servers=False,  # see `openapi`
+    )
     app.state.models = {}
 
     @app.exception_handler(Refused)
@@ -347,6 +355,8 @@ settings, own_routes = (
 arbiter.use()
 connections.use(settings.proxy)
 # The outermost first.
+if settings.root_path:
+    SparseGen.add_asgi_middleware(OwnPrefix, prefix=settings.root_path)
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
 SparseGen.add_asgi_middleware(OwnTime)
 # Also answers errors of the middleware.
@@ -370,3 +380,4 @@ SparseGen.add_asgi_middleware(
     sessions=lambda: app.state.sessions,
     limit=settings.client_events,
 )
+SparseGen.add_asgi_middleware(Prefixed)

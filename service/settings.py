@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 PREFIX = "SPARSEGEN_"
 LOOPBACK_NAMES = ("localhost", "ip6-localhost", "localhost.localdomain")
+LOG_FORMATS = ("text", "json")
 MIN_TOKEN = 16  # characters
 Number = TypeVar("Number", int, float)
 
@@ -28,6 +29,7 @@ class ServiceSettings:
         allow_origin: Origins, such as https://example.org, whose pages may use the API; "*" allows any.
         allow_frame: Origins whose pages may embed the page in a frame; "*" allows any.
         token: Token that clients must present; None: no token is required.
+        log_format: "text", or "json" for one JSON object per line.
         proxy: Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are trusted; "*" trusts any.
 
     The other settings are limits; each states its range and meaning.
@@ -42,6 +44,7 @@ class ServiceSettings:
     allow_frame: tuple[str, ...] = ()
     token: str | None = field(default=None, repr=False)
     proxy: tuple[str, ...] = ("127.0.0.1", "::1")
+    log_format: str = "text"
     workers: int = _limit(1, 0, 61, "processes of this server that restore pictures")
     client_requests: int = _limit(64, 1, 1_000_000, "concurrent requests per client")
     client_streams: int = _limit(64, 1, 1_000_000, "concurrent streams of the page per client")
@@ -72,6 +75,8 @@ class ServiceSettings:
                     raise ValueError(
                         f"{variable(name)} takes an origin such as https://example.org, or *; got {origin!r}"
                     )
+        if self.log_format not in LOG_FORMATS:
+            raise ValueError(f"{variable('log_format')} must be text or json; got {self.log_format!r:.40}")
         for host in self.allow_host:
             if host != "*" and host_of(host) != host.lower():
                 raise ValueError(

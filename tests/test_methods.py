@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from bentoml.exceptions import BentoMLException, NotFound
 
 SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
-SECONDS, PIXELS = 8, 2048
+SECONDS, PIXELS = 8, 2400
 KINDS = {"denoise": {}, "inpaint": {}, "upscale": {"by": 2}, "deblur": {"kernel": "gaussian:1.6"}}
 
 
@@ -150,19 +150,25 @@ def test_a_larger_picture_is_refused_with_the_limit_and_the_remedy(client, tmp_p
     with pytest.raises(BentoMLException) as caught:
         client.upscale(image=picture(tmp_path / "given.png"), by=4)
     assert caught.value.error_code == 422
-    assert "120 x 80 pixels" in str(caught.value) and "at most 2,048: submit a job with POST /restore" in str(
+    assert "120 x 80 pixels" in str(caught.value) and "at most 2,400: submit a job with POST /restore" in str(
         caught.value
     )
 
 
-def test_an_address_in_place_of_a_picture_is_not_fetched(client):
+@pytest.mark.parametrize("multipart", [True, False], ids=["as a field", "as BentoML's client sends it"])
+def test_an_address_in_place_of_a_picture_is_not_fetched(served, client, multipart):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         listening.settimeout(1)
-        with pytest.raises(BentoMLException, match="image must be a file") as caught:
-            client.denoise(image=f"http://127.0.0.1:{listening.getsockname()[1]}/picture.png")
-        assert caught.value.error_code == 422
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/picture.png"
+        if multipart:
+            response = httpx.post(f"{served.url}/denoise", files={"image": (None, address)}, timeout=60)
+            assert response.status_code == 422 and "image must be a file" in sentence(response.content)
+        else:
+            with pytest.raises(BentoMLException) as caught:
+                client.denoise(image=address)
+            assert caught.value.error_code == 415
         with pytest.raises(TimeoutError):
             listening.accept()
 

@@ -116,7 +116,7 @@ def test_a_request_without_an_answer_is_counted_by_its_reason(outcome, status):
 
     counter = metrics.REQUESTS.labels("GET", "other", status)
     before = counter._value.get()
-    scope = {"type": "http", "method": "GET", "path": "/nothing", "client": None}
+    scope = {"type": "http", "method": "GET", "path": "/nothing", "client": None, "headers": []}
     with contextlib.suppress(RuntimeError, asyncio.CancelledError):
         asyncio.run(metrics.Traffic(app, [])(scope, None, None))
     assert counter._value.get() == before + 1

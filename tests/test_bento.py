@@ -150,7 +150,7 @@ def test_a_bento_declares_what_it_imports(bento):
     used = set()
     for name in run.stdout.split():
         path = source / Path(*name.split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        path = file if (file := path.with_suffix(".py")).exists() else path / "__init__.py"
         used |= set(re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.M))
     used -= {"sparsegen", "__future__", *sys.stdlib_module_names}
     declared = re.findall(r"^    - ([\w-]+)>=", (ROOT / "bentofile.yaml").read_text(), re.M)

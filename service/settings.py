@@ -12,6 +12,7 @@ from sparsegen.service.prefix import check_prefix
 
 PREFIX = "SPARSEGEN_"
 LOOPBACK_NAMES = ("localhost", "ip6-localhost", "localhost.localdomain")
+LOG_FORMATS = ("text", "json")
 MIN_TOKEN = 16  # characters
 Number = TypeVar("Number", int, float)
 
@@ -33,6 +34,7 @@ class ServiceSettings:
         proxy: Addresses or networks whose X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Prefix are trusted; "*"
             trusts any.
         root_path: Path below which a proxy shows the server, such as /images; "": at the root of the site.
+        log_format: "text", or "json" for one JSON object per line.
 
     The other settings are limits; each states its range and meaning.
 
@@ -47,6 +49,7 @@ class ServiceSettings:
     token: str | None = field(default=None, repr=False)
     proxy: tuple[str, ...] = ("127.0.0.1", "::1")
     root_path: str = ""
+    log_format: str = "text"
     workers: int = _limit(1, 0, 61, "processes of this server that restore pictures")
     client_requests: int = _limit(64, 1, 1_000_000, "concurrent requests per client")
     client_streams: int = _limit(64, 1, 1_000_000, "concurrent streams of the page per client")
@@ -78,6 +81,8 @@ class ServiceSettings:
                         f"{variable(name)} takes an origin such as https://example.org, or *; got {origin!r}"
                     )
         object.__setattr__(self, "root_path", check_prefix(self.root_path))
+        if self.log_format not in LOG_FORMATS:
+            raise ValueError(f"{variable('log_format')} must be text or json; got {self.log_format!r:.40}")
         for host in self.allow_host:
             if host != "*" and host_of(host) != host.lower():
                 raise ValueError(

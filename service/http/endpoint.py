@@ -201,6 +201,7 @@ def create_app() -> Application:
             return asked, asked.resolve(app.state.models)
 
         asked, order = await asyncio.to_thread(check)
+        metrics.note_model(request.scope, order.model.name)
         return asked, await app.state.batcher((order.model.name, order.k), order.rows())
 
     refusals: dict[int | str, dict[str, Any]] = {

@@ -43,7 +43,7 @@ from sparsegen.service.page import inspector
 from sparsegen.service.page.events import EVENTS, MAX_EVENT, PageRequests
 from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
 from sparsegen.service.settings import ServiceSettings
-from sparsegen.service.uploads import UPLOAD
+from sparsegen.service.uploads import UPLOAD, Room
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ class Server:
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
         app.state.queued, app.state.handlers, app.state.sessions = mount(
-            app, models, lambda: app.state.jobs(), asks_token=settings.token is not None
+            app, models, lambda: app.state.jobs(), lambda: room, asks_token=settings.token is not None
         )
 
     @bentoml.on_shutdown
@@ -259,6 +259,7 @@ SparseGen = bentoml.service(
     logging={"access": {"enabled": False}},
 )(bentoml.asgi_app(app, path="/")(Server))
 settings, own_routes = ServiceSettings.from_environment(), [*app.routes, *restoration.router.routes]
+room = Room(settings.uploads_mb << 20)
 arbiter.use()
 connections.use(settings.proxy)
 # The outermost first.
@@ -270,7 +271,7 @@ for guard, options in guards(settings, own_routes):
     SparseGen.add_asgi_middleware(guard, **options)
 SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
 SparseGen.add_asgi_middleware(JsonErrors)
-SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
+SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS, room=room)
 SparseGen.add_asgi_middleware(Deadline, exceptions={("POST", "/restore"): orders.longest_submission()})
 SparseGen.add_asgi_middleware(
     PageRequests,

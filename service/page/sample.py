@@ -32,9 +32,9 @@ Click an image above to see where its code is dense and which atoms it consists 
 compare."""
 
 
-def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> None:
+def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool, http_api: bool = True) -> None:
     """Builds the Sample tab, and connects it to the samplers."""
-    handlers = Handlers(models, asks_token)
+    handlers = Handlers(models, asks_token, http_api)
     first = min(models.values(), key=merit)
     gr.Markdown(INTRODUCTION)
     gr.Markdown(SAMPLE)
@@ -65,7 +65,10 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
             facts = gr.HTML(elem_id="facts")
     with gr.Accordion("The same pixels from Python and over HTTP", open=False, elem_id="calls"):
         python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
-        curl = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
+        if http_api:
+            call = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
+        else:
+            call = gr.Code(language="python", label="gradio_client", interactive=False, elem_id="client")
     gr.Markdown(INSPECTOR)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -84,7 +87,8 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
 
     chosen = [name, label, seed, count, k_1, apart, k_2, index]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    draw: dict[str, Any] = {"fn": handlers.draw, "inputs": chosen, "outputs": [gallery, facts, python, curl]}
+    named = quiet | {"api_visibility": "undocumented"}  # callable by name; `api` has the documented ones
+    draw: dict[str, Any] = {"fn": handlers.draw, "inputs": chosen, "outputs": [gallery, facts, python, call]}
     look: dict[str, Any] = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
 
     def redraw(event: gr.events.Dependency) -> None:
@@ -93,15 +97,13 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
     for choice in (name, label):
         # Selects the text, so that typing replaces it and searches the list.
         choice.focus(None, js=read_static("select.js"), **quiet)
-    blocks.load(**draw, show_progress="hidden", api_name="draw").then(
-        **look, show_progress="hidden", api_name="look"
-    )
+    blocks.load(**draw, **named, api_name="draw").then(**look, **named, api_name="look")
     live = [label.input, seed.input, k_1.input, k_2.input, index.input]
     gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet)
     redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
     redraw(dice.click(handlers.roll, None, seed, **quiet))
     choose: dict[str, Any] = {"fn": handlers.choose, "outputs": [name, column, label, k_1, apart, k_2, note]}
-    redraw(name.input(**choose, inputs=[name, label], show_progress="hidden", api_name="choose"))
+    redraw(name.input(**choose, inputs=[name, label], **named, api_name="choose"))
     redraw(column.input(**choose, inputs=[column, label], **quiet))
     redraw(apart.input(handlers.part, [name, apart, k_1], [k_1, k_2], **quiet))
     redraw(gallery.pick(handlers.pick, None, index, **quiet))
@@ -140,8 +142,8 @@ class Choice:
 class Handlers:
     """The event handlers of the tab."""
 
-    def __init__(self, models: Mapping[str, Model], asks_token: bool = False) -> None:
-        self.models, self.asks_token = models, asks_token
+    def __init__(self, models: Mapping[str, Model], asks_token: bool = False, http_api: bool = True) -> None:
+        self.models, self.asks_token, self.http_api = models, asks_token, http_api
 
     # Gradio passes the values of the components one by one, hence the long signatures.
     @show_errors
@@ -164,7 +166,9 @@ class Handlers:
             markup.tiles(images.to_uint8(image), shown.index, shown.classes(0, shown.count)),
             markup.facts(codes, shown.model.sampler.k_ranges, shown.k),
             python_call(shown),
-            curl_call(shown, address(request), self.asks_token),
+            curl_call(shown, address(request), self.asks_token)
+            if self.http_api
+            else client_call(shown, address(request)),
         )
 
     @show_errors
@@ -359,6 +363,18 @@ def python_call(shown: Choice) -> str:
         "from sparsegen.export.runtime import open_sampler\n\n"
         f"pixels = open_sampler({shown.model.source!r}).sample({shown.count}, seed={shown.seed}{k}{labels})"
         f"  # uint8 ({shown.count}, {size}, {size}, 3)"
+    )
+
+
+def client_call(shown: Choice, server: str) -> str:
+    """The call of the endpoint /sample of the page."""
+    given = {"model": shown.model.name, "count": shown.count, "seed": shown.seed}
+    given |= {"k": shown.k} if shown.k else {}
+    given |= {} if shown.label is None else {"labels": shown.label}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    return (
+        "from gradio_client import Client\n\n"
+        f'files = Client({server + "/"!r}).predict({arguments}, api_name="/sample")'
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsegen.export.runtime import OnnxSampler
-from sparsegen.zoo import noise
+from sparsegen.zoo import hub, noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS
 from sparsegen.zoo.config import read_entries
 
@@ -24,12 +24,12 @@ class Model:
 
     @property
     def source(self) -> str:
-        """The argument of `open_sampler` for it: its name if it is bundled, else its folder.
+        """The argument of `open_sampler` for it: its name if it is bundled or on the Hub, else its folder.
 
         Only the last part of the folder's path is shown to visitors.
         """
         folder = self.sampler.path.parent.resolve()
-        return self.name if folder == MODELS / self.name else f"./{folder.name}"
+        return self.name if folder == MODELS / self.name or hub.may_be_id(self.name) else f"./{folder.name}"
 
     @property
     def classes(self) -> list[str]:

@@ -68,7 +68,7 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
         return path
     if path.is_file():
         raise ValueError(f"{path} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
-    if given.count("/") == 1 and not given.startswith((".", "/", "~")):
+    if hub.may_be_id(given):
         return hub.download(given, revision)
     raise ValueError(
         f"no model {given!r}: neither bundled, nor a folder, nor owner/name on the Hub. "

@@ -28,7 +28,7 @@ import sparsegen
 from sparsegen.common.hardware import processors
 from sparsegen.pictures import images
 from sparsegen.service import metrics
-from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
+from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, broken, busy
 from sparsegen.service.http import arbiter, connections, restoration
 from sparsegen.service.http.batching import Batcher, Overloaded
 from sparsegen.service.http.deadline import Deadline, OwnTime
@@ -180,11 +180,6 @@ def create_app() -> Application:
 
     app.include_router(restoration.router)
     return app
-
-
-async def broken(request: Request, error: Exception) -> Response:
-    """The answer to an unexpected error; the traceback is only in the log."""
-    return JSONResponse({"error": SENTENCES[500]}, 500)
 
 
 def encode(pixels: np.ndarray, form: str) -> Response:

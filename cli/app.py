@@ -61,12 +61,19 @@ def main() -> None:
         if os.environ.get("SPARSEGEN_TRACEBACK"):
             raise
         if isinstance(error, EXPECTED):
-            _fail(str(error))
+            _fail(_sentence(error))
         bug = f"{type(error).__name__}: {error}"
         _fail(f"a bug in sparsegen ({bug}); set SPARSEGEN_TRACEBACK=1 to see the traceback", 1)
     if code == 130:  # typer returns it for a Ctrl-C that no command handled
         _fail("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _sentence(error: Exception) -> str:
+    """Returns the message of an error; that of the operating system without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename and not error.filename2:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

@@ -1,6 +1,5 @@
 """The commands on trained models: list, info, sample, export, push."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -204,7 +203,21 @@ def export(
             parity = export_onnx(generator, out_path, synthesis=synthesis, progress=report)
         else:
             parity = export_folder(source, out_path, discriminator, report)
-    show_record(asdict(parity))
+    say(out, f"{model} in {parity.path}")
+    difference, compared = f"{parity.max_difference:.1e}", f"{parity.samples} samples"
+    say(
+        out,
+        f"verified against torch: largest difference {difference} in {compared} with {len(parity.k)} settings of k",
+    )
+    if parity.swapped:
+        say(
+            out,
+            f"{parity.swapped} of {parity.units} selections keep another entry of equal magnitude, up to rounding",
+        )
+    if suffix:
+        say(out, f'without torch: sparsegen.open_sampler("{out_path}").sample(16)')
+    else:
+        say(out, f"as a server: sparsegen serve --models {out_path.parent}")
 
 
 @app.command(epilog="Example: sparsegen push runs/ml/best me/my-dcgan --private")

@@ -25,8 +25,14 @@ def serve(
         typer.Option(help="Folder of models written by `export --out FOLDER` (default: the bundled models)."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, max=61, help="Number of processes that restore pictures; 0: none.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=0,
+            max=61,
+            help="Number of processes that restore pictures; 0: none (default: 1).",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Jobs = None,
     token: Annotated[
         str | None,
@@ -70,6 +76,7 @@ def serve(
         raise ValueError("--token and --token-file are both given: give one of them")
     settings = ServiceSettings.from_environment(
         host=host,
+        workers=workers,
         token=read_token(token_file) if token_file else token,
         allow_host=tuple(allow_host or ()),
         allow_origin=tuple(allow_origin or ()),
@@ -79,7 +86,7 @@ def serve(
     os.environ.update(settings.environment())
     if models:
         os.environ["SPARSEGEN_MODELS"] = str(models.resolve())
-    sys.exit(serve(host, port, workers, jobs))
+    sys.exit(serve(host, port, settings.workers, jobs))
 
 
 def read_token(path: Path) -> str:

@@ -160,12 +160,12 @@ def train(
         if run.accelerator.is_main_process:
             say(err, f"stopped and saved at step {run.step}: the same command with --resume continues")
         sys.exit(130)
-    best = (
-        f"; best {run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
-        if run.best
-        else ""
-    )
-    say(out, f"{name} trained for {run.step} steps in {out_folder}{best}")
+    if run.best:
+        figure = f"{run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
+        found = f"the best model, {figure}, is {out_folder / 'best'}"
+    else:
+        found = f"the model is {checkpoints(run.folder)[-1]}"
+    say(out, f"{name} trained for {run.step} steps: {found}")
 
 
 def _renamed(old: str, old_value: int | None, new: str, value: int) -> int:
@@ -189,10 +189,10 @@ def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., obj
 
 
 def _pace(run: "Run", metrics: dict[str, Any]) -> str:
-    """Returns the speed of a run and the time left, without evaluations."""
+    """Returns the speed of a run and the time left; evaluations come on top."""
     rate = metrics["images_per_second"]
     images = (run.schedule.steps - run.step) * run.batches.whole
-    return f"{rate:.0f} images/s  {timedelta(seconds=round(images / rate))} left"
+    return f"{rate:.0f} images/s  {timedelta(seconds=round(images / rate))} of training left"
 
 
 @app.command(epilog="Example: sparsegen evaluate dcgan.ml --data cifar10 --neighbors near.png")

@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sparsegen.common.extras import install_command
+
 try:
     import onnx  # noqa: TID253 (nothing here works without it)
     import onnx_ir as ir
@@ -22,7 +24,7 @@ try:
     )
     from onnxscript.rewriter.rules.common import collapse_slice2_rule
 except ImportError as error:
-    raise ImportError("exporting needs onnx and onnxscript: pip install 'sparsegen[export]'") from error
+    raise ImportError(f"exporting needs onnx and onnxscript: {install_command('export')}") from error
 
 from sparsegen import __version__
 from sparsegen.export.functions import DOMAIN, FUNCTIONS, IR_VERSION, OPSET

@@ -14,11 +14,14 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from sparsegen.common.extras import install_command
 
 try:
     import onnxruntime
 except ImportError as error:
-    raise ImportError("running ONNX files needs onnxruntime: pip install 'sparsegen[onnxruntime]'") from error
+    raise ImportError(f"running ONNX files needs onnxruntime: {install_command('onnxruntime')}") from error
 
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -97,7 +100,7 @@ class OnnxSampler:
         k: int | Sequence[int] | None = None,
         labels: int | str | Sequence[int | str] | None = None,
         truncation: float | None = None,
-    ) -> np.ndarray:
+    ) -> NDArray[np.uint8]:
         """Draws `count` images of a seed; image i does not depend on the count, and is nearly that of torch.
 
         Args:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sparsegen.common.extras import install_command
 from sparsegen.common.files import atomic_write
 
 MAX_PIXELS = 12_000_000
@@ -306,7 +307,7 @@ def codecs() -> tuple[ModuleType, ModuleType]:
         import tifffile
     except ImportError as error:
         raise ImportError(
-            "pictures of 16 bits need imagecodecs and tifffile: pip install 'sparsegen[restore]'"
+            f"pictures of 16 bits need imagecodecs and tifffile: {install_command('restore')}"
         ) from error
     return imagecodecs, tifffile
 

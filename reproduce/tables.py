@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sparsegen.common.extras import install_command
 from sparsegen.common.files import read_lines
 from sparsegen.reproduce import paper
 from sparsegen.zoo.architectures import ARCHITECTURES
@@ -193,7 +194,7 @@ def paired(differences: list[float]) -> str:
     try:
         from scipy.stats import t as student
     except ImportError as error:
-        raise ImportError("the intervals of table 3 need scipy: pip install 'sparsegen[train]'") from error
+        raise ImportError(f"the intervals of table 3 need scipy: {install_command('train')}") from error
 
     half = student.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
     return f"{mean(differences):+.3f} ± {half:.3f}"

@@ -50,7 +50,7 @@ def check_mask(known: np.ndarray, hole: str = "white", kept: str = "black") -> N
         what = (
             f"without a {hole} pixel, so every pixel is known and there is nothing to fill in"
             if known.any()
-            else f"{hole} all over, so no pixel is known"
+            else f"without a {kept} pixel, so no pixel is known"
         )
         raise ValueError(f"the mask is {what}: it must be {hole} in the holes and {kept} elsewhere")
 

@@ -111,10 +111,8 @@ def check_settings(task: "Task") -> None:
             value = getattr(task, setting.name)
             own = name == task.kind
             if (value is not None) != own or (own and not setting.fits(value)):
-                raise ValueError(
-                    f"{setting.name} is {setting.meaning}, and is not allowed for other kinds; "
-                    f"got {value!r} in {task.kind}"
-                )
+                where = "" if own else f"; it belongs to {name}, and {task.kind} does not have it"
+                raise ValueError(f"{setting.name} is {setting.meaning}{where}; got {value!r}")
 
 
 def check_damage(
@@ -130,7 +128,11 @@ def check_damage(
     Raises:
         ValueError: As the functions in `damage`.
     """
-    damage = find_kind(task.kind).read(task, mask, kernel)
+    kind = find_kind(task.kind)
+    if kind.check_size and size is not None:  # of what was given, before its content is looked at
+        for picture in filter(None, (mask, kernel)):
+            kind.check_size(picture.pixels.shape[:2], size)
+    damage = kind.read(task, mask, kernel)
     if size is not None:
         check_size(task, damage, size)
     return damage

@@ -1,7 +1,7 @@
 """Restores one image: `restore` for arrays and tensors, `run` for tasks of the command line and the service."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -35,8 +35,8 @@ class Restoration(Generic[Image]):
         best_iteration: The iteration whose average is `image`.
     """
 
-    image: Image
-    history: np.ndarray
+    image: Image = field(repr=False)
+    history: np.ndarray = field(repr=False)
     stopped_because: str
     iterations: int
     best_iteration: int

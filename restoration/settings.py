@@ -266,15 +266,20 @@ class Task:
             return ""
         return "sigma has no effect here: only denoising with the preset fast and the loss mse uses it"
 
-    def effort(self, height: int, width: int) -> float:
+    def effort(self, height: int, width: int, iterations: float | None = None) -> float:
         """Estimated work for a result of this size, which orders jobs in a queue.
 
         Unit: the work of a network of the preset fast per pixel and iteration; its duration depends on the machine.
+
+        Args:
+            iterations: The number of iterations, if it is known.
         """
-        pixels, settings, iterations = max(height, SMALLEST) * max(width, SMALLEST), self.settings, math.inf
-        if self.stops_by_noise:
-            sigma = 25 if self.sigma is None else max(self.sigma, 1)
-            iterations = typical_iterations(sigma / 255, pixels)
+        pixels, settings = max(height, SMALLEST) * max(width, SMALLEST), self.settings
+        if iterations is None:
+            iterations = math.inf
+            if self.stops_by_noise:
+                sigma = 25 if self.sigma is None else max(self.sigma, 1)
+                iterations = typical_iterations(sigma / 255, pixels)
         work: float = min(iterations, settings.iterations) * pixels
         return work * settings.ensemble_size * settings.cost
 

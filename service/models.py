@@ -28,8 +28,14 @@ class Model:
 
         Only the last part of the folder's path is shown to visitors.
         """
-        folder = self.sampler.path.parent.resolve()
-        return self.name if folder == MODELS / self.name or hub.may_be_id(self.name) else f"./{folder.name}"
+        if self.bundled or hub.may_be_id(self.name):
+            return self.name
+        return f"./{self.sampler.path.parent.resolve().name}"
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it is a model of this package."""
+        return self.sampler.path.parent.resolve() == MODELS / self.name
 
     @property
     def classes(self) -> list[str]:

@@ -43,6 +43,7 @@ class ServiceSettings:
     allow_frame: tuple[str, ...] = ()
     token: str | None = field(default=None, repr=False)
     proxy: tuple[str, ...] = ("127.0.0.1", "::1")
+    workers: int = _limit(1, 0, 61, "processes of this server that restore pictures")
     client_requests: int = _limit(64, 1, 1_000_000, "concurrent requests per client")
     client_streams: int = _limit(64, 1, 1_000_000, "concurrent streams of the page per client")
     client_events: int = _limit(16, 1, 1_000_000, "queued events of the page per client")
@@ -50,6 +51,8 @@ class ServiceSettings:
     job_memory_gb: float = _limit(4, 0.9, 10_000, "maximum estimated memory of one restoration, in gigabytes")
     job_deadline_hours: float = _limit(12, 0.0001, 10_000, "hours after which a running restoration is ended")
     jobs_per_client: int = _limit(4, 1, 10_000, "unfinished restorations per client")
+    sync_pixels: int = _limit(16_384, 256, 1_000_000, "pixels of a result that the client waits for")
+    sync_seconds: float = _limit(25, 0.1, 3600, "seconds that a client waits for a result")
     results_mb: int = _limit(
         4096, 64, 1_000_000, "megabytes of all finished restorations; beyond it the oldest are removed"
     )

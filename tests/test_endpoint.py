@@ -199,7 +199,7 @@ REFUSED = [
     ({"model": CONDITIONAL, "labels": {"cat": 1}}, 422, "a label is"),
     ({"format": "gif"}, 422, "grid, png, npy"),
     ({"format": ["grid"]}, 422, "grid, png, npy"),
-    ({"steps": 1}, 422, "unknown key 'steps'"),
+    ({"steps": 1}, 422, "unknown field 'steps'"),
 ]
 
 
@@ -339,7 +339,7 @@ def test_concurrent_requests_are_merged_without_changing_their_pixels(server):
 def test_requests_with_different_labels_share_a_batch(models):
     opened, _ = open_models(models)
     bodies = [{"count": 2, "labels": "cat"}, {"count": 1, "labels": 7}, {"count": 3, "seed": 5}]
-    requests = [SampleRequest.of({"model": CONDITIONAL, **body}, opened) for body in bodies]
+    requests = [SampleRequest.parse({"model": CONDITIONAL, **body}).resolve(opened) for body in bodies]
     runs = []
 
     def run(key: str, rows: np.ndarray) -> np.ndarray:

@@ -426,7 +426,7 @@ def test_idle_streams_of_one_client_do_not_block_others(server):
         status, headers, answer = ask(server, "GET", f"{events.API}/heartbeat/a")
         assert (
             status == 429
-            and f"at most {limit} streams" in sentence(answer)
+            and f"at most {limit} concurrent streams" in sentence(answer)
             and int(headers["retry-after"]) > 0
         )
         assert ask(server, "GET", "/models")[0] == 200 and ask(server, "GET", "/ui/")[0] == 200

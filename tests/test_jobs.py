@@ -2,9 +2,7 @@
 
 import itertools
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import redis_server
 import restorer
 from huey.storage import MemoryStorage
 from hypothesis import HealthCheck, given, settings
@@ -27,10 +26,10 @@ from server import free_port, until
 from pictures import encoded
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.settings import Task, fair_threads
-from sparsegen.service.http.serve import WorkerPool
 from sparsegen.service.jobs import store as jobs
 from sparsegen.service.jobs import worker
 from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError, StoreFull
+from sparsegen.service.jobs.pool import WorkerPool
 from sparsegen.service.jobs.storage import TABLES, KeyValueStore
 from sparsegen.service.jobs.store import END_SIZE, KEEP, MAX_LOST, MIN_MEASURED, Store, open_store, too_many
 from sparsegen.service.jobs.worker import CURVE, Curve, work
@@ -44,33 +43,12 @@ def png(value: int = 100, side: int = 16) -> bytes:
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real Redis if one is installed, else of an imitation."""
-    server = shutil.which("redis-server")
-    if server is None:
-        fakeredis = pytest.importorskip("fakeredis", reason="neither redis-server nor fakeredis")
-        fake = fakeredis.TcpFakeServer(("127.0.0.1", free_port()), server_type="redis")
-        thread = threading.Thread(target=fake.serve_forever, daemon=True)
-        thread.start()
-        yield f"redis://127.0.0.1:{fake.server_address[1]}"
-        fake.shutdown()
-        fake.server_close()
-        thread.join()
-        return
-    port, folder = free_port(), tmp_path_factory.mktemp("redis")
-    process = subprocess.Popen(
-        [server, "--port", str(port), "--dir", str(folder), "--save", ""], stdout=subprocess.DEVNULL
-    )
-
-    def listens() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        assert until(listens, True)
-        yield f"redis://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
+    """The URL of a real Redis."""
+    port = free_port()
+    process = redis_server.start(tmp_path_factory.mktemp("redis"), port, "--save", "")
+    yield f"redis://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(10)
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -982,12 +960,10 @@ def test_a_worker_without_a_store_ends_with_one_line(tmp_path):
 
 
 CREW = """
-import sys, time
-from sparsegen.service.http.serve import WorkerPool, environment
-pool = WorkerPool(2, environment("/nowhere", sys.argv[1]))
-while True:
-    pool.restart_dead()
-    time.sleep(0.1)
+import os, sys, time
+from sparsegen.service.jobs.pool import WorkerPool
+WorkerPool(2, {**os.environ, "SPARSEGEN_JOBS": sys.argv[1]}).start()
+time.sleep(600)
 """
 
 

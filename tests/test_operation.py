@@ -34,7 +34,7 @@ from starlette.types import Receive, Scope, Send
 from sparsegen.service import metrics
 from sparsegen.service.http import restoration, serve
 from sparsegen.service.http.readiness import Health
-from sparsegen.service.jobs import places
+from sparsegen.service.jobs import places, pool
 from sparsegen.service.jobs.errors import FileError, NoWorker, RedisDown, StoreError, StoreFull
 from sparsegen.service.jobs.store import open_store
 from sparsegen.service.logs import SafeFormatter
@@ -166,7 +166,7 @@ def test_the_http_worker_writes_no_memory_mapped_file(server):
 
 def tree(server: Server) -> dict[str, psutil.Process]:
     """The processes of a server by role."""
-    kinds = {serve.BENTO: "arbiter", serve.HTTP_WORKER: "http worker", serve.RESTORER: "restoration worker"}
+    kinds = {serve.BENTO: "arbiter", serve.HTTP_WORKER: "http worker", pool.MODULE: "restoration worker"}
     own = psutil.Process(server.process.pid)
     found = {"sparsegen serve": own}
     for child in own.children(recursive=True):
@@ -380,18 +380,6 @@ def test_a_full_temporary_folder_kills_no_process(models, tmp_path):
         assert alive(before.values()) == list(before.values())
     finally:
         server.stop()
-
-
-def test_the_workers_are_asked_to_stop_before_the_server_ends(models, tmp_path, monkeypatch):
-    """In sequence, both may take longer than the ten seconds after which a container is killed."""
-    calls = Mock()
-    monkeypatch.setattr(serve, "WorkerPool", calls.pool)
-    monkeypatch.setattr(serve, "HttpServer", calls.server)
-    monkeypatch.setattr(serve, "stop_signals", lambda: contextlib.nullcontext([15]))
-    monkeypatch.setenv("SPARSEGEN_MODELS", str(models))
-    assert serve.serve(port=free_port(), jobs=str(tmp_path / "jobs.sqlite")) == 0
-    ended = [name for name, *_ in calls.mock_calls if "stop" in name]
-    assert ended == ["pool().ask_to_stop", "server().stop", "pool().stop"]
 
 
 SECRETS = [

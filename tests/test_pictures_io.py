@@ -492,7 +492,7 @@ def test_the_error_for_a_missing_library_of_16_bits_has_the_pip_command(
     content = handmade_png(samples(3, np.uint16))
     picture = read_picture(content)
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(ImportError, match=r"pip install 'sparsegen\[restore\]'"):
+    with pytest.raises(ImportError, match=r"pip install .*\[restore\]"):
         read_picture(content)
     with pytest.raises(ImportError, match=r"sparsegen\[restore\]"):
         check_suffix("x.png", picture)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsegen.common.extras import install_command
 from sparsegen.training.classifier import WEIGHTS, open_classifier, trained_on
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def open_cifar10_classifier(_: Path, device: torch.device) -> FeatureNetwork:
     return FeatureNetwork("fd-cifar10-classifier", classifier.linear.in_features, features, device, version)
 
 
-INSTALL = "pip install sparsegen[train]"
+INSTALL = install_command("train")
 OPENERS = {
     "inception": open_inception,
     "efficientnet-lite0": open_efficientnet,

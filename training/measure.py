@@ -1,7 +1,7 @@
 """Measures a model against real images: distances, class accuracy, precision and recall, memorization."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ class Measurement:
 
     figures: dict[str, Any]
     remarks: Sequence[str]
-    samples: Samples
-    reference: Reference
+    samples: Samples = field(repr=False)
+    reference: Reference = field(repr=False)
 
 
 def evaluate(
@@ -173,5 +173,8 @@ def _open_test(config: MeasureConfig, images: Images, bar: ProgressBar, needed: 
     except NoSplitError as error:
         why = str(error)
     if needed:
-        raise ValueError(f"{REAL} measures test images, and there are none ({why}): give test images")
+        raise ValueError(
+            f"{REAL} measures test images, and there are none ({why}): give test images (--test FOLDER), or data with "
+            f"a subfolder test"
+        )
     return None

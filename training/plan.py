@@ -118,14 +118,16 @@ def _find_origin(spec: ModelSpec, start_from: str) -> Path:
     """
     checkpoint = find_checkpoint(start_from)
     source = ModelSpec.from_config(read_config(checkpoint))
-    kept = ("architecture", "atoms", "image_size")
-    theirs, asked = ([getattr(one, name) for name in kept] for one in (source, spec))
-    if theirs != asked:
+    if _described(source) != _described(spec):
         raise ValueError(
-            f"{spec.name} cannot start from a {source.name}: fine-tuning keeps architecture, atoms and image size; "
-            f"the source has {', '.join(map(str, theirs))}, requested are {', '.join(map(str, asked))}"
+            f"{spec.name} cannot start from a {source.name}: fine-tuning keeps architecture, atoms and image size. "
+            f"The source is a {_described(source)}, and a {_described(spec)} is requested"
         )
     return checkpoint
+
+
+def _described(spec: ModelSpec) -> str:
+    return f"{spec.architecture} with {spec.atoms} atoms and images of {spec.image_size} pixels"
 
 
 def _check_folder(folder: Path) -> None:

@@ -52,7 +52,7 @@ class TrainConfig:
     """
 
     model: str
-    data: str
+    data: str | Path
     out: str | Path
     steps: int | None = None
     image_size: int | None = None
@@ -99,7 +99,7 @@ def start(
         raise ValueError(f"{config.out} holds no run to resume: give the folder of a run, or do not resume")
     if config.eval_count:
         check_integer("eval_count", config.eval_count, 2, MAX_COUNT, "0, or the number of images drawn")
-    images = open_with_bar(config.data, bar, size=spec.image_size, limit=config.limit)
+    images = open_with_bar(str(config.data), bar, size=spec.image_size, limit=config.limit)
     spec = spec.with_classes(_classes(spec, config.classes, place, images))
     part = images.part(config.share)
     frozen = frozen_for(found, images.fingerprint)

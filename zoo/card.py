@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsegen.zoo.k_range import KRange
-from sparsegen.zoo.regularizers import REGULARIZERS
 
 if TYPE_CHECKING:
     from sparsegen.zoo.generator import Generator
@@ -72,7 +71,7 @@ def model_card(generator: "Generator", config: Mapping[str, Any]) -> str:
         config: The checkpoint's config.json, from `read_config` or `Generator.make_config`.
     """
     spec = generator.spec
-    training, evaluation = config.get("training", {}), config.get("evaluation", {})
+    training = config.get("training", {})
     front = {
         "license": config["license"],
         "library_name": "sparsegen",
@@ -92,15 +91,24 @@ def model_card(generator: "Generator", config: Mapping[str, Any]) -> str:
         _use(generator),
         _labels(generator.classes, config.get("class_names", ())),
         _k(generator.k_ranges),
-        _training(training and {"recipe": spec.recipe, **training}),
-        _distance(evaluation),
+        measured({**config, "recipe": spec.recipe}),
         LIMITS.format(size=generator.image_size, labels=LABELED if generator.classes else UNLABELED),
         PAPER,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def measured(config: Mapping[str, Any]) -> str:
+    """The sections of the model card that need only config.json: training and measurements. Does not import torch."""
+    training, evaluation = config.get("training", {}), config.get("evaluation", {})
+    recipe = config.get("recipe")
+    sections = _training(training and {"recipe": recipe, **training}), _distance(evaluation)
+    return "\n\n".join(section for section in sections if section)
+
+
 def _what(spec: "ModelSpec", generator: "Generator") -> str:
+    from sparsegen.zoo.regularizers import REGULARIZERS
+
     (atoms, _, *first), effective = generator.dictionary().shape, generator.effective_dictionary().shape[2:]
     code_1, code_2 = map(_by, generator.code_shapes)
     kind = "class-conditional GAN generator" if generator.classes else "GAN generator"

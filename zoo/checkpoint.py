@@ -68,8 +68,18 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
         return path
     if path.is_file():
         raise ValueError(f"{path} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
-    if hub.may_be_id(given):
+    if models := _models_of_run(
+        next((parent for parent in path.parents if (parent / "run.json").is_file()), path)
+    ):
+        raise FileNotFoundError(f"there is no folder {path}: that training run has {' and '.join(models)}")
+    local = len(path.parts) > 1 and path.parent.is_dir()
+    if hub.may_be_id(given) and not local:
         return hub.download(given, revision)
+    if local:
+        there = sorted(child.name for child in path.parent.iterdir() if (child / CONFIG).is_file())
+        raise FileNotFoundError(
+            f"there is no folder {path}: {path.parent} has models: {known_names(path.name, there)}"
+        )
     raise ValueError(
         f"no model {given!r}: neither bundled, nor a folder, nor owner/name on the Hub. "
         f"Bundled: {known_names(given, list_models())}"
@@ -84,8 +94,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        candidates = [folder / "best", *sorted((folder / "checkpoints").glob("[0-9]*"))[-1:]]
-        if models := [str(model) for model in candidates if (model / CONFIG).is_file()]:
+        if models := _models_of_run(folder):
             raise FileNotFoundError(f"{folder} is a training run: give a model in it, {' or '.join(models)}")
         pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES]
         if pickles:
@@ -104,6 +113,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     return config
+
+
+def _models_of_run(folder: Path) -> list[str]:
+    """Returns the folders of the best and the latest checkpoint of a training run; none for other folders."""
+    candidates = [folder / "best", *sorted((folder / "checkpoints").glob("[0-9]*"))[-1:]]
+    return [str(model) for model in candidates if (model / CONFIG).is_file()]
 
 
 def save_auxiliary_networks(source: Path, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,6 +97,8 @@ class Generator(nn.Module):
     def class_names(self) -> tuple[str, ...]:
         """Names of the labels; empty if the config has none."""
         return tuple(self.config.get("class_names", ()))
+
+    __call__: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]  # for type checkers: of torch it returns Any
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Makes images and returns them with their codes, Γ1 first, in the dtype of the weights.
@@ -219,7 +222,7 @@ class Generator(nn.Module):
         labels: int | str | Sequence[int | str] | None = None,
         truncation: float | None = None,
         progress: Callable[[int], object] | None = None,
-    ) -> np.ndarray:
+    ) -> NDArray[np.uint8]:
         """Draws `count` images of a seed; image i does not depend on the count.
 
         Samples in eval mode and does not change mode or k: several threads may sample at once.

@@ -146,7 +146,7 @@ def _one_sentence(what: str) -> Iterator[None]:
     except HFValidationError as error:
         raise ValueError(f"{what}: not a model name, a folder or a Hub id (owner/name): {error}") from None
     except (HTTPError, OSError) as error:
-        raise ConnectionError(f"{what}: {_why(error)}") from error
+        raise ConnectionError(f"{what}: {_why(error)}") from None
 
 
 def _why(error: BaseException) -> str:

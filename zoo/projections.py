@@ -11,7 +11,7 @@ import difflib
 import functools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from types import ModuleType
 from typing import Any
@@ -69,6 +69,8 @@ class Projection(nn.Module):
     def max_k(cls, shape: Sequence[int]) -> int:
         """Returns the largest k for the code of one image, of shape (C, H, W)."""
         raise NotImplementedError
+
+    __call__: Callable[..., Tensor]  # for type checkers: of torch it returns Any
 
     def forward(self, code: Tensor) -> Tensor:
         if isinstance(code, torch.fx.Proxy):  # a leaf of torch.fx, so that k can be set in the traced module

@@ -1,4 +1,4 @@
-"""The BentoML service: GET /models, POST /sample, POST /restore and the page at /ui. Does not import torch.
+"""The BentoML service: models, samples, restorations and the page at /ui. Does not import torch.
 
 The same model, seed, k and labels give the same pixels, bit for bit, over HTTP, on the page and from the ONNX file in
 Python, for any count and load. `Generator.sample` of torch differs from them by at most one gray level in a few of a
@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 import bentoml  # noqa: TID253 (this module defines the service)
 import numpy as np
@@ -21,32 +21,39 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
 from sparsegen.common.hardware import processors
 from sparsegen.pictures import images
+from sparsegen.restoration.kinds import KINDS
 from sparsegen.service import metrics
-from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, broken, busy
-from sparsegen.service.http import arbiter, connections, restoration
+from sparsegen.service.errors import SENTENCES, Refused, broken, busy
+from sparsegen.service.http import arbiter, connections, restoration, synchronous
 from sparsegen.service.http.batching import Batcher, Overloaded
-from sparsegen.service.http.deadline import Deadline, OwnTime
-from sparsegen.service.http.guards import guards
-from sparsegen.service.http.limits import MAX_BODY, BodyLimit
+from sparsegen.service.http.deadline import OwnTime
+from sparsegen.service.http.methods import Images, Picture, method
 from sparsegen.service.http.orphans import end_with_parent
-from sparsegen.service.http.readiness import Readiness
+from sparsegen.service.http.protection import protection
 from sparsegen.service.jobs import orders
+from sparsegen.service.jobs.pool import WorkerPool
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import Model, models_folder, open_models
-from sparsegen.service.page import inspector
-from sparsegen.service.page.events import EVENTS, MAX_EVENT, PageRequests
-from sparsegen.service.sampling import MAX_COUNT, SampleRequest, read_json, request_schema
+from sparsegen.service.page import routes
+from sparsegen.service.sampling import (
+    MAX_COUNT,
+    ArrayRequest,
+    SampleOrder,
+    SampleRequest,
+    read_json,
+    request_schema,
+)
 from sparsegen.service.settings import ServiceSettings
-from sparsegen.service.uploads import UPLOAD, Room
+from sparsegen.service.uploads import Room
 
 logger = logging.getLogger(__name__)
 
+AnySample = TypeVar("AnySample", bound=ArrayRequest)
 BatchKey = tuple[str, tuple[int, ...]]  # the name of a model, and its k per projected level
 
 REFUSALS = {
@@ -69,6 +76,9 @@ IMAGES = {
         }
     },
 }
+PIXELS: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 255}
+for _ in ("channels", "columns", "rows", "images"):
+    PIXELS = {"type": "array", "items": PIXELS}
 DRAWN = {
     "description": "The images in the requested format.",
     "content": {
@@ -77,13 +87,14 @@ DRAWN = {
         "application/octet-stream": {"schema": restoration.BINARY},
     },
 }
-LIMITS = {  # bytes of a body, where they differ from the default of BodyLimit
-    ("POST", "/restore"): orders.MAX_UPLOAD,
-    ("POST", UPLOAD): orders.MAX_UPLOAD + MAX_BODY,  # a file, and the rest of the form
-    **{("POST", path): MAX_EVENT for path in EVENTS},
+DOWN = {"503": restoration.described("application/json", restoration.ERROR, "No, for the given reason.")}
+FOREIGN = {  # routes of BentoML: summary, and further answers
+    "/livez": ("Whether the process answers", {}),
+    "/healthz": ("Whether the process answers", {}),
+    "/readyz": ("Whether all requests can be accepted", DOWN),
+    "/schema.json": ("The methods, for BentoML's clients", {}),
 }
 GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # the environment variable with the folder where Gradio keeps dropped files
-ICON = inspector.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
 
 class Application(FastAPI):
@@ -94,8 +105,13 @@ class Application(FastAPI):
         document = get_openapi(
             title=self.title, version=self.version, description=__doc__, routes=self.routes
         )
-        content = {"application/json": {"schema": request_schema(self.state.models)}}
-        document["paths"]["/sample"]["post"]["requestBody"] = {"required": True, "content": content}
+        for path, request in (("/sample", SampleRequest), ("/sample/array", ArrayRequest)):
+            content = {"application/json": {"schema": request_schema(request, self.state.models)}}
+            document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        document["paths"] |= {
+            path: {"get": {"summary": summary, "responses": {"200": {"description": "Yes."}} | down}}
+            for path, (summary, down) in FOREIGN.items()
+        }
         return document
 
 
@@ -125,19 +141,6 @@ def create_app() -> Application:
     async def front() -> Response:
         return RedirectResponse("ui/")
 
-    # Starlette's own redirect contains the host and scheme that the proxy passed on, which may not be the browser's.
-    @app.api_route("/ui", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page() -> Response:
-        return RedirectResponse("ui/")
-
-    @app.get("/favicon.ico", include_in_schema=False)
-    async def favicon() -> Response:
-        return Response(images.png(ICON, 8), media_type="image/png")
-
-    @app.get("/manifest.json", include_in_schema=False)  # Gradio's page requests it here, not below /ui
-    async def manifest() -> JSONResponse:
-        return JSONResponse({"name": "sparsegen", "start_url": "ui/", "display": "browser"})
-
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
@@ -153,31 +156,58 @@ def create_app() -> Application:
         """Lists the models of this server: regularizer, ranges of k, classes, training and evaluation."""
         return JSONResponse({"models": [model.describe() for model in app.state.models.values()]})
 
-    @app.post(
-        "/sample",
-        summary="Draws images",
-        responses={
-            200: DRAWN,
-            **{
-                status: restoration.described("application/json", restoration.ERROR, meaning)
-                for status, meaning in REFUSALS.items()
-            },
-        },
-        response_class=Response,
-    )
-    async def sample(request: Request) -> Response:
-        """Draws `count` images from one model. The same request gives the same pixels, bit for bit."""
+    async def draw(request: Request, model: type[AnySample]) -> tuple[AnySample, np.ndarray]:
+        """Reads a request, and draws its images: uint8 (count, H, W, 3)."""
         app.state.batcher.check_room()  # before the body is read
         content, kind = await request.body(), request.headers.get("content-type", "")
-        asked = await asyncio.to_thread(lambda: SampleRequest.of(read_json(content, kind), app.state.models))
-        pixels = await app.state.batcher((asked.model.name, asked.k), asked.rows())
+
+        def check() -> tuple[AnySample, SampleOrder]:
+            asked = model.parse(read_json(content, kind))
+            return asked, asked.resolve(app.state.models)
+
+        asked, order = await asyncio.to_thread(check)
+        return asked, await app.state.batcher((order.model.name, order.k), order.rows())
+
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: restoration.described("application/json", restoration.ERROR, meaning)
+        for status, meaning in REFUSALS.items()
+    }
+
+    @app.post("/sample", summary="Draws images", responses={200: DRAWN, **refusals}, response_class=Response)
+    async def sample(request: Request) -> Response:
+        """Draws `count` images from one model. The same request gives the same pixels, bit for bit."""
+        asked, pixels = await draw(request, SampleRequest)
         return await asyncio.to_thread(encode, pixels, asked.format)
 
-    @app.get("/metrics", include_in_schema=False)
+    @app.post(
+        "/sample/array",
+        summary="Draws images as an array",
+        responses={200: restoration.described("application/json", PIXELS, "The images."), **refusals},
+        response_class=Response,
+    )
+    async def sample_array(request: Request) -> Response:
+        """Draws the images of POST /sample as a JSON array (count, H, W, 3) of integers from 0 to 255."""
+        _, pixels = await draw(request, ArrayRequest)
+        return await asyncio.to_thread(lambda: JSONResponse(pixels.tolist()))
+
+    @app.get(
+        "/metrics",
+        summary="Metrics in the text format of Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
     def show_metrics() -> Response:  # not async, so it runs in a thread
         content, media_type = metrics.exposition()
         return Response(content, media_type=media_type)
 
+    @app.get(
+        "/docs.json", include_in_schema=False
+    )  # in place of BentoML's, which would have a part of the routes
+    async def document() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    app.include_router(routes.router)
+    app.include_router(synchronous.router)
     app.include_router(restoration.router)
     return app
 
@@ -219,6 +249,21 @@ app = create_app()
 class Server:
     """Images from generators whose inner representation is a sparse code."""
 
+    sample = method(
+        "sample", "/sample/array", ArrayRequest, Images, app, "Draws images: uint8 (count, H, W, 3)."
+    )
+    denoise, inpaint, upscale, deblur = (
+        method(
+            model.kind,
+            f"/{model.kind}",
+            model,
+            Picture,
+            app,
+            f"{KINDS[model.kind].label} in a small picture.",
+        )
+        for model in orders.METHODS
+    )
+
     def __init__(self) -> None:
         from sparsegen.service.page.app import mount
 
@@ -234,12 +279,19 @@ class Server:
         for warning in (*refused, *settings.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
+        # One of several HTTP workers runs the restoration workers; without an index the service is not served.
+        self._pool = WorkerPool(settings.workers if bentoml.server_context.worker_index == 1 else 0)
         app.state.queued, app.state.handlers, app.state.sessions = mount(
             app, models, lambda: app.state.jobs(), lambda: room, asks_token=settings.token is not None
         )
 
+    @bentoml.on_startup
+    def start_workers(self) -> None:
+        self._pool.start()
+
     @bentoml.on_shutdown
     def close(self) -> None:
+        self._pool.stop()
         app.state.batcher.close()
         if self._uploads:
             self._uploads.cleanup()
@@ -253,25 +305,30 @@ SparseGen = bentoml.service(
     metrics={"enabled": False},  # both would show the ids of jobs; see `metrics`
     logging={"access": {"enabled": False}},
 )(bentoml.asgi_app(app, path="/")(Server))
-settings, own_routes = ServiceSettings.from_environment(), [*app.routes, *restoration.router.routes]
+settings, own_routes = (
+    ServiceSettings.from_environment(),
+    [
+        *app.routes,
+        *routes.router.routes,
+        *restoration.router.routes,
+        *synchronous.router.routes,
+    ],
+)
 room = Room(settings.uploads_mb << 20)
 arbiter.use()
 connections.use(settings.proxy)
 # The outermost first.
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
 SparseGen.add_asgi_middleware(OwnTime)
-# Also answers errors of the middleware.
-SparseGen.add_asgi_middleware(ServerErrorMiddleware, handler=broken)
-for guard, options in guards(settings, own_routes):
-    SparseGen.add_asgi_middleware(guard, **options)
-SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
-SparseGen.add_asgi_middleware(JsonErrors)
-SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS, room=room)
-SparseGen.add_asgi_middleware(Deadline, exceptions={("POST", "/restore"): orders.longest_submission()})
-SparseGen.add_asgi_middleware(
-    PageRequests,
-    queued=lambda: app.state.queued(),
-    handlers=lambda: app.state.handlers,
-    sessions=lambda: app.state.sessions,
-    limit=settings.client_events,
-)
+for middleware, options in protection(
+    settings,
+    own_routes,
+    app.state,
+    room,
+    {("POST", path): orders.MAX_UPLOAD for path in ("/restore", *synchronous.PATHS)},
+    {
+        ("POST", "/restore"): orders.longest_submission(),
+        **{("POST", path): synchronous.longest_wait() for path in synchronous.PATHS},
+    },
+):
+    SparseGen.add_asgi_middleware(middleware, **options)

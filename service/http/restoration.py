@@ -6,7 +6,6 @@ A restoration takes minutes, so submission, state and result are separate reques
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,34 +13,21 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from sparsegen.pictures.reading import read_picture
-from sparsegen.restoration.damage import FACTORS
-from sparsegen.restoration.kinds import KINDS
-from sparsegen.restoration.settings import (
-    LOSSES,
-    MAX_ENSEMBLE,
-    MAX_ITERATIONS,
-    MAX_SIGMA,
-    PRESETS,
-    SPARSITIES,
-    Task,
-)
 from sparsegen.service import metrics
 from sparsegen.service.clients import client_of
 from sparsegen.service.errors import Refused
+from sparsegen.service.http.forms import form_body, read_form
 from sparsegen.service.http.readiness import Health
 from sparsegen.service.jobs.decoding import DecodersBusy
 from sparsegen.service.jobs.errors import Busy, NoWorker, StoreError, StoreFull
-from sparsegen.service.jobs.orders import MAX_PIXELS, SCALARS, TEXTS, Turns, check_room, order
+from sparsegen.service.jobs.orders import BINARY, RestoreRequest, Turns, check_room, order
 from sparsegen.service.jobs.places import default_place, is_redis
-from sparsegen.service.jobs.store import FILES, JOB_NOT_FOUND, STORED_PIXELS, Status, Store, open_store
-from sparsegen.service.jobs.worker import WORKERS
+from sparsegen.service.jobs.store import JOB_NOT_FOUND, STORED_PIXELS, Status, Store, open_store
 from sparsegen.service.settings import ServiceSettings
-from sparsegen.zoo.noise import MAX_SEED
 
 logger = logging.getLogger(__name__)
 
@@ -70,38 +56,13 @@ STATUS = {
         **NULLABLE,
     },
 }
-BINARY = {"type": "string", "format": "binary"}
-FORM = {
-    "type": "object",
-    "required": ["image"],
-    "additionalProperties": False,
-    "properties": {
-        "image": BINARY | {"description": f"An image file of up to {MAX_PIXELS:,} pixels."},
-        "mask": BINARY
-        | {"description": "For inpaint: an image of the same size, white in the holes and black elsewhere."},
-        "kernel": {
-            "description": "For deblur: gaussian:SIGMA as text, or an image file of the kernel.",
-            "anyOf": [{"type": "string", "pattern": "^gaussian:[0-9.]+$"}, BINARY],
-        },
-        "kind": {"type": "string", "enum": list(KINDS), "default": Task.kind},
-        "preset": {"type": "string", "enum": list(PRESETS), "default": Task.preset},
-        "regularizer": {"type": "string", "enum": list(SPARSITIES), "default": Task.regularizer},
-        "density": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-        "sigma": {"type": "number", "minimum": 0, "maximum": MAX_SIGMA},
-        "loss": {"type": "string", "enum": list(LOSSES), "default": Task.loss},
-        "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": Task.seed},
-        "iterations": {"type": "integer", "minimum": 1, "maximum": MAX_ITERATIONS},
-        "ensemble_size": {"type": "integer", "minimum": 1, "maximum": MAX_ENSEMBLE},
-        "by": {"type": "integer", "enum": list(FACTORS)},
-    },
-}
 
 
 def described(content: str, schema: dict[str, Any], meaning: str) -> dict[str, Any]:
     return {"description": meaning, "content": {content: {"schema": schema}}}
 
 
-def _answers(status: int, answer: dict[str, Any], **refusals: str) -> dict[int | str, dict[str, Any]]:
+def answers(status: int, answer: dict[str, Any], **refusals: str) -> dict[int | str, dict[str, Any]]:
     """The answers of a route for OpenAPI; `default` keeps FastAPI from adding its own error schema."""
     meanings = refusals | {
         "503": "The job store is not available.",
@@ -136,7 +97,7 @@ router = APIRouter(prefix="/restore", lifespan=lifespan)
     "",
     status_code=202,
     summary="Submits a restoration",
-    responses=_answers(
+    responses=answers(
         202,
         STATE
         | {
@@ -152,21 +113,20 @@ router = APIRouter(prefix="/restore", lifespan=lifespan)
         },
         **{"507": "The server has no room for another job."},
     ),
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
+    openapi_extra=form_body(RestoreRequest),
 )
 async def submit(request: Request) -> JSONResponse:
     """Submits a picture and the settings of its restoration; answers with the id of the job."""
     client = client_of(request)
-    await _with(request, lambda store: check_room(store, client))  # before the body is read
-    async with _form(request) as form, _turn(request, client):
-        given, uploads = _sort(form)
-        files = {name: await upload.read() for name, upload in uploads.items()}
-        status, _ = await _with(request, lambda store: order(store, given, files, client))
+    await with_store(request, lambda store: check_room(store, client))  # before the body is read
+    async with read_form(request, RestoreRequest) as form, turn(request, client):
+        files = await form.files()
+        status, _ = await with_store(request, lambda store: order(store, form.texts, files, client))
     return JSONResponse(status, 202, {"location": f"restore/{status['id']}"})
 
 
 @router.get(
-    "/{job_id}", summary="Shows the state of a job", responses=_answers(200, STATE, **{"404": UNKNOWN})
+    "/{job_id}", summary="Shows the state of a job", responses=answers(200, STATE, **{"404": UNKNOWN})
 )
 async def state(request: Request, job_id: str) -> JSONResponse:
     """The position in the queue, the iteration, the progress, and the curve of the stopping statistic."""
@@ -177,7 +137,7 @@ async def state(request: Request, job_id: str) -> JSONResponse:
     "/{job_id}/preview",
     summary="The current picture of a job",
     response_class=Response,
-    responses=_answers(
+    responses=answers(
         200,
         described("image/png", BINARY, "The current picture."),
         **{"404": "The job is unknown or has no picture yet."},
@@ -186,7 +146,7 @@ async def state(request: Request, job_id: str) -> JSONResponse:
 async def preview(request: Request, job_id: str) -> Response:
     """The best picture so far, as a PNG."""
     status = await _status(request, job_id)
-    content = await _with(request, lambda store: store.preview(job_id))
+    content = await with_store(request, lambda store: store.preview(job_id))
     if content is None:
         _check_result_possible(status)
         _check_result_kept(status)
@@ -198,7 +158,7 @@ async def preview(request: Request, job_id: str) -> Response:
     "/{job_id}/result",
     summary="The restored picture",
     response_class=Response,
-    responses=_answers(
+    responses=answers(
         200,
         {"description": "The picture.", "content": {kind: {"schema": BINARY} for kind in FORMATS.values()}},
         **{"404": UNKNOWN, "409": "The job is not done yet.", "410": "The job failed or was canceled."},
@@ -222,7 +182,9 @@ async def result(request: Request, job_id: str) -> Response:
         raise Refused(422, f"format must be one of {', '.join(FORMATS)}; got {form[:60]!r}")
     status = await _status(request, job_id)
     _check_result_possible(status)
-    content = await _with(request, lambda store: store.result(job_id)) if status["status"] == "done" else None
+    content = (
+        await with_store(request, lambda store: store.result(job_id)) if status["status"] == "done" else None
+    )
     if content is None:
         _check_result_kept(status)
         left = status["seconds_left"]
@@ -237,7 +199,7 @@ async def result(request: Request, job_id: str) -> Response:
     return Response(content, media_type=FORMATS[form], headers=headers)
 
 
-@router.delete("/{job_id}", summary="Deletes a job", responses=_answers(200, STATE, **{"404": UNKNOWN}))
+@router.delete("/{job_id}", summary="Deletes a job", responses=answers(200, STATE, **{"404": UNKNOWN}))
 async def delete(request: Request, job_id: str) -> JSONResponse:
     """Cancels an unfinished job; removes a finished one and its picture. Answers its last state."""
     return JSONResponse(await _status(request, job_id, lambda store: store.delete(job_id)))
@@ -263,16 +225,7 @@ class Jobs:
 
 
 @asynccontextmanager
-async def _form(request: Request) -> AsyncIterator[FormData]:
-    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media != "multipart/form-data":
-        raise Refused(415, f"send the picture as multipart/form-data, e.g. with curl -F; got {media[:60]!r}")
-    async with request.form(max_files=len(FILES), max_fields=len(TEXTS), max_part_size=4096) as form:
-        yield form
-
-
-@asynccontextmanager
-async def _turn(request: Request, client: str) -> AsyncIterator[None]:
+async def turn(request: Request, client: str) -> AsyncIterator[None]:
     """Waits for a turn of the client.  Raises: HTTPException 503 if too many requests wait."""
     try:
         async with request.app.state.turns.of(client):
@@ -281,37 +234,11 @@ async def _turn(request: Request, client: str) -> AsyncIterator[None]:
         raise _unavailable(error) from None
 
 
-def _sort(form: FormData) -> tuple[dict[str, str], dict[str, UploadFile]]:
-    """Separates the texts of a form from its files.
-
-    Raises:
-        Refused: With 422 for an unknown or repeated field, text in place of a file, or a file in place of text.
-    """
-    texts, files = {}, {}
-    for name, value in form.multi_items():
-        if name not in TEXTS and name not in FILES:
-            names = ", ".join(dict.fromkeys((*FILES, *SCALARS)))
-            raise Refused(422, f"unknown field {name[:60]!r}: the fields are {names}")
-        if name in texts or name in files:
-            raise Refused(422, f"{name} is given twice: give it once")
-        if isinstance(value, UploadFile):
-            if name not in FILES:
-                raise Refused(422, f"{name} must be text, not a file: omit the file name")
-            files[name] = value
-        else:
-            if name not in TEXTS:  # e.g. an address; the server fetches nothing
-                raise Refused(
-                    422, f"{name} must be a file of the form, as sent by curl -F {name}=@picture.png"
-                )
-            texts[name] = value
-    return texts, files
-
-
 async def _status(
     request: Request, job_id: str, ask: Callable[[Store], Status | None] | None = None
 ) -> Status:
     """Raises: HTTPException 404 if the job is unknown."""
-    status = await _with(request, ask or (lambda store: store.status(job_id)))
+    status = await with_store(request, ask or (lambda store: store.status(job_id)))
     if status is None:
         raise HTTPException(404, JOB_NOT_FOUND.format(job_id[:40]))
     return status
@@ -330,7 +257,7 @@ def _check_result_kept(status: Status) -> None:
         )
 
 
-async def _with(request: Request, ask: Callable[[Store], Answer]) -> Answer:
+async def with_store(request: Request, ask: Callable[[Store], Answer]) -> Answer:
     """Calls `ask` with the store, in a thread.
 
     Raises:
@@ -394,5 +321,5 @@ def _look(store: Store) -> str | None:
     metrics.JOBS_WAITING.set(waiting)
     metrics.JOBS_RUNNING.set(running)
     metrics.WORKERS.set(workers)
-    expected = int(os.environ.get(WORKERS, 0)) > 0 or is_redis(default_place())
+    expected = ServiceSettings.from_environment().workers > 0 or is_redis(default_place())
     return None if workers or not expected else str(NoWorker())

@@ -1,4 +1,4 @@
-"""Runs the server and its workers: `sparsegen serve`."""
+"""Runs the server: `sparsegen serve`. Its HTTP worker runs the restoration workers, see `jobs.pool`."""
 
 import errno
 import logging
@@ -19,7 +19,7 @@ from typing import IO
 import psutil
 
 from sparsegen.service.jobs.places import ENVIRONMENT as JOBS
-from sparsegen.service.jobs.worker import WORKERS, stop_signals
+from sparsegen.service.jobs.worker import stop_signals
 from sparsegen.service.models import models_folder, open_models
 from sparsegen.service.settings import ServiceSettings
 
@@ -27,13 +27,10 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "sparsegen.service.http.endpoint:SparseGen"
 HTTP_WORKER = "_bentoml_impl.worker.service"  # the module of a BentoML worker
-BENTO, RESTORER = (
-    "sparsegen.service.http.bento",
-    "sparsegen.service.jobs.worker",
-)  # both end when this process ends
+BENTO = "sparsegen.service.http.bento"  # ends when this process ends
 FOLDER, LOCK = "sparsegen-serve-", "lock"  # prefix of a server's temporary folder; a file in it
-PATIENCE = 8.0  # seconds between asking a process to end and killing it
-RESTART_AFTER = 5.0  # minimum seconds between the starts of a process and its successor
+PATIENCE = 9.5  # seconds between asking the server to end and killing it
+RESTART_AFTER = 5.0  # minimum seconds between two starts of the server
 
 
 def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str | None = None) -> int:
@@ -51,23 +48,20 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
         ValueError: If a setting of `ServiceSettings` cannot be used.
         RuntimeError: If the server or its worker ends before it answers.
     """
-    settings = ServiceSettings.from_environment(host=host)
+    settings = ServiceSettings.from_environment(host=host, workers=workers)
     for warning in settings.warnings():
         logger.warning(warning)
     open_models(models_folder())  # fail early; BentoML would restart a failing worker forever
     check_port(host, port)
     with private_folder() as home, stop_signals() as stopped:
-        variables = environment(home, jobs) | settings.environment() | {WORKERS: str(workers)}
-        pool, server = WorkerPool(workers, variables), HttpServer(host, port, variables | {"TMPDIR": home})
+        variables = environment(home, jobs) | settings.environment() | {"TMPDIR": home}
+        server = HttpServer(host, port, variables)
         try:
             while not stopped:
-                pool.restart_dead()
                 server.restart_dead()
                 time.sleep(0.2)
         finally:
-            pool.ask_to_stop()  # before the server ends, since a container is killed after ten seconds
             server.stop()
-            pool.stop()
     return 0
 
 
@@ -124,7 +118,8 @@ class HttpServer:
             with suppress(psutil.NoSuchProcess):
                 worker.kill()
         psutil.wait_procs(self._workers, timeout=patience)
-        _close_stdin(self._arbiter)
+        if self._arbiter.stdin is not None:
+            self._arbiter.stdin.close()
         self._arbiter = None
 
     def _start(self) -> None:
@@ -156,50 +151,6 @@ class HttpServer:
             connection.close()
 
 
-class WorkerPool:
-    """The restoration workers of a server. Each reads a pipe that closes when this process ends, even if killed."""
-
-    def __init__(self, count: int, variables: dict[str, str]) -> None:
-        self._variables = {**variables, WORKERS: str(count)}
-        self._workers: list[subprocess.Popen[bytes] | None] = [None] * count
-        self._started, self._pause = [-math.inf] * count, [RESTART_AFTER] * count
-
-    def restart_dead(self) -> None:
-        """Starts workers that are not running; the pause doubles, up to 60 s, while a worker ends at once."""
-        now = time.monotonic()
-        for index, worker in enumerate(self._workers):
-            age = now - self._started[index]
-            if age < self._pause[index] or (worker is not None and worker.poll() is None):
-                continue
-            if worker is not None:
-                logger.warning("a worker ended with exit code %d: restarting it", worker.returncode)
-                _close_stdin(worker)
-                at_once = age < 2 * self._pause[index]
-                self._pause[index] = min(2 * self._pause[index], 60) if at_once else RESTART_AFTER
-            self._workers[index] = subprocess.Popen(
-                [sys.executable, "-m", RESTORER],
-                stdin=subprocess.PIPE,
-                env=self._variables,
-                start_new_session=True,  # Ctrl-C reaches only this process, which then stops them
-            )
-            self._started[index] = now
-
-    def ask_to_stop(self) -> None:
-        """Asks the workers to return their jobs to the queue and end."""
-        for worker in filter(None, self._workers):
-            _close_stdin(worker)
-
-    def stop(self) -> None:
-        """Waits until the workers have ended; kills them after PATIENCE seconds."""
-        self.ask_to_stop()
-        for worker in filter(None, self._workers):
-            try:
-                worker.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
-
-
 def environment(home: str, jobs: str | None = None) -> dict[str, str]:
     """The environment of a server, with its own home folder, since servers in one home disturb each other."""
     return {
@@ -226,12 +177,6 @@ def check_port(host: str, port: int) -> None:
             raise OSError(
                 f"cannot listen on {host}:{port} ({error.strerror}): choose another {option}"
             ) from None
-
-
-def _close_stdin(process: subprocess.Popen[bytes]) -> None:
-    """Asks a process to end; it reads the pipe at its standard input."""
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 def _http_workers(arbiter: int) -> set[psutil.Process]:

@@ -10,17 +10,26 @@ DEFAULT_PACE = 2.1e-6
 PACES = (DEFAULT_PACE / 4, DEFAULT_PACE * 4)
 
 
+def expected_seconds(task: Task, height: int, width: int, pace: float | None) -> float:
+    """Estimated seconds of a task whose result has this size.
+
+    Args:
+        pace: Measured seconds per unit of effort (`Store.pace`); None if no job was measured yet.
+    """
+    pace = DEFAULT_PACE if pace is None else min(max(pace, PACES[0]), PACES[1])
+    return task.effort(height, width) * pace
+
+
 def check_budget(task: Task, height: int, width: int, pace: float | None, settings: ServiceSettings) -> None:
     """Checks the expected hours and gigabytes of a task whose result has this size.
 
     Args:
-        pace: Measured seconds per unit of effort (`Store.pace`); None if no job was measured yet.
+        pace: As in `expected_seconds`.
 
     Raises:
         ValueError: With the estimate, the limit and the remedy.
     """
-    pace = DEFAULT_PACE if pace is None else min(max(pace, PACES[0]), PACES[1])
-    hours = task.effort(height, width) * pace / 3600
+    hours = expected_seconds(task, height, width, pace) / 3600
     gigabytes = task.memory(height, width) / 1e9
     if hours > settings.job_hours:
         raise ValueError(

@@ -1,37 +1,153 @@
-"""Restoration requests: reading from a form, checks, and submission as a job."""
+"""Restoration requests: their definition, checks, and submission as a job."""
 
 import asyncio
-import re
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, ClassVar
 
 from anyio import CapacityLimiter
+from pydantic import Field, WithJsonSchema
 
 from sparsegen.pictures.picture import MAX_PIXELS as LARGEST
 from sparsegen.pictures.picture import MIN_SIDE, Picture, TooLarge
-from sparsegen.restoration.kinds import check_damage
-from sparsegen.restoration.settings import OLD_NAMES, Task, rename_settings
+from sparsegen.restoration.damage import FACTORS
+from sparsegen.restoration.kinds import KINDS, check_damage
+from sparsegen.restoration.settings import (
+    LOSSES,
+    MAX_ENSEMBLE,
+    MAX_ITERATIONS,
+    MAX_SIGMA,
+    OLD_NAMES,
+    PRESETS,
+    SPARSITIES,
+    Task,
+    rename_settings,
+)
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs.budget import check_budget
 from sparsegen.service.jobs.decoding import DecodersBusy, decoders, patience
 from sparsegen.service.jobs.store import FILES, MAX_WAITING, STORED_PIXELS, Status, Store
+from sparsegen.service.requests import RequestModel, clip
 from sparsegen.service.settings import ServiceSettings
+from sparsegen.zoo.noise import MAX_SEED
 
 MAX_UPLOAD = 32 << 20
 MAX_PIXELS = STORED_PIXELS  # of the result
 TILED = f"{LARGEST / 1e6:g} million"  # pixels; the limit of the command line
-SCALARS = [field.name for field in fields(Task)]
-TEXTS = {*SCALARS, *OLD_NAMES}
-INTEGERS = ("seed", "iterations", "ensemble_size", "members", "by")
-NUMBERS: dict[str, type[int] | type[float]] = {
-    "density": float,
-    "sigma": float,
-    **dict.fromkeys(INTEGERS, int),
-}
 TURN_SECONDS = 20.0  # maximum wait of an upload before it is read
 STORE_SECONDS = 20.0  # upper bound for the job store, including the timeout of Redis
+
+
+BINARY = {"type": "string", "format": "binary"}
+Upload = Annotated[bytes, WithJsonSchema(BINARY)]
+
+
+def _one_of(names: Iterable[object]) -> dict[str, Any]:
+    """Adds names to a schema; `Task.of` checks them, and suggests similar ones."""
+    return {"enum": list(names)}
+
+
+class RestoreOptions(RequestModel):
+    """The settings that all kinds of restorations have."""
+
+    image: Upload = Field(description=f"An image file of up to {MAX_PIXELS:,} pixels.")
+    preset: str = Field(
+        Task.preset,
+        json_schema_extra=_one_of(PRESETS),
+        description="fast stops by itself; paper has the settings of the original.",
+    )
+    regularizer: str = Field(
+        Task.regularizer,
+        json_schema_extra=_one_of(SPARSITIES),
+        description="The constraint on the codes of the network.",
+    )
+    density: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of non-zeros in a code, for l0_inf and l0; by default that of the regularizer.",
+    )
+    loss: str = Field(
+        Task.loss,
+        json_schema_extra=_one_of(LOSSES),
+        description="; ".join(f"{name}: {meaning}" for name, meaning in LOSSES.items()) + ".",
+    )
+    seed: int = Field(Task.seed, ge=0, le=MAX_SEED, description="Seed of the initialization and the noise.")
+    iterations: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_ITERATIONS,
+        description="The maximum number of iterations; by default that of the preset.",
+    )
+    ensemble_size: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_ENSEMBLE,
+        description="Number of networks averaged; by default that of the preset.",
+    )
+
+
+Sigma = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=MAX_SIGMA,
+        description="Upper bound of the standard deviation of the noise in gray levels; by default estimated.",
+    ),
+]
+Mask = Annotated[
+    Upload, Field(description="An image of the same size, white in the holes and black elsewhere.")
+]
+GAUSSIAN: dict[str, Any] = {"type": "string", "pattern": "^gaussian:[0-9.]+$"}
+
+
+class RestoreRequest(RestoreOptions):
+    """A restoration of any kind, as a job."""
+
+    old_names = OLD_NAMES
+    kind: str = Field(
+        Task.kind,
+        json_schema_extra=_one_of(KINDS),
+        description="; ".join(f"{name}: {kind.label.lower()}" for name, kind in KINDS.items()) + ".",
+    )
+    sigma: Sigma = None
+    mask: Mask | None = None
+    by: int | None = Field(None, json_schema_extra=_one_of(FACTORS), description="The factor of upscale.")
+    kernel: Annotated[str | bytes, WithJsonSchema({"anyOf": [GAUSSIAN, BINARY]})] | None = Field(
+        None, description="For deblur: gaussian:SIGMA as text, or an image file of the kernel."
+    )
+
+
+class MethodRequest(RestoreOptions):
+    """A restoration of one kind that is answered with the picture."""
+
+    kind: ClassVar[str]
+
+
+class DenoiseRequest(MethodRequest):
+    kind = "denoise"
+    sigma: Sigma = None
+
+
+class InpaintRequest(MethodRequest):
+    kind = "inpaint"
+    mask: Mask
+    sigma: Sigma = None
+
+
+class UpscaleRequest(MethodRequest):
+    kind = "upscale"
+    by: int = Field(FACTORS[0], json_schema_extra=_one_of(FACTORS), description="The factor.")
+
+
+class DeblurRequest(MethodRequest):
+    kind = "deblur"
+    kernel: str = Field(json_schema_extra=GAUSSIAN, description="gaussian:SIGMA, the blur in pixels.")
+
+
+METHODS: list[type[MethodRequest]] = [DenoiseRequest, InpaintRequest, UpscaleRequest, DeblurRequest]
 
 
 class Turns:
@@ -94,20 +210,35 @@ def check_room(store: Store, client: str) -> None:
 
 
 def order(
-    store: Store, given: Mapping[str, str], files: Mapping[str, bytes], client: str
+    store: Store,
+    given: Mapping[str, object],
+    files: Mapping[str, bytes],
+    client: str,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[Status, Picture]:
     """Checks a request and submits it as a job; returns the status of the job, and the given picture.
 
+    Args:
+        given: The values of `RestoreRequest` that are not files; numbers may be texts.
+        max_pixels: Maximum of the result if the client waits for it.
+
     Raises:
-        Refused: As `check`, and with 422 above the budget.
+        Refused: As `check`, and with 422 above the budget or `max_pixels`.
         Busy, StoreError: As `Store.submit`.
     """
     settings, checked = ServiceSettings.from_environment(), check(given, files)
+    height, width = checked.size
+    if height * width > max_pixels:
+        raise Refused(
+            422,
+            f"the result has {width} x {height} pixels, and a result in one request has at most {max_pixels:,}: submit "
+            "a job with POST /restore",
+        )
     try:
-        check_budget(checked.task, *checked.size, store.pace(), settings)
+        check_budget(checked.task, height, width, store.pace(), settings)
     except ValueError as error:
         raise Refused(422, str(error)) from None
-    effort = checked.task.effort(*checked.size)
+    effort = checked.task.effort(height, width)
     status = store.submit(
         asdict(checked.task),
         files,
@@ -119,23 +250,19 @@ def order(
     return status, checked.image
 
 
-def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
+def check(given: Mapping[str, object], files: Mapping[str, bytes]) -> Order:
     """Checks a request.
 
     Raises:
         Refused: With 400 or 415 for a picture that cannot be read, else with 422.
         DecodersBusy: If too many pictures wait to be read.
     """
-    values: dict[str, object] = {
-        name: _number(name, text) if name in NUMBERS else text for name, text in given.items()
-    }
-    if "kernel" in files:
-        values["kernel"] = "file"
     try:
-        settings, renamed = rename_settings(values)
-        task = Task.of(**settings)
-    except (TypeError, ValueError) as error:
-        raise Refused(422, str(error)[:300]) from None
+        values, renamed = rename_settings(given)
+    except ValueError as error:
+        raise Refused(422, str(error)) from None
+    request = RestoreRequest.parse({**values, **files})
+    task = _task(request)
     _check_files(task, files)
     opened = {name: _read(name, content) for name, content in files.items()}
     image, scale = opened["image"], task.by or 1
@@ -153,6 +280,16 @@ def check(given: Mapping[str, str], files: Mapping[str, bytes]) -> Order:
     notes = renamed + [note for picture in opened.values() for note in picture.notes]
     notes += [task.sigma_warning] if task.sigma_warning else []
     return Order(task, image, notes, (height, width))
+
+
+def _task(request: RestoreRequest) -> Task:
+    values = {field.name: getattr(request, field.name) for field in fields(Task)}
+    if isinstance(request.kernel, bytes):
+        values["kernel"] = "file"
+    try:
+        return Task.of(**values)
+    except (TypeError, ValueError) as error:
+        raise Refused(422, clip(str(error), 300)) from None
 
 
 def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
@@ -175,12 +312,3 @@ def _read(name: str, content: bytes) -> Picture:
         raise Refused(400, f"{error}; the command line allows up to {TILED}, in tiles") from None
     except ValueError as error:
         raise Refused(400, str(error)) from None
-
-
-def _number(name: str, text: str) -> int | float:
-    kind = NUMBERS[name]
-    pattern = r"-?\d{1,30}" if kind is int else r"-?\d{1,30}(\.\d{0,30})?([eE][+-]?\d{1,3})?"
-    if not re.fullmatch(pattern, text, re.ASCII):
-        what = "an integer" if kind is int else "a number"
-        raise Refused(422, f"{name} must be {what}, or omitted for the default; got {text[:60]!r}")
-    return kind(text)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from huey.exceptions import ConfigurationError
 from huey.storage import BaseStorage, RedisStorage, SqliteStorage
 
+from sparsegen.common.extras import install_command
 from sparsegen.service.jobs.errors import FileError, NoStore, RedisDown, StoreError, StoreFull
 from sparsegen.service.jobs.places import ENVIRONMENT, check_redis_url, is_redis, public
 
@@ -131,7 +132,7 @@ def _open_redis(url: str) -> Storage:
         from redis.exceptions import ConnectionError as NoConnection
         from redis.exceptions import TimeoutError as NoAnswer
     except ImportError:
-        raise NoStore("jobs in Redis need its client: pip install 'sparsegen[redis]'") from None
+        raise NoStore(f"jobs in Redis need its client: {install_command('redis')}") from None
     try:
         check_redis_url(url)
     except ValueError as error:

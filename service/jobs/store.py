@@ -338,8 +338,12 @@ class Store:
         if self.holds(claim):
             self.attempts.put(claim.key, _pack({"worker": claim.worker, "given_back": True}))
 
-    def finish(self, claim: Claim, result: bytes, facts: Json) -> bool:
-        """Ends a job with its result; False if it has already ended. May be repeated after a StoreError."""
+    def finish(self, claim: Claim, result: bytes, facts: Json, effort: float | None = None) -> bool:
+        """Ends a job with its result; False if it has already ended. May be repeated after a StoreError.
+
+        Args:
+            effort: The effort of the iterations that were run; None: the estimate of the submission.
+        """
         # The result is written first: if the worker is killed before the end is written, the job runs again.
         key = f"{claim.id}:result:{claim.attempt}"
         self.blobs.put(key, result)
@@ -351,7 +355,8 @@ class Store:
                 return False
         if facts["seconds"] >= MIN_MEASURED:
             # Workers may overwrite each other's sums here, which affects only an estimate.
-            before, done = self._done(), {"seconds": facts["seconds"], "effort": claim.record["effort"]}
+            measured = claim.record["effort"] if effort is None else effort
+            before, done = self._done(), {"seconds": facts["seconds"], "effort": measured}
             self.blobs.put("done", _pack({name: 0.7 * before.get(name, 0) + done[name] for name in done}))
         return True
 
@@ -455,6 +460,11 @@ class Store:
         """Seconds per unit of effort, measured on finished jobs; None before the first."""
         done = self._done()
         return done["seconds"] / done["effort"] if done else None
+
+    def ahead(self) -> tuple[int, float]:
+        """The number of unfinished jobs, and the estimated seconds until the next submitted one starts."""
+        lefts = [self._left(job) or 0.0 for job in self.live() if not job.record["draft"]]
+        return len(lefts), sum(lefts) / max(len(self._alive()), 1)
 
     def _left(self, job: Live) -> float | None:
         """Estimated seconds of work left, from its worker or from the pace; None if unknown."""

@@ -170,7 +170,8 @@ def run_job(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: f
         settings, _ = rename_settings(
             claim.record["task"]
         )  # a server of the previous version may have queued it
-        outcome = run(Task.of(**settings), files["image"], files.get("mask"), files.get("kernel"), report)
+        task = Task.of(**settings)
+        outcome = run(task, files["image"], files.get("mask"), files.get("kernel"), report)
         if report.lost:
             with suppress(StoreError):  # `sweep` removes it later
                 store.withdraw(claim)
@@ -183,7 +184,10 @@ def run_job(store: Store, claim: Claim, run: "Run", stopped: list[int], hours: f
                 "stopped_because": late if report.expired else outcome.stopped_because,
             }
             result = outcome.image.encode(".png")
-            _insist(lambda: store.finish(claim, result, facts), stopped)
+            # With the actual number of iterations, which differs from the expected one by a factor of 1.5 or more.
+            height, width = outcome.image.pixels.shape[:2]
+            effort = task.effort(height, width, outcome.iterations)
+            _insist(lambda: store.finish(claim, result, facts, effort), stopped)
     except StoreError:
         raise
     except Exception as error:  # any error ends only this job, with a message for its client

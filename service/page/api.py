@@ -20,11 +20,11 @@ from sparsegen.service.clients import client_of
 from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.store import LIVE, Store
 from sparsegen.service.models import Model
+from sparsegen.service.page.catalog import merit
 from sparsegen.service.page.events import stored
 from sparsegen.service.page.handlers import errors_shown, show_errors, whole
 from sparsegen.service.page.restoration import SHOWN, dropped_files
-from sparsegen.service.page.sample import merit
-from sparsegen.service.sampling import DEFAULTS, SampleRequest
+from sparsegen.service.sampling import SampleOrder, SampleRequest
 from sparsegen.service.uploads import Room, upload_folder
 
 POLL_EVERY = 1.0  # seconds
@@ -67,8 +67,8 @@ class Endpoints:
         self,
         request: gr.Request,
         model: str | None = None,
-        count: int = DEFAULTS["count"],
-        seed: int = DEFAULTS["seed"],
+        count: int = 16,
+        seed: int = 0,
         k: int | list[int] | None = None,
         labels: int | str | list[int | str] | None = None,
         format: Literal["png", "grid", "npy"] = "png",  # noqa: A002 (the name in POST /sample)
@@ -84,8 +84,8 @@ class Endpoints:
             format: png: one file per image; grid: one PNG with all images; npy: one uint8 array.
         """
         wanted = {"model": model or next(iter(self._models)), "count": whole(count), "seed": whole(seed)}
-        wanted |= {"k": k, "labels": labels, "format": format}
-        files = await asyncio.to_thread(lambda: _draw(SampleRequest.of(wanted, self._models)))
+        asked = SampleRequest.parse(wanted | {"k": k, "labels": labels, "format": format})
+        files = await asyncio.to_thread(lambda: _draw(asked.resolve(self._models), asked.format))
         return await self._keep(files, client_of(request))
 
     async def restore(
@@ -139,7 +139,7 @@ class Endpoints:
                     )
                 paths |= {"image": example.image_path, "mask": example.mask_path}
                 asked["sigma"] = sigma or example.sigma or None
-            given = {name: str(whole(value)) for name, value in asked.items() if value is not None}
+            given = {name: whole(value) for name, value in asked.items() if value is not None}
             client, store = client_of(request), await asyncio.to_thread(self._jobs)
             async with self._turns().of(client):
                 job = await asyncio.to_thread(_submit, store, given, paths, client)
@@ -173,15 +173,15 @@ class Endpoints:
 Endpoints.restore.__annotations__["return"] = FileData
 
 
-def _draw(asked: SampleRequest) -> dict[str, bytes]:
+def _draw(asked: SampleOrder, form: str) -> dict[str, bytes]:
     """The files of a request for samples, by name."""
     rows, sampler = asked.rows(), asked.model.sampler
     labels = rows["label"] if sampler.classes else None
     image, _ = sampler.run(rows["z"], list(asked.k) or None, codes=False, labels=labels)
     pixels, stem = images.to_uint8(image), f"{asked.model.name}-{asked.seed}"
-    if asked.format == "grid":
+    if form == "grid":
         return {f"{stem}.png": images.png(images.grid(pixels))}
-    if asked.format == "npy":
+    if form == "npy":
         buffer = io.BytesIO()
         np.save(buffer, pixels)
         return {f"{stem}.npy": buffer.getvalue()}
@@ -195,7 +195,7 @@ def _path(file: object) -> Path | None:
     return stored(file.get("path") if isinstance(file, dict) else file, upload_folder())
 
 
-def _submit(store: Store, given: dict[str, str], paths: Mapping[str, Path | None], client: str) -> str:
+def _submit(store: Store, given: dict[str, object], paths: Mapping[str, Path | None], client: str) -> str:
     """Submits a job; returns its id."""
     orders.check_room(store, client)  # before the files are read
     with dropped_files():

@@ -1,26 +1,58 @@
 """The Gradio page: its tabs, and its place in the application."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from html import escape
 from itertools import islice
+from types import MappingProxyType
 from typing import TypeVar
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 from fastapi import FastAPI
+from jinja2 import ChoiceLoader, DictLoader
 
 from sparsegen.service.clients import client_of
 from sparsegen.service.jobs.orders import MAX_UPLOAD, Turns
 from sparsegen.service.jobs.store import Store
 from sparsegen.service.models import Model
-from sparsegen.service.page import api, restoration, sample
+from sparsegen.service.page import api, markup, restoration, sample, words
 from sparsegen.service.page.events import MAX_EVENTS
 from sparsegen.service.page.handlers import Page
 from sparsegen.service.page.static import read_static
 from sparsegen.service.uploads import Room
 
+# The colors of Soft, with the contrast of 4.5 that WCAG 2 asks for.
+THEME = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    block_title_text_color="*neutral_800",
+    block_title_text_color_dark="*neutral_100",
+    block_title_background_fill="transparent",
+    block_title_background_fill_dark="transparent",
+    block_title_padding="0",
+    block_label_text_color="*neutral_800",
+    block_label_text_color_dark="*neutral_100",
+    block_label_background_fill="transparent",
+    block_label_background_fill_dark="transparent",
+    color_accent="*primary_700",
+    slider_color="*primary_600",
+    slider_color_dark="*primary_500",
+    checkbox_label_background_fill_selected="*primary_700",
+    checkbox_label_background_fill_selected_dark="*primary_700",
+    checkbox_label_text_color_selected="white",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
+    link_text_color="*primary_700",
+    link_text_color_dark="*primary_300",
+)
 LOOK = {
-    "theme": gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    "theme": THEME,
     "css": read_static("page.css"),
     "footer_links": [],
     "run_history": False,
@@ -28,6 +60,7 @@ LOOK = {
     "allowed_paths": [str(restoration.EXAMPLES)],
     "ssr_mode": False,
 }
+TEMPLATE = "frontend/index.html"  # of Gradio
 MAX_SESSIONS = 256  # visitors whose answers, settings and upload states are kept
 
 
@@ -83,7 +116,9 @@ def mount(
     Returns: A function that counts the waiting and running events per client (`client_of`); the numbers of the
         functions that events may call; and the sessions for which Gradio has messages.
     """
-    blocks = page(models, jobs, lambda: app.state.turns, room, asks_token, http_api)
+    use_own_tags()
+    pages = {"API": "../docs"} if http_api else {}
+    blocks = page(models, jobs, lambda: app.state.turns, room, asks_token, http_api, pages)
     # Twice the limit of the guard, which simultaneous requests may exceed. All events pass the queue.
     blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
     gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
@@ -117,17 +152,40 @@ def page(
     room: Callable[[], Room],
     asks_token: bool = False,
     http_api: bool = True,
+    pages: Mapping[str, str] = MappingProxyType({}),
 ) -> gr.Blocks:
     """Builds the page and its endpoints, and connects them to the samplers and the restoration jobs.
 
-    Each tab has its own address, #sample and #restore, and each job has #restore=ID.
+    Each tab has its own address, #sample and #restore; see `link` for settings. Each job has #restore=ID.
+
+    Args:
+        pages: The addresses of other pages of this server, by their titles.
     """
     with Page(title="sparsegen", analytics_enabled=False, delete_cache=restoration.SWEEP_UPLOADS) as blocks:
-        gr.Markdown("# sparsegen")
+        gr.HTML(markup.banner(pages))
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Sample", id="sample"):
                 sample.tab(blocks, models, asks_token, http_api)
             with gr.Tab("Restore", id="restore"):
                 restoration.tab(blocks, tabs, jobs, turns)
+        with gr.Accordion("Terms", open=False, elem_id="terms"):
+            gr.HTML(markup.terms())
         api.register(models, jobs, turns, room)
     return blocks
+
+
+def use_own_tags() -> None:
+    """Replaces the title, description and picture that Gradio's page shows in previews of links by those of this page.
+
+    Choice: the template is changed when it is loaded, because Gradio has no setting for most of these tags.
+    """
+    environment = gr.routes.templates.env
+    original = environment.loader
+    if original is None or isinstance(original, ChoiceLoader):  # done before
+        return
+    source, *_ = original.get_source(environment, TEMPLATE)
+    own = read_static("tags.html").replace("DESCRIPTION", escape(words.DESCRIPTION))
+    source = re.sub(r'<meta\s+(property="og:|name="(twitter:|description"))[^>]*>', "", source)
+    environment.loader = ChoiceLoader(
+        [DictLoader({TEMPLATE: source.replace("<head>", f"<head>{own}", 1)}), original]
+    )

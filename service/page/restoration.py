@@ -6,6 +6,7 @@ closed. The page polls their status, and gets each picture once, inside the answ
 
 import asyncio
 import base64
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,11 +32,12 @@ from sparsegen.restoration.settings import (
 )
 from sparsegen.service.clients import client_of
 from sparsegen.service.jobs import orders
+from sparsegen.service.jobs.budget import expected_seconds
 from sparsegen.service.jobs.decoding import decoders
 from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.orders import MAX_PIXELS
 from sparsegen.service.jobs.store import JOB_NOT_FOUND, LIVE, Status, Store
-from sparsegen.service.page import markup
+from sparsegen.service.page import link, markup
 from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
 from sparsegen.service.page.static import read_static
 from sparsegen.service.uploads import KEEP_UPLOADS
@@ -120,6 +122,7 @@ def tab(
                 elem_id="blur",
             )
             advanced = settings()
+            expected = gr.HTML(elem_id="expected")
             with gr.Row():
                 start = gr.Button("Start", variant="primary", elem_id="start")
                 cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
@@ -134,9 +137,8 @@ def tab(
                 elem_id="stage",
             )
             panel = gr.HTML(elem_id="panel")
-    job, anchor, seen = (
-        gr.Textbox(visible=False) for _ in range(3)
-    )  # seen: the job and picture on the stage
+    # seen: the job and picture on the stage
+    job, anchor, seen, size = (gr.Textbox(visible=False) for _ in range(4))
     timer = gr.Timer(ASK_EVERY, active=False)
 
     given = [image, mask, kind, by, blur, *advanced]
@@ -151,8 +153,17 @@ def tab(
     look: dict[str, Any] = {"fn": handlers.look, "inputs": [job, seen], "outputs": shown_by_look, **quiet}
     examples.pick(handlers.pick, None, [image, mask, kind, by, advanced.sigma], **quiet)
     kind.change(handlers.choose, kind, [holes, by, blur], **quiet)
-    image.change(handlers.take, [image, job], [job, panel, stage], **quiet).then(
+    image.change(handlers.take, [image, job], [job, panel, stage, size], **quiet).then(
         None, job, None, js=read_static("address.js")
+    )
+    asked: list[Any] = [kind, by, blur, *advanced]
+    gr.on(
+        [part.change for part in (size, *asked)],
+        handlers.expect,
+        [size, *asked],
+        expected,
+        trigger_mode="always_last",
+        **quiet,
     )
     # No limit here: `Turns` limits submissions, per client.
     start.click(
@@ -234,16 +245,44 @@ class Handlers:
         return tuple(gr.update(visible=kind == wanting) for wanting in ("inpaint", "upscale", "deblur"))
 
     @show_errors
-    def take(
-        self, image: Path | None, job: str, request: gr.Request
-    ) -> tuple[object, object, dict[str, Any]]:
-        """Shows a dropped picture, unless an unfinished job is shown."""
+    def take(self, image: Path | None, job: str, request: gr.Request) -> tuple[object, object, object, str]:
+        """Shows a dropped picture, unless an unfinished job is shown; returns its size for `expect`, too."""
         watched = self._status(job) if job else None
-        if image is None or (watched and watched["status"] in LIVE):
-            return gr.skip(), gr.skip(), gr.skip()
+        if image is None:
+            return gr.skip(), gr.skip(), gr.skip(), ""
         with dropped_files():
             picture = decoders().read(image, "the picture", MAX_PIXELS, client=client_of(request))
-        return "", "", gr.update(before=shown(picture), after=None, done=False)
+        size = "{} {}".format(*picture.pixels.shape[:2])
+        if watched and watched["status"] in LIVE:
+            return gr.skip(), gr.skip(), gr.skip(), size
+        return "", "", gr.update(before=shown(picture), after=None, done=False), size
+
+    @show_errors
+    def expect(
+        self,
+        size: object,
+        kind: str,
+        by: int,
+        blur: float,
+        preset: str,
+        regularizer: str,
+        ensemble_size: int,
+        sigma: float | None,
+        seed: object,
+        loss: str,
+    ) -> str:
+        """Estimates the time of a restoration with these settings; `size` is the one that `take` returned."""
+        sides = re.fullmatch(r"(\d{1,5}) (\d{1,5})", str(size))
+        if sides is None:
+            return ""
+        task = Task.of(**requested(kind, by, blur, preset, regularizer, ensemble_size, sigma, seed, loss))
+        height, width = (int(side) * task.factor for side in sides.groups())
+        try:
+            store = self.jobs()
+            seconds, (ahead, wait) = expected_seconds(task, height, width, store.pace()), store.ahead()
+        except StoreError:  # Start shows the error
+            return ""
+        return markup.expected(seconds, ahead, wait)
 
     # Gradio passes the values of the components one by one, hence the long signature.
     @show_errors
@@ -269,17 +308,7 @@ class Handlers:
             raise ValueError(
                 "the mask is missing: drop a picture that is white in the holes and black elsewhere"
             )
-        asked: dict[str, object] = {
-            "kind": kind,
-            "preset": preset,
-            "regularizer": regularizer,
-            "seed": whole(seed),
-            "loss": loss,
-        }
-        asked |= {"ensemble_size": ensemble_size} if ensemble_size else {}
-        asked |= {"sigma": sigma} if sigma and kind == "denoise" else {}
-        asked |= {"by": by} if kind == "upscale" else {}
-        asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
+        asked = requested(kind, by, blur, preset, regularizer, ensemble_size, sigma, seed, loss)
         given = {name: str(value) for name, value in asked.items()}
         paths = {"image": image} | ({"mask": mask} if mask is not None and kind == "inpaint" else {})
         client = client_of(request)
@@ -327,11 +356,37 @@ class Handlers:
 
     def find(self, anchor: str | None) -> tuple[object, str]:
         """Opens the tab or job in the address of the page."""
-        name, _, job = str(anchor or "").removeprefix("#").partition("=")
-        return gr.Tabs(selected="restore") if name == "restore" else gr.skip(), job
+        given = link.read(anchor)
+        return gr.Tabs(selected="restore") if "restore" in given else gr.skip(), given.get("restore", "")
 
     def _status(self, job: object) -> Status | None:
         return self.jobs().status(str(job))
+
+
+def requested(
+    kind: str,
+    by: int,
+    blur: float,
+    preset: str,
+    regularizer: str,
+    ensemble_size: int,
+    sigma: float | None,
+    seed: object,
+    loss: str,
+) -> dict[str, Any]:
+    """The settings of a task from the values of the components; only those that the kind uses."""
+    asked: dict[str, Any] = {
+        "kind": kind,
+        "preset": preset,
+        "regularizer": regularizer,
+        "seed": whole(seed),
+        "loss": loss,
+    }
+    asked |= {"ensemble_size": ensemble_size} if ensemble_size else {}
+    asked |= {"sigma": sigma} if sigma and kind == "denoise" else {}
+    asked |= {"by": by} if kind == "upscale" else {}
+    asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
+    return asked
 
 
 @contextmanager

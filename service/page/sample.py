@@ -1,12 +1,11 @@
 """The Sample tab: draw images, set their sparsity, and inspect the code of one image."""
 
 import json
-import math
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
@@ -14,38 +13,30 @@ import numpy as np
 from sparsegen.common.checks import check_integer
 from sparsegen.pictures import images
 from sparsegen.service.models import Model
-from sparsegen.service.page import inspector, markup
+from sparsegen.service.page import catalog, inspector, link, markup
 from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
 from sparsegen.service.page.static import read_static
 from sparsegen.service.sampling import MAX_COUNT
-from sparsegen.zoo import noise
+from sparsegen.zoo import card, noise
 from sparsegen.zoo.k_range import KRange, resolve
 
-INTRODUCTION = """Each image is generated in two steps: a network maps random noise to a **sparse code**, a stack
-of small maps in which most entries are zero; then a **dictionary** of small patterns, its *atoms*, turns the code into
-pixels. The entries of the code at one position, one per atom, are a **needle**."""
-SAMPLE = """## Sample
-Choose a model and a seed; a seed determines the images. Lower k to keep fewer non-zeros, and compare."""
 ANY = -1  # the class of each image is drawn from the seed
 INSPECTOR = """## Code inspector
-Click an image above to see where its code is dense and which atoms it consists of. Then switch atoms off and
+Select an image above to see where its code is dense and which atoms it consists of. Then switch atoms off and
 compare."""
+LISTING = """## Models, best first
+The distance compares generated images with the training images; lower is better."""
+OPENED = 15  # components that an address sets
 
 
 def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool, http_api: bool = True) -> None:
     """Builds the Sample tab, and connects it to the samplers."""
     handlers = Handlers(models, asks_token, http_api)
-    first = min(models.values(), key=merit)
-    gr.Markdown(INTRODUCTION)
-    gr.Markdown(SAMPLE)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=280):
-            name = gr.Dropdown(
-                [(title(model), model.name) for model in models.values()],
-                value=first.name,
-                label="Model (type to search)",
-                elem_id="model",
-            )
+    ranked = sorted(models.values(), key=catalog.merit)
+    first, choices = ranked[0], [(catalog.title(model), model.name) for model in ranked]
+    with gr.Row(elem_id="sampling"):
+        with gr.Column(scale=2, min_width=280, elem_id="settings"):
+            name = gr.Dropdown(choices, value=first.name, label="Model (type to search)", elem_id="model")
             column = gr.Radio(**columns(first, models), label="Regularizer", elem_id="column")
             label = gr.Dropdown(**class_choice(first), label="Class", elem_id="class")
             with gr.Row():
@@ -54,21 +45,29 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool, http_a
                 )
                 dice = gr.Button("New seed", min_width=130, scale=0, elem_id="dice")
             count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Images", elem_id="count")
-            k_1 = gr.Slider(**slider(first, 0), elem_id="k1")
-            apart = gr.Checkbox(
-                label="Set k of Γ2 separately", visible=projected_levels(first) > 1, elem_id="apart"
-            )
-            k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
-            note = gr.Markdown(about(first), elem_id="note")
-        with gr.Column(scale=3, min_width=280):
-            gallery = gr.HTML(js_on_load=read_static("pick.js"), elem_id="gallery")
+            compare = gr.Checkbox(label="Compare with a second setting", elem_id="compare")
+            with gr.Column(visible=False) as second:
+                other = gr.Dropdown(choices, value=first.name, label="Second model", elem_id="other")
+                k_other = gr.Slider(**slider(first, 0) | {"label": "k of the second"}, elem_id="k_other")
             facts = gr.HTML(elem_id="facts")
+        with gr.Column(scale=3, min_width=280, elem_id="view"):
+            head = gr.HTML(markup.head(first), js_on_load=read_static("head.js"), elem_id="head")
+            with gr.Column(elem_id="sparsity"):
+                k_1 = gr.Slider(**slider(first, 0), elem_id="k1")
+                apart = gr.Checkbox(
+                    label="Set k of Γ2 separately", visible=projected_levels(first) > 1, elem_id="apart"
+                )
+                k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
+            gallery = gr.HTML(js_on_load=read_static("pick.js"), elem_id="gallery")
+            share = gr.HTML(js_on_load=read_static("share.js"), elem_id="share")
     with gr.Accordion("The same pixels from Python and over HTTP", open=False, elem_id="calls"):
         python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
         if http_api:
             call = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
         else:
             call = gr.Code(language="python", label="gradio_client", interactive=False, elem_id="client")
+    with gr.Accordion("Model card", open=False, elem_id="card"):
+        facts_of_model = gr.Markdown(card.measured(first.config))
     gr.Markdown(INSPECTOR)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -84,28 +83,54 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool, http_a
         with gr.Column(scale=3, min_width=280):
             atoms = gr.HTML(js_on_load=read_static("toggle.js"), elem_id="atoms")
             loss = gr.HTML(elem_id="loss")
+    gr.Markdown(LISTING)
+    listing = gr.HTML(js_on_load=read_static("choose.js"), elem_id="models")
+    anchor = gr.Textbox(visible=False)
 
     chosen = [name, label, seed, count, k_1, apart, k_2, index]
+    compared = [compare, other, k_other]
+    model_parts = [name, column, label, k_1, apart, k_2, head, facts_of_model]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     named = quiet | {"api_visibility": "undocumented"}  # callable by name; `api` has the documented ones
-    draw: dict[str, Any] = {"fn": handlers.draw, "inputs": chosen, "outputs": [gallery, facts, python, call]}
+    draw: dict[str, Any] = {
+        "fn": handlers.draw,
+        "inputs": [*chosen, *compared],
+        "outputs": [gallery, facts],
+    }
+    # After the images, since the browser takes longer for them.
+    calls: dict[str, Any] = {
+        "fn": handlers.calls,
+        "inputs": [*chosen, *compared],
+        "outputs": [python, call, share],
+    }
     look: dict[str, Any] = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
 
     def redraw(event: gr.events.Dependency) -> None:
-        event.then(**draw, **quiet).then(**look, **quiet)
+        event.then(**draw, **quiet).then(**calls, **quiet).then(**look, **quiet)
 
-    for choice in (name, label):
+    for choice in (name, label, other):
         # Selects the text, so that typing replaces it and searches the list.
         choice.focus(None, js=read_static("select.js"), **quiet)
-    blocks.load(**draw, **named, api_name="draw").then(**look, **named, api_name="look")
-    live = [label.input, seed.input, k_1.input, k_2.input, index.input]
-    gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet)
+    blocks.load(
+        handlers.open,
+        anchor,
+        [*model_parts, seed, count, index, *compared, second],
+        js="() => [location.hash]",
+        **quiet,
+    ).then(**draw, **named, api_name="draw").then(**calls, **named, api_name="calls").then(
+        **look, **named, api_name="look"
+    ).then(handlers.list_models, name, listing, **quiet)
+    live = [label.input, seed.input, k_1.input, k_2.input, index.input, k_other.input]
+    gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**calls, **quiet).then(**look, **quiet)
     redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
     redraw(dice.click(handlers.roll, None, seed, **quiet))
-    choose: dict[str, Any] = {"fn": handlers.choose, "outputs": [name, column, label, k_1, apart, k_2, note]}
+    choose: dict[str, Any] = {"fn": handlers.choose, "outputs": model_parts}
     redraw(name.input(**choose, inputs=[name, label], **named, api_name="choose"))
     redraw(column.input(**choose, inputs=[column, label], **quiet))
+    redraw(listing.pick(handlers.choose_listed, label, model_parts, **quiet))
     redraw(apart.input(handlers.part, [name, apart, k_1], [k_1, k_2], **quiet))
+    redraw(compare.input(handlers.compare, [compare, name, k_1], [second, other, k_other], **quiet))
+    redraw(other.input(handlers.choose_other, other, k_other, **quiet))
     redraw(gallery.pick(handlers.pick, None, index, **quiet))
     atoms.toggle(handlers.switch, chosen, loss, trigger_mode="always_last", **quiet)
 
@@ -134,6 +159,17 @@ class Choice:
         labels = self._labels(first, count)
         return [""] * count if labels is None else [self.model.classes[label] for label in labels]
 
+    @property
+    def file(self) -> str:
+        """The name of a file with these images, without its extension."""
+        k = "".join(f"-k{value}" for value in dict.fromkeys(self.k))
+        return f"{self.model.name}-seed{self.seed}{k}"
+
+    def called(self) -> str:
+        """Its model and k, for people."""
+        k = ", ".join(map(str, dict.fromkeys(self.k)))
+        return f"{self.model.name}, k = {k}" if k else self.model.name
+
     def _labels(self, first: int, count: int) -> np.ndarray | None:
         sampler = self.model.sampler
         return noise.labels(count, sampler.classes, self.seed, self.label, sampler.class_names, first)
@@ -157,18 +193,46 @@ class Handlers:
         apart: object,
         k_2: object,
         index: object,
+        compare: object,
+        other: object,
+        k_other: object,
+    ) -> tuple[str, ...]:
+        """Draws the images of a seed, or of two settings side by side; returns them and their density."""
+        shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
+        sides = [shown, self._other(shown, other, k_other)] if compare else [shown]
+        drawn, densities = [], []
+        for side in sides:
+            image, codes = side.run(0, side.count)
+            pixels, classes = images.to_uint8(image), side.classes(0, side.count)
+            drawn.append((side.called(), markup.tiles(pixels, side.index, classes)))
+            densities.append((side.called(), markup.facts(codes, side.model.sampler.k_ranges, side.k)))
+        return markup.sides(drawn), markup.sides(densities)
+
+    @show_errors
+    def calls(
+        self,
+        model: object,
+        label: Any,
+        seed: object,
+        count: object,
+        k_1: object,
+        apart: object,
+        k_2: object,
+        index: object,
+        compare: object,
+        other: object,
+        k_other: object,
         request: gr.Request,
     ) -> tuple[str, ...]:
-        """Draws the images of a seed; returns them, their density, and the calls for the same pixels elsewhere."""
+        """Returns the calls for the same pixels elsewhere, and the link to these settings."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
-        image, codes = shown.run(0, shown.count)
+        sides = [shown, self._other(shown, other, k_other)] if compare else [shown]
         return (
-            markup.tiles(images.to_uint8(image), shown.index, shown.classes(0, shown.count)),
-            markup.facts(codes, shown.model.sampler.k_ranges, shown.k),
             python_call(shown),
             curl_call(shown, address(request), self.asks_token)
             if self.http_api
             else client_call(shown, address(request)),
+            markup.share(link_to(sides), [side.file for side in sides]),
         )
 
     @show_errors
@@ -192,7 +256,8 @@ class Handlers:
             shown.model.sampler,
         )
         (called,) = shown.classes(shown.index, 1)
-        figures = markup.inside(pixels, inspected, sampler.k_ranges, shown.k, called)
+        name = f"{shown.file}-{shown.index}"
+        figures = markup.inside(pixels, inspected, sampler.k_ranges, shown.k, called, name)
         return figures, markup.atoms(inspected[0], sampler.dictionary()), markup.HINT
 
     @show_errors
@@ -236,7 +301,76 @@ class Handlers:
             gr.update(**slider(model, 0)),
             gr.update(value=False, visible=projected_levels(model) > 1),
             gr.update(**slider(model, 1) | {"visible": False}),
-            about(model),
+            markup.head(model),
+            card.measured(model.config),
+        )
+
+    @show_errors
+    def choose_listed(self, label: object, event: gr.EventData) -> tuple[object, ...]:
+        """Updates the settings for the model that was selected in the list."""
+        return self.choose(detail(event, "model"), label)
+
+    @show_errors
+    def list_models(self, name: object) -> str:
+        return catalog.listing(self.models, self._model(name).name)
+
+    @show_errors
+    def compare(self, compare: bool, name: object, k_1: object) -> tuple[object, ...]:
+        """Shows the second setting, at first the same model with half of k, or hides it."""
+        model = self._model(name)
+        settings = slider(model, 0) | {"label": "k of the second"}
+        if projected_levels(model):
+            settings["value"] = max(1, check_integer("k", whole(k_1), 1, settings["maximum"], "k") // 2)
+        return gr.update(visible=bool(compare)), model.name, gr.update(**settings)
+
+    @show_errors
+    def choose_other(self, other: object) -> dict[str, Any]:
+        """Updates the slider of the second setting for another model."""
+        return gr.update(**slider(self._model(other), 0) | {"label": "k of the second"})
+
+    def open(self, anchor: object) -> tuple[object, ...]:
+        """Updates all settings from the address of the page; see `link_to`."""
+        given = link.read(anchor)
+        if "model" not in given:
+            return (gr.skip(),) * OPENED
+        try:
+            return self._opened(given)
+        except (TypeError, ValueError) as error:
+            gr.Warning(f"The link cannot be opened: {str(error)[:300]}")
+            return (gr.skip(),) * OPENED
+
+    def _opened(self, given: Mapping[str, str]) -> tuple[object, ...]:
+        def number(name: str, default: int) -> int:
+            return int(given.get(name) or default)
+
+        model, label = self._model(given["model"]), number("class", ANY)
+        count = noise.check_count(number("count", 16), MAX_COUNT)
+        seed = check_integer("seed", number("seed", 0), 0, BROWSER_INTEGER, "the seed of the noise")
+        k_given = [int(value) for value in given["k"].split(",")] if given.get("k") else None
+        k = resolve(k_given[0] if k_given and len(k_given) == 1 else k_given, model.sampler.k_ranges)
+        apart = len(set(k)) > 1
+        parts = list(self.choose(model.name, label))
+        for place, value in enumerate(k):
+            parts[3 + 2 * place] = gr.update(**slider(model, place) | {"value": value})
+        if len(k) > 1:
+            shown = slider(model, 0) | {"value": k[0]}
+            parts[3] = gr.update(**shown | ({"info": meaning(model.sampler.k_ranges[:1])} if apart else {}))
+            parts[4] = gr.update(value=apart, visible=True)
+            parts[5] = gr.update(**slider(model, 1) | {"value": k[1], "visible": apart})
+        compare = "with" in given
+        other = self._model(given["with"]) if compare else model
+        settings = slider(other, 0) | {"label": "k of the second"}
+        if compare and projected_levels(other):
+            settings["value"] = resolve(number("with_k", settings["value"]), other.sampler.k_ranges)[0]
+        return (
+            *parts,
+            seed,
+            count,
+            _index(number("image", 0), count),
+            compare,
+            other.name,
+            gr.update(**settings),
+            gr.update(visible=compare),
         )
 
     @show_errors
@@ -259,6 +393,13 @@ class Handlers:
         if not isinstance(name, str) or name not in self.models:
             raise ValueError(f"no model {name!r}: the models are {', '.join(self.models)}")
         return self.models[name]
+
+    def _other(self, shown: Choice, name: object, k: Any) -> Choice:
+        """The second setting: another model or k, with the same seed, count and class if the model has it."""
+        model, given = self._model(name), cast(Any, whole(k))
+        k_values = resolve(given if projected_levels(model) else None, model.sampler.k_ranges)
+        same = shown.label is not None and shown.label < len(model.classes)
+        return replace(shown, model=model, k=k_values, label=shown.label if same else None)
 
     def _choice(
         self,
@@ -290,24 +431,9 @@ def projected_levels(model: Model) -> int:
     return len(model.sampler.k_ranges)
 
 
-def merit(model: Model) -> tuple[int, float]:
-    """Sort key of the first model shown: the most projected levels, then the smallest distance."""
-    evaluation = model.config.get("evaluation") or {}
-    return -projected_levels(model), evaluation.get("distance", math.inf)
-
-
-def title(model: Model) -> str:
-    """The label of a model in the list."""
-    return f"{model.name} · {len(model.classes)} classes" if model.classes else model.name
-
-
 def columns(model: Model, models: Mapping[str, Model]) -> dict[str, Any]:
-    """The settings of the choice among the regularizers of a network; hidden if there is only one.
-
-    The models of a network have the same name up to the last dot.
-    """
-    network = model.name.rpartition(".")[0]
-    alike = [name for name in models if network and name.rpartition(".")[0] == network] or [model.name]
+    """The settings of the choice among the regularizers of a network; hidden if there is only one."""
+    alike = [name for name, one in models.items() if catalog.network(one) == catalog.network(model)]
     choices = [(name.rpartition(".")[2], name) for name in alike]
     return {"choices": choices, "value": model.name, "visible": len(alike) > 1}
 
@@ -342,11 +468,20 @@ def meaning(k_ranges: Sequence[KRange]) -> str:
     return f"Non-zeros kept per {k_ranges[0].unit} of {levels}; trained with {k_ranges[0].k:,}."
 
 
-def about(model: Model) -> str:
-    """A note on the effect of k, or on its absence."""
-    if not projected_levels(model):
-        return "This model was trained without a projection, so it has no k."
-    return "A k below that of training simplifies images; a k above it keeps entries that training always zeroed."
+def link_to(sides: Sequence[Choice]) -> str:
+    """The part of an address that opens the page with these settings; see `Handlers.open`."""
+    shown = sides[0]
+    settings: dict[str, object] = {
+        "model": shown.model.name,
+        "seed": shown.seed,
+        "k": ",".join(map(str, dict.fromkeys(shown.k) if len(set(shown.k)) == 1 else shown.k)) or None,
+        "class": shown.label,
+        "count": shown.count,
+        "image": shown.index or None,
+    }
+    for other in sides[1:]:
+        settings |= {"with": other.model.name, "with_k": other.k[0] if other.k else None}
+    return link.fragment("sample", settings)
 
 
 def address(request: gr.Request) -> str:

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
-import numpy as np
-
 import sparsegen
 from sparsegen.common.files import atomic_folder, check_writable
 from sparsegen.common.names import known_names
-from sparsegen.pictures import images
 from sparsegen.service.models import Model, open_model
+from sparsegen.service.page import catalog
 from sparsegen.zoo import hub
 from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS, WEIGHTS, list_models
 from sparsegen.zoo.config import read_entries
@@ -88,7 +86,6 @@ The page is then at http://127.0.0.1:7860. `GRADIO_SERVER_NAME` and `GRADIO_SERV
 """
 URL = "https://github.com/sparsegen/sparsegen"
 THUMBNAIL = "thumbnail.png"
-COLUMNS, ROWS, SCALE = 18, 9, 2  # of the thumbnail: about 1200 x 600 pixels of images with 32 x 32
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def write_space(path: Path, chosen: Sequence[Chosen], title: str, repo_id: str |
     with atomic_folder(path) as folder:
         (folder / "app.py").write_text(APP.format(repo_ids=repo_ids), encoding="utf-8")
         (folder / "requirements.txt").write_text(requirements(), encoding="utf-8")
-        (folder / THUMBNAIL).write_bytes(thumbnail(chosen[0].model))
+        (folder / THUMBNAIL).write_bytes(catalog.cover({each.name: each.model for each in chosen}))
         (folder / "README.md").write_text(readme(chosen, title, repo_id), encoding="utf-8")
         copy_package(folder / "sparsegen")
         for each in chosen:
@@ -160,12 +157,6 @@ def requirements() -> str:
     names = sorted({found[module][0] for module in REQUIREMENTS}, key=str.lower)
     pins = [f"{CPU.get(name, name)}=={version(name).partition('+')[0]}" for name in names]
     return "\n".join([f"--extra-index-url {CPU_INDEX}", *pins, ""])
-
-
-def thumbnail(model: Model) -> bytes:
-    """A PNG with samples of a model."""
-    pixels = [model.sampler.sample(COLUMNS, seed) for seed in range(ROWS)]
-    return images.png(images.grid(np.concatenate(pixels), COLUMNS), SCALE)
 
 
 def readme(chosen: Sequence[Chosen], title: str, repo_id: str | None) -> str:
@@ -222,13 +213,9 @@ def _open(given: str) -> Chosen:
 
 
 def _described(chosen: Chosen) -> str:
-    """A model of the list in the README, with its measured distance."""
+    """A model of the list in the README: what it is, and its measured distance."""
     name = (
-        f"[{chosen.repo_id}](https://huggingface.co/{chosen.repo_id})"
-        if chosen.repo_id
-        else f"`{chosen.name}`"
+        f"[{chosen.name}](https://huggingface.co/{chosen.repo_id})" if chosen.repo_id else f"`{chosen.name}`"
     )
-    evaluation = chosen.model.config.get("evaluation") or {}
-    if "distance" not in evaluation:
-        return name
-    return f"{name}: {evaluation['metric']} {evaluation['distance']:.1f}, lower is better"
+    facts = filter(None, [catalog.description(chosen.model), catalog.distance(chosen.model)])
+    return f"{name}: {'; '.join(facts)}"

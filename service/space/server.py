@@ -7,7 +7,6 @@ apply. Restorations run in a worker process. Only the temporary folder is writte
 import logging
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import sparsegen
-from sparsegen.service.http.serve import WorkerPool, private_folder
+from sparsegen.service.http.serve import check_port, private_folder
 from sparsegen.service.jobs.places import ENVIRONMENT as JOBS
-from sparsegen.service.jobs.worker import WORKERS, stop_signals
+from sparsegen.service.jobs.pool import WorkerPool
+from sparsegen.service.jobs.worker import stop_signals
 from sparsegen.service.models import Model, open_model, open_models
 from sparsegen.service.settings import ServiceSettings, variable
 from sparsegen.zoo import hub
@@ -28,7 +28,7 @@ from sparsegen.zoo import hub
 logger = logging.getLogger(__name__)
 
 PAGE = "/ui"
-OWN = ("/livez", "/readyz")  # addresses that are not below PAGE
+OWN = ("/livez", "/readyz", "/favicon.ico", "/manifest.json")  # addresses that are not below PAGE
 HOST, PORT = "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"  # the variables of Gradio
 SPACE, SPACE_HOSTS = "SPACE_ID", "SPACE_HOST"  # variables of the Hub: owner/name, and host names, with commas
 SETTINGS = {  # of a public page on two cores, where they differ from those of `sparsegen serve`
@@ -68,7 +68,6 @@ def set_environment(environment: dict[str, str] | os._Environ[str], home: str) -
     if SPACE_HOSTS in environment:
         environment.setdefault(variable("allow_host"), environment[SPACE_HOSTS])
     environment.setdefault(JOBS, os.path.join(home, "jobs.sqlite"))
-    environment.setdefault(WORKERS, "1")
     environment.setdefault("GRADIO_TEMP_DIR", os.path.join(home, "gradio"))
     environment.setdefault("NUMBA_CACHE_DIR", os.path.join(home, "numba"))
     if not os.access(os.path.expanduser("~"), os.W_OK):
@@ -85,7 +84,6 @@ def serve(models: Path, repo_ids: Sequence[str], stopped: list[int]) -> None:
         OSError, ValueError: If there is no model, a setting is invalid or the port is taken.
     """
     from sparsegen.service.http import connections
-    from sparsegen.service.http.serve import check_port
     from sparsegen.service.logs import set_up_logs
 
     host, port = address(os.environ)
@@ -105,22 +103,13 @@ def serve(models: Path, repo_ids: Sequence[str], stopped: list[int]) -> None:
             timeout_graceful_shutdown=3,  # an open page would keep its connection forever
         )
     )
-    pool = WorkerPool(int(os.environ[WORKERS]), dict(os.environ))
-    ended = threading.Event()
-
-    def supervise() -> None:
-        while not ended.wait(0.2):
-            pool.restart_dead()
-
-    supervisor = threading.Thread(target=supervise, daemon=True)
-    supervisor.start()
+    pool = WorkerPool(settings.workers)
     try:
         if not stopped:
+            pool.start()
             logger.info("the page: http://%s:%d/", host, port)
             server.run()
     finally:
-        ended.set()
-        supervisor.join()
         pool.stop()
 
 
@@ -145,6 +134,7 @@ def create_app(settings: ServiceSettings, models: Path, repo_ids: Sequence[str] 
     """
     from sparsegen.service.http.protection import protection
     from sparsegen.service.http.restoration import lifespan
+    from sparsegen.service.page import routes
     from sparsegen.service.page.app import mount
     from sparsegen.service.uploads import Room
 
@@ -159,7 +149,9 @@ def create_app(settings: ServiceSettings, models: Path, repo_ids: Sequence[str] 
     async def healthy() -> Response:
         return JSONResponse({})
 
-    routes = list(app.routes)
+    app.include_router(routes.router)
+    own_routes = [*app.routes, *routes.router.routes]
+    app.state.models = served
     app.state.queued, app.state.handlers, app.state.sessions = mount(
         app,
         served,
@@ -169,7 +161,7 @@ def create_app(settings: ServiceSettings, models: Path, repo_ids: Sequence[str] 
         http_api=False,
     )
     guarded: ASGIApp = app
-    for middleware, options in reversed(protection(settings, routes, app.state, room)):
+    for middleware, options in reversed(protection(settings, own_routes, app.state, room)):
         guarded = middleware(guarded, **options)
     return AtRoot(guarded)
 

@@ -1,12 +1,17 @@
 from .export.onnx_file import export_onnx as export_onnx
+from .export.runtime import OnnxSampler as OnnxSampler
 from .export.runtime import open_sampler as open_sampler
+from .restoration.restore import Restoration as Restoration
 from .restoration.restore import restore as restore
+from .training.measure import Measurement as Measurement
 from .training.measure import evaluate as evaluate
+from .training.run import Run as Run
 from .training.start import TrainConfig as TrainConfig
 from .training.start import train as train
 from .zoo.architectures import Architecture as Architecture
 from .zoo.bundled import list_models as list_models
 from .zoo.checkpoint import from_pretrained as from_pretrained
+from .zoo.generator import Generator as Generator
 from .zoo.projections import GlobalProjection as GlobalProjection
 from .zoo.projections import NeedleProjection as NeedleProjection
 from .zoo.projections import sparsify as sparsify

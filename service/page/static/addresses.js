@@ -1,10 +1,10 @@
 () => {
   const tabs = document.querySelector('#tabs');
-  tabs.dataset.job = location.hash.split('=')[1] || '';
+  tabs.dataset.job = location.hash.startsWith('#restore=') ? location.hash.split('=')[1] : '';
   tabs.addEventListener('click', event => {
     const tab = event.target.closest('[role=tab]')?.innerText.trim().toLowerCase();
-    const job = tab === 'restore' && tabs.dataset.job ? '=' + tabs.dataset.job : '';
-    if (tab) history.replaceState(null, '', '#' + tab + job);
+    if (tab === 'sample') history.replaceState(null, '', tabs.dataset.sample || '#sample');
+    if (tab === 'restore') history.replaceState(null, '', tabs.dataset.job ? '#restore=' + tabs.dataset.job : '#restore');
   });
   window.addEventListener('hashchange', () => location.reload());
   return [location.hash];

@@ -1,0 +1,247 @@
+"""The methods of BentoML's own client: samples as arrays, and small pictures restored in one request."""
+
+import io
+import json
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import restorer
+from answers import fuzz, sentence
+from PIL import Image
+from server import Server, running_server, small_models, start, until  # noqa: F401 (two are fixtures)
+
+from sparsegen.service.jobs.store import Store, open_store
+from sparsegen.service.sampling import MAX_COUNT
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of pathspec, which bentoml imports
+    from bentoml import SyncHTTPClient
+    from bentoml.exceptions import BentoMLException, NotFound
+
+SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
+SECONDS, PIXELS = 8, 2048
+KINDS = {"denoise": {}, "inpaint": {}, "upscale": {"by": 2}, "deblur": {"kernel": "gaussian:1.6"}}
+
+
+@pytest.fixture(scope="module")
+def served(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with low limits, and a worker that inverts pictures."""
+    folder = tmp_path_factory.mktemp("methods") / "run"
+    limits = {"SPARSEGEN_SYNC_SECONDS": str(SECONDS), "SPARSEGEN_SYNC_PIXELS": str(PIXELS)}
+    server = start(folder, models, [sys.executable, "-c", SERVE], **limits)
+    worker = restorer.start(str(folder / "jobs.sqlite"), folder / "trace")
+    try:
+        server.wait_until_ready()
+        assert until(lambda: "sparsegen_workers 1.0" in server.ask("GET", "/metrics")[2].decode(), True)
+        yield server
+        assert "Traceback" not in server.log.read_text()
+    finally:
+        worker.terminate()
+        worker.communicate(timeout=20)
+        server.stop()
+
+
+@pytest.fixture
+def client(served: Server) -> Iterator[SyncHTTPClient]:
+    with SyncHTTPClient(served.url, timeout=60) as client:
+        yield client
+    client._temp_dir.cleanup()  # else a warning when it is collected
+
+
+@pytest.fixture
+def jobs(served: Server) -> Iterator[Store]:
+    store = open_store(str(served.log.parent / "jobs.sqlite"))
+    yield store
+    store.close()
+
+
+def picture(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def mask(path: Path) -> Path:
+    image = Image.new("L", (30, 20))
+    image.paste(255, (5, 5, 9, 9))
+    image.save(path)
+    return path
+
+
+def left(store: Store) -> tuple[int, int, set[str]]:
+    """The numbers of unfinished jobs and of pictures in the store, and the states of the ended jobs."""
+    pictures = [name for name in store.blobs.all() if name != "done"]
+    return (
+        len(store.jobs.all()),
+        len(pictures),
+        {json.loads(end)["status"] for end in store.ends.all().values()},
+    )
+
+
+NOTHING = (0, 0, {"removed"})
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        ("dcgan-8.ml", {}),
+        ("dcgan-8.ml", {"k": [3, 1]}),
+        ("dcgan-8.l0", {"k": 100}),
+        ("sagan-8.ml", {"labels": "cat"}),
+        ("sagan-8.ml", {"labels": [0, "dog", 3, 9]}),
+    ],
+    ids=str,
+)
+def test_sample_returns_the_pixels_of_the_npy_format(served, client, model, given):
+    images = client.sample(model=model, count=4, seed=2**64 - 1, **given)
+    assert images.dtype == np.uint8 and images.shape == (4, 32, 32, 3)
+    npy = served.sample(model=model, count=4, seed=2**64 - 1, format="npy", **given)
+    np.testing.assert_array_equal(images, np.load(io.BytesIO(npy)))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"model": "dcgan-8.mx"}, NotFound, "similar names: dcgan-8.ml"),
+        (
+            {"model": "dcgan-8.ml", "count": 65},
+            BentoMLException,
+            "an integer from 1 to 64; got 65",
+        ),
+        ({"model": "dcgan-8.ml", "k": 9}, BentoMLException, "Γ1, from 1 to 8; got 9"),
+    ],
+)
+def test_a_refusal_reaches_the_client_with_its_status_and_sentence(client, given, error, words):
+    with pytest.raises(error) as caught:
+        client.sample(**given)
+    assert words in sentence(str(caught.value).encode())
+    assert caught.value.error_code in (404, 422)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_picture_is_restored_and_nothing_of_it_stays_in_the_store(client, jobs, tmp_path, kind):
+    given = KINDS[kind] | ({"mask": mask(tmp_path / "mask.png")} if kind == "inpaint" else {})
+    path = picture(tmp_path / "given.png")
+    restored = getattr(client, kind)(image=path, iterations=5, **given)
+    np.testing.assert_array_equal(np.asarray(restored), 255 - np.asarray(Image.open(path)))
+    assert until(lambda: left(jobs), NOTHING) == NOTHING
+
+
+def test_a_pillow_image_and_positional_arguments_are_accepted(client, tmp_path):
+    with Image.open(picture(tmp_path / "given.png")) as image:
+        restored = client.denoise(image, sigma=25, preset="fast", density=None, iterations=2)
+    assert restored.size == (30, 20)
+
+
+def test_a_form_of_curl_needs_no_json(served, tmp_path):
+    files = {"image": picture(tmp_path / "given.png").read_bytes()}
+    response = httpx.post(f"{served.url}/deblur", files=files, data={"kernel": "gaussian:2"}, timeout=60)
+    assert response.status_code == 200 and response.headers["content-type"] == "image/png"
+
+
+def test_a_larger_picture_is_refused_with_the_limit_and_the_remedy(client, tmp_path):
+    with pytest.raises(BentoMLException) as caught:
+        client.upscale(image=picture(tmp_path / "given.png"), by=4)
+    assert caught.value.error_code == 422
+    assert "120 x 80 pixels" in str(caught.value) and "at most 2,048: submit a job with POST /restore" in str(
+        caught.value
+    )
+
+
+def test_an_address_in_place_of_a_picture_is_not_fetched(client):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.settimeout(1)
+        with pytest.raises(BentoMLException, match="image must be a file") as caught:
+            client.denoise(image=f"http://127.0.0.1:{listening.getsockname()[1]}/picture.png")
+        assert caught.value.error_code == 422
+        with pytest.raises(TimeoutError):
+            listening.accept()
+
+
+@pytest.mark.parametrize(
+    ("path", "texts", "status", "words"),
+    [
+        ("/denoise", {"by": "2"}, 422, "unknown field 'by': the fields are image, preset"),
+        ("/denoise", {"kind": "inpaint"}, 422, "unknown field 'kind'"),
+        ("/denoise", {"sigma": '"loud"'}, 422, "sigma must be a number from 0 to 255; got 'loud'"),
+        ("/denoise", {"preset": '"slow"'}, 422, "preset must be one of fast, paper"),
+        ("/inpaint", {}, 422, "mask is missing"),
+        ("/deblur", {}, 422, "kernel is missing"),
+        ("/deblur", {"kernel": "file"}, 422, "kernel"),
+        ("/upscale", {"by": "3"}, 422, "by is 2 or 4"),
+        ("/denoise", {"seed": str(restorer.REFUSED)}, 500, "a picture of this seed is refused"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_sentence(served, tmp_path, path, texts, status, words):
+    files = {"image": picture(tmp_path / "given.png").read_bytes()}
+    response = httpx.post(f"{served.url}{path}", files=files, data=texts, timeout=60)
+    assert response.status_code == status and words in sentence(response.content)
+
+
+def test_at_the_time_limit_the_job_is_removed_and_the_answer_names_the_queue(served, jobs, tmp_path):
+    files, began = {"image": picture(tmp_path / "given.png").read_bytes()}, time.monotonic()
+    response = httpx.post(f"{served.url}/denoise", files=files, data={"iterations": "100000"}, timeout=60)
+    assert SECONDS <= time.monotonic() - began < SECONDS + 10
+    assert response.status_code == 504 and int(response.headers["retry-after"]) > 0
+    assert "within 8 seconds" in sentence(response.content) and "POST /restore" in sentence(response.content)
+    assert until(lambda: left(jobs), NOTHING) == NOTHING
+
+
+def test_the_job_of_a_client_that_disconnects_is_removed(served, jobs, tmp_path):
+    request = httpx.Request(
+        "POST",
+        f"{served.url}/denoise",
+        files={"image": picture(tmp_path / "given.png").read_bytes()},
+        data={"iterations": "100000"},
+    )
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(f"POST /denoise HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+        assert until(lambda: jobs.counts()[1], 1, SECONDS) == 1
+    assert until(lambda: left(jobs), NOTHING, SECONDS) == NOTHING
+    assert time.monotonic() - began < SECONDS  # before the time limit
+
+
+def test_one_document_describes_all_routes_and_the_clients_get_their_methods(served):
+    document = json.loads(served.ask("GET", "/openapi.json")[2])
+    assert json.loads(served.ask("GET", "/docs.json")[2]) == document
+    assert {f"/{kind}" for kind in KINDS} | {
+        *(
+            "/models",
+            "/sample",
+            "/sample/array",
+            "/restore",
+            "/restore/{job_id}",
+            "/restore/{job_id}/preview",
+        ),
+        *("/restore/{job_id}/result", "/livez", "/healthz", "/readyz", "/metrics", "/schema.json"),
+    } == set(document["paths"])
+    listed = json.loads(served.ask("GET", "/schema.json")[2])["routes"]
+    assert {route["name"]: route["route"] for route in listed} == {
+        "sample": "/sample/array",
+        **{kind: f"/{kind}" for kind in KINDS},
+    }
+    form = document["paths"]["/denoise"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["properties"]["sigma"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 255}
+    array = document["paths"]["/sample/array"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert array["properties"]["count"]["maximum"] == MAX_COUNT and "format" not in array["properties"]
+
+
+@pytest.mark.parametrize("path", ["/sample/array", "/denoise", "/inpaint", "/upscale", "/deblur"])
+def test_no_generated_request_breaks_the_server_or_its_openapi_document(served, path):
+    import schemathesis
+    from schemathesis import GenerationMode
+
+    operation = schemathesis.openapi.from_url(f"{served.url}/openapi.json")[path]["POST"]
+    statuses = set().union(*(fuzz(operation, mode, 12) for mode in GenerationMode))
+    assert statuses & {400, 422}

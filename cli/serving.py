@@ -2,11 +2,14 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
+from sparsegen.cli.console import err, out, say
 from sparsegen.cli.options import Jobs
 from sparsegen.common.extras import require
 
@@ -102,6 +105,57 @@ def read_token(path: Path) -> str:
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ValueError(f"the token cannot be read from {path} ({why}): give a readable file") from None
+
+
+@app.command(epilog="Example: sparsegen space --models dcgan.ml,dcgan.l0_inf --out space")
+def space(
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="New folder to write the Space to.", show_default=False)
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Space on the Hub to create or update: owner/name.", show_default=False),
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Models, separated by commas: bundled names and folders, which are copied, or owner/name on the Hub, "
+            "which the Space downloads (default: the 4 best bundled ones).",
+            show_default=False,
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Title of the Space.")] = "sparsegen",
+    private: Annotated[bool, typer.Option(help="Create a private Space.")] = False,
+) -> None:
+    """Writes a Gradio Space with the page and some models to a folder, or pushes it to the Hugging Face Hub.
+
+    Such a folder runs anywhere: pip install -r requirements.txt, then python app.py.
+    """
+    require(
+        "serve", "a Space",
+        "fastapi", "gradio", "huey", "imagecodecs", "numba", "onnxruntime", "prometheus_client", "psutil",
+        "python_multipart", "skimage", "tifffile", "uvicorn",
+    )  # fmt: skip
+    from sparsegen.service.space import folder
+    from sparsegen.zoo import hub
+
+    if out_path is None and push is None:
+        raise ValueError("nothing to write: give --out FOLDER or --push owner/name")
+    if out_path is not None:
+        folder.check_folder(out_path)
+    if push is not None:
+        hub.check_space(push)
+    chosen = folder.choose([name.strip() for name in models.split(",")] if models else None)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = out_path or Path(temporary) / "space"
+        folder.write_space(path, chosen, title, push)
+        if out_path is not None:
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            say(out, f"{len(chosen)} models and the page in {path}, {size / 1e6:.1f} MB")
+        if push is not None:
+            with err.status(Text(f"pushing to {push}")):
+                url = hub.push_space(path, push, private)
+            say(out, url)
 
 
 @app.command(epilog="Example: sparsegen worker --jobs redis://queue.example:6379")

@@ -29,7 +29,7 @@ from sparsegen.common.checks import check_integer
 from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
 from sparsegen.pictures import images
-from sparsegen.zoo import bundled, noise
+from sparsegen.zoo import bundled, hub, noise
 from sparsegen.zoo.k_range import KRange, resolve
 
 onnxruntime.disable_telemetry_events()  # if onnxruntime was imported before sparsegen
@@ -195,9 +195,10 @@ class OnnxSampler:
 
 
 def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSampler:
-    """Opens a bundled model by its name, the generator.onnx of a folder, or an .onnx file.
+    """Opens a bundled model by its name, the generator.onnx of a folder, an .onnx file, or owner/name on the Hub.
 
     Raises:
+        ConnectionError: If the download fails.
         FileNotFoundError, ValueError: As `OnnxSampler`.
         ValueError: Listing the bundled models if it is none of these.
     """
@@ -209,9 +210,11 @@ def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSa
     check_utf8(path)
     if path.is_dir():
         path = path / bundled.GRAPH
+    if not path.exists() and path.suffix.lower() != ".onnx" and hub.may_be_id(given):
+        path = hub.download(given) / bundled.GRAPH
     if path.suffix.lower() != ".onnx" and not path.is_file():
         raise ValueError(
-            f"no model {given!r}: neither bundled, nor a folder, nor an .onnx file. "
+            f"no model {given!r}: neither bundled, nor a folder, nor an .onnx file, nor owner/name on the Hub. "
             f"Bundled: {known_names(given, known)}"
         )
     return OnnxSampler(path, threads)

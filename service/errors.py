@@ -3,7 +3,8 @@
 import math
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SENTENCES = {
@@ -24,6 +25,11 @@ class Refused(ValueError):
 def busy(status: int, sentence: str, seconds: float) -> JSONResponse:
     """A temporary refusal; Retry-After gives the seconds to wait."""
     return JSONResponse({"error": sentence}, status, {"retry-after": str(max(1, math.ceil(seconds)))})
+
+
+async def broken(request: Request, error: Exception) -> Response:
+    """The answer to an unexpected error; the traceback is only in the log."""
+    return JSONResponse({"error": SENTENCES[500]}, 500)
 
 
 class JsonErrors:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsegen.export.runtime import OnnxSampler
-from sparsegen.zoo import noise
+from sparsegen.zoo import hub, noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS
 from sparsegen.zoo.config import read_entries
 
@@ -24,11 +24,13 @@ class Model:
 
     @property
     def source(self) -> str:
-        """The argument of `open_sampler` for it: its name if it is bundled, else its folder.
+        """The argument of `open_sampler` for it: its name if it is bundled or on the Hub, else its folder.
 
         Only the last part of the folder's path is shown to visitors.
         """
-        return self.name if self.bundled else f"./{self.sampler.path.parent.resolve().name}"
+        if self.bundled or hub.may_be_id(self.name):
+            return self.name
+        return f"./{self.sampler.path.parent.resolve().name}"
 
     @property
     def bundled(self) -> bool:

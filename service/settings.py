@@ -29,7 +29,8 @@ class ServiceSettings:
         host: Address that the server listens on; None if BentoML was started without `sparsegen serve`.
         allow_host: Host names that requests may use besides the loopback names and `host`; "*" allows any.
         allow_origin: Origins, such as https://example.org, whose pages may use the API; "*" allows any.
-        allow_frame: Origins whose pages may embed the page in a frame; "*" allows any.
+        allow_frame: Origins whose pages may embed the page in a frame, or https://*.example.org for all subdomains;
+            "*" allows any.
         token: Token that clients must present; None: no token is required.
         proxy: Addresses or networks whose X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Prefix are trusted; "*"
             trusts any.
@@ -75,10 +76,11 @@ class ServiceSettings:
                 f"{len(self.token)} characters, does not: create one with `openssl rand -hex 16`"
             )
         for name, origins in (("allow_origin", self.allow_origin), ("allow_frame", self.allow_frame)):
-            for origin in origins:
+            for given in origins:
+                origin = given.replace("://*.", "://", 1) if name == "allow_frame" else given
                 if origin != "*" and not _is_origin(origin):
                     raise ValueError(
-                        f"{variable(name)} takes an origin such as https://example.org, or *; got {origin!r}"
+                        f"{variable(name)} takes an origin such as https://example.org, or *; got {given!r}"
                     )
         object.__setattr__(self, "root_path", check_prefix(self.root_path))
         if self.log_format not in LOG_FORMATS:

@@ -212,7 +212,7 @@ def test_gradio_gets_the_checked_value_of_a_repeated_key(tmp_path):
         events.clean({"data": [{"url": "http://127.0.0.1"}]}, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["draw", "look", "choose", "restore"])
+@pytest.mark.parametrize("name", ["draw", "look", "choose", "start", "models", "sample", "restore"])
 def test_no_event_bypasses_the_queue(server, dependencies, name):
     (handler,) = [one for one in dependencies if one["api_name"] == name]
     status, answer = event(
@@ -246,7 +246,8 @@ STRANGE = [None, "x", -5, 1e30, True, [1], {"a": 1}]
 
 
 @pytest.mark.parametrize(
-    "name", ["draw", "look", "choose", "fit", "pick", "switch", "part", "take", "restore", "find"]
+    "name",
+    ["draw", "look", "choose", "fit", "pick", "switch", "part", "take", "start", "find", "sample", "restore"],
 )
 def test_invalid_values_are_reported_in_a_sentence_without_a_traceback(server, dependencies, name):
     number, inputs = next((one["id"], one["inputs"]) for one in dependencies if one["api_name"] == name)

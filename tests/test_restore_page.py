@@ -1,6 +1,7 @@
 """The Restore tab: its handlers with a store and an imitated worker, and its requests to the server."""
 
 import asyncio
+import base64
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -71,11 +72,13 @@ class Tab:
         job, _ = asyncio.run(self.handlers.start(image, mask, kind, by, blur, *settings, visitor(host)))
         return job
 
-    def look(self, job: str) -> SimpleNamespace:
-        panel, stage, timer, start, cancel = self.handlers.look(job)
+    def look(self, job: str, seen: str = "") -> SimpleNamespace:
+        panel, stage, seen, timer, start, cancel = self.handlers.look(job, seen)
         return SimpleNamespace(
             panel=panel,
             after=stage.get("after"),
+            done=stage.get("done"),
+            seen=seen,
             asks_again=timer.active,
             start=start["visible"],
             cancel=cancel["visible"],
@@ -118,10 +121,12 @@ def test_the_page_shows_a_job_that_waits_runs_and_is_done(tab):
     for running in seen:
         assert "Restoring" in running.panel and "left" in running.panel and "<polyline" in running.panel
         assert running.asks_again and running.cancel and not running.start
-    assert early.after.startswith(f"../restore/{first}/preview?") and early.after != late.after
+    assert early.after.startswith("data:image/png;base64,") and early.after != late.after and not late.done
 
     done = tab.look(first)
-    assert f'href="../restore/{first}/result"' in done.panel and "the iterations are over" in done.panel
+    assert done.done and "the iterations are over" in done.panel
+    assert base64.b64decode(done.after.partition("base64,")[2]) == tab.store.result(first)
+    assert tab.look(first, done.seen).after is None  # the picture is sent once
     assert "best, 140" in done.panel and ">200<" in done.panel
     assert not done.asks_again and done.start and not done.cancel and done.after != late.after
 
@@ -141,7 +146,7 @@ def test_cancel_frees_the_worker_and_keeps_the_last_picture(tab):
     assert (
         "Canceled" in canceled.panel and canceled.after is None and not canceled.asks_again and canceled.start
     )
-    assert "/result" not in canceled.panel
+    assert not canceled.done
 
 
 @pytest.mark.parametrize(
@@ -248,7 +253,7 @@ def test_an_unreachable_store_is_reported_in_the_panel_and_polled_again():
         raise StoreError("jobs cannot be stored in /there: set SPARSEGEN_JOBS to another file")
 
     handlers = restore_page.Handlers(jobs, lambda: orders.Turns(ServiceSettings()))
-    panel, _, timer, *_ = handlers.look("0" * 32)
+    panel, _, _, timer, *_ = handlers.look("0" * 32)
     assert StoreError.public in panel and "/there" not in panel and timer.active
     with pytest.raises(Error, match=StoreError.public):
         asyncio.run(handlers.start(EXAMPLE, None, "denoise", 2, 1.6, *ADVANCED.values(), visitor()))

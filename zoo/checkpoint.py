@@ -73,7 +73,7 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
     ):
         raise FileNotFoundError(f"there is no folder {path}: that training run has {' and '.join(models)}")
     local = len(path.parts) > 1 and path.parent.is_dir()
-    if given.count("/") == 1 and not given.startswith((".", "/", "~")) and not local:
+    if hub.may_be_id(given) and not local:
         return hub.download(given, revision)
     if local:
         there = sorted(child.name for child in path.parent.iterdir() if (child / CONFIG).is_file())

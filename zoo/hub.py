@@ -64,6 +64,58 @@ def push(folder: Path, card: str, repo_id: str, private: bool = False, revision:
     return str(page)
 
 
+def check_space(repo_id: str) -> None:
+    """Checks before any work whether a Space can be pushed.
+
+    Raises:
+        ValueError: If the name is not owner/name.
+        ConnectionError: If there is no token.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        valid = may_be_id(repo_id)
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise ValueError(f"a Space must be owner/name, of letters, digits, -, _ and .; got {repo_id!r}")
+    if get_token() is None:
+        raise ConnectionError(
+            f"{repo_id!r} cannot be pushed without a token: log in with `hf auth login`, or set HF_TOKEN"
+        )
+
+
+def push_space(folder: Path, repo_id: str, private: bool = False) -> str:
+    """Uploads a folder as a Gradio Space, and returns the URL of its page.
+
+    Of an existing Space, the other files in the subfolders of `folder` are removed.
+
+    Raises:
+        ConnectionError: If the upload fails.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    with _one_sentence(f"the Space {repo_id!r} cannot be uploaded to the Hub"):
+        page = hub.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            repo_type="space",
+            commit_message="Upload a sparsegen Space",
+            delete_patterns=[f"{path.name}/*" for path in folder.iterdir() if path.is_dir()],
+        )
+    return str(page)
+
+
+def may_be_id(given: str) -> bool:
+    """Whether a text that is no path may be owner/name."""
+    return given.count("/") == 1 and not given.startswith((".", "/", "~"))
+
+
 def check_id(repo_id: object) -> None:
     """Raises: TypeError if this cannot be owner/name."""
     if not isinstance(repo_id, str):

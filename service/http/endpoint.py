@@ -21,7 +21,6 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 import sparsegen
@@ -29,22 +28,19 @@ from sparsegen.common.hardware import processors
 from sparsegen.pictures import images
 from sparsegen.restoration.kinds import KINDS
 from sparsegen.service import metrics
-from sparsegen.service.errors import SENTENCES, JsonErrors, Refused, busy
+from sparsegen.service.errors import SENTENCES, Refused, broken, busy
 from sparsegen.service.http import arbiter, connections, restoration, synchronous
 from sparsegen.service.http.batching import Batcher, Overloaded
-from sparsegen.service.http.deadline import Deadline, OwnTime
-from sparsegen.service.http.guards import guards
-from sparsegen.service.http.limits import MAX_BODY, BodyLimit
+from sparsegen.service.http.deadline import OwnTime
 from sparsegen.service.http.methods import Images, Picture, method
 from sparsegen.service.http.orphans import end_with_parent
 from sparsegen.service.http.prefix import OwnPrefix, Prefixed
-from sparsegen.service.http.readiness import Readiness
+from sparsegen.service.http.protection import protection
 from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.pool import WorkerPool
 from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import Model, models_folder, open_models
-from sparsegen.service.page import catalog, inspector
-from sparsegen.service.page.events import EVENTS, MAX_EVENT, PageRequests
+from sparsegen.service.page import routes
 from sparsegen.service.sampling import (
     MAX_COUNT,
     ArrayRequest,
@@ -54,7 +50,7 @@ from sparsegen.service.sampling import (
     request_schema,
 )
 from sparsegen.service.settings import ServiceSettings
-from sparsegen.service.uploads import UPLOAD
+from sparsegen.service.uploads import Room
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +95,7 @@ FOREIGN = {  # routes of BentoML: summary, and further answers
     "/readyz": ("Whether all requests can be accepted", DOWN),
     "/schema.json": ("The methods, for BentoML's clients", {}),
 }
-LIMITS = {  # bytes of a body, where they differ from the default of BodyLimit
-    **{("POST", path): orders.MAX_UPLOAD for path in ("/restore", *synchronous.PATHS)},
-    ("POST", UPLOAD): orders.MAX_UPLOAD + MAX_BODY,  # a file, and the rest of the form
-    **{("POST", path): MAX_EVENT for path in EVENTS},
-}
 GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # the environment variable with the folder where Gradio keeps dropped files
-ICON = inspector.heat(np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 3], [7, 0, 0, 0]]), 7)
 
 
 class Application(FastAPI):
@@ -158,23 +148,6 @@ def create_app() -> Application:
     @app.get("/", include_in_schema=False)
     async def front() -> Response:
         return RedirectResponse("ui/")
-
-    # Starlette's own redirect contains the host and scheme that the proxy passed on, which may not be the browser's.
-    @app.api_route("/ui", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page() -> Response:
-        return RedirectResponse("ui/")
-
-    @app.get("/ui/picture.png", include_in_schema=False)  # shown in previews of links to the page
-    def cover() -> Response:  # not async, so it runs in a thread
-        return Response(catalog.cover(app.state.models), media_type="image/png")
-
-    @app.get("/favicon.ico", include_in_schema=False)
-    async def favicon() -> Response:
-        return Response(images.png(ICON, 8), media_type="image/png")
-
-    @app.get("/manifest.json", include_in_schema=False)  # Gradio's page requests it here, not below /ui
-    async def manifest() -> JSONResponse:
-        return JSONResponse({"name": "sparsegen", "start_url": "ui/", "display": "browser"})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -242,14 +215,10 @@ def create_app() -> Application:
     async def document() -> JSONResponse:
         return JSONResponse(app.openapi())
 
+    app.include_router(routes.router)
     app.include_router(synchronous.router)
     app.include_router(restoration.router)
     return app
-
-
-async def broken(request: Request, error: Exception) -> Response:
-    """The answer to an unexpected error; the traceback is only in the log."""
-    return JSONResponse({"error": SENTENCES[500]}, 500)
 
 
 def encode(pixels: np.ndarray, form: str) -> Response:
@@ -322,7 +291,7 @@ class Server:
         # One of several HTTP workers runs the restoration workers; without an index the service is not served.
         self._pool = WorkerPool(settings.workers if bentoml.server_context.worker_index == 1 else 0)
         app.state.queued, app.state.handlers, app.state.sessions = mount(
-            app, models, lambda: app.state.jobs(), asks_token=settings.token is not None
+            app, models, lambda: app.state.jobs(), lambda: room, asks_token=settings.token is not None
         )
 
     @bentoml.on_startup
@@ -349,10 +318,12 @@ settings, own_routes = (
     ServiceSettings.from_environment(),
     [
         *app.routes,
+        *routes.router.routes,
         *restoration.router.routes,
         *synchronous.router.routes,
     ],
 )
+room = Room(settings.uploads_mb << 20)
 arbiter.use()
 connections.use(settings.proxy)
 # The outermost first.
@@ -360,25 +331,16 @@ if settings.root_path:
     SparseGen.add_asgi_middleware(OwnPrefix, prefix=settings.root_path)
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
 SparseGen.add_asgi_middleware(OwnTime)
-# Also answers errors of the middleware.
-SparseGen.add_asgi_middleware(ServerErrorMiddleware, handler=broken)
-for guard, options in guards(settings, own_routes):
-    SparseGen.add_asgi_middleware(guard, **options)
-SparseGen.add_asgi_middleware(Readiness, health=lambda: app.state.health)
-SparseGen.add_asgi_middleware(JsonErrors)
-SparseGen.add_asgi_middleware(BodyLimit, exceptions=LIMITS)
-SparseGen.add_asgi_middleware(
-    Deadline,
-    exceptions={
+for middleware, options in protection(
+    settings,
+    own_routes,
+    app.state,
+    room,
+    {("POST", path): orders.MAX_UPLOAD for path in ("/restore", *synchronous.PATHS)},
+    {
         ("POST", "/restore"): orders.longest_submission(),
         **{("POST", path): synchronous.longest_wait() for path in synchronous.PATHS},
     },
-)
-SparseGen.add_asgi_middleware(
-    PageRequests,
-    queued=lambda: app.state.queued(),
-    handlers=lambda: app.state.handlers,
-    sessions=lambda: app.state.sessions,
-    limit=settings.client_events,
-)
+):
+    SparseGen.add_asgi_middleware(middleware, **options)
 SparseGen.add_asgi_middleware(Prefixed)

@@ -17,10 +17,11 @@ from sparsegen.service.clients import client_of
 from sparsegen.service.jobs.orders import MAX_UPLOAD, Turns
 from sparsegen.service.jobs.store import Store
 from sparsegen.service.models import Model
-from sparsegen.service.page import markup, restoration, sample, words
+from sparsegen.service.page import api, markup, restoration, sample, words
 from sparsegen.service.page.events import MAX_EVENTS
 from sparsegen.service.page.handlers import Page
 from sparsegen.service.page.static import read_static
+from sparsegen.service.uploads import Room
 
 # The colors of Soft, with the contrast of 4.5 that WCAG 2 asks for.
 THEME = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
@@ -98,18 +99,26 @@ class Latest(dict[Key, Value]):
 
 
 def mount(
-    app: FastAPI, models: Mapping[str, Model], jobs: Callable[[], Store], asks_token: bool = False
+    app: FastAPI,
+    models: Mapping[str, Model],
+    jobs: Callable[[], Store],
+    room: Callable[[], Room],
+    asks_token: bool = False,
+    http_api: bool = True,
 ) -> tuple[Callable[[], Counter[str]], frozenset[int], Collection[str]]:
     """Adds the page to an application, at /ui.
 
     Args:
+        room: Returns the room for the files of answers, which they share with uploads.
         asks_token: Whether the server requires a token; the page then shows API calls with a token.
+        http_api: Whether the application has POST /sample; otherwise the page shows calls of gradio_client.
 
     Returns: A function that counts the waiting and running events per client (`client_of`); the numbers of the
         functions that events may call; and the sessions for which Gradio has messages.
     """
     use_own_tags()
-    blocks = page(models, jobs, lambda: app.state.turns, asks_token, {"API": "../docs"})
+    pages = {"API": "../docs"} if http_api else {}
+    blocks = page(models, jobs, lambda: app.state.turns, room, asks_token, http_api, pages)
     # Twice the limit of the guard, which simultaneous requests may exceed. All events pass the queue.
     blocks.queue(max_size=2 * MAX_EVENTS, api_open=False)
     gr.mount_gradio_app(app, blocks, path="/ui", **LOOK)
@@ -140,10 +149,12 @@ def page(
     models: Mapping[str, Model],
     jobs: Callable[[], Store],
     turns: Callable[[], Turns],
+    room: Callable[[], Room],
     asks_token: bool = False,
+    http_api: bool = True,
     pages: Mapping[str, str] = MappingProxyType({}),
 ) -> gr.Blocks:
-    """Builds the page, and connects it to the samplers and the restoration jobs.
+    """Builds the page and its endpoints, and connects them to the samplers and the restoration jobs.
 
     Each tab has its own address, #sample and #restore; see `link` for settings. Each job has #restore=ID.
 
@@ -154,11 +165,12 @@ def page(
         gr.HTML(markup.banner(pages))
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Sample", id="sample"):
-                sample.tab(blocks, models, asks_token)
+                sample.tab(blocks, models, asks_token, http_api)
             with gr.Tab("Restore", id="restore"):
                 restoration.tab(blocks, tabs, jobs, turns)
         with gr.Accordion("Terms", open=False, elem_id="terms"):
             gr.HTML(markup.terms())
+        api.register(models, jobs, turns, room)
     return blocks
 
 

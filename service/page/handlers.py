@@ -10,11 +10,12 @@ from typing import Any
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 
 from sparsegen.service.jobs.errors import Busy, StoreError
+from sparsegen.service.uploads import NoRoom
 
 logger = logging.getLogger(__name__)
 
 BROWSER_INTEGER = 2**53 - 1  # the largest integer that JavaScript represents exactly with its neighbors
-SENTENCES = (TypeError, ValueError, FloatingPointError, FileNotFoundError, ImportError, Busy)
+SENTENCES = (TypeError, ValueError, FloatingPointError, FileNotFoundError, ImportError, Busy, NoRoom)
 
 
 class Page(gr.Blocks):
@@ -47,7 +48,8 @@ def detail(event: gr.EventData, name: str) -> object:
 
 
 @contextmanager
-def _errors_shown() -> Iterator[None]:
+def errors_shown() -> Iterator[None]:
+    """Makes the page show the messages of expected errors, not only "Error"."""
     try:
         yield
     except StoreError as error:
@@ -58,16 +60,16 @@ def _errors_shown() -> Iterator[None]:
 
 
 def show_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a handler so that the page shows the messages of expected errors, not only "Error"."""
+    """Decorates a handler with `errors_shown`."""
 
     @wraps(handler)
     def wrapped(*arguments: object) -> Any:
-        with _errors_shown():
+        with errors_shown():
             return handler(*arguments)
 
     @wraps(handler)
     async def awaited(*arguments: object) -> Any:
-        with _errors_shown():
+        with errors_shown():
             return await handler(*arguments)
 
     return awaited if iscoroutinefunction(handler) else wrapped

@@ -255,11 +255,6 @@ def progress(status: Status) -> str:
         f'<div class="meter {name}" role="progressbar" aria-label="Progress" aria-valuenow="{100 * fraction:.0f}">'
         f'<i style="width:{fraction:.1%}"></i></div>',
     ]
-    if name == "done":
-        parts.append(
-            f'<a class="get" href="../restore/{job}/result" download="restored.png">'
-            "Download in full quality (PNG)</a>"
-        )
     parts += [_numbers(status), curve(status["history"], status["best_iteration"])]
     parts += [f'<p class="hint">{escape(note[:1].upper() + note[1:])}.</p>' for note in status["notes"]]
     if name in LIVE:

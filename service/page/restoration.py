@@ -1,7 +1,7 @@
 """The Restore tab: submits a picture for restoration, and shows the progress and the result.
 
 The jobs are those of POST /restore, in the same store. A worker process runs them, so they continue when the page is
-closed. The page polls their status, and shows pictures from the addresses of the jobs.
+closed. The page polls their status, and gets each picture once, inside the answer: it needs no other address.
 """
 
 import asyncio
@@ -66,12 +66,12 @@ class Example:
     sigma: float = 0
 
     @property
-    def image_path(self) -> str:
-        return str(EXAMPLES / self.image)
+    def image_path(self) -> Path:
+        return EXAMPLES / self.image
 
     @property
-    def mask_path(self) -> str | None:
-        return None if self.mask is None else str(EXAMPLES / self.mask)
+    def mask_path(self) -> Path | None:
+        return None if self.mask is None else EXAMPLES / self.mask
 
 
 SHOWN = (
@@ -133,14 +133,17 @@ def tab(
                 js_on_load=read_static("stage.js"),
                 before=None,
                 after=None,
+                job="",
+                done=False,
                 elem_id="stage",
             )
             panel = gr.HTML(elem_id="panel")
-    job, anchor, size = (gr.Textbox(visible=False) for _ in range(3))
+    # seen: the job and picture on the stage
+    job, anchor, seen, size = (gr.Textbox(visible=False) for _ in range(4))
     timer = gr.Timer(ASK_EVERY, active=False)
 
     given = [image, mask, kind, by, blur, *advanced]
-    seen = [panel, stage, timer, start, cancel]
+    shown_by_look = [panel, stage, seen, timer, start, cancel]
     # No limit and no queue: these calls take milliseconds, and must not wait for sampling or submissions.
     quiet: dict[str, Any] = {
         "show_progress": "hidden",
@@ -148,7 +151,7 @@ def tab(
         "queue": False,
         "concurrency_limit": None,
     }
-    look: dict[str, Any] = {"fn": handlers.look, "inputs": job, "outputs": seen, **quiet}
+    look: dict[str, Any] = {"fn": handlers.look, "inputs": [job, seen], "outputs": shown_by_look, **quiet}
     examples.pick(handlers.pick, None, [image, mask, kind, by, advanced.sigma], **quiet)
     kind.change(handlers.choose, kind, [holes, by, blur], **quiet)
     image.change(handlers.take, [image, job], [job, panel, stage, size], **quiet).then(
@@ -170,7 +173,7 @@ def tab(
         [job, stage],
         concurrency_limit=None,
         show_progress="hidden",
-        api_name="restore",
+        api_visibility="private",
     ).success(**look).then(None, job, None, js=read_static("address.js")).then(
         None, None, None, js=read_static("show.js")
     )
@@ -235,7 +238,8 @@ class Handlers:
             "example", detail(event, "index"), 0, len(SHOWN) - 1, "the picture, the first being 0"
         )
         example = SHOWN[index]
-        return example.image_path, example.mask_path, example.kind, FACTORS[0], example.sigma
+        mask = None if example.mask_path is None else str(example.mask_path)
+        return str(example.image_path), mask, example.kind, FACTORS[0], example.sigma
 
     def choose(self, kind: str) -> tuple[dict[str, Any], ...]:
         """Shows the additional inputs of a kind of restoration."""
@@ -253,7 +257,7 @@ class Handlers:
         size = f"{height} {width} {noise_level(picture.pixels):.1f}"
         if watched and watched["status"] in LIVE:
             return gr.skip(), gr.skip(), gr.skip(), size
-        return "", "", gr.update(before=shown(picture), after=None), size
+        return "", "", gr.update(before=shown(picture), after=None, done=False), size
 
     @show_errors
     def expect(
@@ -328,23 +332,30 @@ class Handlers:
         with dropped_files():
             files = {name: path.read_bytes() for name, path in paths.items()}
         status, picture = orders.order(store, given, files, client)
-        return status["id"], gr.update(before=shown(picture), after=None)
+        return status["id"], gr.update(before=shown(picture), after=None, done=False)
 
-    def look(self, job: str) -> tuple[object, ...]:
-        """Updates the panel, the pictures, the timer and the buttons from the status of a job."""
+    def look(self, job: str, seen: str = "") -> tuple[object, ...]:
+        """Updates the panel, the pictures, the timer and the buttons from the status of a job.
+
+        Args:
+            seen: The job and the checksum of the picture that the stage shows; a picture is sent once.
+        """
         if not job:
-            return "", gr.skip(), *buttons(live=False)
+            return "", gr.skip(), gr.skip(), *buttons(live=False)
         try:
             status = self._status(job)
             preview = self.jobs().preview(job) if status is not None else None
         except StoreError as error:  # shown in the panel, not as a pop-up at each tick
-            return markup.notice(error.public), gr.skip(), gr.Timer(active=True), gr.skip(), gr.skip()
+            kept = (gr.skip(), gr.skip())
+            return markup.notice(error.public), *kept, gr.Timer(active=True), gr.skip(), gr.skip()
         if status is None:
-            return markup.notice(JOB_NOT_FOUND.format(job[:40])), gr.skip(), *buttons(live=False)
-        # The checksum changes with the picture, so that the browser fetches each once.
-        address = f"../restore/{job}/preview?{zlib.crc32(preview):08x}" if preview else None
-        stage = gr.update(after=address) if address else gr.skip()
-        return markup.progress(status), stage, *buttons(status["status"] in LIVE)
+            return (markup.notice(JOB_NOT_FOUND.format(job[:40])), gr.skip(), gr.skip(), *buttons(live=False))
+        done = status["status"] == "done"
+        now_seen = f"{job}:{done:d}:{zlib.crc32(preview):08x}" if preview else seen
+        stage = gr.skip()
+        if preview and now_seen != seen:
+            stage = gr.update(after=data_url(preview), job=job, done=done)
+        return markup.progress(status), stage, now_seen, *buttons(status["status"] in LIVE)
 
     @show_errors
     def cancel(self, job: str) -> None:
@@ -418,9 +429,12 @@ def buttons(live: bool) -> tuple[gr.Timer, dict[str, Any], dict[str, Any]]:
 
 def shown(picture: Picture) -> dict[str, Any]:
     """A picture for the stage, as a PNG of 8 bits in a data URL."""
-    content = base64.b64encode(replace(picture, depth=8).encode(".png")).decode()
     height, width = picture.pixels.shape[:2]
-    return {"url": f"data:image/png;base64,{content}", "width": width, "height": height}
+    return {"url": data_url(replace(picture, depth=8).encode(".png")), "width": width, "height": height}
+
+
+def data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def thumbnails() -> str:

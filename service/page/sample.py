@@ -30,9 +30,9 @@ The distance compares generated images with the training images; lower is better
 OPENED = 15  # components that an address sets
 
 
-def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> None:
+def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool, http_api: bool = True) -> None:
     """Builds the Sample tab, and connects it to the samplers."""
-    handlers = Handlers(models, asks_token)
+    handlers = Handlers(models, asks_token, http_api)
     ranked = sorted(models.values(), key=catalog.merit)
     first, choices = ranked[0], [(catalog.title(model), model.name) for model in ranked]
     with gr.Row(elem_id="sampling"):
@@ -63,7 +63,10 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
             share = gr.HTML(js_on_load=read_static("share.js"), elem_id="share")
     with gr.Accordion("The same pixels from Python and over HTTP", open=False, elem_id="calls"):
         python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
-        curl = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
+        if http_api:
+            call = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
+        else:
+            call = gr.Code(language="python", label="gradio_client", interactive=False, elem_id="client")
     with gr.Accordion("Model card", open=False, elem_id="card"):
         facts_of_model = gr.Markdown(card.measured(first.config))
     gr.Markdown(INSPECTOR)
@@ -89,6 +92,7 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
     compared = [compare, other, k_other]
     model_parts = [name, column, label, k_1, apart, k_2, head, facts_of_model]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    named = quiet | {"api_visibility": "undocumented"}  # callable by name; `api` has the documented ones
     draw: dict[str, Any] = {
         "fn": handlers.draw,
         "inputs": [*chosen, *compared],
@@ -98,7 +102,7 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
     calls: dict[str, Any] = {
         "fn": handlers.calls,
         "inputs": [*chosen, *compared],
-        "outputs": [python, curl, share],
+        "outputs": [python, call, share],
     }
     look: dict[str, Any] = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
 
@@ -114,15 +118,15 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool) -> Non
         [*model_parts, seed, count, index, *compared, second],
         js="() => [location.hash]",
         **quiet,
-    ).then(**draw, show_progress="hidden", api_name="draw").then(
-        **calls, show_progress="hidden", api_name="calls"
-    ).then(**look, show_progress="hidden", api_name="look").then(handlers.list_models, name, listing, **quiet)
+    ).then(**draw, **named, api_name="draw").then(**calls, **named, api_name="calls").then(
+        **look, **named, api_name="look"
+    ).then(handlers.list_models, name, listing, **quiet)
     live = [label.input, seed.input, k_1.input, k_2.input, index.input, k_other.input]
     gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**calls, **quiet).then(**look, **quiet)
     redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
     redraw(dice.click(handlers.roll, None, seed, **quiet))
     choose: dict[str, Any] = {"fn": handlers.choose, "outputs": model_parts}
-    redraw(name.input(**choose, inputs=[name, label], show_progress="hidden", api_name="choose"))
+    redraw(name.input(**choose, inputs=[name, label], **named, api_name="choose"))
     redraw(column.input(**choose, inputs=[column, label], **quiet))
     redraw(listing.pick(handlers.choose_listed, label, model_parts, **quiet))
     redraw(apart.input(handlers.part, [name, apart, k_1], [k_1, k_2], **quiet))
@@ -175,8 +179,8 @@ class Choice:
 class Handlers:
     """The event handlers of the tab."""
 
-    def __init__(self, models: Mapping[str, Model], asks_token: bool = False) -> None:
-        self.models, self.asks_token = models, asks_token
+    def __init__(self, models: Mapping[str, Model], asks_token: bool = False, http_api: bool = True) -> None:
+        self.models, self.asks_token, self.http_api = models, asks_token, http_api
 
     # Gradio passes the values of the components one by one, hence the long signatures.
     @show_errors
@@ -226,7 +230,9 @@ class Handlers:
         sides = [shown, self._other(shown, other, k_other)] if compare else [shown]
         return (
             python_call(shown),
-            curl_call(shown, address(request), self.asks_token),
+            curl_call(shown, address(request), self.asks_token)
+            if self.http_api
+            else client_call(shown, address(request)),
             markup.share(link_to(sides), [side.file for side in sides]),
         )
 
@@ -494,6 +500,18 @@ def python_call(shown: Choice) -> str:
         "from sparsegen.export.runtime import open_sampler\n\n"
         f"pixels = open_sampler({shown.model.source!r}).sample({shown.count}, seed={shown.seed}{k}{labels})"
         f"  # uint8 ({shown.count}, {size}, {size}, 3)"
+    )
+
+
+def client_call(shown: Choice, server: str) -> str:
+    """The call of the endpoint /sample of the page."""
+    given = {"model": shown.model.name, "count": shown.count, "seed": shown.seed}
+    given |= {"k": shown.k} if shown.k else {}
+    given |= {} if shown.label is None else {"labels": shown.label}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    return (
+        "from gradio_client import Client\n\n"
+        f'files = Client({server + "/"!r}).predict({arguments}, api_name="/sample")'
     )
 
 

@@ -11,12 +11,12 @@ const keep = (job, before) => {
   return before || (stored.job === job ? stored.before : null);
 };
 const show = async () => {
-  const turn = ++asked, {after} = props;
-  const before = after ? keep(after.split('/')[2], props.before) : props.before;  // ../restore/ID/preview
+  const turn = ++asked, {after, job, done} = props;
+  const before = after ? keep(job, props.before) : props.before;
   const loaded = new Image();  // decoded before it is shown, so that nothing flickers
   if (after) {
     loaded.src = after;
-    try { await loaded.decode(); } catch (error) { return; }  // the job ended; the next poll shows its result
+    await loaded.decode();
   }
   if (turn !== asked) return;
   const compare = place('.compare');
@@ -27,11 +27,16 @@ const show = async () => {
   place('.empty').hidden = Boolean(before || after);
   compare.hidden = !(before || after);
   compare.classList.toggle('both', Boolean(before && after));
+  const link = place('.get');
+  link.hidden = !(after && done);
+  if (link.href) URL.revokeObjectURL(link.href);
+  if (link.hidden) link.removeAttribute('href');
+  else link.href = URL.createObjectURL(await (await fetch(after)).blob());  // browsers limit data URLs of links
   const [width, height] = before ? [before.width, before.height] : [loaded.naturalWidth, loaded.naturalHeight];
   if (width && height) compare.style.setProperty('--ratio', width / height);
 };
 element.addEventListener('input', event => {
   if (event.target.type === 'range') place('.compare').style.setProperty('--split', event.target.value + '%');
 });
-watch(['before', 'after'], show);
+watch(['before', 'after', 'done'], show);
 show();

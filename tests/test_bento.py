@@ -158,7 +158,7 @@ def test_a_bento_declares_what_it_imports(bento):
     # Dependencies of bentoml, fastapi and gradio that every installation of these has.
     names |= {"annotated_types", "anyio", "h11", "pydantic", "pydantic_core", "starlette", "uvicorn"}
     assert used <= names
-    assert {"torch", "loky", "lazy_loader"} <= used
+    assert {"torch", "lazy_loader"} <= used
 
 
 def test_a_bento_serves_and_restores_elsewhere_without_the_checkout(bento, models, tmp_path):  # noqa: F811

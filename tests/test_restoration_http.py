@@ -191,7 +191,7 @@ def test_a_waiting_job_has_a_position_and_a_running_one_a_preview(client, endles
 
 def gauges(client: Client) -> dict[str, int]:
     text = client.server.ask("GET", "/metrics")[2].decode()
-    found = re.findall(r"^sparsegen_jobs_(\w+)(?:\{.*\})? (.+)$", text, re.M)
+    found = re.findall(r"^sparsegen_jobs_(waiting|running)(?:\{.*\})? (.+)$", text, re.M)
     return {what: int(float(value)) for what, value in found}
 
 

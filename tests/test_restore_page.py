@@ -271,10 +271,10 @@ def test_the_address_of_the_page_opens_a_tab_or_a_job(tab, anchor, tab_opened, j
 def test_a_picture_dropped_while_a_job_runs_does_not_replace_it(tab):
     job = tab.start()
     image = tab.drop("image", png(200))
-    kept, _, stage = tab.handlers.take(image, job, visitor())
+    kept, _, stage, _ = tab.handlers.take(image, job, visitor())
     assert kept != "" and "before" not in stage
     tab.handlers.cancel(job)
-    cleared, panel, stage = tab.handlers.take(image, job, visitor())
+    cleared, panel, stage, _ = tab.handlers.take(image, job, visitor())
     assert (cleared, panel, stage["before"]["width"], stage["after"]) == ("", "", 24, None)
 
 

@@ -84,9 +84,14 @@ def run_space(folder: Path, home: Path, **environment: str) -> Server:
     return Server(port, process, log, folder / "models", home / "torch")
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files except for compiled ones, which Python writes where it can."""
+    return sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
 @pytest.fixture(scope="module", name="space")
 def running_space(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    before = sorted(folder.rglob("*"))
+    before = files_of(folder)
     home = tmp_path_factory.mktemp("running") / "home"
     space = run_space(folder, home, SPACE_ID="me/demo", SPACE_HOST="me-demo.hf.space")
     try:
@@ -96,7 +101,7 @@ def running_space(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         assert psutil.wait_procs(children, timeout=20)[1] == []
         log = space.log.read_text()
         assert "Traceback" not in log and "/gradio_api/file=" not in log
-        assert sorted(folder.rglob("*")) == before  # nothing is written to the folder
+        assert files_of(folder) == before
         assert not list(home.glob("sparsegen-serve-*"))
     finally:
         space.stop()
@@ -243,6 +248,7 @@ def test_a_visitor_sees_the_page_at_the_root(space, tmp_path, width):
         page.driver.get(f"{space.url}/")
         assert until(lambda: len(page.pictures("#gallery")), 16) == 16
         assert until(lambda: len(page.pictures("#atoms")) > 0, True) is True
+        page.click("#calls button")
         assert until(lambda: "gradio_client" in str(page.each("#client", "textContent")), True) is True
         page.screenshot("space")
         assert page.hosts() == {f"127.0.0.1:{space.port}"}
@@ -284,6 +290,10 @@ def test_a_setting_of_the_operator_takes_precedence(tmp_path):
     settings = ServiceSettings.from_environment(environment)
     assert settings.jobs_per_client == 3 and settings.job_hours == 0.5
     assert settings.allow_host == ("a.hf.space", "images.example")
+    assert settings.proxy == ("127.0.0.1", "::1")  # other private addresses are not trusted outside the Hub
+    environment = {"SPACE_ID": "me/demo"}
+    spaces.set_environment(environment, str(tmp_path))
+    assert "10.0.0.0/8" in ServiceSettings.from_environment(environment).proxy
 
 
 @pytest.mark.parametrize(

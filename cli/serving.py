@@ -57,9 +57,13 @@ def serve(
     proxy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Address or network of a proxy whose X-Forwarded-For header is trusted (default: this machine)."
+            help="Address or network of a proxy whose X-Forwarded-For, -Proto and -Prefix headers are trusted "
+            "(default: this machine)."
         ),
     ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Path below which a proxy shows the server, such as /images (default: none).")
+    ] = "",
 ) -> None:
     """Serves the bundled models or your own, and restorations, over HTTP; the page is at /ui.
 
@@ -82,6 +86,7 @@ def serve(
         allow_origin=tuple(allow_origin or ()),
         allow_frame=tuple(allow_frame or ()),
         proxy=tuple(proxy or ()),
+        root_path=root_path or None,
     )
     os.environ.update(settings.environment())
     if models:

@@ -10,17 +10,21 @@ such a file kills the process (SIGBUS) when the disk is full.
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from timeit import default_timer
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparsegen.service.clients import client_of
+from sparsegen.service.logs import identify, request_id
 
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # read by the next import
 import prometheus_client  # noqa: E402
+from prometheus_client.core import CounterMetricFamily  # noqa: E402
+from prometheus_client.registry import Collector  # noqa: E402
 
 logger = logging.getLogger("sparsegen.access")
 
@@ -29,6 +33,7 @@ PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})
 FIXED = PROBES | {"/docs.json", "/schema.json"}  # of BentoML
 FOLDERS = ("/ui", "/static_content")  # of Gradio and BentoML; each counts as one endpoint
 OTHER = "other"
+NOTES = "sparsegen.notes"  # the key of a scope with what handlers note about their request
 GONE = 499  # the status of nginx for a client that disconnected before the answer
 
 REQUESTS = prometheus_client.Counter(
@@ -38,15 +43,42 @@ IN_PROGRESS = prometheus_client.Gauge("sparsegen_requests_in_progress", "Request
 SECONDS = prometheus_client.Histogram(
     "sparsegen_request_seconds",
     "Seconds from the first byte of a request to the last byte of its answer",
-    ["method", "endpoint"],
+    ["method", "endpoint", "model"],
     buckets=[0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30],
 )
 BATCH_IMAGES = prometheus_client.Histogram(
     "sparsegen_batch_images", "Images per run of a network", buckets=[1, 2, 4, 8, 16, 32, 64]
 )
 JOBS_WAITING = prometheus_client.Gauge("sparsegen_jobs_waiting", "Restorations waiting")
+OLDEST = prometheus_client.Gauge(
+    "sparsegen_oldest_waiting_job_seconds",
+    "Seconds since the oldest waiting restoration was submitted; 0: none",
+)
 JOBS_RUNNING = prometheus_client.Gauge("sparsegen_jobs_running", "Restorations running")
 WORKERS = prometheus_client.Gauge("sparsegen_workers", "Workers with a recent heartbeat")
+
+
+class Outcomes(Collector):
+    """The ended restorations by outcome, counted in the job store, i.e. by all servers and workers that share it."""
+
+    def __init__(self) -> None:
+        self.counts: Mapping[str, int] = {}
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily("sparsegen_jobs_ended", "Ended restorations", labels=["outcome"])
+        for outcome, count in self.counts.items():
+            family.add_metric([outcome], count)
+        yield family
+
+
+OUTCOMES = Outcomes()
+prometheus_client.REGISTRY.register(OUTCOMES)
+
+
+def note_model(scope: Scope, model: str) -> None:
+    """Notes the model that a request uses, for the label of its duration. It must be the name of a served model."""
+    if NOTES in scope:
+        scope[NOTES]["model"] = model
 
 
 def exposition() -> tuple[bytes, str]:
@@ -56,6 +88,8 @@ def exposition() -> tuple[bytes, str]:
 
 class Traffic:
     """ASGI middleware that counts and logs each request by the template of its route, e.g. /restore/{job_id}.
+
+    It gives each request an id, which its answer has in X-Request-ID and all of its log lines contain.
 
     Args:
         routes: Routes with their own endpoint label; other paths are counted as `other`.
@@ -71,11 +105,16 @@ class Traffic:
             return
         method = scope["method"] if scope["method"] in METHODS else OTHER
         endpoint, began, status = self.endpoint(scope["path"]), default_timer(), GONE
+        name = identify(Headers(scope=scope).get("x-request-id"))
+        request_id.set(name)
+        notes: dict[str, str] = {}
+        scope = {**scope, NOTES: notes}
 
         async def send_noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = name
             await send(message)
 
         try:
@@ -87,10 +126,15 @@ class Traffic:
         finally:
             seconds = default_timer() - began
             REQUESTS.labels(method, endpoint, status).inc()
-            SECONDS.labels(method, endpoint).observe(seconds)
+            SECONDS.labels(method, endpoint, notes.get("model", "")).observe(seconds)
             if endpoint not in PROBES:
                 client = client_of(HTTPConnection(scope))
-                logger.info("%s %s %s %d %.0f ms", client, method, endpoint, status, 1000 * seconds)
+                fields = {"client": client, "method": method, "endpoint": endpoint, "status": status, **notes}
+                logger.info(
+                    "%s %s %s %d %.0f ms",
+                    *(client, method, endpoint, status, 1000 * seconds),
+                    extra={"fields": {**fields, "seconds": round(seconds, 4)}},
+                )
 
     def endpoint(self, path: str) -> str:
         """The route template that matches a path, or the folder that contains it, or `other`."""

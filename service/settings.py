@@ -8,8 +8,11 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from sparsegen.service.prefix import check_prefix
+
 PREFIX = "SPARSEGEN_"
 LOOPBACK_NAMES = ("localhost", "ip6-localhost", "localhost.localdomain")
+LOG_FORMATS = ("text", "json")
 MIN_TOKEN = 16  # characters
 Number = TypeVar("Number", int, float)
 
@@ -29,7 +32,10 @@ class ServiceSettings:
         allow_frame: Origins whose pages may embed the page in a frame, or https://*.example.org for all subdomains;
             "*" allows any.
         token: Token that clients must present; None: no token is required.
-        proxy: Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are trusted; "*" trusts any.
+        proxy: Addresses or networks whose X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Prefix are trusted; "*"
+            trusts any.
+        root_path: Path below which a proxy shows the server, such as /images; "": at the root of the site.
+        log_format: "text", or "json" for one JSON object per line.
 
     The other settings are limits; each states its range and meaning.
 
@@ -43,6 +49,8 @@ class ServiceSettings:
     allow_frame: tuple[str, ...] = ()
     token: str | None = field(default=None, repr=False)
     proxy: tuple[str, ...] = ("127.0.0.1", "::1")
+    root_path: str = ""
+    log_format: str = "text"
     workers: int = _limit(1, 0, 61, "processes of this server that restore pictures")
     client_requests: int = _limit(64, 1, 1_000_000, "concurrent requests per client")
     client_streams: int = _limit(64, 1, 1_000_000, "concurrent streams of the page per client")
@@ -74,6 +82,9 @@ class ServiceSettings:
                     raise ValueError(
                         f"{variable(name)} takes an origin such as https://example.org, or *; got {given!r}"
                     )
+        object.__setattr__(self, "root_path", check_prefix(self.root_path))
+        if self.log_format not in LOG_FORMATS:
+            raise ValueError(f"{variable('log_format')} must be text or json; got {self.log_format!r:.40}")
         for host in self.allow_host:
             if host != "*" and host_of(host) != host.lower():
                 raise ValueError(

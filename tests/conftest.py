@@ -28,8 +28,8 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 SLOW = set(
     "api browser card cells checkpoint cli connections deadline decoders demo docs endpoint evaluation exposure "
     "extension features fit guards hourglass hub jobs layering loop onnx_file operation page_api pictures_io plots "
-    "privacy projected quality restoration_http restore_page restoring run runtime sources space table1_campaign "
-    "table3_campaign tiles training_benchmark types uploads".split()
+    "prefix privacy projected quality restoration_http restore_page restoring run runtime sources space "
+    "table1_campaign table3_campaign tiles training_benchmark types uploads".split()
 )
 
 

@@ -112,7 +112,9 @@ def decoded(source: str) -> np.ndarray:
 
 
 def test_a_visitor_changes_k_and_inspects_an_image(page, server):
-    assert page.driver.current_url == f"{server.url}/ui/" and page.driver.title == "sparsegen"
+    assert (
+        page.driver.current_url.partition("#")[0] == f"{server.url}/ui/" and page.driver.title == "sparsegen"
+    )
     drawn = page.pictures("#gallery")
     assert len(drawn) == 16
 
@@ -168,7 +170,7 @@ def test_a_new_seed_draws_new_images_and_the_range_of_k_follows_the_model(page, 
     assert until(lambda: "allows 300 of 2,048 per code" in page.text("#facts"), True)
 
     choose(page, "dcgan-8.baseline")
-    assert until(lambda: "so it has no k" in page.text("#note"), True)
+    assert until(lambda: "codes without a constraint" in page.text("#head"), True)
     assert until(lambda: [slider for slider in page.all("#k1") if slider.is_displayed()], []) == []
     assert until(lambda: "not limited in this model" in page.text("#facts"), True)
     page.click("#calls button")
@@ -237,6 +239,89 @@ def test_a_visitor_chooses_a_class_and_compares_regularizers(page, server):
     wide = page.driver.execute_script("return document.documentElement.scrollWidth")
     assert wide <= page.width  # nothing to scroll sideways
     assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def saved(folder: Path, name: str) -> np.ndarray | None:
+    path = folder / name
+    return np.asarray(Image.open(path).convert("RGB")) if path.exists() else None
+
+
+def test_a_link_shows_two_settings_and_saves_their_pixels(page, server, tmp_path):
+    downloads = tmp_path / "downloads"
+    behavior = {"behavior": "allow", "downloadPath": str(downloads)}
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", behavior)
+    link = "#sample&model=dcgan-8.ml&seed=7&k=3,1&count=5&image=2&with=dcgan-8.l0&with_k=300"
+    page.driver.get(f"{server.url}/ui/?2{link}")
+    first = {"model": "dcgan-8.ml", "seed": 7, "k": [3, 1], "count": 5}
+    second = {"model": "dcgan-8.l0", "seed": 7, "k": 300, "count": 5}
+    expected = np.concatenate(
+        [np.load(io.BytesIO(server.sample(format="npy", **side))) for side in (first, second)]
+    )
+    until(lambda: len(page.pictures("#gallery")), 10)
+    np.testing.assert_array_equal([decoded(source) for source in page.pictures("#gallery")], expected)
+    assert until(lambda: page.driver.current_url.partition("#")[2], link[1:]) == link[1:]
+    page.screenshot("compare")
+
+    for place, (side, name) in enumerate(
+        [(first, "dcgan-8.ml-seed7-k3-k1"), (second, "dcgan-8.l0-seed7-k300")]
+    ):
+        page.click("#share button[data-grid]", place)
+        until(lambda name=name: saved(downloads, f"{name}.png") is not None, True)
+        grid = np.asarray(Image.open(io.BytesIO(server.sample(**side))))
+        np.testing.assert_array_equal(saved(downloads, f"{name}.png"), grid)
+    page.click("#inside a.save")
+    until(lambda: saved(downloads, "dcgan-8.ml-seed7-k3-k1-2.png") is not None, True)
+    np.testing.assert_array_equal(saved(downloads, "dcgan-8.ml-seed7-k3-k1-2.png"), expected[2])
+
+
+def test_a_model_of_the_list_is_opened(page, server):
+    page.click("#models summary", 0)
+    until(lambda: len(page.pictures("#models")) > 0, True)
+    page.driver.execute_script(
+        "document.querySelectorAll('#models details').forEach(one => { one.open = true; })"
+    )
+    page.click('#models button[data-model="sagan-8.ml"]')
+    expected = np.load(io.BytesIO(server.sample(model="sagan-8.ml", format="npy")))
+    assert until(lambda: np.array_equal([decoded(one) for one in page.pictures("#gallery")], expected), True)
+    assert until(lambda: "model=sagan-8.ml" in page.driver.current_url, True)
+    assert "Self-attention GAN" in page.text("#head")
+
+
+@pytest.mark.parametrize("page", [400], indirect=True)
+def test_the_control_for_k_and_the_images_share_the_screen_of_a_phone(page, server):
+    page.driver.get(f"{server.url}/ui/?64#sample&model=dcgan-8.ml&count=64")
+    until(lambda: len(page.pictures("#gallery")), 64)
+    place = "const box = document.querySelector(arguments[0]).getBoundingClientRect(); return [box.top, box.bottom]"
+    for tile in ("#gallery .tile:nth-child(16)", "#gallery .tile:nth-child(60)"):
+        page.driver.execute_script(
+            "document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})",
+            tile,
+        )
+        (top, bottom), (above, below) = (page.driver.execute_script(place, one) for one in ("#k1", tile))
+        assert 0 <= top < bottom <= above < below <= 1000
+
+
+AXE = Path(os.environ.get("SPARSEGEN_AXE", "node_modules/axe-core/axe.min.js"))
+
+
+@pytest.mark.skipif(
+    not AXE.is_file(), reason="needs axe-core: npm install --no-save axe-core, or SPARSEGEN_AXE"
+)
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("tab", ["sample&model=dcgan-8.ml&with=dcgan-8.l0", "restore"])
+def test_axe_finds_no_violation(page, server, tab, dark):
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    page.driver.get(f"{server.url}/ui/?{dark}{tab[:3]}#{tab}")
+    shown = "#models" if tab.startswith("sample") else "#examples"
+    assert until(lambda: len(page.pictures(shown)) > 0, True)
+    page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text(encoding="utf-8")})
+    page.driver.set_script_timeout(120)
+    run = (
+        "const done = arguments[0];"
+        "axe.run().then(found => done(found.violations.map(one => [one.id, one.nodes[0].html])))"
+    )
+    assert page.driver.execute_async_script(run) == []
 
 
 def test_the_api_page_loads_from_the_server_only(server, tmp_path):
@@ -370,5 +455,5 @@ def test_a_visitor_sees_the_picture_change_cancels_and_goes_back_to_sampling(res
 
     page.click("#tabs [role=tab]", 0)
     assert until(lambda: len(page.pictures("#gallery")), 16) == 16
-    assert page.driver.current_url.endswith("#sample")
+    assert "#sample" in page.driver.current_url
     assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
 from sparsegen.service.models import open_model, open_models
-from sparsegen.service.page import handlers, inspector, markup, sample
+from sparsegen.service.page import catalog, handlers, inspector, link, markup, sample
 from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.checkpoint import from_pretrained
 
@@ -36,10 +37,22 @@ def pictures(markup: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in encoded]
 
 
-def ask(client, api_name: str, model=ML, label=sample.ANY, seed=7, count=5, k=2, apart=False, k_2=1, index=0):
+def ask(
+    client,
+    api_name: str,
+    model=ML,
+    label=sample.ANY,
+    seed=7,
+    count=5,
+    k=2,
+    apart=False,
+    k_2=1,
+    index=0,
+    more=(),
+):
     if model in (ML, L0, BASELINE, CONDITIONAL):
         choose(client, model)  # as on the page, k gets the range of the model
-    return client.predict(model, label, seed, count, k, apart, k_2, index, api_name=api_name)
+    return client.predict(model, label, seed, count, k, apart, k_2, index, *more, api_name=api_name)
 
 
 def choose(client, model: str, label: int = sample.ANY) -> tuple:
@@ -96,7 +109,7 @@ def test_the_regularizers_of_one_network_are_offered_together(models):
     assert shown["choices"] == [("baseline", BASELINE), ("l0", L0), ("ml", ML)]
     assert (shown["value"], shown["visible"]) == (ML, True)
     assert sample.columns(opened[CONDITIONAL], opened)["visible"] is False
-    assert (sample.title(opened[ML]), sample.title(opened[CONDITIONAL])) == (ML, "sagan-8.ml · 10 classes")
+    assert (catalog.title(opened[ML]), catalog.title(opened[CONDITIONAL])) == (ML, "sagan-8.ml · 10 classes")
     named_by_hand = {name: replace(opened[ML], name=name) for name in ("mine", "yours")}
     assert sample.columns(named_by_hand["mine"], named_by_hand)["visible"] is False
 
@@ -105,7 +118,8 @@ def test_the_regularizers_of_one_network_are_offered_together(models):
     "setting", [{}, {"model": CONDITIONAL, "label": CAT}, {"model": CONDITIONAL}], ids=str
 )
 def test_the_page_shows_calls_that_give_its_pixels(server, client, tmp_path, setting, monkeypatch):
-    tiles, _, python, curl = ask(client, "/draw", count=3, k=3, apart=True, **setting)
+    tiles, _ = ask(client, "/draw", count=3, k=3, apart=True, **setting)
+    python, curl, _ = ask(client, "/calls", count=3, k=3, apart=True, **setting)
     assert str(server.models) not in python  # the folder of the models is not shown
     monkeypatch.chdir(server.models)
     names: dict = {}
@@ -265,6 +279,149 @@ def test_switching_off_an_atom_zeroes_only_its_map():
 
 
 def test_the_page_shows_json_that_the_endpoint_reads(client):
-    curl = ask(client, "/draw")[3]
+    curl = ask(client, "/calls")[1]
     body = json.loads(re.search(r"-d '(.*)'", curl)[1])
     assert body == {"model": ML, "count": 5, "seed": 7, "k": [2, 2], "format": "npy"}
+
+
+def over_http(server, **request) -> np.ndarray:
+    return np.load(io.BytesIO(server.sample(format="npy", **request)))
+
+
+def test_two_settings_of_a_seed_are_drawn_side_by_side(server, client):
+    tiles, densities = ask(client, "/draw", more=(True, L0, 2))
+    drawn = pictures(tiles)
+    np.testing.assert_array_equal(drawn[:5], over_http(server, model=ML, count=5, seed=7, k=2))
+    np.testing.assert_array_equal(drawn[5:], over_http(server, model=L0, count=5, seed=7, k=2))
+    assert "dcgan-8.ml, k = 2" in tiles and "dcgan-8.l0, k = 2" in tiles
+    assert "k allows 2 of 8" in densities and "k allows 2 of 2,048" in densities
+    cats = ask(client, "/draw", CONDITIONAL, label=CAT, more=(True, BASELINE, 1))[0]
+    np.testing.assert_array_equal(pictures(cats)[5:], over_http(server, model=BASELINE, count=5, seed=7))
+
+
+def test_k_of_the_second_setting_is_checked(client):
+    with pytest.raises(Exception, match="maximum|from 1 to 8"):
+        ask(client, "/draw", more=(True, ML, 9))
+
+
+@pytest.mark.parametrize(
+    ("settings", "other"),
+    [
+        ((ML, None, 7, 5, 3, False, 3, 2), None),
+        ((ML, None, 2**53 - 1, 64, 3, True, 5, 0), (ML, 1)),
+        ((L0, None, 0, 1, 300, False, 1, 0), (BASELINE, 1)),
+        ((CONDITIONAL, CAT, 1, 16, 8, False, 8, 15), (CONDITIONAL, 2)),
+        ((BASELINE, None, 1, 16, 1, False, 1, 3), (L0, 17)),
+    ],
+    ids=str,
+)
+def test_a_link_opens_the_settings_that_it_was_made_of(models, settings, other):
+    page_handlers = sample.Handlers(open_models(models)[0])
+    shown = page_handlers._choice(*settings)
+    sides = [shown] if other is None else [shown, page_handlers._other(shown, *other)]
+    opened = page_handlers.open(sample.link_to(sides))
+    assert len(opened) == sample.OPENED
+    value = [part.get("value") if isinstance(part, dict) else part for part in opened]
+    name, _, label, k_1, apart, k_2, *_, seed, count, index, compare, second, k_other, _ = value
+    again = page_handlers._choice(name, label, seed, count, k_1, apart, k_2, index)
+    assert again == shown and compare == (other is not None)
+    if other:
+        assert page_handlers._other(again, second, k_other) == sides[1]
+
+
+@pytest.mark.parametrize(
+    "anchor",
+    ["", "#sample", "#restore=1", None, 7, "#sample&seed=3", "#sample&model=<b>", "#sample&model=dcgan-8.ml&k=x",
+     "#sample&model=dcgan-8.ml&k=9", "#sample&model=dcgan-8.ml&count=65", "#sample&model=dcgan-8.ml&seed=-1",
+     "#sample&model=sagan-8.ml&with=no", "#sample&model=dcgan-8.ml&image=99"],
+    ids=str,
+)  # fmt: skip
+def test_an_address_without_valid_settings_changes_nothing(models, anchor, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(sample.gr, "Warning", warnings.append)
+    opened = sample.Handlers(open_models(models)[0]).open(anchor)
+    assert [part == sample.gr.skip() for part in opened] == [True] * sample.OPENED
+    assert bool(warnings) == ("model=" in str(anchor))
+
+
+def test_an_address_is_read_as_a_browser_would():
+    """The reference is URLSearchParams: + is a space, % sequences are UTF-8, a comma stays."""
+    assert (
+        link.fragment("sample", {"model": "a b&c", "k": "8,16", "class": None})
+        == "#sample&model=a+b%26c&k=8,16"
+    )
+    assert link.read("#sample&model=a+b%26c&k=8,16") == {"sample": "", "model": "a b&c", "k": "8,16"}
+    assert link.read("#restore=0123") == {"restore": "0123"}
+
+
+def served(models, name: str, **config) -> object:
+    return replace(models[name], name=config.pop("called", name), config=models[name].config | config)
+
+
+def test_the_best_models_are_first_and_grouped_by_network(models):
+    opened, _ = open_models(models)
+    measured = {"metric": "fd-efficientnet-lite0", "data": "cifar10", "count": 10_000}
+    distances = {ML: 30.0, L0: 50.0, CONDITIONAL: 40.0}
+    ranked = {
+        name: served(
+            opened, name, evaluation=measured | {"distance": distances[name]} if name in distances else {}
+        )
+        for name in opened
+    }
+    assert [[model.name for model in alike] for alike in catalog.networks(ranked)] == [
+        [ML, L0, BASELINE],
+        [CONDITIONAL],
+    ]
+    html = catalog.listing(ranked, L0)
+    assert re.findall(r'data-model="([^"]*)" aria-pressed="([^"]*)"', html) == [
+        (ML, "false"), (L0, "true"), (BASELINE, "false"), (CONDITIONAL, "false")
+    ]  # fmt: skip
+    assert "distance 50 (real test images: 22.4)" in html
+
+
+def test_the_distance_of_real_images_is_that_of_the_record():
+    (record,) = (
+        record
+        for line in (Path(__file__).parent.parent / "benchmarks/records/k_sweep.jsonl")
+        .read_text()
+        .splitlines()
+        if (record := json.loads(line))["model"] == "real images"
+    )
+    assert {(record["metric"], "cifar10", record["count"]): round(record["distance"], 1)} == catalog.REAL
+
+
+def test_a_description_names_architecture_regularizer_images_and_length(models):
+    opened, _ = open_models(models)
+    trained = served(opened, ML, training={"data": "cifar10", "steps": 2000, "start_from": "dcgan.ml"})
+    assert catalog.description(trained) == (
+        "DCGAN, 2 of 8 entries kept per needle of Γ1 and Γ2, CIFAR-10, 2,000 training steps from dcgan.ml"
+    )
+    private = served(opened, L0, training={"data": "/home/someone/pictures", "steps": 5}, architecture="mine")
+    assert catalog.description(private) == (
+        "mine, 512 of 2,048 entries kept per code of Γ1, pictures, 5 training steps"
+    )
+    assert "codes without a constraint" in catalog.description(opened[BASELINE])
+
+
+def test_every_bundled_architecture_has_a_description():
+    for name in bundled.list_models():
+        assert open_model(bundled.MODELS / name).config["architecture"] in catalog.ARCHITECTURES
+
+
+def test_a_strip_shows_the_first_images_of_seed_0(models, server):
+    opened, _ = open_models(models)
+    encoded = catalog.strip(opened[ML].sampler).partition("base64,")[2]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")).astype(int)
+    expected = np.concatenate(over_http(server, model=ML, count=catalog.STRIP), axis=1)
+    assert shown.shape == expected.shape and np.abs(shown - expected).mean() < 12  # lossy
+
+
+def test_previews_of_links_show_this_page_and_nothing_of_gradio(server):
+    page = server.ask("GET", "/ui/")[2].decode().partition("<script>window.gradio_config")[0]
+    tags = dict(
+        re.findall(r'<meta (?:property|name)="((?:og|twitter):[^"]*|description)"\s+content="([^"]*)"', page)
+    )
+    assert tags["og:title"] == "sparsegen" and tags["og:description"] == tags["description"]
+    assert tags["og:url"] == f"{server.url}/ui/" and "Gradio" not in str(tags) and "github" not in str(tags)
+    status, kind, content = server.ask("GET", tags["og:image"].removeprefix(server.url))
+    assert (status, kind) == (200, "image/png") and Image.open(io.BytesIO(content)).width > 1000

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from answers import fuzz, sentence
-from conftest import CLASSES, ROOT
+from conftest import CLASSES
 from PIL import Image
 from server import (  # noqa: F401 (two are fixtures)
     NO_TORCH,
@@ -37,7 +36,6 @@ from sparsegen.service.http.batching import Batcher, Overloaded
 from sparsegen.service.http.serve import serve
 from sparsegen.service.models import open_models
 from sparsegen.service.sampling import SampleRequest
-from sparsegen.service.uploads import UPLOAD
 from sparsegen.zoo import noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
 from sparsegen.zoo.checkpoint import from_pretrained
@@ -463,34 +461,6 @@ def test_no_generated_request_breaks_the_server_or_its_openapi_document(server, 
     operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")["/sample"]["POST"]
     statuses = fuzz(operation, schemathesis.GenerationMode(mode), 60)
     assert (200 if mode == "positive" else 422) in statuses
-
-
-def test_a_built_bento_serves_from_another_folder_without_the_checkout(models, tmp_path):
-    home = {"BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
-    build = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
-    built = subprocess.run(
-        build, cwd=ROOT, env=os.environ | home, capture_output=True, text=True, timeout=300
-    )
-    assert built.returncode == 0, built.stderr
-    tag = re.search(r"__tag__:(\S+)", built.stdout)[1]
-    source = tmp_path / "bentoml" / "bentos" / tag.replace(":", "/") / "src"
-    assert not list(source.glob("training/*")) and not list(source.rglob("*.pyc"))
-    # Python's finder of the editable install, which knows the checkout, is taken out.
-    without = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in str(f)]"
-    command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", "127.0.0.1", "--port"]
-    (temporary := tmp_path / "tmp").mkdir()
-    server = start(tmp_path / "elsewhere", models, command, without, TMPDIR=str(temporary), **home)
-    try:
-        server.wait_until_ready()
-        assert pixels_of(server.sample(model=ML, count=2, format="npy")).shape == (2, 32, 32, 3)
-        body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\npixels\r\n--x--\r\n'
-        status, _, _ = server.ask("POST", UPLOAD, body, "multipart/form-data; boundary=x")
-        (upload,) = temporary.rglob("a.png")
-        folder = temporary / upload.relative_to(temporary).parts[0]
-        assert status == 200 and folder.stat().st_mode & 0o777 == 0o700  # other users must not read it
-    finally:
-        server.stop()
-    assert not upload.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")

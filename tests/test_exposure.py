@@ -27,7 +27,7 @@ from starlette.responses import PlainTextResponse
 from test_browser import CHROMIUM, DRIVER, Page
 
 from sparsegen.service.clients import client_of
-from sparsegen.service.http import connections
+from sparsegen.service.http import connections, synchronous
 from sparsegen.service.http.guards import ClientLimits
 from sparsegen.service.http.serve import serve
 from sparsegen.service.page import events
@@ -105,6 +105,8 @@ def test_a_server_on_the_network_accepts_allowed_names_and_addresses(guarded, na
 
 STATE_CHANGING = [
     ("POST", "/sample"),
+    ("POST", "/sample/array"),
+    *(("POST", path) for path in synchronous.PATHS),
     ("POST", "/restore"),
     ("DELETE", f"/restore/{'0' * 32}"),
     ("POST", f"{events.API}/upload"),

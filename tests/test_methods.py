@@ -15,6 +15,7 @@ import pytest
 import restorer
 from answers import fuzz, sentence
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from server import Server, running_server, small_models, start, until  # noqa: F401 (two are fixtures)
 
 from sparsegen.service.jobs.store import Store, open_store
@@ -26,7 +27,7 @@ with warnings.catch_warnings():
     from bentoml.exceptions import BentoMLException, NotFound
 
 SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
-SECONDS, PIXELS = 8, 2048
+SECONDS, PIXELS = 8, 2400
 KINDS = {"denoise": {}, "inpaint": {}, "upscale": {"by": 2}, "deblur": {"kernel": "gaussian:1.6"}}
 
 
@@ -35,6 +36,7 @@ def served(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     """A server with low limits, and a worker that inverts pictures."""
     folder = tmp_path_factory.mktemp("methods") / "run"
     limits = {"SPARSEGEN_SYNC_SECONDS": str(SECONDS), "SPARSEGEN_SYNC_PIXELS": str(PIXELS)}
+    limits["SPARSEGEN_LOG_FORMAT"] = "json"
     server = start(folder, models, [sys.executable, "-c", SERVE], **limits)
     worker = restorer.start(str(folder / "jobs.sqlite"), folder / "trace")
     try:
@@ -150,19 +152,25 @@ def test_a_larger_picture_is_refused_with_the_limit_and_the_remedy(client, tmp_p
     with pytest.raises(BentoMLException) as caught:
         client.upscale(image=picture(tmp_path / "given.png"), by=4)
     assert caught.value.error_code == 422
-    assert "120 x 80 pixels" in str(caught.value) and "at most 2,048: submit a job with POST /restore" in str(
+    assert "120 x 80 pixels" in str(caught.value) and "at most 2,400: submit a job with POST /restore" in str(
         caught.value
     )
 
 
-def test_an_address_in_place_of_a_picture_is_not_fetched(client):
+@pytest.mark.parametrize("multipart", [True, False], ids=["as a field", "as BentoML's client sends it"])
+def test_an_address_in_place_of_a_picture_is_not_fetched(served, client, multipart):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         listening.settimeout(1)
-        with pytest.raises(BentoMLException, match="image must be a file") as caught:
-            client.denoise(image=f"http://127.0.0.1:{listening.getsockname()[1]}/picture.png")
-        assert caught.value.error_code == 422
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/picture.png"
+        if multipart:
+            response = httpx.post(f"{served.url}/denoise", files={"image": (None, address)}, timeout=60)
+            assert response.status_code == 422 and "image must be a file" in sentence(response.content)
+        else:
+            with pytest.raises(BentoMLException) as caught:
+                client.denoise(image=address)
+            assert caught.value.error_code == 415
         with pytest.raises(TimeoutError):
             listening.accept()
 
@@ -235,6 +243,27 @@ def test_one_document_describes_all_routes_and_the_clients_get_their_methods(ser
     assert form["properties"]["sigma"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 255}
     array = document["paths"]["/sample/array"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert array["properties"]["count"]["maximum"] == MAX_COUNT and "format" not in array["properties"]
+
+
+def test_metrics_and_the_log_show_durations_by_model_and_jobs_by_outcome(served, client, tmp_path):
+    def value(name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(served.ask("GET", "/metrics")[2].decode())
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    about = {"endpoint": "/sample/array", "model": "dcgan-8.l0"}
+    before = (
+        value("sparsegen_request_seconds_count", **about),
+        value("sparsegen_jobs_ended_total", outcome="done"),
+    )
+    client.sample(model="dcgan-8.l0", count=1)
+    client.denoise(image=picture(tmp_path / "given.png"), iterations=2)
+    assert value("sparsegen_request_seconds_count", **about) == before[0] + 1
+    ended = until(lambda: value("sparsegen_jobs_ended_total", outcome="done") == before[1] + 1, True)
+    assert ended and value("sparsegen_oldest_waiting_job_seconds") == 0
+    lines = [json.loads(line) for line in served.log.read_text().splitlines() if line.startswith("{")]
+    last = [line for line in lines if line.get("endpoint") == "/sample/array"][-1]
+    assert last["model"] == "dcgan-8.l0" and last["status"] == 200 and len(last["request_id"]) == 16
 
 
 @pytest.mark.parametrize("path", ["/sample/array", "/denoise", "/inpaint", "/upscale", "/deblur"])

@@ -37,7 +37,7 @@ from sparsegen.service.http.readiness import Health
 from sparsegen.service.jobs import places, pool
 from sparsegen.service.jobs.errors import FileError, NoWorker, RedisDown, StoreError, StoreFull
 from sparsegen.service.jobs.store import open_store
-from sparsegen.service.logs import SafeFormatter
+from sparsegen.service.logs import JsonFormatter, SafeFormatter, identify
 
 RECOVERY = 60.0  # seconds; about 7 on an idle machine, where 15 are promised, and this one may be busy
 NOT_ON_WINDOWS = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
@@ -116,7 +116,7 @@ def test_a_request_without_an_answer_is_counted_by_its_reason(outcome, status):
 
     counter = metrics.REQUESTS.labels("GET", "other", status)
     before = counter._value.get()
-    scope = {"type": "http", "method": "GET", "path": "/nothing", "client": None}
+    scope = {"type": "http", "method": "GET", "path": "/nothing", "client": None, "headers": []}
     with contextlib.suppress(RuntimeError, asyncio.CancelledError):
         asyncio.run(metrics.Traffic(app, [])(scope, None, None))
     assert counter._value.get() == before + 1
@@ -152,6 +152,84 @@ def test_log_lines_contain_no_ids_and_no_line_breaks():
     assert not [line for line in lines if job in line]
     assert re.fullmatch(r"ERROR Exception on /restore/#[0-9a-f]{8}\\nforged \[\\x1b\[1m\]", lines[0])
     assert lines[1].startswith("Traceback") and re.fullmatch(r"ValueError: #[0-9a-f]{8}", lines[-1])
+
+
+def answer_of(server: Server, path: str, **headers: str) -> tuple[int, str]:
+    """The status and the request id of an answer to a GET."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        connection.request(
+            "GET", path, headers={name.replace("_", "-"): text for name, text in headers.items()}
+        )
+        response = connection.getresponse()
+        return response.status, response.headers["X-Request-ID"]
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/models", {}, 200),
+        ("/nothing", {}, 404),
+        ("/models", {"Host": "evil.example"}, 421),
+        ("/ui/", {}, 200),
+    ],
+    ids=str,
+)
+def test_an_answer_has_the_id_of_its_request_which_the_log_contains(server, path, headers, status):
+    given = f"my.request-{uuid.uuid4()}"
+    assert answer_of(server, path, X_Request_ID=given, **headers) == (status, given)
+    assert until(lambda: f"request={given}" in server.log.read_text(), True)
+    got, made = answer_of(server, path, **headers)
+    assert got == status and re.fullmatch("[0-9a-f]{16}", made)
+    assert until(lambda: f"request={made}" in server.log.read_text(), True)
+    assert answer_of(server, path, **headers)[1] != made
+
+
+@pytest.mark.parametrize("given", ["", "a b", "a" * 65, "ä", "{}", "a\tb"])
+def test_an_ill_formed_request_id_is_replaced(given):
+    assert re.fullmatch("[0-9a-f]{16}", identify(given))
+
+
+def test_a_request_id_like_the_id_of_a_job_is_logged_as_a_fingerprint(server):
+    given = uuid.uuid4().hex
+    assert answer_of(server, "/models", X_Request_ID=given) == (200, given)
+    server.ask("GET", "/models")
+    assert until(lambda: re.search(r"request=#[0-9a-f]{8} ", server.log.read_text()) is not None, True)
+    assert given not in server.log.read_text()
+
+
+def test_a_record_as_json_is_one_line_without_job_ids():
+    job, trace = uuid.uuid4().hex, "0af7651916cd43dd8448eb211c80319c"
+    try:
+        raise ValueError(job)
+    except ValueError:
+        trouble = sys.exc_info()
+    record = logging.LogRecord("sparsegen.x", logging.ERROR, "", 0, "of %s\nforged", (job,), trouble)
+    record.fields, record.trace_msg = {"status": 500}, f" (trace={trace},span=b7ad6b7169203331,sampled=1)"
+    (line,) = SafeFormatter(JsonFormatter()).format(record).splitlines()
+    found = json.loads(line)
+    assert job not in line and "\\nforged" in found["message"]
+    assert found["level"] == "ERROR" and found["status"] == 500 and found["trace_id"] == trace
+    assert found["exception"].startswith("Traceback") and "#" in found["exception"]
+
+
+def test_the_age_of_the_oldest_waiting_job_is_measured_until_it_is_claimed(queue, monkeypatch):
+    store = queue()
+    assert store.oldest_waiting() == 0 and store.outcomes() == {"done": 0, "failed": 0, "canceled": 0}
+    store.heartbeat("A")
+    first = store.submit({}, {"image": b"1"})
+    store.submit({}, {"image": b"2"})
+    now = store.clock()
+    monkeypatch.setattr(store, "clock", lambda: now + 10)
+    assert store.oldest_waiting() == pytest.approx(10, abs=1)
+    claim = store.claim("A")
+    assert claim.id == first["id"] and store.oldest_waiting() > 9  # of the second
+    store.finish(claim, b"result", {"seconds": 1.0})
+    store.delete(first["id"])
+    store.cancel(store.claim("A").id)
+    assert store.oldest_waiting() == 0 and store.outcomes() == {"done": 1, "failed": 0, "canceled": 1}
 
 
 @ON_LINUX

@@ -273,7 +273,7 @@ REFUSALS = [
     ([IMAGE, ("sigma", "nan")], 422, "sigma must be a number"),
     ([IMAGE, ("sigma", "")], 422, "sigma must be a number"),
     ([IMAGE, ("sigma", "1e999")], 422, "sigma"),
-    ([IMAGE, ("density", "0")], 422, "density must be above 0"),
+    ([IMAGE, ("density", "0")], 422, "density must be a number above 0"),
     ([IMAGE, ("density", "0.5"), ("regularizer", "l1")], 422, "has no density"),
     ([IMAGE, ("seed", "-1")], 422, "seed"),
     ([IMAGE, ("seed", "1.5")], 422, "seed must be an integer"),

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sparsegen.service.clients import client_of
 from sparsegen.service.http.deadline import UNTIMED
+from sparsegen.service.prefix import HEADER
 
 ANY = ("0.0.0.0/0", "::/0")
 CLIENT_CONNECTIONS = 256  # concurrent ones per client; a process often has at most 1,024 in total
@@ -73,7 +74,7 @@ class Connection(H11Protocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.conn = Chunks(h11.SERVER)
-        self.app = PlainHead(self.app, self._note_status)
+        self.app = PlainHead(self.app, self._note_status, self._from_proxy)
         self.ws_protocol_class = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
@@ -166,12 +167,15 @@ class PlainHead:
     """ASGI middleware that cleans the head of a request.
 
     In paths, control characters are percent-encoded; no route matches them. In headers, non-ASCII bytes become "?".
-    The charset of a form is dropped, because the form parser would look it up by name.
+    The charset of a form is dropped, because the form parser would look it up by name. X-Forwarded-Prefix is dropped
+    unless it comes from a trusted proxy.
     """
 
-    def __init__(self, app: ASGIApp, note_status: Callable[[int], object]) -> None:
+    def __init__(
+        self, app: ASGIApp, note_status: Callable[[int], object], from_proxy: Callable[[], bool]
+    ) -> None:
         """`note_status` is called with the status of each answer."""
-        self.app, self.note_status = app, note_status
+        self.app, self.note_status, self.from_proxy = app, note_status, from_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_noting(message: Message) -> None:
@@ -182,7 +186,8 @@ class PlainHead:
 
         if scope["type"] == "http":
             path = CONTROL.sub(lambda found: quote(found[0]), scope["path"])
-            headers = [(name, _plain(name, value)) for name, value in scope["headers"]]
+            dropped = set() if self.from_proxy() else {HEADER.encode()}
+            headers = [(name, _plain(name, value)) for name, value in scope["headers"] if name not in dropped]
             scope = {**scope, "path": path, "headers": headers}
         await self.app(scope, receive, send_noting)
 

@@ -34,6 +34,7 @@ from sparsegen.service.http.batching import Batcher, Overloaded
 from sparsegen.service.http.deadline import OwnTime
 from sparsegen.service.http.methods import Images, Picture, method
 from sparsegen.service.http.orphans import end_with_parent
+from sparsegen.service.http.prefix import OwnPrefix, Prefixed
 from sparsegen.service.http.protection import protection
 from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.pool import WorkerPool
@@ -112,12 +113,19 @@ class Application(FastAPI):
             path: {"get": {"summary": summary, "responses": {"200": {"description": "Yes."}} | down}}
             for path, (summary, down) in FOREIGN.items()
         }
+        document["servers"] = [{"url": "./"}]  # relative to this document, since a proxy may add a path
         return document
 
 
 def create_app() -> Application:
     """Makes the web application and its routes."""
-    app = Application(title="sparsegen", version=sparsegen.__version__, docs_url=None, redoc_url=None)
+    app = Application(
+        title="sparsegen",
+        version=sparsegen.__version__,
+        docs_url=None,
+        redoc_url=None,
+        root_path_in_servers=False,  # see `openapi`
+    )
     app.state.models = {}
 
     @app.exception_handler(Refused)
@@ -166,6 +174,7 @@ def create_app() -> Application:
             return asked, asked.resolve(app.state.models)
 
         asked, order = await asyncio.to_thread(check)
+        metrics.note_model(request.scope, order.model.name)
         return asked, await app.state.batcher((order.model.name, order.k), order.rows())
 
     refusals: dict[int | str, dict[str, Any]] = {
@@ -318,6 +327,8 @@ room = Room(settings.uploads_mb << 20)
 arbiter.use()
 connections.use(settings.proxy)
 # The outermost first.
+if settings.root_path:
+    SparseGen.add_asgi_middleware(OwnPrefix, prefix=settings.root_path)
 SparseGen.add_asgi_middleware(metrics.Traffic, routes=own_routes)
 SparseGen.add_asgi_middleware(OwnTime)
 for middleware, options in protection(
@@ -332,3 +343,4 @@ for middleware, options in protection(
     },
 ):
     SparseGen.add_asgi_middleware(middleware, **options)
+SparseGen.add_asgi_middleware(Prefixed)

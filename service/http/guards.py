@@ -64,8 +64,8 @@ def guards(settings: ServiceSettings, routes: Iterable[BaseRoute]) -> list[tuple
     ]
     cors = {"allow_origins": settings.allow_origin, "allow_methods": ["GET", "POST", "DELETE"]}
     cors |= {
-        "allow_headers": ["authorization", "content-type"],
-        "expose_headers": ["location", "retry-after"],
+        "allow_headers": ["authorization", "content-type", "x-request-id"],
+        "expose_headers": ["location", "retry-after", "x-request-id"],
     }
     return [
         *([(CORSMiddleware, cors)] if settings.allow_origin else []),

@@ -59,6 +59,8 @@ def method(
         async def from_http_request(cls, request: Request, serde: object) -> Unread:
             return Unread()
 
+    Arguments.__name__ = request.__name__
+
     async def forward(self: object) -> Response:
         return Forward(app)
 

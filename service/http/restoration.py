@@ -23,7 +23,7 @@ from sparsegen.service.errors import Refused
 from sparsegen.service.http.forms import form_body, read_form
 from sparsegen.service.http.readiness import Health
 from sparsegen.service.jobs.decoding import DecodersBusy
-from sparsegen.service.jobs.errors import Busy, NoWorker, StoreError, StoreFull
+from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError, StoreFull
 from sparsegen.service.jobs.orders import BINARY, RestoreRequest, Turns, check_room, order
 from sparsegen.service.jobs.places import default_place, is_redis
 from sparsegen.service.jobs.store import JOB_NOT_FOUND, STORED_PIXELS, Status, Store, open_store
@@ -290,7 +290,7 @@ def _encode(content: bytes, form: str) -> bytes:
 
 async def _look_after(jobs: Jobs, health: Health) -> None:
     """Removes old jobs, and updates the metrics and the health of the server."""
-    sweep_at, logged = 0.0, None
+    sweep_at, logged, began = 0.0, None, time.monotonic()
     while True:
         try:
             if time.monotonic() >= sweep_at:
@@ -301,9 +301,10 @@ async def _look_after(jobs: Jobs, health: Health) -> None:
         except StoreError as error:
             problem, public = str(error), error.public
         health.see(public)
-        if problem != logged:  # once, not every few seconds
+        starting = problem == str(NoWorker()) and time.monotonic() - began < LEASE
+        if problem != logged and not starting:  # once, not every few seconds
             logger.warning("%s", problem) if problem else logger.info("restorations are available again")
-        logged = problem
+            logged = problem
         await asyncio.sleep(REFRESH_EVERY if problem is None else min(1, REFRESH_EVERY))
 
 
@@ -321,5 +322,7 @@ def _look(store: Store) -> str | None:
     metrics.JOBS_WAITING.set(waiting)
     metrics.JOBS_RUNNING.set(running)
     metrics.WORKERS.set(workers)
+    metrics.OLDEST.set(store.oldest_waiting())
+    metrics.OUTCOMES.counts = store.outcomes()
     expected = ServiceSettings.from_environment().workers > 0 or is_redis(default_place())
     return None if workers or not expected else str(NoWorker())

@@ -20,6 +20,7 @@ import psutil
 
 from sparsegen.service.jobs.places import ENVIRONMENT as JOBS
 from sparsegen.service.jobs.worker import stop_signals
+from sparsegen.service.logs import set_up_logs
 from sparsegen.service.models import models_folder, open_models
 from sparsegen.service.settings import ServiceSettings
 
@@ -49,6 +50,7 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
         RuntimeError: If the server or its worker ends before it answers.
     """
     settings = ServiceSettings.from_environment(host=host, workers=workers)
+    set_up_logs()
     for warning in settings.warnings():
         logger.warning(warning)
     open_models(models_folder())  # fail early; BentoML would restart a failing worker forever

@@ -16,8 +16,7 @@ def expected_seconds(task: Task, height: int, width: int, pace: float | None) ->
     Args:
         pace: Measured seconds per unit of effort (`Store.pace`); None if no job was measured yet.
     """
-    pace = DEFAULT_PACE if pace is None else min(max(pace, PACES[0]), PACES[1])
-    return task.effort(height, width) * pace
+    return task.effort(height, width) * (DEFAULT_PACE if pace is None else pace)
 
 
 def check_budget(task: Task, height: int, width: int, pace: float | None, settings: ServiceSettings) -> None:
@@ -29,7 +28,8 @@ def check_budget(task: Task, height: int, width: int, pace: float | None, settin
     Raises:
         ValueError: With the estimate, the limit and the remedy.
     """
-    hours = expected_seconds(task, height, width, pace) / 3600
+    clipped = None if pace is None else min(max(pace, PACES[0]), PACES[1])
+    hours = expected_seconds(task, height, width, clipped) / 3600
     gigabytes = task.memory(height, width) / 1e9
     if hours > settings.job_hours:
         raise ValueError(

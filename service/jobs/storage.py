@@ -57,8 +57,12 @@ class KeyValueStore:
                 self.storage.delete_data(key)
 
     def next_number(self) -> int:
+        return self.count("number")
+
+    def count(self, name: str, amount: int = 1) -> int:
+        """Adds `amount` to a counter, and returns its value."""
         with self._guard():
-            return self.storage.incr("number")
+            return int(self.storage.incr(name, amount))
 
 
 def _nothing() -> None:

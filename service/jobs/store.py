@@ -36,6 +36,7 @@ MIN_MEASURED = 5.0  # seconds; shorter jobs are mostly start-up, and do not coun
 DRAFT = 600.0  # seconds after which an unfinished submission is removed
 FILES = ("image", "mask", "kernel")
 REMOVED = "removed"  # status of an end: the job was deleted
+OUTCOMES = ("done", "failed", "canceled")
 LIVE = ("waiting", "running")  # states of unfinished jobs; the others are of finished ones
 ID = re.compile("[0-9a-f]{32}")
 JOB_NOT_FOUND = (  # of the id
@@ -267,6 +268,15 @@ class Store:
         running = [job.running for job in self.live()]
         return running.count(False), running.count(True)
 
+    def oldest_waiting(self) -> float:
+        """Seconds since the oldest waiting job was submitted; 0 if none is waiting."""
+        submitted = [job.record["at"] for job in self.live() if job.waiting and not job.record.get("draft")]
+        return max(0.0, self.clock() - min(submitted)) if submitted else 0.0
+
+    def outcomes(self) -> dict[str, int]:
+        """The number of jobs that have ended so far in each of the OUTCOMES."""
+        return {outcome: self.ends.count(outcome, 0) for outcome in OUTCOMES}
+
     def check_writable(self) -> None:
         """Raises: StoreError, StoreFull if the store cannot be written."""
         self.jobs.next_number()
@@ -427,6 +437,8 @@ class Store:
         end |= facts
         ended = self.ends.create(job_id, _pack(end))
         self._clear_up(job_id)
+        if ended:
+            self.ends.count(status)
         return ended
 
     def _clear_up(self, job_id: str) -> None:

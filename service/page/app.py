@@ -185,6 +185,7 @@ def use_own_tags() -> None:
         return
     source, *_ = original.get_source(environment, TEMPLATE)
     own = read_static("tags.html").replace("DESCRIPTION", escape(words.DESCRIPTION))
+    source = source.replace('href="/manifest.json"', 'href="../manifest.json"')
     source = re.sub(r'<meta\s+(property="og:|name="(twitter:|description"))[^>]*>', "", source)
     environment.loader = ChoiceLoader(
         [DictLoader({TEMPLATE: source.replace("<head>", f"<head>{own}", 1)}), original]

@@ -70,7 +70,7 @@ def description(model: Model) -> str:
     config, training = model.config, model.config.get("training") or {}
     architecture = config["architecture"]
     parts = [ARCHITECTURES.get(architecture, architecture), constraint(model)]
-    if recipe := config.get("recipe"):
+    if (recipe := config.get("recipe", "paper")) != "paper":
         parts.append(RECIPES.get(recipe, f"recipe {recipe}"))
     if data := training.get("data"):
         parts.append(DATA.get(data, data.rpartition("/")[2]))

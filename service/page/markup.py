@@ -278,10 +278,17 @@ def _numbers(status: Status) -> str:
     return f'<dl class="numbers">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in known)}</dl>'
 
 
-def expected(seconds: float, ahead: int, wait: float) -> str:
-    """The expected time of a restoration before it starts, with the jobs `ahead` of it, which take `wait` seconds."""
-    low, high = (roughly(factor * seconds) for factor in SPREAD)
-    sentences = [f"Expected time: about <b>{roughly(seconds)}</b> ({low} to {high})."]
+def expected(seconds: float, ahead: int, wait: float, early: bool) -> str:
+    """The expected time of a restoration before it starts.
+
+    Args:
+        ahead: The number of jobs before it, which take `wait` seconds.
+        early: The number of iterations is not predictable: `seconds` is for all of them.
+    """
+    sentences = [f"Expected time: at most about <b>{roughly(seconds)}</b>, often less."]
+    if not early:
+        low, high = (roughly(factor * seconds) for factor in SPREAD)
+        sentences = [f"Expected time: about <b>{roughly(seconds)}</b> ({low} to {high})."]
     if ahead:
         jobs = "1 restoration is" if ahead == 1 else f"{ahead} restorations are"
         sentences.append(f"{jobs} ahead, about {roughly(wait)}.")

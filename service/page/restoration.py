@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
+import numpy as np
 from gradio.data_classes import FileData  # noqa: TID253
 
 from sparsegen.common.checks import check_integer
@@ -46,8 +47,8 @@ EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_exa
 SWEEP_UPLOADS = (60, KEEP_UPLOADS)  # seconds between checks of Gradio, and the age of files that it removes
 ASK_EVERY = 1.5  # seconds
 INTRODUCTION = """A network is fitted to your picture alone (a *sparse Deep Image Prior*). It learns structure before
-noise, its codes are kept **sparse**, and the fit is stopped before it reproduces the noise. A restoration takes several
-minutes."""
+noise, its codes are kept **sparse**, and the fit is stopped before it reproduces the noise. The
+expected time is shown before the start."""
 PRESET_LABELS = {
     "fast": "fast: automatic stopping, minutes",
     "paper": "paper: the settings of the paper, hours",
@@ -252,7 +253,8 @@ class Handlers:
             return gr.skip(), gr.skip(), gr.skip(), ""
         with dropped_files():
             picture = decoders().read(image, "the picture", MAX_PIXELS, client=client_of(request))
-        size = "{} {}".format(*picture.pixels.shape[:2])
+        height, width = picture.pixels.shape[:2]
+        size = f"{height} {width} {noise_level(picture.pixels):.1f}"
         if watched and watched["status"] in LIVE:
             return gr.skip(), gr.skip(), gr.skip(), size
         return "", "", gr.update(before=shown(picture), after=None, done=False), size
@@ -271,18 +273,25 @@ class Handlers:
         seed: object,
         loss: str,
     ) -> str:
-        """Estimates the time of a restoration with these settings; `size` is the one that `take` returned."""
-        sides = re.fullmatch(r"(\d{1,5}) (\d{1,5})", str(size))
-        if sides is None:
+        """Estimates the time of a restoration with these settings.
+
+        Args:
+            size: Height, width and noise of the picture, as returned by `take`.
+        """
+        known = re.fullmatch(r"(\d{1,5}) (\d{1,5}) (\d{1,3}\.\d)", str(size))
+        if known is None:
             return ""
         task = Task.of(**requested(kind, by, blur, preset, regularizer, ensemble_size, sigma, seed, loss))
-        height, width = (int(side) * task.factor for side in sides.groups())
+        height, width = (int(side) * task.factor for side in known.groups()[:2])
+        if task.stops_by_noise and task.sigma is None:
+            task = replace(task, sigma=float(known[3]))
         try:
             store = self.jobs()
             seconds, (ahead, wait) = expected_seconds(task, height, width, store.pace()), store.ahead()
         except StoreError:  # Start shows the error
             return ""
-        return markup.expected(seconds, ahead, wait)
+        early = task.settings.stops and not task.stops_by_noise
+        return markup.expected(seconds, ahead, wait, early)
 
     # Gradio passes the values of the components one by one, hence the long signature.
     @show_errors
@@ -387,6 +396,19 @@ def requested(
     asked |= {"by": by} if kind == "upscale" else {}
     asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
     return asked
+
+
+def noise_level(pixels: np.ndarray) -> float:
+    """Estimates the standard deviation of the noise in gray levels, from the finest diagonal details (Haar).
+
+    Choice: simpler than `restoration.stopping.estimate_sigma`, which needs torch; only an expected time depends on it.
+
+    Shape: (H, W, C) in [0, 1].
+    """
+    height, width = (side - side % 2 for side in pixels.shape[:2])
+    even, odd = pixels[:height:2, :width], pixels[1:height:2, :width]
+    details = (even[:, ::2] - even[:, 1::2] - odd[:, ::2] + odd[:, 1::2]) / 2
+    return 255 * float(np.median(np.abs(details))) / 0.6745
 
 
 @contextmanager

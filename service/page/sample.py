@@ -16,6 +16,7 @@ from sparsegen.service.models import Model
 from sparsegen.service.page import catalog, inspector, link, markup
 from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
 from sparsegen.service.page.static import read_static
+from sparsegen.service.prefix import prefix_of
 from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import card, noise
 from sparsegen.zoo.k_range import KRange, resolve
@@ -488,7 +489,8 @@ def link_to(sides: Sequence[Choice]) -> str:
 def address(request: gr.Request) -> str:
     """The address of this server, as used by the browser."""
     headers = request.headers
-    return headers.get("origin") or f"http://{headers.get('host', '127.0.0.1:3000')}"
+    server = headers.get("origin") or f"http://{headers.get('host', '127.0.0.1:3000')}"
+    return server + prefix_of(headers)
 
 
 def python_call(shown: Choice) -> str:

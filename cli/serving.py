@@ -134,7 +134,7 @@ def space(
     require(
         "serve", "a Space",
         "fastapi", "gradio", "huey", "imagecodecs", "numba", "onnxruntime", "prometheus_client", "psutil",
-        "python_multipart", "skimage", "tifffile", "uvicorn",
+        "python_multipart", "tifffile", "uvicorn",
     )  # fmt: skip
     from sparsegen.service.space import folder
     from sparsegen.zoo import hub

@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face Hub: models in memory, a log of what was asked, faults on demand.
 
-It answers what `huggingface_hub` asks to create a model, commit to it and download it, large files by git LFS.
+It answers what `huggingface_hub` asks to create a model or a Space, commit to it and download it, large files by git
+LFS. The id of a Space here is spaces/owner/name.
 `python tests/hub.py` runs one by itself.
 """
 
@@ -10,7 +11,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
@@ -40,9 +41,11 @@ class Repo:
     def __post_init__(self) -> None:
         self.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
 
-    def commit(self, branch: str, files: Files) -> str:
+    def commit(self, branch: str, files: Files, deleted: Sequence[str] = ()) -> str:
         sha = hashlib.sha1(repr((len(self.commits), branch, sorted(files))).encode()).hexdigest()
         self.commits[sha] = {**self.commits.get(self.branches.get(branch, ""), {}), **files}
+        for path in deleted:
+            del self.commits[sha][path]
         self.branches[branch] = sha
         return sha
 
@@ -111,6 +114,10 @@ class Hub:
             raise Refused(401, "", "Invalid username or password.")
         wanted = json.loads(body)
         repo_id = f"{wanted['organization']}/{wanted['name']}"
+        if wanted.get("type") == "space":
+            repo_id = f"spaces/{repo_id}"
+            if wanted.get("sdk") not in ("gradio", "docker", "static"):
+                raise Refused(400, "", "a Space needs an sdk")
         page = {"url": f"{self.url}/{repo_id}"}
         if repo_id in self.repos:
             return Answer({"error": "You already created this model repo", **page}, 409)
@@ -160,14 +167,16 @@ class Hub:
     def commit(self, body: bytes, token: str | None, repo_id: str, revision: str) -> Answer:
         repo = self.repo(repo_id, token)
         repo.find(revision)
-        files = {}
+        files, deleted = {}, []
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.objects[value["oid"]]
-        sha = repo.commit(revision, files)
+            elif line["key"] == "deletedFile":
+                deleted.append(value["path"])
+        sha = repo.commit(revision, files, deleted)
         return Answer({"commitUrl": f"{self.url}/{repo_id}/commit/{sha}", "commitOid": sha})
 
     def about(self, body: bytes, token: str | None, repo_id: str, revision: str) -> Answer:
@@ -235,18 +244,19 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing on stderr: the requests are in `Hub.requests`."""
 
 
-MODEL = r"/api/models/([^/]+/[^/]+)"
+REPO = "((?:spaces/)?[^/]+/[^/]+)"
+MODEL = "/api/(?:models/)?" + REPO
 ROUTES: dict[tuple[str, str], Callable[..., Answer]] = {
     ("POST", "/api/repos/create"): Hub.create,
     ("POST", "/api/validate-yaml"): Hub.validate,
     ("POST", MODEL + "/branch/(.+)"): Hub.branch,
     ("POST", MODEL + "/preupload/(.+)"): Hub.preupload,
-    ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch"): Hub.batch,
+    ("POST", "/" + REPO + r"\.git/info/lfs/objects/batch"): Hub.batch,
     ("PUT", r"/lfs/(\w+)"): Hub.put,
     ("POST", MODEL + "/commit/(.+)"): Hub.commit,
     ("GET", MODEL + "/revision/(.+)"): Hub.about,
     ("GET", MODEL + "/tree/(.+)"): Hub.tree,
-    ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)"): Hub.resolve,
+    ("GET", "/" + REPO + r"/resolve/([^/]+)/(.+)"): Hub.resolve,
 }
 
 

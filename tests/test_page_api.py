@@ -103,7 +103,7 @@ def test_the_files_have_the_pixels_of_the_http_interface(client, server, model, 
     ("given", "words"),
     [
         ({"model": "dcgan-9"}, "no model 'dcgan-9'; similar names: dcgan-8"),
-        ({"count": 65}, "count is .* 64"),
+        ({"count": 65}, "count must be .* 64"),
         ({"seed": -1}, "seed"),
         ({"k": "a"}, "k"),
         ({"labels": 3}, "unconditional|no classes"),

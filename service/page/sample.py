@@ -61,7 +61,8 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool, http_a
                 k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
             gallery = gr.HTML(js_on_load=read_static("pick.js"), elem_id="gallery")
             share = gr.HTML(js_on_load=read_static("share.js"), elem_id="share")
-    with gr.Accordion("The same pixels from Python and over HTTP", open=False, elem_id="calls"):
+    elsewhere = "The same pixels from Python and over HTTP" if http_api else "The same pixels from Python"
+    with gr.Accordion(elsewhere, open=False, elem_id="calls"):
         python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
         if http_api:
             call = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")

@@ -35,9 +35,9 @@ PACKAGE = (  # the parts of this package that a Space needs
     "zoo/*.py",
 )
 REQUIREMENTS = (  # modules; their distributions are pinned to the versions that are installed here
-    "fastapi", "gradio", "gradio_client", "h11", "httpx2", "huey", "huggingface_hub", "imagecodecs", "lazy_loader",
+    "anyio", "fastapi", "gradio", "h11", "httpx2", "huey", "huggingface_hub", "imagecodecs", "jinja2", "lazy_loader",
     "loky", "numba", "numpy", "onnxruntime", "PIL", "prometheus_client", "psutil", "pydantic", "python_multipart",
-    "safetensors", "skimage", "starlette", "tifffile", "torch", "uvicorn",
+    "safetensors", "starlette", "tifffile", "torch", "uvicorn",
 )  # fmt: skip
 CPU = {
     "onnxruntime_gpu": "onnxruntime",

@@ -33,8 +33,6 @@ HOST, PORT = "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"  # the variables of Grad
 SPACE, SPACE_HOSTS = "SPACE_ID", "SPACE_HOST"  # variables of the Hub: owner/name, and host names, with commas
 SETTINGS = {  # of a public page on two cores, where they differ from those of `sparsegen serve`
     "allow_frame": "https://huggingface.co,https://*.hf.space",
-    # The Hub's proxy has a private address; it is the only way into a Space.
-    "proxy": "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16",
     "job_hours": "0.5",
     "job_deadline_hours": "1",
     "jobs_per_client": "2",
@@ -43,6 +41,9 @@ SETTINGS = {  # of a public page on two cores, where they differ from those of `
     "uploads_mb": "512",
     "decoders": "2",
 }
+
+# The Hub's proxy has a private address; it is the only way into a Space.
+PROXIES = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 
 
 def main(models: Path, repo_ids: Sequence[str] = ()) -> None:
@@ -65,6 +66,8 @@ def set_environment(environment: dict[str, str] | os._Environ[str], home: str) -
     """Sets the variables that are not set: the settings of a Space, and places below the folder `home`."""
     for name, value in SETTINGS.items():
         environment.setdefault(variable(name), value)
+    if SPACE in environment:
+        environment.setdefault(variable("proxy"), PROXIES)
     if SPACE_HOSTS in environment:
         environment.setdefault(variable("allow_host"), environment[SPACE_HOSTS])
     environment.setdefault(JOBS, os.path.join(home, "jobs.sqlite"))

@@ -21,6 +21,7 @@ from sparsegen.zoo.checkpoint import from_pretrained
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
 CONDITIONAL, CAT = "sagan-8.ml", 3
+NO_COMPARISON = (False, ML, 1)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,8 @@ def ask(
 ):
     if model in (ML, L0, BASELINE, CONDITIONAL):
         choose(client, model)  # as on the page, k gets the range of the model
+    if api_name != "/look":
+        more = more or NO_COMPARISON
     return client.predict(model, label, seed, count, k, apart, k_2, index, *more, api_name=api_name)
 
 

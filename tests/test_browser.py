@@ -317,7 +317,8 @@ def test_axe_finds_no_violation(page, server, tab, dark):
     assert until(lambda: len(page.pictures(shown)) > 0, True)
     page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text(encoding="utf-8")})
     page.driver.set_script_timeout(120)
-    run = "const done = arguments[0]; axe.run().then(found => done(found.violations.map(one => [one.id, one.nodes[0].html])))"
+    run = """const done = arguments[0];
+        axe.run().then(found => done(found.violations.map(one => [one.id, one.nodes[0].html])))"""
     assert page.driver.execute_async_script(run) == []
 
 

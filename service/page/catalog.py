@@ -37,9 +37,10 @@ DATA = {"cifar10": "CIFAR-10"}
 REAL = {("fd-efficientnet-lite0", "cifar10", 10_000): 22.4}
 
 
-def merit(model: Model) -> tuple[float, str]:
-    """Sort key: the smallest distance first, models without one last."""
-    return (model.config.get("evaluation") or {}).get("distance", math.inf), model.name
+def merit(model: Model) -> tuple[float, int, str]:
+    """Sort key: the smallest distance first; models without one last, those with the most projected levels first."""
+    distance = (model.config.get("evaluation") or {}).get("distance", math.inf)
+    return distance, -len(model.sampler.k_ranges), model.name
 
 
 def network(model: Model) -> str:

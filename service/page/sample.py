@@ -108,7 +108,7 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool, http_a
     look: dict[str, Any] = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
 
     def redraw(event: gr.events.Dependency) -> None:
-        event.then(**draw, **quiet).then(**calls, **quiet).then(**look, **quiet)
+        event.then(**draw, **quiet).then(**look, **quiet).then(**calls, **quiet)
 
     for choice in (name, label, other):
         # Selects the text, so that typing replaces it and searches the list.
@@ -119,11 +119,11 @@ def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool, http_a
         [*model_parts, seed, count, index, *compared, second],
         js="() => [location.hash]",
         **quiet,
-    ).then(**draw, **named, api_name="draw").then(**calls, **named, api_name="calls").then(
-        **look, **named, api_name="look"
+    ).then(**draw, **named, api_name="draw").then(**look, **named, api_name="look").then(
+        **calls, **named, api_name="calls"
     ).then(handlers.list_models, name, listing, **quiet)
     live = [label.input, seed.input, k_1.input, k_2.input, index.input, k_other.input]
-    gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**calls, **quiet).then(**look, **quiet)
+    gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet).then(**calls, **quiet)
     redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
     redraw(dice.click(handlers.roll, None, seed, **quiet))
     choose: dict[str, Any] = {"fn": handlers.choose, "outputs": model_parts}

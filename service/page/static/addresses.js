@@ -7,5 +7,11 @@
     if (tab === 'restore') history.replaceState(null, '', tabs.dataset.job ? '#restore=' + tabs.dataset.job : '#restore');
   });
   window.addEventListener('hashchange', () => location.reload());
+  // The label of Gradio differs from the visible text, which is sufficient.
+  const unlabel = () => document.querySelectorAll('.upload-container[aria-label]').forEach(button => {
+    button.removeAttribute('aria-label');
+  });
+  unlabel();
+  new MutationObserver(unlabel).observe(tabs, {childList: true, subtree: true});
   return [location.hash];
 }

@@ -1,5 +1,6 @@
 """The service without `sparsegen serve`: run by `bentoml serve`, from the package and from a built bento."""
 
+import ast
 import io
 import os
 import re
@@ -151,12 +152,28 @@ def test_a_bento_declares_what_it_imports(bento):
     for name in run.stdout.split():
         path = source / Path(*name.split("."))
         path = file if (file := path.with_suffix(".py")).exists() else path / "__init__.py"
-        used |= set(re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.M))
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                )
+                used |= {module.partition(".")[0] for module in modules}
     used -= {"sparsegen", "__future__", *sys.stdlib_module_names}
     declared = re.findall(r"^    - ([\w-]+)>=", (ROOT / "bentofile.yaml").read_text(), re.M)
     names = {name.replace("-", "_") for name in declared} | {"PIL"}
     # Dependencies of bentoml, fastapi and gradio that every installation of these has.
-    names |= {"annotated_types", "anyio", "h11", "pydantic", "pydantic_core", "starlette", "uvicorn"}
+    names |= {
+        "annotated_types",
+        "anyio",
+        "h11",
+        "jinja2",
+        "pydantic",
+        "pydantic_core",
+        "starlette",
+        "uvicorn",
+    }
     assert used <= names
     assert {"torch", "lazy_loader"} <= used
 

@@ -69,7 +69,7 @@ def test_gradients_are_those_of_finite_differences(operator: Operator) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mask(np.zeros((4, 4), bool)), "false all over, so no pixel is known"),
+        (lambda: Mask(np.zeros((4, 4), bool)), "without a true pixel, so no pixel is known"),
         (lambda: Mask(np.ones((4, 4), bool)), "without a false pixel, so .* nothing to fill in"),
         (lambda: Mask(np.ones((4, 4))), "boolean"),
         (lambda: Mask(np.eye(4, dtype=bool))(picture(4, 5)), "mask has 4 x 4 pixels and the image 5 x 4"),

@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from PIL import Image
 from server import running_server, small_models  # noqa: F401 (fixtures)
 
 from sparsegen.service.models import open_model, open_models
-from sparsegen.service.page import catalog, handlers, inspector, link, markup, sample
+from sparsegen.service.page import catalog, choice, handlers, inspector, link, markup, sample, sample_layout
 from sparsegen.zoo import bundled, noise
 from sparsegen.zoo.checkpoint import from_pretrained
 
@@ -42,7 +43,7 @@ def ask(
     client,
     api_name: str,
     model=ML,
-    label=sample.ANY,
+    label=sample_layout.ANY,
     seed=7,
     count=5,
     k=2,
@@ -58,7 +59,7 @@ def ask(
     return client.predict(model, label, seed, count, k, apart, k_2, index, *more, api_name=api_name)
 
 
-def choose(client, model: str, label: int = sample.ANY) -> tuple:
+def choose(client, model: str, label: int = sample_layout.ANY) -> tuple:
     return client.predict(model, label, api_name="/choose")
 
 
@@ -100,21 +101,24 @@ def test_names_of_classes_are_escaped_on_the_page():
 def test_the_classes_of_a_model_are_offered_and_the_chosen_one_is_kept(client):
     choose(client, CONDITIONAL)
     _, _, choice, *_ = choose(client, CONDITIONAL, CAT)
-    assert choice["choices"] == [["any", sample.ANY], *([name, label] for label, name in enumerate(CLASSES))]
+    assert choice["choices"] == [
+        ["any", sample_layout.ANY],
+        *([name, label] for label, name in enumerate(CLASSES)),
+    ]
     assert (choice["value"], choice["visible"]) == (CAT, True)
     _, _, choice, *_ = choose(client, ML, CAT)
-    assert (choice["value"], choice["visible"]) == (sample.ANY, False)
+    assert (choice["value"], choice["visible"]) == (sample_layout.ANY, False)
 
 
 def test_the_regularizers_of_one_network_are_offered_together(models):
     opened, _ = open_models(models)
-    shown = sample.columns(opened[ML], opened)
+    shown = sample_layout.columns(opened[ML], opened)
     assert shown["choices"] == [("baseline", BASELINE), ("l0", L0), ("ml", ML)]
     assert (shown["value"], shown["visible"]) == (ML, True)
-    assert sample.columns(opened[CONDITIONAL], opened)["visible"] is False
+    assert sample_layout.columns(opened[CONDITIONAL], opened)["visible"] is False
     assert (catalog.title(opened[ML]), catalog.title(opened[CONDITIONAL])) == (ML, "sagan-8.ml · 10 classes")
     named_by_hand = {name: replace(opened[ML], name=name) for name in ("mine", "yours")}
-    assert sample.columns(named_by_hand["mine"], named_by_hand)["visible"] is False
+    assert sample_layout.columns(named_by_hand["mine"], named_by_hand)["visible"] is False
 
 
 @pytest.mark.parametrize(
@@ -137,18 +141,18 @@ def test_the_shown_call_sends_the_token_if_one_is_required(models):
     opened, _ = open_models(models)
     page_handlers = sample.Handlers(opened, asks_token=True)
     chosen = page_handlers._choice(ML, None, 0, 1, 3, False, 3, 0)
-    assert "-H 'Authorization: Bearer TOKEN'" in sample.curl_call(
+    assert "-H 'Authorization: Bearer TOKEN'" in choice.curl_call(
         chosen, "http://host", page_handlers.asks_token
     )
-    assert "Authorization" not in sample.curl_call(chosen, "http://host", False)
+    assert "Authorization" not in choice.curl_call(chosen, "http://host", False)
 
 
 def test_the_page_calls_a_bundled_model_by_its_name():
     if not (names := bundled.list_models()):
         pytest.skip("no model is bundled")
     for name in names:
-        shown = sample.Choice(open_model(bundled.MODELS / name), seed=0, count=2, k=[], index=0)
-        assert f"open_sampler({name!r}).sample(2, seed=0)" in sample.python_call(shown)
+        shown = choice.Choice(open_model(bundled.MODELS / name), seed=0, count=2, k=[], index=0)
+        assert f"open_sampler({name!r}).sample(2, seed=0)" in choice.python_call(shown)
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
@@ -157,7 +161,7 @@ def test_errors_of_values_and_files_are_shown_on_the_page(kind):
     def handler():
         raise kind("synthesis.onnx is missing")
 
-    with pytest.raises(sample.gr.Error, match="synthesis.onnx is missing"):
+    with pytest.raises(gr.Error, match="synthesis.onnx is missing"):
         handler()
 
 
@@ -217,7 +221,7 @@ def test_the_inspector_supports_the_small_atoms_and_large_codes_of_a_residual_ne
 
 def test_switching_off_the_atoms_of_a_conditional_image_leaves_the_bias_of_d1(models):
     opened, _ = open_models(models)
-    handlers, event = sample.Handlers(opened), sample.gr.EventData(None, {"off": list(range(8))})
+    handlers, event = sample.Handlers(opened), gr.EventData(None, {"off": list(range(8))})
     shown = handlers.switch(CONDITIONAL, CAT, 7, 5, 2, False, 2, 1, event)
     before, after, _ = pictures(shown)
     generator = from_pretrained(models / CONDITIONAL)
@@ -234,7 +238,7 @@ def test_an_index_beyond_the_count_selects_the_last_image(client):
     ("count", "index", "words"), [(None, 0, "count is the number of images"), (3, None, "index is")]
 )
 def test_an_empty_count_or_index_is_explained(count, index, words):
-    with pytest.raises(sample.gr.Error, match=words):
+    with pytest.raises(gr.Error, match=words):
         sample.Handlers({}).fit(count, index)
 
 
@@ -322,7 +326,7 @@ def test_a_link_opens_the_settings_that_it_was_made_of(models, settings, other):
     page_handlers = sample.Handlers(open_models(models)[0])
     shown = page_handlers._choice(*settings)
     sides = [shown] if other is None else [shown, page_handlers._other(shown, *other)]
-    opened = page_handlers.open(sample.link_to(sides))
+    opened = page_handlers.open(choice.link_to(sides))
     assert len(opened) == sample.OPENED
     value = [part.get("value") if isinstance(part, dict) else part for part in opened]
     name, _, label, k_1, apart, k_2, *_, seed, count, index, compare, second, k_other, _ = value
@@ -341,9 +345,9 @@ def test_a_link_opens_the_settings_that_it_was_made_of(models, settings, other):
 )  # fmt: skip
 def test_an_address_without_valid_settings_changes_nothing(models, anchor, monkeypatch):
     warnings: list[str] = []
-    monkeypatch.setattr(sample.gr, "Warning", warnings.append)
+    monkeypatch.setattr(gr, "Warning", warnings.append)
     opened = sample.Handlers(open_models(models)[0]).open(anchor)
-    assert [part == sample.gr.skip() for part in opened] == [True] * sample.OPENED
+    assert [part == gr.skip() for part in opened] == [True] * sample.OPENED
     assert bool(warnings) == ("model=" in str(anchor))
 
 

@@ -17,7 +17,7 @@ from server import Server, running_server, small_models, start, until  # noqa: F
 
 from pictures import encoded
 from sparsegen.service.jobs.store import open_store
-from sparsegen.service.page import restoration
+from sparsegen.service.page import restoration_layout
 
 SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
 TOKEN = "a-token-of-the-tests-0123"
@@ -130,7 +130,7 @@ def test_restore_takes_a_picture_and_returns_one_and_keeps_no_job(client, restor
 def test_restore_without_an_argument_restores_the_example(client):
     restored = pixels(client.predict(api_name="/restore"))
     np.testing.assert_allclose(
-        restored, 255 - np.asarray(Image.open(restoration.EXAMPLES / "noisy.jpg")).astype(int), atol=1
+        restored, 255 - np.asarray(Image.open(restoration_layout.EXAMPLES / "noisy.jpg")).astype(int), atol=1
     )
 
 

@@ -22,11 +22,11 @@ from sparsegen.service.http import restoration
 from sparsegen.service.jobs import orders, worker
 from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.store import MAX_WAITING, Store, open_store
-from sparsegen.service.page import markup
+from sparsegen.service.page import markup, restoration_layout
 from sparsegen.service.page import restoration as restore_page
 from sparsegen.service.settings import ServiceSettings
 
-EXAMPLE = restore_page.EXAMPLES / "noisy.jpg"
+EXAMPLE = restoration_layout.EXAMPLES / "noisy.jpg"
 ADVANCED = {
     "preset": "fast",
     "regularizer": "l0_inf",
@@ -302,7 +302,7 @@ def test_the_noise_level_of_a_flat_picture_is_that_of_its_noise(sigma):
     assert restore_page.noise_level(0.5 + noise) == pytest.approx(sigma, rel=0.1)
 
 
-@pytest.mark.parametrize("index", range(len(restore_page.SHOWN)))
+@pytest.mark.parametrize("index", range(len(restoration_layout.SHOWN)))
 def test_every_example_can_be_restored_with_its_settings(tab, index):
     image, holes, kind, by, sigma = tab.handlers.pick(SimpleNamespace(index=index))
     files = [None if path is None else Path(path).read_bytes() for path in (image, holes)]
@@ -315,12 +315,12 @@ def test_the_examples_are_part_of_the_package_and_of_the_bento():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert "examples/*" in data["sparsegen.service.page"]
     assert "  - /sparsegen/service/page/examples/*\n" in (ROOT / "bentofile.yaml").read_text()
-    named = {name for example in restore_page.SHOWN for name in (example.image, example.mask) if name}
-    assert named == {path.name for path in restore_page.EXAMPLES.iterdir()}
+    named = {name for example in restoration_layout.SHOWN for name in (example.image, example.mask) if name}
+    assert named == {path.name for path in restoration_layout.EXAMPLES.iterdir()}
 
 
 def test_an_expired_upload_must_be_dropped_again(tab, tmp_path):
-    file = restore_page.dropped("Picture", "image")
+    file = restoration_layout.dropped("Picture", "image")
     gone = file.preprocess(FileData(path=str(tmp_path / "gone.png")))
     assert gone == tmp_path / "gone.png"
     with pytest.raises(Error, match="drop or pick it again"):

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -21,6 +21,7 @@ from sparsegen.service import metrics
 from sparsegen.service.clients import client_of
 from sparsegen.service.errors import Refused
 from sparsegen.service.http.forms import form_body, read_form
+from sparsegen.service.http.openapi import answers, described
 from sparsegen.service.http.readiness import Health
 from sparsegen.service.jobs.decoding import DecodersBusy
 from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError, StoreFull
@@ -36,7 +37,6 @@ Answer = TypeVar("Answer")
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "tiff": "image/tiff", "webp": "image/webp"}
 REFRESH_EVERY, SWEEP_EVERY = 5, 60
 
-ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 NULLABLE = {name: {"type": [kind, "null"]} for name, kind in (
     ("position", "integer"), ("iteration", "integer"), ("fraction", "number"), ("seconds", "number"),
     ("seconds_left", "number"), ("best_iteration", "integer"), ("stopped_because", "string"), ("error", "string"),
@@ -56,21 +56,6 @@ STATUS = {
         **NULLABLE,
     },
 }
-
-
-def described(content: str, schema: dict[str, Any], meaning: str) -> dict[str, Any]:
-    return {"description": meaning, "content": {content: {"schema": schema}}}
-
-
-def answers(status: int, answer: dict[str, Any], **refusals: str) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route for OpenAPI; `default` keeps FastAPI from adding its own error schema."""
-    meanings = refusals | {
-        "503": "The job store is not available.",
-        "default": "One sentence describes the error.",
-    }
-    others = {key: described("application/json", ERROR, meaning) for key, meaning in meanings.items()}
-    return {status: answer} | {int(key) if key.isdigit() else key: value for key, value in others.items()}
-
 
 STATE = described("application/json", STATUS, "The state of the job.")
 UNKNOWN = "The job is unknown."

@@ -18,7 +18,8 @@ from sparsegen.restoration.kinds import KINDS
 from sparsegen.service.clients import client_of
 from sparsegen.service.errors import Refused, busy
 from sparsegen.service.http.forms import form_body, read_form
-from sparsegen.service.http.restoration import answers, described, turn, with_store
+from sparsegen.service.http.openapi import answers, described
+from sparsegen.service.http.restoration import turn, with_store
 from sparsegen.service.jobs.orders import BINARY, METHODS, MethodRequest, check_room, order
 from sparsegen.service.jobs.store import LIVE, Status, Store
 from sparsegen.service.settings import ServiceSettings

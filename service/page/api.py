@@ -23,7 +23,8 @@ from sparsegen.service.models import Model
 from sparsegen.service.page.catalog import merit
 from sparsegen.service.page.events import stored
 from sparsegen.service.page.handlers import errors_shown, show_errors, whole
-from sparsegen.service.page.restoration import SHOWN, dropped_files
+from sparsegen.service.page.restoration import dropped_files
+from sparsegen.service.page.restoration_layout import SHOWN
 from sparsegen.service.sampling import SampleOrder, SampleRequest
 from sparsegen.service.uploads import Room, upload_folder
 

@@ -17,7 +17,7 @@ from sparsegen.service.clients import client_of
 from sparsegen.service.jobs.orders import MAX_UPLOAD, Turns
 from sparsegen.service.jobs.store import Store
 from sparsegen.service.models import Model
-from sparsegen.service.page import api, markup, restoration, sample, words
+from sparsegen.service.page import api, markup, restoration, restoration_layout, sample, words
 from sparsegen.service.page.events import MAX_EVENTS
 from sparsegen.service.page.handlers import Page
 from sparsegen.service.page.static import read_static
@@ -57,7 +57,7 @@ LOOK = {
     "footer_links": [],
     "run_history": False,
     "max_file_size": MAX_UPLOAD,
-    "allowed_paths": [str(restoration.EXAMPLES)],
+    "allowed_paths": [str(restoration_layout.EXAMPLES)],
     "ssr_mode": False,
 }
 TEMPLATE = "frontend/index.html"  # of Gradio

@@ -10,25 +10,17 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
-from gradio.data_classes import FileData  # noqa: TID253
 
 from sparsegen.common.checks import check_integer
 from sparsegen.pictures.picture import Picture
-from sparsegen.pictures.reading import read_picture
-from sparsegen.restoration.damage import FACTORS, MAX_BLUR
-from sparsegen.restoration.kinds import KINDS
+from sparsegen.restoration.damage import FACTORS
 from sparsegen.restoration.settings import (
-    LOSSES,
-    MAX_ENSEMBLE,
-    MAX_SIGMA,
-    PRESETS,
-    SPARSITIES,
     Task,
 )
 from sparsegen.service.clients import client_of
@@ -39,62 +31,13 @@ from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.orders import MAX_PIXELS
 from sparsegen.service.jobs.store import JOB_NOT_FOUND, LIVE, Status, Store
 from sparsegen.service.page import link, markup
-from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
+from sparsegen.service.page.handlers import detail, show_errors, whole
+from sparsegen.service.page.restoration_layout import SHOWN, layout
 from sparsegen.service.page.static import read_static
 from sparsegen.service.uploads import KEEP_UPLOADS
 
-EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_examples.py
 SWEEP_UPLOADS = (60, KEEP_UPLOADS)  # seconds between checks of Gradio, and the age of files that it removes
 ASK_EVERY = 1.5  # seconds
-INTRODUCTION = """A network is fitted to your picture alone (a *sparse Deep Image Prior*). It learns structure before
-noise, its codes are kept **sparse**, and the fit is stopped before it reproduces the noise. The
-expected time is shown before the start."""
-PRESET_LABELS = {
-    "fast": "fast: automatic stopping, minutes",
-    "paper": "paper: the settings of the paper, hours",
-}
-
-
-@dataclass(frozen=True)
-class Example:
-    """An example picture and the settings of its restoration."""
-
-    caption: str
-    image: str
-    kind: str
-    mask: str | None = None
-    sigma: float = 0
-
-    @property
-    def image_path(self) -> Path:
-        return EXAMPLES / self.image
-
-    @property
-    def mask_path(self) -> Path | None:
-        return None if self.mask is None else EXAMPLES / self.mask
-
-
-SHOWN = (
-    Example("Still life, noisy", "noisy.jpg", "denoise", sigma=25),
-    Example("Harbor, dark", "dark.jpg", "denoise"),
-    Example("Postcard, holes", "damaged.jpg", "inpaint", "damaged-mask.png"),
-    Example("Butterfly, small", "small.png", "upscale"),
-)
-
-
-def dropped(label: str, elem_id: str) -> gr.File:
-    """A place to drop a file; handlers get its path. The file is kept for KEEP_UPLOADS seconds.
-
-    Choice: `preprocess` is replaced, because Gradio writes a .pyi file next to the module of a subclass. A handler must
-    change only the value of the component, else Gradio restores the original, which reads the whole file into memory.
-    """
-    file = gr.File(label=label, type="binary", height=110, elem_id=elem_id)
-
-    def preprocess(payload: FileData | None) -> Path | None:
-        return None if payload is None else Path(payload.path)
-
-    file.preprocess = preprocess  # type: ignore[method-assign, assignment]  # see "Choice"
-    return file
 
 
 def tab(
@@ -102,48 +45,14 @@ def tab(
 ) -> None:
     """Builds the Restore tab, and connects it to the jobs."""
     handlers = Handlers(jobs, turns)
-    gr.Markdown(INTRODUCTION)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=280):
-            examples = gr.HTML(thumbnails(), js_on_load=read_static("pick.js"), elem_id="examples")
-            image = dropped(f"Your picture, up to {MAX_PIXELS / 1e6:g} megapixel", "image")
-            kinds = [(kind.label, name) for name, kind in KINDS.items()]
-            kind = gr.Radio(kinds, value=Task.kind, label="What to do", elem_id="kind")
-            with gr.Column(visible=False) as holes:
-                mask = dropped("Mask, white in the holes", "mask")
-            factors = [(f"× {factor}", factor) for factor in FACTORS]
-            by = gr.Radio(factors, value=FACTORS[0], label="Factor", visible=False, elem_id="by")
-            blur = gr.Slider(
-                0.5,
-                MAX_BLUR,
-                1.6,
-                step=0.1,
-                label="Blur: σ of a Gaussian, in pixels",
-                visible=False,
-                elem_id="blur",
-            )
-            advanced = settings()
-            expected = gr.HTML(elem_id="expected")
-            with gr.Row():
-                start = gr.Button("Start", variant="primary", elem_id="start")
-                cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
-        with gr.Column(scale=3, min_width=280):
-            stage = gr.HTML(
-                html_template=read_static("stage.html"),
-                js_on_load=read_static("stage.js"),
-                before=None,
-                after=None,
-                job="",
-                done=False,
-                elem_id="stage",
-            )
-            panel = gr.HTML(elem_id="panel")
+    o, p = layout()
     # seen: the job and picture on the stage
     job, anchor, seen, size = (gr.Textbox(visible=False) for _ in range(4))
     timer = gr.Timer(ASK_EVERY, active=False)
 
-    given = [image, mask, kind, by, blur, *advanced]
-    shown_by_look = [panel, stage, seen, timer, start, cancel]
+    asked: list[Any] = [o.kind, o.by, o.blur, *o.advanced.inputs()]
+    given = [o.image, o.mask, *asked]
+    shown_by_look = [p.panel, p.stage, seen, timer, o.start, o.cancel]
     # No limit and no queue: these calls take milliseconds, and must not wait for sampling or submissions.
     quiet: dict[str, Any] = {
         "show_progress": "hidden",
@@ -152,77 +61,34 @@ def tab(
         "concurrency_limit": None,
     }
     look: dict[str, Any] = {"fn": handlers.look, "inputs": [job, seen], "outputs": shown_by_look, **quiet}
-    examples.pick(handlers.pick, None, [image, mask, kind, by, advanced.sigma], **quiet)
-    kind.change(handlers.choose, kind, [holes, by, blur], **quiet)
-    image.change(handlers.take, [image, job], [job, panel, stage, size], **quiet).then(
+    o.examples.pick(handlers.pick, None, [o.image, o.mask, o.kind, o.by, o.advanced.sigma], **quiet)
+    o.kind.change(handlers.choose, o.kind, [o.holes, o.by, o.blur], **quiet)
+    o.image.change(handlers.take, [o.image, job], [job, p.panel, p.stage, size], **quiet).then(
         None, job, None, js=read_static("address.js")
     )
-    asked: list[Any] = [kind, by, blur, *advanced]
     gr.on(
         [part.change for part in (size, *asked)],
         handlers.expect,
         [size, *asked],
-        expected,
+        o.expected,
         trigger_mode="always_last",
         **quiet,
     )
     # No limit here: `Turns` limits submissions, per client.
-    start.click(
+    o.start.click(
         handlers.start,
         given,
-        [job, stage],
+        [job, p.stage],
         concurrency_limit=None,
         show_progress="hidden",
         api_visibility="private",
     ).success(**look).then(None, job, None, js=read_static("address.js")).then(
         None, None, None, js=read_static("show.js")
     )
-    cancel.click(handlers.cancel, job, None, **quiet).then(**look)
+    o.cancel.click(handlers.cancel, job, None, **quiet).then(**look)
     timer.tick(**look)
     # The script listens to clicks: the event of gr.Tab also fires on load, before the address is read.
     blocks.load(handlers.find, anchor, [tabs, job], js=read_static("addresses.js"), **quiet).then(**look)
-
-
-class Settings(NamedTuple):
-    """The components of the advanced settings."""
-
-    preset: gr.Dropdown
-    regularizer: gr.Dropdown
-    ensemble_size: gr.Dropdown
-    sigma: gr.Number
-    seed: gr.Number
-    loss: gr.Dropdown
-
-
-def settings() -> Settings:
-    """Builds the accordion of the advanced settings."""
-    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-        preset = gr.Dropdown(
-            [(PRESET_LABELS.get(name, name), name) for name in PRESETS], value=Task.preset, label="Preset"
-        )
-        regularizer = gr.Dropdown(
-            list(SPARSITIES), value=Task.regularizer, label="Regularizer", info="Constraint on the codes."
-        )
-        ensemble_size = gr.Dropdown(
-            [("the preset's", 0), *range(1, MAX_ENSEMBLE + 1)],
-            value=0,
-            label="Networks",
-            info="Number of networks averaged; run time grows linearly.",
-            elem_id="ensemble_size",
-        )
-        sigma = gr.Number(
-            0,
-            label="Noise σ",
-            info="Standard deviation in gray levels, 0 to 255; 0: estimated.",
-            minimum=0,
-            maximum=MAX_SIGMA,
-            elem_id="sigma",
-        )
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER)
-        loss = gr.Dropdown(
-            [(f"{name}: {meaning}", name) for name, meaning in LOSSES.items()], value=Task.loss, label="Loss"
-        )
-    return Settings(preset, regularizer, ensemble_size, sigma, seed, loss)
 
 
 class Handlers:
@@ -435,10 +301,3 @@ def shown(picture: Picture) -> dict[str, Any]:
 
 def data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def thumbnails() -> str:
-    """The examples as buttons."""
-    return markup.examples(
-        [(example.caption, read_picture(EXAMPLES / example.image).pixels) for example in SHOWN]
-    )

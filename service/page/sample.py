@@ -1,180 +1,88 @@
 """The Sample tab: draw images, set their sparsity, and inspect the code of one image."""
 
-import json
 import secrets
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
-import numpy as np
 
 from sparsegen.common.checks import check_integer
 from sparsegen.pictures import images
 from sparsegen.service.models import Model
 from sparsegen.service.page import catalog, inspector, link, markup
+from sparsegen.service.page.choice import Choice, address, client_call, curl_call, link_to, python_call
 from sparsegen.service.page.handlers import BROWSER_INTEGER, detail, show_errors, whole
+from sparsegen.service.page.sample_layout import (
+    ANY,
+    class_choice,
+    columns,
+    layout,
+    meaning,
+    projected_levels,
+    slider,
+)
 from sparsegen.service.page.static import read_static
-from sparsegen.service.prefix import prefix_of
 from sparsegen.service.sampling import MAX_COUNT
 from sparsegen.zoo import card, noise
-from sparsegen.zoo.k_range import KRange, resolve
+from sparsegen.zoo.k_range import resolve
 
-ANY = -1  # the class of each image is drawn from the seed
-INSPECTOR = """## Code inspector
-Select an image above to see where its code is dense and which atoms it consists of. Then switch atoms off and
-compare."""
-LISTING = """## Models, best first
-The distance compares generated images with the training images; lower is better."""
 OPENED = 15  # components that an address sets
 
 
 def tab(blocks: gr.Blocks, models: Mapping[str, Model], asks_token: bool, http_api: bool = True) -> None:
     """Builds the Sample tab, and connects it to the samplers."""
     handlers = Handlers(models, asks_token, http_api)
-    ranked = sorted(models.values(), key=catalog.merit)
-    first, choices = ranked[0], [(catalog.title(model), model.name) for model in ranked]
-    with gr.Row(elem_id="sampling"):
-        with gr.Column(scale=2, min_width=280, elem_id="settings"):
-            name = gr.Dropdown(choices, value=first.name, label="Model (type to search)", elem_id="model")
-            column = gr.Radio(**columns(first, models), label="Regularizer", elem_id="column")
-            label = gr.Dropdown(**class_choice(first), label="Class", elem_id="class")
-            with gr.Row():
-                seed = gr.Number(
-                    0, label="Seed", precision=0, minimum=0, maximum=BROWSER_INTEGER, elem_id="seed"
-                )
-                dice = gr.Button("New seed", min_width=130, scale=0, elem_id="dice")
-            count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Images", elem_id="count")
-            compare = gr.Checkbox(label="Compare with a second setting", elem_id="compare")
-            with gr.Column(visible=False) as second:
-                other = gr.Dropdown(choices, value=first.name, label="Second model", elem_id="other")
-                k_other = gr.Slider(**slider(first, 0) | {"label": "k of the second"}, elem_id="k_other")
-            facts = gr.HTML(elem_id="facts")
-        with gr.Column(scale=3, min_width=280, elem_id="view"):
-            head = gr.HTML(markup.head(first), js_on_load=read_static("head.js"), elem_id="head")
-            with gr.Column(elem_id="sparsity"):
-                k_1 = gr.Slider(**slider(first, 0), elem_id="k1")
-                apart = gr.Checkbox(
-                    label="Set k of Γ2 separately", visible=projected_levels(first) > 1, elem_id="apart"
-                )
-                k_2 = gr.Slider(**slider(first, 1) | {"visible": False}, elem_id="k2")
-            gallery = gr.HTML(js_on_load=read_static("pick.js"), elem_id="gallery")
-            share = gr.HTML(js_on_load=read_static("share.js"), elem_id="share")
-    elsewhere = "The same pixels from Python and over HTTP" if http_api else "The same pixels from Python"
-    with gr.Accordion(elsewhere, open=False, elem_id="calls"):
-        python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
-        if http_api:
-            call = gr.Code(language="shell", label="HTTP", interactive=False, elem_id="curl")
-        else:
-            call = gr.Code(language="python", label="gradio_client", interactive=False, elem_id="client")
-    with gr.Accordion("Model card", open=False, elem_id="card"):
-        facts_of_model = gr.Markdown(card.measured(first.config))
-    gr.Markdown(INSPECTOR)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=280):
-            index = gr.Number(
-                0,
-                label="Image (the first is 0)",
-                precision=0,
-                minimum=0,
-                maximum=MAX_COUNT - 1,
-                elem_id="index",
-            )
-            inside = gr.HTML(elem_id="inside")
-        with gr.Column(scale=3, min_width=280):
-            atoms = gr.HTML(js_on_load=read_static("toggle.js"), elem_id="atoms")
-            loss = gr.HTML(elem_id="loss")
-    gr.Markdown(LISTING)
-    listing = gr.HTML(js_on_load=read_static("choose.js"), elem_id="models")
+    s, v, d = layout(models, http_api)
     anchor = gr.Textbox(visible=False)
-
-    chosen = [name, label, seed, count, k_1, apart, k_2, index]
-    compared = [compare, other, k_other]
-    model_parts = [name, column, label, k_1, apart, k_2, head, facts_of_model]
+    chosen = [s.name, s.label, s.seed, s.count, v.k_1, v.apart, v.k_2, d.index]
+    compared = [s.compare, s.other, s.k_other]
+    model_parts = [s.name, s.column, s.label, v.k_1, v.apart, v.k_2, v.head, d.card]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     named = quiet | {"api_visibility": "undocumented"}  # callable by name; `api` has the documented ones
     draw: dict[str, Any] = {
         "fn": handlers.draw,
         "inputs": [*chosen, *compared],
-        "outputs": [gallery, facts],
+        "outputs": [v.gallery, s.facts],
     }
     # After the images, since the browser takes longer for them.
     calls: dict[str, Any] = {
         "fn": handlers.calls,
         "inputs": [*chosen, *compared],
-        "outputs": [python, call, share],
+        "outputs": [d.python, d.call, v.share],
     }
-    look: dict[str, Any] = {"fn": handlers.look, "inputs": chosen, "outputs": [inside, atoms, loss]}
+    look: dict[str, Any] = {"fn": handlers.look, "inputs": chosen, "outputs": [d.inside, d.atoms, d.loss]}
 
     def redraw(event: gr.events.Dependency) -> None:
         event.then(**draw, **quiet).then(**look, **quiet).then(**calls, **quiet)
 
-    for choice in (name, label, other):
+    for choice in (s.name, s.label, s.other):
         # Selects the text, so that typing replaces it and searches the list.
         choice.focus(None, js=read_static("select.js"), **quiet)
     blocks.load(
         handlers.open,
         anchor,
-        [*model_parts, seed, count, index, *compared, second],
+        [*model_parts, s.seed, s.count, d.index, *compared, s.second],
         js="() => [location.hash]",
         **quiet,
     ).then(**draw, **named, api_name="draw").then(**look, **named, api_name="look").then(
         **calls, **named, api_name="calls"
-    ).then(handlers.list_models, name, listing, **quiet)
-    live = [label.input, seed.input, k_1.input, k_2.input, index.input, k_other.input]
+    ).then(handlers.list_models, s.name, d.listing, **quiet)
+    live = [s.label.input, s.seed.input, v.k_1.input, v.k_2.input, d.index.input, s.k_other.input]
     gr.on(live, **draw, trigger_mode="always_last", **quiet).then(**look, **quiet).then(**calls, **quiet)
-    redraw(count.input(handlers.fit, [count, index], index, trigger_mode="always_last", **quiet))
-    redraw(dice.click(handlers.roll, None, seed, **quiet))
+    redraw(s.count.input(handlers.fit, [s.count, d.index], d.index, trigger_mode="always_last", **quiet))
+    redraw(s.dice.click(handlers.roll, None, s.seed, **quiet))
     choose: dict[str, Any] = {"fn": handlers.choose, "outputs": model_parts}
-    redraw(name.input(**choose, inputs=[name, label], **named, api_name="choose"))
-    redraw(column.input(**choose, inputs=[column, label], **quiet))
-    redraw(listing.pick(handlers.choose_listed, label, model_parts, **quiet))
-    redraw(apart.input(handlers.part, [name, apart, k_1], [k_1, k_2], **quiet))
-    redraw(compare.input(handlers.compare, [compare, name, k_1], [second, other, k_other], **quiet))
-    redraw(other.input(handlers.choose_other, other, k_other, **quiet))
-    redraw(gallery.pick(handlers.pick, None, index, **quiet))
-    atoms.toggle(handlers.switch, chosen, loss, trigger_mode="always_last", **quiet)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The settings of the page: `count` images of a seed; the image at `index` is inspected.
-
-    `label` is the class of all images; None: drawn from the seed, or the model is unconditional.
-    """
-
-    model: Model
-    seed: int
-    count: int
-    k: list[int]
-    index: int
-    label: int | None = None
-
-    def run(self, first: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        sampler = self.model.sampler
-        z, labels = noise.z(count, sampler.z_dim, self.seed, first), self._labels(first, count)
-        return sampler.run(z, self.k or None, labels=labels)
-
-    def classes(self, first: int, count: int) -> list[str]:
-        """The name of the class of each image; "" if the model is unconditional."""
-        labels = self._labels(first, count)
-        return [""] * count if labels is None else [self.model.classes[label] for label in labels]
-
-    @property
-    def file(self) -> str:
-        """The name of a file with these images, without its extension."""
-        k = "".join(f"-k{value}" for value in dict.fromkeys(self.k))
-        return f"{self.model.name}-seed{self.seed}{k}"
-
-    def called(self) -> str:
-        """Its model and k, for people."""
-        k = ", ".join(map(str, dict.fromkeys(self.k)))
-        return f"{self.model.name}, k = {k}" if k else self.model.name
-
-    def _labels(self, first: int, count: int) -> np.ndarray | None:
-        sampler = self.model.sampler
-        return noise.labels(count, sampler.classes, self.seed, self.label, sampler.class_names, first)
+    redraw(s.name.input(**choose, inputs=[s.name, s.label], **named, api_name="choose"))
+    redraw(s.column.input(**choose, inputs=[s.column, s.label], **quiet))
+    redraw(d.listing.pick(handlers.choose_listed, s.label, model_parts, **quiet))
+    redraw(v.apart.input(handlers.part, [s.name, v.apart, v.k_1], [v.k_1, v.k_2], **quiet))
+    redraw(
+        s.compare.input(handlers.compare, [s.compare, s.name, v.k_1], [s.second, s.other, s.k_other], **quiet)
+    )
+    redraw(s.other.input(handlers.choose_other, s.other, s.k_other, **quiet))
+    redraw(v.gallery.pick(handlers.pick, None, d.index, **quiet))
+    d.atoms.toggle(handlers.switch, chosen, d.loss, trigger_mode="always_last", **quiet)
 
 
 class Handlers:
@@ -427,106 +335,3 @@ def _index(index: object, count: int) -> int:
     """The index of an image, limited to the last of `count` images."""
     given = check_integer("index", whole(index), 0, MAX_COUNT - 1, "the image, the first being 0")
     return min(given, count - 1)
-
-
-def projected_levels(model: Model) -> int:
-    return len(model.sampler.k_ranges)
-
-
-def columns(model: Model, models: Mapping[str, Model]) -> dict[str, Any]:
-    """The settings of the choice among the regularizers of a network; hidden if there is only one."""
-    alike = [name for name, one in models.items() if catalog.network(one) == catalog.network(model)]
-    choices = [(name.rpartition(".")[2], name) for name in alike]
-    return {"choices": choices, "value": model.name, "visible": len(alike) > 1}
-
-
-def class_choice(model: Model, label: object = ANY) -> dict[str, Any]:
-    """The settings of the choice of a class; hidden if the model is unconditional."""
-    choices = [("any", ANY), *((called, number) for number, called in enumerate(model.classes))]
-    known = label in range(len(model.classes))
-    return {"choices": choices, "value": label if known else ANY, "visible": bool(model.classes)}
-
-
-def slider(model: Model, place: int) -> dict[str, Any]:
-    """The settings of the slider for the k of one level; hidden if the model does not have this level."""
-    if place >= projected_levels(model):
-        return {"minimum": 1, "maximum": 2, "value": 1, "step": 1, "visible": False, "label": "k", "info": ""}
-    rest = model.sampler.k_ranges[place:]
-    limit = min(k_range.limit for k_range in rest)
-    return {
-        "minimum": 1,
-        "maximum": limit,
-        "value": rest[0].k,
-        "step": 1,
-        "visible": True,
-        "label": "Sparsity (k)" if place == 0 else "k of Γ2",
-        "info": meaning(rest),
-    }
-
-
-def meaning(k_ranges: Sequence[KRange]) -> str:
-    """The description of a slider that sets k for these levels."""
-    levels = " and ".join(f"Γ{k_range.level}" for k_range in k_ranges)
-    return f"Non-zeros kept per {k_ranges[0].unit} of {levels}; trained with {k_ranges[0].k:,}."
-
-
-def link_to(sides: Sequence[Choice]) -> str:
-    """The part of an address that opens the page with these settings; see `Handlers.open`."""
-    shown = sides[0]
-    settings: dict[str, object] = {
-        "model": shown.model.name,
-        "seed": shown.seed,
-        "k": ",".join(map(str, dict.fromkeys(shown.k) if len(set(shown.k)) == 1 else shown.k)) or None,
-        "class": shown.label,
-        "count": shown.count,
-        "image": shown.index or None,
-    }
-    for other in sides[1:]:
-        settings |= {"with": other.model.name, "with_k": other.k[0] if other.k else None}
-    return link.fragment("sample", settings)
-
-
-def address(request: gr.Request) -> str:
-    """The address of this server, as used by the browser."""
-    headers = request.headers
-    server = headers.get("origin") or f"http://{headers.get('host', '127.0.0.1:3000')}"
-    return server + prefix_of(headers)
-
-
-def python_call(shown: Choice) -> str:
-    k = f", k={shown.k}" if shown.k else ""
-    labels = "" if shown.label is None else f", labels={shown.label}"
-    size = shown.model.sampler.image_size
-    return (
-        "from sparsegen.export.runtime import open_sampler\n\n"
-        f"pixels = open_sampler({shown.model.source!r}).sample({shown.count}, seed={shown.seed}{k}{labels})"
-        f"  # uint8 ({shown.count}, {size}, {size}, 3)"
-    )
-
-
-def client_call(shown: Choice, server: str) -> str:
-    """The call of the endpoint /sample of the page."""
-    given = {"model": shown.model.name, "count": shown.count, "seed": shown.seed}
-    given |= {"k": shown.k} if shown.k else {}
-    given |= {} if shown.label is None else {"labels": shown.label}
-    arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
-    return (
-        "from gradio_client import Client\n\n"
-        f'files = Client({server + "/"!r}).predict({arguments}, api_name="/sample")'
-    )
-
-
-def curl_call(shown: Choice, server: str, asks_token: bool) -> str:
-    set_here = {"k": shown.k or None, "labels": shown.label}
-    body = {
-        "model": shown.model.name,
-        "count": shown.count,
-        "seed": shown.seed,
-        **{name: value for name, value in set_here.items() if value is not None},
-        "format": "npy",
-    }
-    token = "  -H 'Authorization: Bearer TOKEN' \\\n" if asks_token else ""
-    return (
-        f"curl {shlex.quote(server + '/sample')} -H 'Content-Type: application/json' \\\n{token}"
-        f"  -d {shlex.quote(json.dumps(body))} -o pixels.npy"
-    )

@@ -21,7 +21,7 @@ def _limit(default: Number, low: float, high: float, meaning: str) -> Number:
     return field(default=default, metadata={"low": low, "high": high, "meaning": meaning})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
     """The setting `job_hours` has the environment variable SPARSEGEN_JOB_HOURS; commas separate the parts of a list.
 

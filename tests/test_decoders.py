@@ -231,8 +231,8 @@ def test_invalid_answers_of_a_decoder_are_refused(answer, pool, monkeypatch):
 
 def test_limits_are_read_from_the_environment_and_invalid_ones_are_refused():
     assert ServiceSettings.from_environment({}) == ServiceSettings()
-    given = ServiceSettings.from_environment({"SPARSEGEN_JOB_HOURS": "0.5", "SPARSEGEN_DECODERS": "3"})
-    assert given == ServiceSettings(job_hours=0.5, decoders=3) and isinstance(given.decoders, int)
+    given = ServiceSettings.from_environment({"SPARSEGEN_JOB_HOURS": "0.5", "SPARSEGEN_DECODERS": "5"})
+    assert given == ServiceSettings(job_hours=0.5, decoders=5) and isinstance(given.decoders, int)
     for text in ("many", "0", "1.5", "nan", "1e9"):
         with pytest.raises(
             ValueError, match=r"SPARSEGEN_DECODERS is an integer from 1 to 64: .*; got"

@@ -172,10 +172,14 @@ def test_jobs_survive_the_loss_of_a_worker_of_redis_and_of_a_server(topology: To
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_nginx_spreads_the_api_and_keeps_a_visitor_of_the_page_at_one_server(topology: Topology) -> None:
-    def hits(path: str) -> list[int]:
+    def request(path: str) -> None:
         for _ in range(8):
             assert topology.ask("GET", path).status_code == 200
+
+    def hits(path: str) -> list[int]:
         return [server.log.read_text().count(f" GET {path.rstrip('/')} ") for server in topology.servers]
 
-    assert min(hits("/models")) > 0
-    assert sorted(hits("/ui/")) == [0, 8]
+    request("/models")
+    assert until(lambda: min(hits("/models")) > 0, True) is True
+    request("/ui/")
+    assert until(lambda: sorted(hits("/ui/")), [0, 8]) == [0, 8]

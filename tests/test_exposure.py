@@ -337,7 +337,15 @@ def test_an_invalid_setting_is_refused(given, words):
 
 def test_settings_are_the_same_after_a_round_trip_through_the_environment():
     exposure = ServiceSettings(
-        "::", ("a.example", "b"), (GOOD,), (SPACE, "*"), TOKEN, ("10.0.0.0/8",), 3, 4, 5
+        host="::",
+        allow_host=("a.example", "b"),
+        allow_origin=(GOOD,),
+        allow_frame=(SPACE, "*"),
+        token=TOKEN,
+        proxy=("10.0.0.0/8",),
+        root_path="/images",
+        client_requests=3,
+        sync_seconds=4.5,
     )
     assert ServiceSettings.from_environment(exposure.environment()) == exposure
     assert exposure.environment()["FORWARDED_ALLOW_IPS"] == "10.0.0.0/8"

@@ -355,7 +355,7 @@ from sparsegen.service.page import app as app_of_page
 from sparsegen.service.models import open_models
 app_of_page.MAX_SESSIONS = 3
 app = FastAPI()
-app_of_page.mount(app, open_models(Path(sys.argv[1]))[0], lambda: None)
+app_of_page.mount(app, open_models(Path(sys.argv[1]))[0], lambda: None, lambda: None)
 (blocks,) = [route.app.get_blocks() for route in app.routes if hasattr(getattr(route, "app", None), "get_blocks")]
 client, form = TestClient(app), {"files": b"a"}
 for number in range(8):
@@ -397,7 +397,7 @@ from sparsegen.service.page import app as app_of_page
 from sparsegen.service.models import open_models
 models, handler, path, address = sys.argv[1:]
 app = FastAPI()
-app_of_page.mount(app, open_models(Path(models))[0], lambda: None)
+app_of_page.mount(app, open_models(Path(models))[0], lambda: None, lambda: None)
 value = {"path": path, "meta": {"_type": "gradio.FileData"}}
 answer = TestClient(app).post(address, json={"fn_index": int(handler), "data": [value, None]})
 print(answer.status_code)

@@ -162,7 +162,7 @@ def test_without_test_images_only_the_measures_that_need_them_are_missing() -> N
 
 @pytest.mark.parametrize(("made", "known"), [(3, 300), (40, 3)])
 def test_too_few_images_are_refused(made: int, known: int) -> None:
-    with pytest.raises(ValueError, match="at least 4 real and 4 generated images; got 3"):
+    with pytest.raises(ValueError, match="at least 4 real and 4 generated images are needed; got 3"):
         measure_quality(samples(colored([0] * made, 2)), Reference(NETWORK, images(known, 0)))
 
 

@@ -288,7 +288,7 @@ REFUSALS = [
     ([IMAGE, ("members", "2"), ("ensemble_size", "2")], 422, "both are given"),
     ([IMAGE, ("kind", "upscale")], 422, "by is 2 or 4"),
     ([IMAGE, ("kind", "upscale"), ("by", "3")], 422, "by is 2 or 4"),
-    ([IMAGE, ("by", "2")], 422, "not allowed for other kinds"),
+    ([IMAGE, ("by", "2")], 422, "belongs to upscale, and denoise does not have it"),
     ([("image", plain(0, 300, 300)), ("kind", "upscale"), ("by", "4")], 422, "1200 x 1200 pixels"),
     ([IMAGE, ("kind", "deblur")], 422, "gaussian:1.6"),
     ([IMAGE, ("kind", "deblur"), ("kernel", "box:3")], 422, "gaussian:SIGMA"),
@@ -302,7 +302,7 @@ REFUSALS = [
     ([IMAGE, ("mask", mask())], 422, "denoise takes no mask"),
     ([IMAGE, ("kind", "inpaint"), ("mask", mask(41, 30))], 422, "41 x 30 pixels and the image 40 x 30"),
     ([IMAGE, ("kind", "inpaint"), ("mask", plain(0))], 422, "without a white pixel"),
-    ([IMAGE, ("kind", "inpaint"), ("mask", plain(255))], 422, "white all over"),
+    ([IMAGE, ("kind", "inpaint"), ("mask", plain(255))], 422, "without a black pixel, so no pixel is known"),
     ([IMAGE, ("kind", "inpaint"), ("mask", TEXT)], 400, "the mask"),
     ([IMAGE, *[(f"field{number}", "1") for number in range(100)]], 400, "fields"),
 ]

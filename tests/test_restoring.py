@@ -236,8 +236,8 @@ BAD = [
     (("upscale", "noisy.png", "--by", 3), "got 3"),
     (("upscale", "noisy.png", "--by", 2, "--clean", "clean.png"), "128 x 128 pixels"),
     (("deblur", "noisy.png"), "--kernel"),
-    (("deblur", "noisy.png", "--kernel", "gauss"), "--kernel gauss: there is no such file"),
-    (("deblur", "noisy.png", "--kernel", "1.6"), "a Gaussian is e.g. gaussian:1.6"),
+    (("deblur", "noisy.png", "--kernel", "gauss"), "--kernel gauss: the file does not exist"),
+    (("deblur", "noisy.png", "--kernel", "1.6"), "a Gaussian is, e.g., gaussian:1.6"),
     (("deblur", "noisy.png", "--kernel", "negative.npy"), "negative.npy: a blur kernel must hold"),
     (("deblur", "noisy.png", "--kernel", "terabytes.npy"), "terabytes.npy is not a .npy array"),
     (("deblur", "noisy.png", "--kernel", "gaussian:0"), "got 'gaussian:0'"),
@@ -309,7 +309,7 @@ def test_a_missing_library_is_reported_before_the_work(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setitem(sys.modules, module, None)
-    assert_refused(sparsegen("denoise", "noisy.png", "--out", "o.png", *option), f"'sparsegen[{extra}]'")
+    assert_refused(sparsegen("denoise", "noisy.png", "--out", "o.png", *option), f"[{extra}]'")
 
 
 def test_the_depth_and_alpha_of_pictures_are_kept(

@@ -311,11 +311,11 @@ def test_a_machine_without_bfloat16_is_reported(
     [
         (
             "wgan_gp-8.l0",
-            "from a dcgan-8.ml: .* the source has dcgan, 8, 32, requested are wgan_gp, 8, 32",
+            "from a dcgan-8.ml: .* The source is a dcgan with 8 atoms .* a wgan_gp with 8 atoms .* is requested",
         ),
         (
             "dcgan-16.ml",
-            "from a dcgan-8.ml: .* the source has dcgan, 8, 32, requested are dcgan, 16, 32",
+            "from a dcgan-8.ml: .* The source is a dcgan with 8 atoms .* a dcgan with 16 atoms .* is requested",
         ),
     ],
 )
@@ -563,7 +563,7 @@ def test_a_refused_run_writes_nothing_and_a_run_without_a_checkpoint_starts_agai
             "has 10 classes, and noise has labels up to 10: give data of at most 10",
         ),
         ({"start_from": "nobody.ml"}, "no model"),
-        ({"start_from": "dcgan.ml"}, "the source has dcgan, 128, 32"),
+        ({"start_from": "dcgan.ml"}, "The source is a dcgan with 128 atoms"),
     ]:
         with pytest.raises(ValueError, match=says):
             start(folder, 4, **wrong)

@@ -185,9 +185,11 @@ def test_a_worker_of_the_space_restores_a_picture(client, space, folder, tmp_pat
     assert worker.environ()["PYTHONPATH"].split(os.pathsep)[0] == str(folder)  # not the installed package
 
 
-def test_a_restoration_that_takes_too_long_for_the_public_is_refused(client):
+def test_a_restoration_that_takes_too_long_for_the_public_is_refused(client, tmp_path):
+    (tmp_path / "large.png").write_bytes(encoded(Image.new("RGB", (600, 600))))
+    picture = handle_file(tmp_path / "large.png")
     with pytest.raises(AppError, match="0.5"):
-        client.predict(preset="paper", api_name="/restore")
+        client.submit(image=picture, preset="paper", api_name="/restore").result(timeout=60)
 
 
 @pytest.mark.parametrize(

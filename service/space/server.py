@@ -4,6 +4,7 @@ The page is at /, where the Hub and gradio_client look for it, and at /ui as on 
 apply. Restorations run in a worker process. Only the temporary folder is written.
 """
 
+import asyncio
 import logging
 import os
 import sys
@@ -95,11 +96,13 @@ def serve(models: Path, repo_ids: Sequence[str], stopped: list[int]) -> None:
     app = create_app(settings, models, repo_ids)
     connections.use(settings.proxy)
     set_up_logs()
+    logging.getLogger("uvicorn.error").addFilter(_is_no_canceled_stream)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host,
             port,
+            log_config=None,  # the handlers of this process
             access_log=False,  # it would show the paths of files
             server_header=False,
             forwarded_allow_ips=list(settings.proxy),
@@ -114,6 +117,11 @@ def serve(models: Path, repo_ids: Sequence[str], stopped: list[int]) -> None:
             server.run()
     finally:
         pool.stop()
+
+
+def _is_no_canceled_stream(record: logging.LogRecord) -> bool:
+    """A server that stops cancels the streams of open pages; uvicorn would log a traceback for each of them."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def address(environment: dict[str, str] | os._Environ[str]) -> tuple[str, int]:

@@ -8,8 +8,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import NormalizedName, canonicalize_name
 
 import sparsegen
 from sparsegen.common.files import atomic_folder, check_writable
@@ -36,13 +40,14 @@ PACKAGE = (  # the parts of this package that a Space needs
 )
 REQUIREMENTS = (  # modules; their distributions are pinned to the versions that are installed here
     "anyio", "fastapi", "gradio", "h11", "httpx2", "huey", "huggingface_hub", "imagecodecs", "jinja2", "lazy_loader",
-    "loky", "numba", "numpy", "onnxruntime", "PIL", "prometheus_client", "psutil", "pydantic", "python_multipart",
-    "safetensors", "starlette", "tifffile", "torch", "uvicorn",
+    "loky", "numba", "numpy", "onnxruntime", "packaging", "PIL", "prometheus_client", "psutil", "pydantic",
+    "python_multipart", "safetensors", "starlette", "tifffile", "torch", "uvicorn",
 )  # fmt: skip
 CPU = {
     "onnxruntime_gpu": "onnxruntime",
     "onnxruntime-gpu": "onnxruntime",
 }  # distributions for machines without a GPU
+HUB_EXTRAS = ("oauth", "mcp")  # of gradio, which the Hub installs
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI's torch for Linux needs gigabytes of CUDA
 APP = '''"""Runs the Space. Written by `sparsegen space`."""
 
@@ -152,11 +157,33 @@ def write_space(path: Path, chosen: Sequence[Chosen], title: str, repo_id: str |
 
 
 def requirements() -> str:
-    """The pinned packages, for machines without a GPU."""
+    """The packages, for machines without a GPU, pinned to the installed versions.
+
+    The Hub installs them in one step with gradio[oauth,mcp]. If an extra of Gradio excludes the installed version of a
+    package, its range replaces the pin.
+    """
     found = packages_distributions()
     names = sorted({found[module][0] for module in REQUIREMENTS}, key=str.lower)
-    pins = [f"{CPU.get(name, name)}=={version(name).partition('+')[0]}" for name in names]
-    return "\n".join([f"--extra-index-url {CPU_INDEX}", *pins, ""])
+    ranges = _ranges_of_the_hub()
+    lines = [f"--extra-index-url {CPU_INDEX}"]
+    for name in names:
+        installed = version(name).partition("+")[0]
+        allowed = ranges.get(canonicalize_name(name), SpecifierSet())
+        lines.append(
+            f"{CPU.get(name, name)}=={installed}" if allowed.contains(installed) else f"{name}{allowed}"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _ranges_of_the_hub() -> dict[NormalizedName, SpecifierSet]:
+    """The versions that gradio with the extras of HUB_EXTRAS allows, by package."""
+    ranges: dict[NormalizedName, SpecifierSet] = {}
+    for line in requires("gradio") or []:
+        needed = Requirement(line)
+        if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in HUB_EXTRAS):
+            name = canonicalize_name(needed.name)
+            ranges[name] = ranges.get(name, SpecifierSet()) & needed.specifier
+    return ranges
 
 
 def readme(chosen: Sequence[Chosen], title: str, repo_id: str | None) -> str:

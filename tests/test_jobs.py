@@ -26,8 +26,8 @@ from server import free_port, until
 from pictures import encoded
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.settings import Task, fair_threads
+from sparsegen.service.jobs import calibration, worker
 from sparsegen.service.jobs import store as jobs
-from sparsegen.service.jobs import worker
 from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError, StoreFull
 from sparsegen.service.jobs.pool import WorkerPool
 from sparsegen.service.jobs.storage import TABLES, KeyValueStore
@@ -1066,4 +1066,4 @@ def test_a_pool_passes_the_number_of_its_workers_to_them(monkeypatch: pytest.Mon
     monkeypatch.setattr("subprocess.Popen", lambda command, **about: started.append(about["env"]))
     pool = WorkerPool(3, {"A": "b"})
     pool.restart_dead()
-    assert [env[worker.WORKERS] for env in started] == ["3"] * 3 and started[0]["A"] == "b"
+    assert [env[calibration.WORKERS] for env in started] == ["3"] * 3 and started[0]["A"] == "b"

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from sparsegen.reproduce.tables import RECORDS, read_records
 from sparsegen.restoration import stopping
-from sparsegen.restoration.settings import PRESETS, Task, typical_iterations
+from sparsegen.restoration.settings import OVERHEAD, PRESETS, Task, typical_iterations
 from sparsegen.restoration.stopping import HeldOutRule, NoiseFitRule, estimate_sigma
 
 SIGMA = 0.1
@@ -187,14 +187,15 @@ def test_the_effort_agrees_with_the_runs_of_table_3() -> None:
 
 def test_effort_counts_hourglasses_iterations_and_pixels() -> None:
     ensemble_size, cost = PRESETS["fast"].ensemble_size, PRESETS["paper"].cost
-    assert Task.of(iterations=10).effort(100, 200) == 10 * 100 * 200 * ensemble_size
-    assert Task.of(iterations=10).effort(16, 200) == 10 * 64 * 200 * ensemble_size  # a side is at least 64
-    assert Task.of(preset="paper").effort(100, 200) == 3000 * 100 * 200 * cost
-    assert (
-        Task.of(kind="inpaint", ensemble_size=1).effort(100, 200) == 3000 * 100 * 200
+    assert Task.of(iterations=10).effort(100, 200) == 10 * (100 * 200 + OVERHEAD) * ensemble_size
+    side_64 = 10 * (64 * 200 + OVERHEAD) * ensemble_size
+    assert Task.of(iterations=10).effort(16, 200) == side_64  # a side is at least 64
+    assert Task.of(preset="paper").effort(100, 200) == 3000 * (100 * 200 * cost + OVERHEAD)
+    assert Task.of(kind="inpaint", ensemble_size=1).effort(100, 200) == 3000 * (
+        100 * 200 + OVERHEAD
     )  # HeldOutRule rarely stops it
-    assert Task.of(loss="l1", ensemble_size=4).effort(100, 200) == 3000 * 100 * 200 * 4
-    assert Task.of(sigma=0).effort(128, 128) == 3000 * 128**2 * ensemble_size
+    assert Task.of(loss="l1", ensemble_size=4).effort(100, 200) == 3000 * (100 * 200 + OVERHEAD) * 4
+    assert Task.of(sigma=0).effort(128, 128) == 3000 * (128**2 + OVERHEAD) * ensemble_size
     assert (
         Task.of().effort(100, 200) == Task.of(sigma=25).effort(100, 200) > Task.of(sigma=50).effort(100, 200)
     )

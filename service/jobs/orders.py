@@ -26,7 +26,7 @@ from sparsegen.restoration.settings import (
     rename_settings,
 )
 from sparsegen.service.errors import Refused
-from sparsegen.service.jobs.budget import check_budget
+from sparsegen.service.jobs.budget import check_budget, expected_effort, measure_content
 from sparsegen.service.jobs.decoding import DecodersBusy, decoders, patience
 from sparsegen.service.jobs.store import FILES, MAX_WAITING, STORED_PIXELS, Status, Store
 from sparsegen.service.requests import RequestModel, clip
@@ -234,11 +234,11 @@ def order(
             f"the result has {width} x {height} pixels, and a result in one request has at most {max_pixels:,}: submit "
             "a job with POST /restore",
         )
+    effort = expected_effort(checked.task, height, width, *measure_content(checked.image.pixels))
     try:
-        check_budget(checked.task, height, width, store.pace(), settings)
+        check_budget(checked.task, height, width, effort, store.pace(), settings)
     except ValueError as error:
         raise Refused(422, str(error)) from None
-    effort = checked.task.effort(height, width)
     status = store.submit(
         asdict(checked.task),
         files,

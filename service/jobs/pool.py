@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import sparsegen
-from sparsegen.service.jobs.worker import WORKERS
+from sparsegen.service.jobs.calibration import WORKERS
 
 logger = logging.getLogger(__name__)
 

@@ -370,6 +370,11 @@ class Store:
             self.blobs.put("done", _pack({name: 0.7 * before.get(name, 0) + done[name] for name in done}))
         return True
 
+    def calibrate(self, seconds: float, effort: float) -> None:
+        """Sets the pace, unless a job has been measured."""
+        if not self._done():
+            self.blobs.put("done", _pack({"seconds": seconds, "effort": effort}))
+
     def fail(self, claim: Claim, sentence: str, facts: Json) -> bool:
         return self._end(claim.id, "failed", error=sentence, notes=claim.record["notes"], **facts)
 
@@ -469,7 +474,7 @@ class Store:
         return {} if done is None else _load(done)
 
     def pace(self) -> float | None:
-        """Seconds per unit of effort, measured on finished jobs; None before the first."""
+        """Seconds per unit of effort, measured on finished jobs or by `calibrate`; None before."""
         done = self._done()
         return done["seconds"] / done["effort"] if done else None
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sparsegen.pictures.picture import Picture
-from sparsegen.restoration.settings import Task, fair_threads, rename_settings
+from sparsegen.restoration.settings import Task, rename_settings
+from sparsegen.service.jobs.calibration import Calibration, set_threads
 from sparsegen.service.jobs.decoding import decoders
 from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.store import HEARTBEAT_EVERY, STORED_PIXELS, Claim, Store, open_store
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WORKERS = "SPARSEGEN_WORKERS"  # the environment variable with the number of workers on this machine
 POLL_EVERY = 0.5  # seconds, as the following
 REPORT_EVERY = 0.5
 SHOW_EVERY = 2.0
@@ -130,7 +130,7 @@ def work(
     hours = ServiceSettings.from_environment().job_deadline_hours
     store = open_store(where)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    with stop_signals() as stopped, heartbeats(store, name):
+    with stop_signals() as stopped, heartbeats(store, name), Calibration(store) as calibration:
         if until_stdin_closes:
             threading.Thread(target=_await_end_of_stdin, args=[stopped], daemon=True).start()
         sweep_at = 0.0
@@ -145,10 +145,12 @@ def work(
                 logger.warning("cannot read jobs, retrying: %s", error)
                 _pause(5, stopped)
             if claim is not None:
+                calibration.stop()
                 run_job(store, claim, run or _restore, stopped, hours)
             if once:
                 break
             if claim is None:
+                calibration.look()
                 _pause(POLL_EVERY, stopped)
     store.close()
     return 0
@@ -265,12 +267,9 @@ def _restore(
     kernel: Picture | None,
     callback: "Callback | None",
 ) -> "Restoration[Picture]":
-    import torch  # takes seconds and memory, so only for the first job
+    from sparsegen.restoration.restore import run  # imports torch, so only for the first job
 
-    from sparsegen.restoration.restore import run
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(fair_threads(task.settings.ensemble_size, int(os.environ.get(WORKERS, 1))))
+    set_threads(task.settings.ensemble_size)
     return run(task, picture, mask, kernel, callback)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
-import numpy as np
 
 from sparsegen.common.checks import check_integer
 from sparsegen.pictures.picture import Picture
@@ -25,7 +24,7 @@ from sparsegen.restoration.settings import (
 )
 from sparsegen.service.clients import client_of
 from sparsegen.service.jobs import orders
-from sparsegen.service.jobs.budget import expected_seconds
+from sparsegen.service.jobs.budget import expected_effort, expected_seconds, measure_content
 from sparsegen.service.jobs.decoding import decoders
 from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.orders import MAX_PIXELS
@@ -120,7 +119,8 @@ class Handlers:
         with dropped_files():
             picture = decoders().read(image, "the picture", MAX_PIXELS, client=client_of(request))
         height, width = picture.pixels.shape[:2]
-        size = f"{height} {width} {noise_level(picture.pixels):.1f}"
+        noise, detail = measure_content(picture.pixels)
+        size = f"{height} {width} {noise:.1f} {detail:.1f}"
         if watched and watched["status"] in LIVE:
             return gr.skip(), gr.skip(), gr.skip(), size
         return "", "", gr.update(before=shown(picture), after=None, done=False), size
@@ -142,18 +142,17 @@ class Handlers:
         """Estimates the time of a restoration with these settings.
 
         Args:
-            size: Height, width and noise of the picture, as returned by `take`.
+            size: Height, width, noise and detail of the picture, as returned by `take`.
         """
-        known = re.fullmatch(r"(\d{1,5}) (\d{1,5}) (\d{1,3}\.\d)", str(size))
+        known = re.fullmatch(r"(\d{1,5}) (\d{1,5}) (\d{1,3}\.\d) (\d{1,3}\.\d)", str(size))
         if known is None:
             return ""
         task = Task.of(**requested(kind, by, blur, preset, regularizer, ensemble_size, sigma, seed, loss))
         height, width = (int(side) * task.factor for side in known.groups()[:2])
-        if task.stops_by_noise and task.sigma is None:
-            task = replace(task, sigma=float(known[3]))
+        effort = expected_effort(task, height, width, float(known[3]), float(known[4]))
         try:
             store = self.jobs()
-            seconds, (ahead, wait) = expected_seconds(task, height, width, store.pace()), store.ahead()
+            seconds, (ahead, wait) = expected_seconds(effort, store.pace()), store.ahead()
         except StoreError:  # Start shows the error
             return ""
         early = task.settings.stops and not task.stops_by_noise
@@ -262,19 +261,6 @@ def requested(
     asked |= {"by": by} if kind == "upscale" else {}
     asked |= {"kernel": f"gaussian:{blur:g}"} if kind == "deblur" else {}
     return asked
-
-
-def noise_level(pixels: np.ndarray) -> float:
-    """Estimates the standard deviation of the noise in gray levels, from the finest diagonal details (Haar).
-
-    Choice: simpler than `restoration.stopping.estimate_sigma`, which needs torch; only an expected time depends on it.
-
-    Shape: (H, W, C) in [0, 1].
-    """
-    height, width = (side - side % 2 for side in pixels.shape[:2])
-    even, odd = pixels[:height:2, :width], pixels[1:height:2, :width]
-    details = (even[:, ::2] - even[:, 1::2] - odd[:, ::2] + odd[:, 1::2]) / 2
-    return 255 * float(np.median(np.abs(details))) / 0.6745
 
 
 @contextmanager

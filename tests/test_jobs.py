@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ from sparsegen.service.jobs import calibration, worker
 from sparsegen.service.jobs import store as jobs
 from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError, StoreFull
 from sparsegen.service.jobs.pool import WorkerPool
-from sparsegen.service.jobs.storage import TABLES, KeyValueStore
+from sparsegen.service.jobs.storage import TABLES, KeyValueStore, open_storage
 from sparsegen.service.jobs.store import END_SIZE, KEEP, MAX_LOST, MIN_MEASURED, Store, open_store, too_many
 from sparsegen.service.jobs.worker import CURVE, Curve, work
 
@@ -1067,3 +1068,33 @@ def test_a_pool_passes_the_number_of_its_workers_to_them(monkeypatch: pytest.Mon
     pool = WorkerPool(3, {"A": "b"})
     pool.restart_dead()
     assert [env[calibration.WORKERS] for env in started] == ["3"] * 3 and started[0]["A"] == "b"
+
+
+def test_a_failed_commit_does_not_lock_the_jobs(tmp_path: Path) -> None:
+    where = str(tmp_path / "jobs.sqlite")
+    storage, other = open_storage(where), open_storage(where)
+    blobs = storage.tables["blobs"].storage
+    blobs.put_data("a", b"1" * 1000)
+    unfinished = blobs.conn.execute("insert into counter values ('a', 'b', 1), ('a', 'c', 1) returning value")
+    with pytest.raises(sqlite3.OperationalError, match="SQL statements in progress"):
+        blobs.put_data("a", b"2")
+    unfinished.close()
+    other.tables["blobs"].put("a", b"3")
+    assert storage.tables["blobs"].get("a") == b"3"
+    storage.close()
+    other.close()
+
+
+def test_the_log_is_emptied_while_other_threads_write(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "jobs.sqlite"))
+
+    def write(name: str) -> None:
+        for _ in range(30):
+            storage.tables["blobs"].put(name, bytes(200_000))
+
+    with ThreadPoolExecutor(4) as threads:
+        tasks = [threads.submit(write, name) for name in "abc"]
+        tasks += [threads.submit(lambda: [storage.scrub() for _ in range(60)])]
+        for task in tasks:
+            task.result()
+    storage.close()

@@ -122,8 +122,8 @@ def _open_sqlite(path: Path) -> Storage:
 
     def scrub() -> None:
         """Empties the write-ahead log, which contains deleted pictures; while others read it, their next write does."""
-        with guard():
-            storages["blobs"].conn.execute("pragma wal_checkpoint(truncate)")
+        with guard(), storages["blobs"].db() as cursor:
+            cursor.execute("pragma wal_checkpoint(truncate)").fetchall()
 
     tables = {name: KeyValueStore(storage, guard) for name, storage in storages.items()}
     return Storage(tables, time.time, close, scrub)
@@ -182,7 +182,24 @@ def _open_redis(url: str) -> Storage:
 
 
 class _Sqlite(SqliteStorage):
-    """A storage that overwrites deleted data with zeros."""
+    """A storage that overwrites deleted data with zeros, and rolls back if a commit fails.
+
+    huey leaves the transaction of a failed commit open, which locks the file for all processes until this one ends.
+    """
+
+    @contextmanager
+    def db(self, commit: bool = False, close: bool = False) -> Iterator[sqlite3.Cursor]:
+        with super().db(close=close) as cursor:
+            if not commit:
+                yield cursor
+                return
+            cursor.execute(self.begin_sql)
+            try:
+                yield cursor
+                cursor.connection.commit()
+            except BaseException:
+                cursor.connection.rollback()
+                raise
 
     def _create_connection(self) -> sqlite3.Connection:
         connection = super()._create_connection()

@@ -74,6 +74,7 @@ def set_environment(environment: dict[str, str] | os._Environ[str], home: str) -
     environment.setdefault(JOBS, os.path.join(home, "jobs.sqlite"))
     environment.setdefault("GRADIO_TEMP_DIR", os.path.join(home, "gradio"))
     environment.setdefault("NUMBA_CACHE_DIR", os.path.join(home, "numba"))
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(home, "torch"))
     if not os.access(os.path.expanduser("~"), os.W_OK):
         environment.setdefault("HF_HOME", os.path.join(home, "hub"))
     # The workers and decoders are processes that import this package.

@@ -41,8 +41,10 @@ def test_the_expected_length_agrees_with_measured_denoisings():
         noise, pixels = min(run["noise"], run["sigma"]), max(run["size"], 64) ** 2
         ratio = run["iterations"] / expected_iterations(noise, run["detail"], pixels)
         (ratios if run["fitted"] else others).append(ratio)
-    assert len(ratios) == 37 and all(1 / 1.5 < ratio < 1.5 for ratio in ratios)
-    assert len(others) >= 6 and all(1 / 1.6 < ratio < 1.6 for ratio in others)
+    assert (len(ratios), len(others)) == (37, 17)
+    for found in (ratios, others):
+        assert np.mean([1 / 1.5 < ratio < 1.5 for ratio in found]) > 0.9
+        assert all(0.6 < ratio < 1.6 for ratio in found)
 
 
 def test_weaker_noise_and_finer_structure_take_longer_up_to_the_last_iteration():

@@ -42,8 +42,8 @@ def expected_iterations(noise: float, detail: float, pixels: int) -> float:
     """The typical last iteration of a denoising with the preset fast, higher for weaker noise and finer structure.
 
     Fitted to the median runs of table 3 on 9 crops of 128 x 128 and 256 x 256, with noise of 15, 25 and 50 gray levels,
-    and to 13 pictures of 64 x 64 and 96 x 96. All of them ended after 0.69 to 1.45 times this number; without the
-    picture's detail, after 0.55 to 1.78 times the number of `typical_iterations`.
+    and to 13 pictures of 64 x 64 and 96 x 96. These ended after 0.71 to 1.51 times this number, and 17 other denoisings
+    of such small pictures after 0.67 to 1.36 times (`benchmarks/records/denoising_lengths.jsonl`).
 
     Args:
         noise, detail: As `measure_content` returns them; `noise` may be reduced to a known bound.

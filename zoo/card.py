@@ -152,15 +152,12 @@ def _metadata(
     theirs = [tag for tag in old.get("tags") or [] if tag not in {*ours, "onnx"}]
     data = str(training.get("data") or "")
     dataset_id, dataset = DATASETS.get(data, (data, data) if may_be_id(data) else (None, None))
-    results = [
-        EvalResult(
-            task, dataset_id, dataset, metric, round(value, 2), metric_name=f"Fréchet distance ({metric})"
-        )
-        for metric, value in evaluation.get(
-            "distances", {evaluation.get("metric"): evaluation.get("distance")}
-        ).items()
-        if evaluation and dataset_id and dataset
-    ]
+    results = []
+    if evaluation and dataset_id and dataset:  # only the independent distance
+        metric, value = evaluation["metric"], round(evaluation["distance"], 2)
+        results = [
+            EvalResult(task, dataset_id, dataset, metric, value, metric_name=f"Fréchet distance ({metric})")
+        ]
     given = {
         "license": config.get("license") or old.get("license"),
         "library_name": "sparsegen",

@@ -28,7 +28,7 @@ with warnings.catch_warnings():
 
 SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
 SECONDS, PIXELS = 8, 2400
-KINDS = {"denoise": {}, "inpaint": {}, "upscale": {"by": 2}, "deblur": {"kernel": "gaussian:1.6"}}
+KINDS = {"denoise": [25], "inpaint": [], "upscale": [2], "deblur": ["gaussian:1.6"]}  # their own arguments
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +129,14 @@ def test_a_refusal_reaches_the_client_with_its_status_and_sentence(client, given
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_small_picture_is_restored_and_nothing_of_it_stays_in_the_store(client, jobs, tmp_path, kind):
-    given = KINDS[kind] | ({"mask": mask(tmp_path / "mask.png")} if kind == "inpaint" else {})
+    own = [mask(tmp_path / "mask.png")] if kind == "inpaint" else KINDS[kind]
     path = picture(tmp_path / "given.png")
-    restored = getattr(client, kind)(image=path, iterations=5, **given)
+    restored = getattr(client, kind)(path, *own, iterations=5)  # the order that docs/serving.md states
     np.testing.assert_array_equal(np.asarray(restored), 255 - np.asarray(Image.open(path)))
     assert until(lambda: left(jobs), NOTHING) == NOTHING
 
 
-def test_a_pillow_image_and_positional_arguments_are_accepted(client, tmp_path):
+def test_a_pillow_image_of_a_file_is_accepted(client, tmp_path):
     with Image.open(picture(tmp_path / "given.png")) as image:
         restored = client.denoise(image, sigma=25, preset="fast", density=None, iterations=2)
     assert restored.size == (30, 20)

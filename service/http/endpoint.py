@@ -31,9 +31,15 @@ from sparsegen.service.uploads import Room
 
 logger = logging.getLogger(__name__)
 
+ABOUT = """Images from generators whose inner representation is a sparse code, and restoration of single pictures.
+
+The same model, seed, k and labels give the same pixels, bit for bit, over HTTP, on the [page](ui/), and from the ONNX
+file in Python. Errors are JSON: `{"error": "one sentence"}`.
+"""
+
 GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # the environment variable with the folder where Gradio keeps dropped files
 
-app = create_app(__doc__ or "")
+app = create_app(ABOUT)
 
 
 class Server:
@@ -49,7 +55,7 @@ class Server:
             model,
             Picture,
             app,
-            f"{KINDS[model.kind].label} in a small picture.",
+            f"{KINDS[model.kind].label}: a small picture in one request.",
         )
         for model in orders.METHODS
     )

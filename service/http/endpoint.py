@@ -24,7 +24,7 @@ from sparsegen.service.http.sampling import create_batcher
 from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.pool import WorkerPool
 from sparsegen.service.logs import set_up_logs
-from sparsegen.service.models import models_folder, open_models
+from sparsegen.service.models import open_models, sources
 from sparsegen.service.sampling import ArrayRequest
 from sparsegen.service.settings import ServiceSettings
 from sparsegen.service.uploads import Room
@@ -69,7 +69,7 @@ class Server:
         )
         if self._uploads:
             os.environ[GRADIO_FOLDER] = self._uploads.name
-        models, refused = open_models(models_folder())
+        models, refused = open_models(*sources())
         for warning in (*refused, *settings.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)

@@ -23,7 +23,7 @@ bento: .venv/.serve
 	@rm -rf build
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/bento .
 	@cp README.md build/bento/
-	@$(BIN)/bentoml build --bentofile bentofile.yaml build/bento
+	@$(BIN)/python -m bentoml build --bentofile bentofile.yaml build/bento
 
 .venv/.serve: pyproject.toml
 	$(call install,serve)

@@ -5,6 +5,7 @@
 A table is the text between `<!-- name -->` and `<!-- /name -->`. It is replaced; the rest of the page is kept.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from statistics import mean
 import typer
 
 import sparsegen
-from benchmarks import dip, k_sweep
+from benchmarks import dip, k_sweep, serving
 from benchmarks import table1 as campaign
 from sparsegen.common.files import atomic_write, read_lines
 from sparsegen.reproduce import paper
@@ -265,10 +266,15 @@ def bundled_names() -> str:
     return markdown(("architecture", "bundled models"), ((f"`{row}`", ", ".join(rows[row])) for row in rows))
 
 
+def load() -> str:
+    """What `benchmarks.serving` measured."""
+    return markdown(("", "goal", "measured"), serving.rows(json.loads(serving.RECORDS.read_text("utf-8"))))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
-        speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table
+        speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table, load
     )
 }  # fmt: skip
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

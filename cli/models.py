@@ -69,7 +69,7 @@ def _summary(config: dict[str, Any]) -> dict[str, str]:
         "density": ", ".join(f"{share:.2f}" for share in evaluation.get("density", ())) or "-",
         "trained on": str(training.get("data", "-")),
         "distance by": evaluation.get("metric", "-"),
-        "license": config["license"],
+        "license": config.get("license", "-"),
     }
 
 
@@ -103,7 +103,7 @@ def info(model: Model) -> None:
                 for part in ("training", "evaluation")
                 for name, value in generator.config.get(part, {}).items()
             },
-            "license": generator.config["license"],
+            "license": generator.config.get("license", "not recorded"),
         }
     )
 
@@ -181,6 +181,12 @@ def export(
     discriminator: Annotated[
         bool, typer.Option(help="Also write the discriminator (and encoder) to the folder, for fine-tuning.")
     ] = False,
+    license_id: Annotated[
+        str | None,
+        typer.Option(
+            "--license", help="License of the weights, e.g. mit (default: that of the model, if any)."
+        ),
+    ] = None,
 ) -> None:
     """Writes a model as ONNX with k as an input, and verifies that it agrees with torch.
 
@@ -200,9 +206,10 @@ def export(
 
         if suffix:
             generator = from_pretrained(source)
+            generator.config |= {"license": license_id} if license_id else {}
             parity = export_onnx(generator, out_path, synthesis=synthesis, progress=report)
         else:
-            parity = export_folder(source, out_path, discriminator, report)
+            parity = export_folder(source, out_path, discriminator, report, license_id)
     say(out, f"{model} in {parity.path}")
     difference, compared = f"{parity.max_difference:.1e}", f"{parity.samples} samples"
     say(
@@ -220,16 +227,50 @@ def export(
         say(out, f"as a server: sparsegen serve --models {out_path.parent}")
 
 
-@app.command(epilog="Example: sparsegen push runs/ml/best me/my-dcgan --private")
+@app.command(epilog="Example: sparsegen push runs/ml/best me/my-dcgan --private --license mit")
 def push(
     model: Model,
-    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub: owner/name.")],
-    private: Annotated[bool, typer.Option(help="Create a private repository.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to (default: main).")] = None,
+    repo_id: Annotated[
+        str, typer.Argument(help="Repository on the Hub: owner/name, or a name in your own namespace.")
+    ],
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Visibility (default: that of an existing repository, else the owner's default).",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to push to, created if necessary (default: main).")
+    ] = None,
+    license_id: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            help="License of the weights, e.g. mit (default: that of the model or the existing card).",
+        ),
+    ] = None,
+    onnx: Annotated[bool, typer.Option(help="Also export, verify and push the ONNX files.")] = True,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    message: Annotated[
+        str, typer.Option(help="First line of the message of the commit.")
+    ] = "Upload a sparsegen model",
 ) -> None:
-    """Pushes a model and its model card to the Hugging Face Hub."""
+    """Pushes a model to the Hugging Face Hub, as one commit: weights, config, ONNX files, and a card with pictures.
+
+    Files of an earlier push are replaced. Your own text in the card is kept.
+    """
     from sparsegen.zoo.checkpoint import find_checkpoint, upload
 
     with err.status(Text(f"pushing {model} to {repo_id}")):
-        url = upload(find_checkpoint(model), repo_id, private=private, revision=revision)
+        url = upload(
+            find_checkpoint(model),
+            repo_id,
+            private=private,
+            revision=revision,
+            license=license_id,
+            onnx=onnx,
+            create_pr=create_pr,
+            commit_message=message,
+        )
     say(out, url)

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="A bundled model, a checkpoint folder, or owner/name on the Hub.")]
+Model = Annotated[
+    str, typer.Argument(help="A bundled model, a checkpoint folder, or owner/name[@revision] on the Hub.")
+]
 Seed = Annotated[int, typer.Option(help="Random seed, 0 to 2^64 - 1.")]
 K = Annotated[
     str | None,

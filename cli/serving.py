@@ -21,9 +21,13 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port to listen on.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     models: Annotated[
-        Path | None,
-        typer.Option(help="Folder of models written by `export --out FOLDER` (default: the bundled models)."),
+        str | None,
+        typer.Option(
+            help="Models to serve beside the bundled ones: folders written by `export --out FOLDER`, folders of such "
+            "folders, and owner/name[@revision] on the Hub, separated by commas."
+        ),
     ] = None,
+    bundled: Annotated[bool, typer.Option(help="Serve the bundled models, too.")] = True,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -74,6 +78,7 @@ def serve(
         "bentoml", "fastapi", "gradio", "huey", "onnxruntime", "prometheus_client", "psutil", "python_multipart",
     )  # fmt: skip
     from sparsegen.service.http.serve import serve
+    from sparsegen.service.models import BUNDLED, sources
     from sparsegen.service.settings import ServiceSettings
 
     if token and token_file:
@@ -90,7 +95,9 @@ def serve(
     )
     os.environ.update(settings.environment())
     if models:
-        os.environ["SPARSEGEN_MODELS"] = str(models.resolve())
+        os.environ["SPARSEGEN_MODELS"] = ",".join([BUNDLED] * bundled + sources(models))
+    elif not bundled:
+        raise ValueError("--no-bundled leaves no model to serve: give models with --models")
     sys.exit(serve(host, port, settings.workers, jobs))
 
 

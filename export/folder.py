@@ -19,12 +19,14 @@ def export_folder(
     folder: Path,
     discriminator: bool = False,
     progress: Callable[[int, str], object] | None = None,
+    license_id: str | None = None,
 ) -> ParityReport:
     """Writes the checkpoint in `source` as a folder for `serve`, atomically.
 
     Args:
         discriminator: Whether to include the discriminator (and encoder) for fine-tuning.
         progress: As in `export_onnx`.
+        license_id: License of the weights, e.g. "mit"; None: that of the model, if any.
 
     Raises:
         FileExistsError, FileNotFoundError, ValueError: As `check_target`, `from_pretrained`,
@@ -33,6 +35,7 @@ def export_folder(
     check_utf8(folder)
     check_target(folder, source)
     generator = from_pretrained(source)
+    generator.config |= {"license": license_id} if license_id else {}
     with atomic_folder(folder) as temporary:
         generator.save_pretrained(temporary, dtype=torch.float16)
         if discriminator:

@@ -15,7 +15,6 @@ from sparsegen.export.runtime import FORMAT, synthesis_path
 from sparsegen.export.weights import Weights
 from sparsegen.zoo import bundled
 from sparsegen.zoo.checkpoint import from_pretrained
-from sparsegen.zoo.config import LICENSE
 from sparsegen.zoo.generator import Generator
 
 STEPS = 3  # of `progress`
@@ -111,7 +110,7 @@ def describe(generator: Generator, graph: str, weights: str | None) -> dict[str,
         "code_shapes": generator.code_shapes,
         "dials": [asdict(k_range) for k_range in generator.k_ranges],  # k is 1 to limit in each unit
         "weights": weights,
-        "license": generator.config.get("license", LICENSE),
+        "license": generator.config.get("license"),
         "sparsegen": __version__,
     }
 

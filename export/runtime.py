@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class OnnxSampler:
         threads: CPU threads of one call, 1 to 1024.
 
     Attributes:
-        name, regularizer, license: E.g. `dcgan.ml`, `ml`, `apache-2.0`.
+        name, regularizer, license: E.g. `dcgan.ml`, `ml`, `apache-2.0`; the license is None if none is recorded.
         k_ranges: Level, unit, k of training and largest k of each projected level, Γ1 first; empty without
             projections.
         z_dim: Number of entries of z.
@@ -80,7 +80,7 @@ class OnnxSampler:
             )
         self.name: str = self.metadata["name"]
         self.regularizer: str = self.metadata["regularizer"]
-        self.license: str = self.metadata["license"]
+        self.license: str | None = self.metadata["license"]
         self.k_ranges = [KRange(**k_range) for k_range in self.metadata["dials"]]
         self.z_dim: int = self.metadata["z_dim"]
         self.image_size: int = self.metadata.get("image_size", 32)  # older files lack it, and have 32 x 32
@@ -194,8 +194,19 @@ class OnnxSampler:
             return self._synthesis
 
 
-def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSampler:
+def open_sampler(
+    name_or_folder_or_file: str | Path,
+    threads: int = 1,
+    revision: str | None = None,
+    **options: Unpack[hub.Download],
+) -> OnnxSampler:
     """Opens a bundled model by its name, the generator.onnx of a folder, an .onnx file, or owner/name on the Hub.
+
+    Args:
+        name_or_folder_or_file: On the Hub also owner/name@revision.
+        threads: CPU threads of one call, 1 to 1024.
+        revision: Branch, tag or commit on the Hub; None: the default branch.
+        options: Of a download, see `zoo.hub.Download`.
 
     Raises:
         ConnectionError: If the download fails.
@@ -211,7 +222,13 @@ def open_sampler(name_or_folder_or_file: str | Path, threads: int = 1) -> OnnxSa
     if path.is_dir():
         path = path / bundled.GRAPH
     if not path.exists() and path.suffix.lower() != ".onnx" and hub.may_be_id(given):
-        path = hub.download(given) / bundled.GRAPH
+        folder = hub.download(given, revision, **options)
+        path = folder / bundled.GRAPH
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{given!r} on the Hub has no {bundled.GRAPH}: push it again with sparsegen push, which exports it, or "
+                "open it with sparsegen.from_pretrained"
+            )
     if path.suffix.lower() != ".onnx" and not path.is_file():
         raise ValueError(
             f"no model {given!r}: neither bundled, nor a folder, nor an .onnx file, nor owner/name on the Hub. "

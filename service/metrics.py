@@ -26,6 +26,8 @@ import prometheus_client  # noqa: E402
 from prometheus_client.core import CounterMetricFamily  # noqa: E402
 from prometheus_client.registry import Collector  # noqa: E402
 
+prometheus_client.disable_created_metrics()  # a second series for each of the others
+
 logger = logging.getLogger("sparsegen.access")
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})

@@ -1,17 +1,18 @@
-"""The models of a server: the subfolders of its models folder that can be opened."""
+"""The models of a server: bundled ones, folders, and models on the Hub."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sparsegen.export.runtime import OnnxSampler
 from sparsegen.zoo import hub, noise
-from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS
+from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS, list_models
 from sparsegen.zoo.config import read_entries
 
 ENVIRONMENT = "SPARSEGEN_MODELS"
-REMEDY = f"Give another folder with sparsegen serve --models FOLDER or {ENVIRONMENT}"
+BUNDLED = "bundled"
+REMEDY = f"Give models with sparsegen serve --models, or with {ENVIRONMENT}"
 
 
 @dataclass(frozen=True)
@@ -65,37 +66,93 @@ class Model:
         }
 
 
-def models_folder() -> Path:
-    """The folder named by the environment variable SPARSEGEN_MODELS, or the folder of the bundled models."""
-    given = os.environ.get(ENVIRONMENT)
-    return Path(given).expanduser() if given else MODELS
+def sources(given: str | None = None) -> list[str]:
+    """Splits a list of models at its commas; paths become absolute.
+
+    Args:
+        given: See `open_models`; None: that of the environment variable SPARSEGEN_MODELS, or the bundled models.
+    """
+    given = given or os.environ.get(ENVIRONMENT) or BUNDLED
+    # The name of a folder may contain a comma.
+    parts = [given] if Path(given).expanduser().is_dir() else [part.strip() for part in given.split(",")]
+    folders = {part: Path(part).expanduser() for part in parts if part}
+    return [
+        str(path.resolve()) if path.is_dir() and part not in (BUNDLED, *list_models()) else part
+        for part, path in folders.items()
+    ]
 
 
-def open_models(folder: Path) -> tuple[dict[str, Model], list[str]]:
-    """Opens the models in the subfolders of `folder`, except hidden ones.
+def open_models(*given: str | Path) -> tuple[dict[str, Model], list[str]]:
+    """Opens models.
+
+    Args:
+        given: Each is "bundled" for all bundled models, the name of one, the folder of an exported model, a folder of
+            such folders (hidden ones are left out), or owner/name or owner/name@revision on the Hub.
 
     Returns:
-        The models by name, and a sentence per subfolder that is not a model, with the reason.
+        The models by name, and a sentence per subfolder that is not a model, with the reason. A model on the Hub is
+        named by its id.
 
     Raises:
-        FileNotFoundError: With these sentences if there is no model.
+        FileNotFoundError: If there is no model, with these sentences.
+        OSError, ValueError: If a model that was named cannot be opened.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no models to serve: the folder {folder} does not exist. {REMEDY}")
-    models, refused = {}, []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith("."):
+    models: dict[str, Model] = {}
+    refused = []
+    for source in given:
+        folders = _subfolders(source)
+        for folder in folders or [_find(source)]:
+            name = folder.name if folders or Path(source).expanduser().is_dir() else str(source)
             try:
-                models[path.name] = open_model(path)
+                if name in models:
+                    raise ValueError("another model has the same name: rename its folder")
+                models[name] = replace(open_model(folder), name=name)
             except (OSError, ValueError) as error:
-                refused.append(f"{path.name} is not served: {error}")
+                sentence = f"{name} is not served: {error}"
+                if not folders:
+                    kind = OSError if isinstance(error, OSError) else ValueError
+                    raise kind(sentence) from None
+                refused.append(sentence)
     if not models:
         reasons = "".join(f" {reason}." for reason in refused)
         raise FileNotFoundError(
-            f"no models to serve: no subfolder of {folder} has a valid {CONFIG}, {GRAPH} and {SYNTHESIS}."
-            f"{reasons} {REMEDY}"
+            f"no models to serve: no subfolder of {', '.join(map(str, given))} has a valid {CONFIG}, {GRAPH} and "
+            f"{SYNTHESIS}.{reasons} {REMEDY}"
         )
     return models, refused
+
+
+def _subfolders(source: str | Path) -> list[Path]:
+    """Returns the models in a folder of models; none if the source is one model.
+
+    Raises:
+        FileNotFoundError: If the folder is empty.
+    """
+    path = MODELS if str(source) == BUNDLED else Path(source).expanduser()
+    if str(source) in list_models() or not path.is_dir() or (path / CONFIG).is_file():
+        return []
+    found = [each for each in sorted(path.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+    if not found:
+        raise FileNotFoundError(f"no models to serve: {path} has no subfolders. {REMEDY}")
+    return found
+
+
+def _find(source: str | Path) -> Path:
+    """Returns the folder of one model.
+
+    Raises:
+        OSError, ValueError: If there is none.
+    """
+    given, path = str(source), Path(source).expanduser()
+    if given in list_models():
+        return MODELS / given
+    if path.is_dir():
+        return path
+    if hub.may_be_id(given) and not path.parent.is_dir():
+        return hub.download(given)
+    raise FileNotFoundError(
+        f"no models to serve: {given} is not a bundled model, a folder, or owner/name on the Hub. {REMEDY}"
+    )
 
 
 def open_model(folder: Path) -> Model:

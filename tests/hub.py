@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".safetensors", ".onnx", ".bin")
 Files = dict[str, bytes]
@@ -75,6 +75,9 @@ class Hub:
         requests: What was asked, as "GET /me/mine/resolve/main/config.json".
         cuts: How many more times a download is broken off in its middle, by the model's id and the file.
         wrong: What is sent in place of a file, by the same; its hash is announced as before.
+        failing: Status of every commit; 0: commits succeed.
+        messages: Of the commits.
+        query: Parameters of the last request.
     """
 
     def __init__(self, port: int = 0):
@@ -83,6 +86,9 @@ class Hub:
         self.requests: list[str] = []
         self.cuts: Counter[tuple[str, str]] = Counter()
         self.wrong: dict[tuple[str, str], bytes] = {}
+        self.failing = 0
+        self.messages: list[str] = []
+        self.query: dict[str, list[str]] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -109,11 +115,16 @@ class Hub:
             raise Refused(404 if token else 401, "RepoNotFound", "Repository not found")
         return repo
 
+    def whoami(self, body: bytes, token: str | None) -> Answer:
+        if not token:
+            raise Refused(401, "", "Invalid username or password.")
+        return Answer({"name": "me", "type": "user", "orgs": []})
+
     def create(self, body: bytes, token: str | None) -> Answer:
         if not token:
             raise Refused(401, "", "Invalid username or password.")
         wanted = json.loads(body)
-        repo_id = f"{wanted['organization']}/{wanted['name']}"
+        repo_id = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
         if wanted.get("type") == "space":
             repo_id = f"spaces/{repo_id}"
             if wanted.get("sdk") not in ("gradio", "docker", "static"):
@@ -121,8 +132,17 @@ class Hub:
         page = {"url": f"{self.url}/{repo_id}"}
         if repo_id in self.repos:
             return Answer({"error": "You already created this model repo", **page}, 409)
-        self.repos[repo_id] = Repo(private=wanted.get("visibility") == "private")
+        # The organization "closed" makes its repositories private by default.
+        default = "private" if repo_id.startswith("closed/") else "public"
+        self.repos[repo_id] = Repo(private=wanted.get("visibility", default) == "private")
         return Answer(page)
+
+    def delete(self, body: bytes, token: str | None) -> Answer:
+        wanted = json.loads(body)
+        repo_id = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+        self.repo(repo_id, token)
+        del self.repos[repo_id]
+        return Answer({})
 
     def validate(self, body: bytes, token: str | None) -> Answer:
         content = json.loads(body)["content"]
@@ -165,19 +185,32 @@ class Hub:
         return Answer({})
 
     def commit(self, body: bytes, token: str | None, repo_id: str, revision: str) -> Answer:
+        if self.failing:
+            raise Refused(self.failing, "", "the disks are full")
         repo = self.repo(repo_id, token)
-        repo.find(revision)
+        head = repo.find(revision)
         files, deleted = {}, []
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
-            if line["key"] == "file":
+            if line["key"] == "header":
+                if value.get("parentCommit") not in (None, head):
+                    raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
+                self.messages.append(value["summary"])
+            elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.objects[value["oid"]]
             elif line["key"] == "deletedFile":
                 deleted.append(value["path"])
+        pull = f"refs/pr/{len(repo.commits)}"
+        if self.query.get("create_pr"):
+            repo.branches[pull] = head
+            revision = pull
         sha = repo.commit(revision, files, deleted)
-        return Answer({"commitUrl": f"{self.url}/{repo_id}/commit/{sha}", "commitOid": sha})
+        answer = {"commitUrl": f"{self.url}/{repo_id}/commit/{sha}", "commitOid": sha}
+        if revision == pull:
+            answer["pullRequestUrl"] = f"{self.url}/{repo_id}/discussions/{pull.rpartition('/')[2]}"
+        return Answer(answer)
 
     def about(self, body: bytes, token: str | None, repo_id: str, revision: str) -> Answer:
         repo = self.repo(repo_id, token)
@@ -209,6 +242,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         hub, path = self.server.hub, unquote(urlsplit(self.path).path)
         hub.requests.append(f"{self.command} {path}")
+        hub.query = parse_qs(urlsplit(self.path).query)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             answer = self.find(path, body, self.headers.get("Authorization"))
@@ -217,7 +251,7 @@ class Handler(BaseHTTPRequestHandler):
             answer = Answer({"error": str(refused)}, refused.status, codes)
         self.send(answer)
 
-    do_GET = do_HEAD = do_POST = do_PUT = answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
     def find(self, path: str, body: bytes, token: str | None) -> Answer:
         hub = self.server.hub
@@ -248,12 +282,15 @@ REPO = "((?:spaces/)?[^/]+/[^/]+)"
 MODEL = "/api/(?:models/)?" + REPO
 ROUTES: dict[tuple[str, str], Callable[..., Answer]] = {
     ("POST", "/api/repos/create"): Hub.create,
+    ("DELETE", "/api/repos/delete"): Hub.delete,
+    ("GET", "/api/whoami-v2"): Hub.whoami,
     ("POST", "/api/validate-yaml"): Hub.validate,
     ("POST", MODEL + "/branch/(.+)"): Hub.branch,
     ("POST", MODEL + "/preupload/(.+)"): Hub.preupload,
     ("POST", "/" + REPO + r"\.git/info/lfs/objects/batch"): Hub.batch,
     ("PUT", r"/lfs/(\w+)"): Hub.put,
     ("POST", MODEL + "/commit/(.+)"): Hub.commit,
+    ("GET", MODEL): lambda hub, body, token, repo_id: hub.about(body, token, repo_id, "main"),
     ("GET", MODEL + "/revision/(.+)"): Hub.about,
     ("GET", MODEL + "/tree/(.+)"): Hub.tree,
     ("GET", "/" + REPO + r"/resolve/([^/]+)/(.+)"): Hub.resolve,

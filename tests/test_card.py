@@ -1,6 +1,7 @@
 """The model card: its metadata for the Hub, and that all facts come from the config."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from sparsegen.export.onnx_file import bundle
 from sparsegen.zoo import card
 from sparsegen.zoo.architectures import ARCHITECTURES
+from sparsegen.zoo.bundled import GRAPH
 from sparsegen.zoo.checkpoint import read_config
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.regularizers import REGULARIZERS
@@ -35,8 +37,8 @@ TRAINING = {
 }
 
 
-def model_card(config: dict) -> str:
-    return card.model_card(ModelSpec.from_config(config).generator(), config)
+def model_card(config: dict, repo_id: str = "me/mine", files: Sequence[str] = (GRAPH,)) -> str:
+    return card.model_card(ModelSpec.from_config(config).generator(), config, repo_id, files)
 
 
 def config(regularizer: str, architecture: str = "dcgan", **about: object) -> dict:
@@ -58,7 +60,7 @@ def test_the_hub_reads_the_metadata(regularizer: str) -> None:
     data = ModelCard(model_card(config(regularizer, training=TRAINING, evaluation=EVALUATION))).data
     assert (data.license, data.library_name) == ("apache-2.0", "sparsegen")
     assert data.pipeline_tag == "unconditional-image-generation"
-    assert data.datasets == ["cifar10"]
+    assert data.datasets == ["uoft-cs/cifar10"]
     assert {"dcgan", regularizer} <= set(data.tags)
 
 
@@ -74,7 +76,7 @@ def test_unknown_facts_are_omitted(regularizer: str, about: dict) -> None:
         "evaluation" in about,
     )
     assert ("## Sparsity (k)" in card) == (regularizer in ("l0_inf", "l0", "ml"))
-    assert f"# dcgan-8.{regularizer}\n" in card and "arXiv" in card
+    assert "# mine\n" in card and "https://arxiv.org/abs/2104.00464" in card
 
 
 def test_the_measured_distance_has_its_name_and_its_protocol() -> None:
@@ -96,7 +98,7 @@ def test_known_quality_measures_are_listed() -> None:
     }
     evaluation = {**EVALUATION, "distances": distances, "independent": True, **quality}
     card = model_card(config("ml", evaluation=evaluation))
-    assert "- fd-cifar10-classifier: 12.5\n" in card and card.count("81.23") == 1
+    assert "- fd-cifar10-classifier: 12.5\n" in card and card.count("**fd-efficientnet-lite0: 81.23**") == 1
     assert "Measured with the features of fd-efficientnet-lite0:" in card
     assert "within the real images: 0.7\n" in card and "within the samples: 0.125\n" in card
     assert "requested class:" not in card and "None" not in card and "biased in its favor" not in card
@@ -140,16 +142,18 @@ def test_the_python_blocks_of_a_card_run(tiny_conditional: Generator, tmp_path: 
     assert len(blocks) == 2
     names: dict = {}
     for block in blocks:
-        exec(block.replace("biggan-8.ml", str(folder)), names)
+        exec(block.replace("me/mine", str(folder)), names)
     assert names["images"].shape == names["sparser"].shape == names["alike"].shape == (16, 32, 32, 3)
     assert np.array_equal(names["alike"], tiny_conditional.sample(16, seed=0, labels=[0] * 16))
 
 
 def test_the_python_blocks_of_a_card_compile() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", model_card(config("ml")), re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        compile(block, "card", "exec")
+    for files, count in (((GRAPH,), 2), ((), 1)):
+        card = model_card(config("ml"), files=files)
+        blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        assert len(blocks) == count and ("onnx" in ModelCard(card).data.tags) == bool(files)
+        for block in blocks:
+            compile(block, "card", "exec")
 
 
 def test_a_card_omits_local_folders_and_names_cifar10_only_for_its_images() -> None:
@@ -157,6 +161,14 @@ def test_a_card_omits_local_folders_and_names_cifar10_only_for_its_images() -> N
     card = model_card(config("l0", training=training))
     assert "secret" not in card and "faces.parquet" in card and "started from: run" in card
     assert "datasets" not in yaml.safe_load(card.split("---")[1])
+
+
+def test_the_metadata_name_the_starting_model_the_dataset_and_the_license_if_known() -> None:
+    data = ModelCard(model_card(config("ml", training={"data": "me/faces", "base_model": "you/base"}))).data
+    assert (data.datasets, data.base_model) == (["me/faces"], "you/base")
+    unlicensed = {name: value for name, value in config("ml").items() if name != "license"}
+    data = ModelCard(model_card(unlicensed)).data
+    assert (data.license, data.base_model, data.datasets, data.eval_results) == (None, None, None, None)
 
 
 def test_a_config_of_an_unknown_model_is_refused() -> None:

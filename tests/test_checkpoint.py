@@ -240,11 +240,37 @@ def test_a_config_that_lacks_an_entry_is_named(folder: Path, entry: str) -> None
         from_pretrained(folder)
 
 
-def test_a_config_without_a_license_has_the_default(folder: Path) -> None:
+def test_a_config_without_a_license_has_none(folder: Path) -> None:
+    opened = from_pretrained(folder)
+    assert "license" not in opened.config and "license" not in opened.make_config()
+
+
+def test_changed_weights_do_not_keep_the_measurement(folder: Path) -> None:
     config = json.loads((folder / CONFIG).read_text())
-    del config["license"]
-    (folder / CONFIG).write_text(json.dumps(config))
-    assert from_pretrained(folder).config["license"] == "apache-2.0"
+    evaluation = {"metric": "fid", "distance": 1.0}
+    (folder / CONFIG).write_text(json.dumps({**config, "training": {"steps": 3}, "evaluation": evaluation}))
+    opened = from_pretrained(folder, device="cpu", dtype=torch.float64)
+    for kept in (opened, opened.to(torch.float32, memory_format=torch.contiguous_format)):
+        assert kept.make_config()["evaluation"] == evaluation
+    with torch.no_grad():
+        next(opened.parameters()).view(-1)[0] += 1
+    assert "evaluation" not in opened.make_config()
+    assert opened.make_config()["training"] == {"steps": 3, "edited": True}
+
+
+def test_compiled_parts_are_saved_under_their_names_and_replaced_ones_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    opened = from_pretrained(folder)
+    expected, coder = opened.sample(2), opened.coder
+    opened.coder = torch.compile(coder)
+    assert np.array_equal(from_pretrained(opened.save_pretrained(tmp_path / "compiled")).sample(2), expected)
+    opened.coder = torch.nn.Sequential(coder)
+    with pytest.raises(
+        ValueError, match=r"replaced or wrapped.*undo it before you save; changed weights: coder\."
+    ):
+        opened.save_pretrained(tmp_path / "wrapped")
+    assert not (tmp_path / "wrapped").exists()
 
 
 def test_saving_keeps_training_and_evaluation_and_no_other_entries(folder: Path, tmp_path: Path) -> None:

@@ -34,10 +34,10 @@ from sparsegen.export.runtime import open_sampler
 from sparsegen.service.http import batching
 from sparsegen.service.http.batching import Batcher, Overloaded
 from sparsegen.service.http.serve import serve
-from sparsegen.service.models import open_models
+from sparsegen.service.models import open_models, sources
 from sparsegen.service.sampling import SampleRequest
 from sparsegen.zoo import noise
-from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
+from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS, list_models
 from sparsegen.zoo.checkpoint import from_pretrained
 
 ML, L0, BASELINE = "dcgan-8.ml", "dcgan-8.l0", "dcgan-8.baseline"
@@ -500,6 +500,26 @@ def test_serve_refuses_a_folder_without_models(tmp_path, monkeypatch):
         monkeypatch.setenv("SPARSEGEN_MODELS", str(folder))
         with pytest.raises(FileNotFoundError, match="no models to serve.*SPARSEGEN_MODELS"):
             serve(port=free_port())
+
+
+def test_models_come_from_folders_of_folders_single_folders_names_and_the_hub(models, monkeypatch, tmp_path):
+    monkeypatch.setattr("sparsegen.zoo.hub.download", lambda given: {"me/mine": models / ML}[given])
+    shutil.copytree(models / L0, tmp_path / "a, b" / "own")
+    monkeypatch.chdir(tmp_path)
+    opened, refused = open_models(*sources(f"bundled,{models / L0},me/mine"), *sources("a, b"))
+    assert refused == [] and set(opened) == {*list_models(), L0, "me/mine", "own"}
+    assert opened["me/mine"].source == "me/mine" and opened["dcgan.ml"].bundled and not opened["own"].bundled
+    assert set(open_models("dcgan.ml")[0]) == {"dcgan.ml"}
+    monkeypatch.setenv("SPARSEGEN_MODELS", "own,bundled")
+    (tmp_path / "own").mkdir()
+    assert sources() == [str(tmp_path / "own"), "bundled"]
+    for given, says in {
+        ("bundled", "nothing"): "nothing is not a bundled model, a folder, or owner/name on the Hub",
+        (str(models / L0), f"a, b/../{L0}", str(models / L0)): "a, b/../",
+        ("dcgan.ml", "dcgan.ml"): "dcgan.ml is not served: another model has the same name",
+    }.items():
+        with pytest.raises((OSError, ValueError), match=re.escape(says)):
+            open_models(*given)
 
 
 def reconfigured(folder: Path, **entries: object) -> None:

@@ -48,7 +48,7 @@ def test_an_additional_cell_is_parsed_built_saved_and_plotted(name: str, tmp_pat
     folder = generator.save_pretrained(tmp_path / name, training={"steps": 3})
     opened = sparsegen.from_pretrained(folder)
     assert np.array_equal(opened.sample(2), generator.sample(2))
-    card = model_card(opened, read_config(folder))
+    card = model_card(opened, read_config(folder), f"me/{name}")
     assert f"# {name}\n" in card and "k of training" in card
     assert ("Each code keeps its largest half." in card) == name.endswith("l0_both")
     assert recipe_of(spec).phases

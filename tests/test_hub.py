@@ -4,6 +4,7 @@ In processes of their own, since the Hub's client reads its environment when it 
 few of them as it can.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -18,14 +19,17 @@ import torch
 from conftest import ROOT, warmed
 from hub import Hub
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.runtime import open_sampler
 from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
+from sparsegen.zoo.card import BEGIN, END
 from sparsegen.zoo.checkpoint import from_pretrained
+from sparsegen.zoo.hub import CARD, PICTURES
 from sparsegen.zoo.spec import create_model
 
-CARD = "README.md"
+ALL = {CONFIG, WEIGHTS, GRAPH, SYNTHESIS, CARD, *PICTURES}
 PUSH = """
 import sys
 from sparsegen import from_pretrained
@@ -33,7 +37,7 @@ from sparsegen import from_pretrained
 generator = from_pretrained(sys.argv[1])
 print(generator.push_to_hub("me/mine", private=True))
 generator.set_k([1, 3])
-generator.push_to_hub("me/mine", private=True, revision="v1")
+generator.push_to_hub("me/mine", revision="v1", onnx=False)
 """
 PULL = """
 import json, sys, time
@@ -182,35 +186,176 @@ def test_a_pushed_generator_is_opened_with_the_same_pixels_and_config(
     assert pulled.answers["me/mine"]["config"] == original.config
 
 
-def test_a_push_is_one_commit_with_a_model_card(hub: Hub, pushed: str) -> None:
+def test_a_push_is_one_commit_with_all_files(hub: Hub, pushed: str) -> None:
     repo = hub.repos["me/mine"]
     assert len(repo.commits) == 3  # that of its creation, one a push
     main, v1 = (repo.commits[repo.branches[branch]] for branch in ("main", "v1"))
-    assert set(main) == set(v1) == {".gitattributes", CONFIG, WEIGHTS, CARD}
+    assert set(main) == {".gitattributes", *ALL}
+    assert set(v1) == {".gitattributes", *ALL} - {GRAPH, SYNTHESIS}  # of main, and not pushed again
     assert main[CONFIG] != v1[CONFIG]
     card = ModelCard(main[CARD].decode())
     assert card.data.license == "mit" and card.data.library_name == "sparsegen"
-    assert {"dcgan", "ml"} <= set(card.data.tags)
-    assert card.text.strip().startswith("# dcgan-8.ml")
+    assert {"dcgan", "ml", "onnx"} <= set(card.data.tags) and "onnx" not in ModelCard(
+        v1[CARD].decode()
+    ).data.tags
+    assert 'from_pretrained("me/mine")' in card.text and "open_sampler" not in v1[CARD].decode()
+    for name in PICTURES:
+        assert name in card.text
+        assert Image.open(io.BytesIO(main[name])).size[0] == 3 * (8 * 34 + 2)
 
 
-def test_the_command_pushes_all_files_of_a_model_and_no_others(hub: Hub, checkpoint: Path) -> None:
+def test_the_command_pushes_the_files_of_a_folder_and_no_others(hub: Hub, checkpoint: Path) -> None:
     folder = from_pretrained(checkpoint).save_pretrained(checkpoint.parent / "bundle", torch.float16)
     bundle(folder)
     for stray in ("notes.txt", "state.safetensors", "run.json", "weights.bin"):
         (folder / stray).write_text("private")
-    python(hub.url, checkpoint.parent / "pusher", "-m", "sparsegen", "push", folder, "me/bundle")
+    # Without the owner: the namespace of the token.
+    python(
+        hub.url,
+        checkpoint.parent / "pusher",
+        "-m",
+        "sparsegen",
+        "push",
+        folder,
+        "bundle",
+        "--license",
+        "gpl-3.0",
+    )
     repo = hub.repos["me/bundle"]
     assert not repo.private and len(repo.commits) == 2
     files = repo.commits[repo.branches["main"]]
-    assert set(files) == {".gitattributes", CONFIG, WEIGHTS, GRAPH, SYNTHESIS, CARD}
-    for name in (CONFIG, WEIGHTS, GRAPH, SYNTHESIS):
-        assert files[name] == (folder / name).read_bytes()
+    assert set(files) == {".gitattributes", *ALL}
+    assert files[WEIGHTS] == (folder / WEIGHTS).read_bytes()
+    assert json.loads(files[CONFIG]) == json.loads((folder / CONFIG).read_text()) | {"license": "gpl-3.0"}
     show = "import sys; from sparsegen.zoo.checkpoint import find_checkpoint; print(find_checkpoint('me/bundle'))"
     downloaded = Path(python(hub.url, checkpoint.parent / "served", "-c", show).strip())
     sampler = open_sampler(downloaded)
     assert np.array_equal(sampler.sample(3, seed=5), open_sampler(folder).sample(3, seed=5))
     assert sampler.dictionary().shape == (8, 3, 4, 4)
+
+
+PUSH_AGAIN = """
+import sys, torch, sparsegen
+generator = sparsegen.from_pretrained("me/again")
+with torch.no_grad():
+    for parameter in generator.parameters():
+        parameter.mul_(1.01)
+generator.push_to_hub("me/again", commit_message="Sharper")
+images = sparsegen.open_sampler("me/again", force_download=True).sample(4, seed=3).astype(int)
+print(abs(images - generator.sample(4, seed=3)).max())
+"""
+
+
+def test_a_push_of_changed_weights_replaces_the_graphs_and_keeps_the_text_of_the_author(
+    hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    evaluation = {"metric": "fid", "distance": 12.0, "distances": {"fid": 12.0}}
+    measured = {**json.loads((checkpoint / CONFIG).read_text()), "evaluation": evaluation}
+    measured["training"] = {"steps": 3, "data": "cifar10"}
+    (folder := tmp_path / "measured").mkdir()
+    (folder / WEIGHTS).write_bytes((checkpoint / WEIGHTS).read_bytes())
+    (folder / CONFIG).write_text(json.dumps(measured))
+    python(hub.url, tmp_path / "home", "-m", "sparsegen", "push", folder, "me/again")
+    repo = hub.repos["me/again"]
+    first = repo.commits[repo.branches["main"]]
+    card = ModelCard(first[CARD].decode())
+    assert [(one.metric_type, one.metric_value) for one in card.data.eval_results] == [("fid", 12.0)]
+    assert card.data.datasets == ["uoft-cs/cifar10"]
+    edited = (
+        first[CARD].decode().replace(BEGIN, f"My own words.\n\n{BEGIN}").replace(END, f"{END}\n\nThanks!")
+    )
+    edited = edited.replace("library_name:", "language: en\nlibrary_name:").replace(
+        "- gan\n", "- gan\n- mine\n"
+    )
+    repo.commit("main", {CARD: edited.encode(), "notes.txt": b"of the author"})
+    difference = python(hub.url, tmp_path / "home", "-c", PUSH_AGAIN)
+    assert int(difference) <= 1 and hub.messages[-1] == "Sharper"
+    second = repo.commits[repo.branches["main"]]
+    card, config = ModelCard(second[CARD].decode()), json.loads(second[CONFIG])
+    assert second[WEIGHTS] != first[WEIGHTS] and second["notes.txt"] == b"of the author"
+    assert "evaluation" not in config and config["training"] == {**measured["training"], "edited": True}
+    assert card.data.eval_results is None and "12.00" not in card.text
+    assert card.data.language == "en" and "mine" in card.data.tags and card.data.license == "mit"
+    assert card.text.strip().startswith("My own words.") and card.text.strip().endswith("Thanks!")
+    assert card.text.count(BEGIN) == card.text.count("## Use") == 1
+
+
+def test_a_push_that_cannot_be_meant_is_refused_before_the_upload(
+    hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    hub.add("me/public", {CARD: b"---\nlicense: mit\n---\n"})
+    hub.add("me/broken", {CARD: b"---\ntags: [a\n---\nMy text."})
+    hub.add("me/half", {CARD: BEGIN.encode()})
+    before = {name: len(hub.repos[name].commits) for name in ("me/public", "me/broken", "me/half")}
+    refused = {
+        (
+            "me/public",
+            "--private",
+        ): "'me/public' exists and is public, and the push asks for private: change the",
+        (
+            "me/public",
+            "--revision",
+            "dev",
+            "--create-pr",
+        ): "a pull request is opened on main: omit the revision",
+        ("me/new", "--create-pr"): "a pull request needs an existing repository",
+        ("me/public", "--license", ""): "a license must be an identifier of the Hub",
+        ("me/broken", "--no-onnx"): "the metadata at the head of the README.md of 'me/broken' cannot be read",
+        ("me/half", "--no-onnx"): "has the first marker of sparsegen and not the second",
+        ("me/too/long",): "'me/too/long' cannot be uploaded to the Hub: not a model name",
+    }
+    commands = [["push", checkpoint, *options] for options in refused]
+    for done, says in zip(sparsegen(hub.url, tmp_path, *commands), refused.values(), strict=True):
+        assert_refused(done, says)
+    assert {name: len(hub.repos[name].commits) for name in before} == before and "me/new" not in hub.repos
+
+
+def test_a_failed_first_push_leaves_no_repository(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.failing = 507
+    try:
+        (done,) = sparsegen(hub.url, tmp_path, ["push", checkpoint, "me/never", "--no-onnx"])
+    finally:
+        hub.failing = 0
+    assert_refused(done, "'me/never' cannot be uploaded to the Hub: the Hub answered 507")
+    assert "me/never" not in hub.repos
+
+
+def test_the_visibility_of_a_new_repository_is_the_default_of_its_owner(
+    hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    push = ["push", checkpoint, "--no-onnx"]
+    commands = [*push, "closed/one"], [*push, "closed/two", "--public"], [*push, "closed/one", "--create-pr"]
+    for done in sparsegen(hub.url, tmp_path, *commands):
+        assert done.returncode == 0, done.stderr
+    assert hub.repos["closed/one"].private and not hub.repos["closed/two"].private
+    assert any(branch.startswith("refs/pr/") for branch in hub.repos["closed/one"].branches)
+
+
+OPTIONS = """
+import json, sys, torch, sparsegen
+from sparsegen.zoo.checkpoint import from_pretrained
+from sparsegen.zoo.hub import CARD, PICTURES
+cache = sys.argv[1]
+within = from_pretrained("me/many", subfolder="small", cache_dir=cache, k=2, dtype=torch.float64)
+again = from_pretrained("me/many@main", subfolder="small", cache_dir=cache, local_files_only=True)
+print(json.dumps([[each.k for each in within.k_ranges], str(within.dtype), again.sample(2).tolist()]))
+for options in ({}, {"local_files_only": True}, {"revision": "v9"}):
+    try:
+        from_pretrained("me/many@main" if "revision" in options else "me/many", **options)
+    except (ConnectionError, FileNotFoundError, ValueError) as error:
+        print(error)
+"""
+
+
+def test_the_options_of_a_download(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add("me/many", {f"small/{name}": (checkpoint / name).read_bytes() for name in (CONFIG, WEIGHTS)})
+    cache = tmp_path / "cache"
+    values, missing, offline, twice = python(hub.url, tmp_path / "home", "-c", OPTIONS, cache).splitlines()
+    assert json.loads(values) == [[2, 2], "torch.float64", from_pretrained(checkpoint).sample(2).tolist()]
+    assert list(cache.rglob(WEIGHTS)) and not list((tmp_path / "home").rglob(WEIGHTS))
+    assert "it has models in subfolders: small" in missing
+    assert "cannot be downloaded" in offline
+    assert "name two revisions: give one of them" in twice
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -219,7 +364,7 @@ def test_an_unavailable_model_is_refused_in_one_sentence(pulled: Pulled, name: s
     answer = pulled.answers[name]
     assert answer["error"] == kind
     assert says in answer["says"] and "\n" not in answer["says"]
-    assert answer["seconds"] < 5
+    assert answer["seconds"] < 10
 
 
 def test_pickles_and_unknown_files_are_not_downloaded(hub: Hub, pulled: Pulled) -> None:
@@ -269,7 +414,7 @@ def test_without_a_login_a_private_model_and_a_push_are_refused(
     )
     assert_refused(
         push,
-        "'me/new' cannot be uploaded to the Hub: the Hub answered 401 (Invalid username",
+        "'me/new' cannot be uploaded to the Hub: there is no token; log in",
         "hf auth login",
     )
     assert "me/new" not in hub.repos
@@ -288,4 +433,4 @@ def test_with_the_hub_down_what_is_cached_works_and_the_rest_fails_at_once(
         new, "no local folder 'me/never', and it cannot be downloaded from the Hub: the connection failed"
     )
     assert_refused(push, "'me/new' cannot be uploaded to the Hub: the connection failed")
-    assert max(cached.seconds, new.seconds, push.seconds) < 5
+    assert max(new.seconds, push.seconds) < 10  # no waiting for further tries

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -30,7 +31,7 @@ from sparsegen.restoration.settings import Task, fair_threads
 from sparsegen.service.jobs import calibration, worker
 from sparsegen.service.jobs import store as jobs
 from sparsegen.service.jobs.errors import LEASE, Busy, NoWorker, StoreError, StoreFull
-from sparsegen.service.jobs.pool import WorkerPool
+from sparsegen.service.jobs.pool import RESTART_AFTER, WorkerPool
 from sparsegen.service.jobs.storage import TABLES, KeyValueStore, open_storage
 from sparsegen.service.jobs.store import END_SIZE, KEEP, MAX_LOST, MIN_MEASURED, Store, open_store, too_many
 from sparsegen.service.jobs.worker import CURVE, Curve, work
@@ -1098,3 +1099,23 @@ def test_the_log_is_emptied_while_other_threads_write(tmp_path: Path) -> None:
         for task in tasks:
             task.result()
     storage.close()
+
+
+@pytest.mark.parametrize(("code", "starts"), [(0, 1), (-9, 2)])
+def test_a_pool_replaces_a_killed_worker_at_once_and_one_that_was_asked_to_end_later(
+    code: int, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BentoML asks the workers to end before the server calls `stop`."""
+    started = []
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: started.append(1) or ended)
+    ended = Mock(pid=7, returncode=code, poll=lambda: code)
+    clock = Mock(return_value=100.0)
+    monkeypatch.setattr("sparsegen.service.jobs.pool.time.monotonic", clock)
+    workers = WorkerPool(1, {})
+    workers.restart_dead()
+    clock.return_value += 100
+    workers.restart_dead()
+    assert len(started) == starts
+    clock.return_value += RESTART_AFTER
+    workers.restart_dead()
+    assert len(started) == starts + 1  # the process of this test has always ended

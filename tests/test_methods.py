@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import sys
 import time
@@ -28,7 +29,7 @@ with warnings.catch_warnings():
 
 SERVE = "import sys; from sparsegen.service.http.serve import serve; sys.exit(serve(port=int(sys.argv[1]), workers=0))"
 SECONDS, PIXELS = 8, 2400
-KINDS = {"denoise": {}, "inpaint": {}, "upscale": {"by": 2}, "deblur": {"kernel": "gaussian:1.6"}}
+KINDS = {"denoise": [25], "inpaint": [], "upscale": [2], "deblur": ["gaussian:1.6"]}  # their own arguments
 
 
 @pytest.fixture(scope="module")
@@ -129,17 +130,41 @@ def test_a_refusal_reaches_the_client_with_its_status_and_sentence(client, given
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_small_picture_is_restored_and_nothing_of_it_stays_in_the_store(client, jobs, tmp_path, kind):
-    given = KINDS[kind] | ({"mask": mask(tmp_path / "mask.png")} if kind == "inpaint" else {})
+    own = [mask(tmp_path / "mask.png")] if kind == "inpaint" else KINDS[kind]
     path = picture(tmp_path / "given.png")
-    restored = getattr(client, kind)(image=path, iterations=5, **given)
+    restored = getattr(client, kind)(path, *own, iterations=5)  # the order that docs/serving.md states
     np.testing.assert_array_equal(np.asarray(restored), 255 - np.asarray(Image.open(path)))
     assert until(lambda: left(jobs), NOTHING) == NOTHING
 
 
-def test_a_pillow_image_and_positional_arguments_are_accepted(client, tmp_path):
+def test_a_pillow_image_of_a_file_is_accepted(client, tmp_path):
     with Image.open(picture(tmp_path / "given.png")) as image:
         restored = client.denoise(image, sigma=25, preset="fast", density=None, iterations=2)
     assert restored.size == (30, 20)
+
+
+@pytest.mark.parametrize("prefix", ["", "/images"])
+@pytest.mark.parametrize("route", ["/sample/array", "/denoise"])
+def test_a_pickle_is_refused_by_the_application_and_not_read(served, route, prefix):
+    headers = {"content-type": "application/vnd.bentoml+pickle", "x-forwarded-prefix": prefix}
+    response = httpx.post(f"{served.url}{route}", content=b"\x80\x04.", headers=headers, timeout=60)
+    assert response.status_code == 415 and "got 'application/vnd.bentoml+pickle'" in sentence(
+        response.content
+    )
+
+
+def test_the_log_connects_the_job_of_a_method_with_its_request(served, tmp_path):
+    files = {"image": picture(tmp_path / "given.png").read_bytes()}
+    headers = {"x-request-id": "request-of-a-job"}
+    response = httpx.post(
+        f"{served.url}/denoise", files=files, data={"iterations": "2"}, headers=headers, timeout=60
+    )
+    assert response.status_code == 200 and response.headers["x-request-id"] == "request-of-a-job"
+    (line,) = [text for text in served.log.read_text().splitlines() if "submitted: denoise, 30 x 20" in text][
+        -1:
+    ]
+    assert json.loads(line)["request_id"] == "request-of-a-job"
+    assert re.search(r"job #[0-9a-f]{8} submitted", line)
 
 
 def test_a_form_of_curl_needs_no_json(served, tmp_path):

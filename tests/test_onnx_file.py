@@ -189,7 +189,7 @@ def test_the_metadata_describe_the_model(exported: Exported) -> None:
         about = json.loads(open_stock(path).get_modelmeta().custom_metadata_map["sparsegen"])
         assert about["name"] == f"dcgan-8.{about['regularizer']}" == exported.generator.spec.name
         assert about["z_dim"] == 128 and about["code_shapes"] == [[8, 16, 16], [8, 16, 16]]
-        assert about["format"] == 1 and about["license"] == "apache-2.0" and about["sparsegen"] == "0.1.0"
+        assert about["format"] == 1 and about["license"] is None and about["sparsegen"] == "0.1.0"
         assert [(d["level"], d["unit"], d["k"], d["limit"]) for d in about["dials"]] == [
             (k_range.level, k_range.unit, k_range.k, k_range.limit) for k_range in exported.generator.k_ranges
         ]

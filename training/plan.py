@@ -56,6 +56,7 @@ class StartingModel:
     k: Sequence[int] | None = None
     class_names: Sequence[str] = ()
     heads: str | None = None  # frozen network of its projected heads
+    license: str | None = None
 
     @classmethod
     def of(cls, checkpoint: Path) -> Self:
@@ -69,6 +70,7 @@ class StartingModel:
             config["k"],
             config.get("class_names", ()),
             training.get("features") if heads else None,
+            config.get("license"),
         )
 
     def __str__(self) -> str:

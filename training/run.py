@@ -45,7 +45,7 @@ from sparsegen.training.plan import (
 from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.training.projected import FrozenFeatures, open_frozen
 from sparsegen.training.recipes import recipe_of
-from sparsegen.zoo import labels
+from sparsegen.zoo import hub, labels
 from sparsegen.zoo.bundled import AUXILIARY, WEIGHTS
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.weights import load_weights, save_weights
@@ -151,6 +151,8 @@ class Run:
         _check_labels(images, self.networks.generator.classes, plan.model)
         if self.networks.generator.classes:
             self.networks.averaged.config = {"class_names": self._class_names(images)}
+        if source and source.license:  # the weights are derived from it
+            self.networks.averaged.config["license"] = source.license
         self.step = 0
         self.best: dict[str, Any] | None = None
         if goes_on:
@@ -352,6 +354,9 @@ class Run:
             about["data"] = Path(self.plan.data).name
         if self.plan.start_from:
             about["start_from"] = str(self.source or Path(self.plan.start_from).name)
+            repo_id, _ = hub.with_revision(self.plan.start_from)
+            if hub.may_be_id(repo_id) and not Path(repo_id).exists():
+                about["base_model"] = repo_id
         return about
 
 

@@ -1,16 +1,27 @@
-"""The model card of a checkpoint: the README.md on the Hugging Face Hub, made from its config."""
+"""The model card of a checkpoint: the README.md on the Hugging Face Hub, made from its config.
 
-import json
-from collections.abc import Mapping, Sequence
+The part between two markers is written anew by each push. Other text, and other metadata, are kept.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsegen.zoo.bundled import GRAPH
+from sparsegen.zoo.hub import PICTURES, may_be_id
 from sparsegen.zoo.k_range import KRange
 
 if TYPE_CHECKING:
     from sparsegen.zoo.generator import Generator
     from sparsegen.zoo.spec import ModelSpec
 
+HOME = "https://github.com/sparsegen/sparsegen"
+INSTALL = f'pip install "sparsegen[onnxruntime] @ git+{HOME}"'
+DATASETS = {
+    "cifar10": ("uoft-cs/cifar10", "CIFAR-10")
+}  # ids and names on the Hub, by the name in config.json
+BEGIN = "<!-- sparsegen: begin. `sparsegen push` writes this part; text above and below it is kept. -->"
+END = "<!-- sparsegen: end -->"
 METRICS = {
     "fid": "This is the FID: the Fréchet distance of Inception features.",
     "fd-efficientnet-lite0": """This is the Fréchet distance of EfficientNet-Lite0 features. It is not an FID and
@@ -39,6 +50,7 @@ FACTS = {
     "precision": "mixed precision",
     "flip": "random horizontal flips",
     "start_from": "started from",
+    "edited": "weights changed after this training",
 }
 LIMITS = """## Limits
 
@@ -48,54 +60,114 @@ LIMITS = """## Limits
 - It reproduces the biases of its training images. Its images are not photographs."""
 LABELED = "its content can only be\n  chosen by class"
 UNLABELED = "it has no labels: its content\n  cannot be chosen"
-PAPER = """## Paper
+PAPER = f"""## Paper
 
-Roy Ganz and Michael Elad, *Improved Image Generation via Sparsity* (arXiv 2104.00464). This model is an
-independent reimplementation, not by its authors.
+Roy Ganz and Michael Elad, [*Improved Image Generation via Sparsity*](https://arxiv.org/abs/2104.00464). This model is
+an independent reimplementation, not by its authors. The code is at [{HOME.removeprefix("https://")}]({HOME}).
 
 ```bibtex
-@article{ganz2021improved,
-  title   = {Improved Image Generation via Sparsity},
-  author  = {Ganz, Roy and Elad, Michael},
-  journal = {arXiv preprint arXiv:2104.00464},
-  year    = {2021}
-}
+@article{{ganz2021improved,
+  title   = {{Improved Image Generation via Sparsity}},
+  author  = {{Ganz, Roy and Elad, Michael}},
+  journal = {{arXiv preprint arXiv:2104.00464}},
+  year    = {{2021}}
+}}
 ```"""
 
 
-def model_card(generator: "Generator", config: Mapping[str, Any]) -> str:
-    """Returns the README.md of a checkpoint, with the metadata for the Hub at its head.
+def model_card(
+    generator: "Generator",
+    config: Mapping[str, Any],
+    repo_id: str,
+    files: Collection[str] = (),
+    sweep: Sequence[int] = (),
+    existing: str | None = None,
+) -> str:
+    """Returns the README.md of a model on the Hub.
 
     Args:
         generator: Its architecture is described; its weights are not used.
         config: The checkpoint's config.json, from `read_config` or `Generator.make_config`.
+        repo_id: owner/name, which the examples open.
+        files: Names of the other files of the repository: the card names ONNX files and pictures if they are there.
+        sweep: k of each row of the picture sparsity.png.
+        existing: The card in the repository, if any. Its text outside of the markers is kept, and its other metadata.
+
+    Raises:
+        ValueError: If the metadata of the existing card cannot be read.
     """
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError, safe_dump
+
     spec = generator.spec
-    training = config.get("training", {})
-    front = {
-        "license": config["license"],
-        "library_name": "sparsegen",
-        "pipeline_tag": "unconditional-image-generation",
-        "tags": ["sparse-coding", "gan", "onnx", spec.architecture, spec.regularizer],
-        "datasets": ["cifar10"],
-    }
-    if generator.classes:  # the Hub has no pipeline for it
-        del front["pipeline_tag"]
-        front["tags"].append("class-conditional-image-generation")
-    if "cifar10" not in str(training.get("data", "cifar10")):
-        del front["datasets"]
     sections = [
-        "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()) + "\n---",
-        f"# {spec.name}",
+        BEGIN,
+        f"# {repo_id.rpartition('/')[2]}",
         _what(spec, generator),
-        _use(generator),
+        _pictures(generator, files, sweep),
+        _use(generator, repo_id, onnx=GRAPH in files),
         _labels(generator.classes, config.get("class_names", ())),
         _k(generator.k_ranges),
         measured({**config, "recipe": spec.recipe}),
         LIMITS.format(size=generator.image_size, labels=LABELED if generator.classes else UNLABELED),
         PAPER,
+        END,
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    body = "\n\n".join(section for section in sections if section)
+    try:
+        old = ModelCard(existing or "---\n{}\n---\n", ignore_metadata_errors=True)
+    except (ValueError, YAMLError) as error:
+        raise ValueError(
+            f"the metadata at the head of the README.md of {repo_id!r} cannot be read: correct it on the Hub, or "
+            f"remove the file; {' '.join(str(error).split())[:100]}"
+        ) from None
+    above, begin, rest = old.text.partition(BEGIN)
+    _, end, below = rest.partition(END)
+    if begin and not end:
+        raise ValueError(
+            f"the README.md of {repo_id!r} has the first marker of sparsegen and not the second, {END!r}: add it where "
+            "your own text starts, or remove both"
+        )
+    text = "\n\n".join(part for part in (above.strip(), body, below.strip()) if part)
+    metadata = {**old.data.to_dict(), **_metadata(generator, config, repo_id, files, old.data.to_dict())}
+    known = {key: value for key, value in metadata.items() if value is not None}
+    return f"---\n{safe_dump(known, sort_keys=False, allow_unicode=True)}---\n\n{text}\n"
+
+
+def _metadata(
+    generator: "Generator",
+    config: Mapping[str, Any],
+    repo_id: str,
+    files: Collection[str],
+    old: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the metadata that a push sets; None removes an entry."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    spec, training, evaluation = generator.spec, config.get("training", {}), config.get("evaluation", {})
+    task = "unconditional-image-generation"
+    ours = ["sparse-coding", "gan", spec.architecture, spec.regularizer]
+    ours += ["class-conditional-image-generation"] if generator.classes else []
+    ours += ["onnx"] if GRAPH in files else []
+    theirs = [tag for tag in old.get("tags") or [] if tag not in {*ours, "onnx"}]
+    data = str(training.get("data") or "")
+    dataset_id, dataset = DATASETS.get(data, (data, data) if may_be_id(data) else (None, None))
+    results = []
+    if evaluation and dataset_id and dataset:  # only the independent distance
+        metric, value = evaluation["metric"], round(evaluation["distance"], 2)
+        results = [
+            EvalResult(task, dataset_id, dataset, metric, value, metric_name=f"Fréchet distance ({metric})")
+        ]
+    given = {
+        "license": config.get("license") or old.get("license"),
+        "library_name": "sparsegen",
+        "pipeline_tag": None if generator.classes else task,  # the Hub has none for it
+        "tags": ours + theirs,
+        "datasets": [dataset_id] if dataset_id else old.get("datasets"),
+        "base_model": training.get("base_model") or old.get("base_model"),
+    }
+    index = ModelCardData(model_name=repo_id.rpartition("/")[2], eval_results=results or None).to_dict()
+    return given | {"model-index": index.get("model-index")}
 
 
 def measured(config: Mapping[str, Any]) -> str:
@@ -125,27 +197,44 @@ def _by(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _use(generator: "Generator") -> str:
-    name, k_ranges, size = generator.spec.name, generator.k_ranges, generator.image_size
+def _pictures(generator: "Generator", files: Collection[str], sweep: Sequence[int]) -> str:
+    samples, sparsity = PICTURES
+    parts = [f"![Samples of the seed 0, not selected]({samples})"] if samples in files else []
+    if sparsity in files:
+        rows = ", ".join(map(str, sweep))
+        parts.append(
+            f"The same seeds with other values of k, the number of non-zeros kept; the rows from top to bottom are\n"
+            f"k = {rows}:\n\n![Samples with k = {rows}]({sparsity})"
+        )
+    return "\n\n".join(parts)
+
+
+def _use(generator: "Generator", repo_id: str, onnx: bool) -> str:
+    k_ranges, size = generator.k_ranges, generator.image_size
     k = f", k={max(1, k_ranges[0].k // 2)}" if k_ranges else ""
     sparser = f"\nsparser = generator.sample(16, seed=0{k})" if k_ranges else ""
     alike = "\nalike = generator.sample(16, seed=0, labels=0)  # all of class 0" if generator.classes else ""
-    return f"""## Use
+    runtime = f"""
+
+From the ONNX file, with onnxruntime instead of PyTorch:
 
 ```python
 import sparsegen
 
-generator = sparsegen.from_pretrained("{name}")  # or a checkpoint's folder, or owner/name on the Hub
-images = generator.sample(16, seed=0)  # uint8 (16, {size}, {size}, 3){sparser}{alike}
+images = sparsegen.open_sampler("{repo_id}").sample(16, seed=0)
+```"""
+    return f"""## Use
+
+```
+{INSTALL}
 ```
 
-From the ONNX file, with onnxruntime in place of torch:
-
 ```python
-from sparsegen.export.runtime import open_sampler
+import sparsegen
 
-images = open_sampler("{name}").sample(16, seed=0)
-```"""
+generator = sparsegen.from_pretrained("{repo_id}")
+images = generator.sample(16, seed=0)  # uint8 (16, {size}, {size}, 3){sparser}{alike}
+```{runtime if onnx else ""}"""
 
 
 def _labels(classes: int, names: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """Checkpoints: folders of config.json and generator.safetensors, bundled, on disk or on the Hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from safetensors.torch import load_file
@@ -10,40 +11,58 @@ from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
 from sparsegen.zoo import hub
 from sparsegen.zoo.bundled import AUXILIARY, CONFIG, MODELS, PICKLES, WEIGHTS, list_models, warn_of_folder
-from sparsegen.zoo.card import model_card
 from sparsegen.zoo.config import read_entries
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.publishing import PushOptions, publish
 from sparsegen.zoo.spec import ModelSpec
 from sparsegen.zoo.weights import load_weights, save_weights, write_tensors
 
 EXPECTED = "a model must be the name of a bundled model, the folder of a checkpoint, or owner/name on the Hub"
 
 
-def from_pretrained(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Generator:
-    """Opens a trained generator, in eval mode, float32 and frozen (`requires_grad_(True)` makes it trainable).
+def from_pretrained(
+    name_or_folder_or_hub_id: str | Path,
+    revision: str | None = None,
+    *,
+    k: int | Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    **options: Unpack[hub.Download],
+) -> Generator:
+    """Opens a trained generator, in eval mode and frozen (`requires_grad_(True)` makes it trainable).
 
     Args:
         name_or_folder_or_hub_id: A bundled model (see `list_models`), a checkpoint's folder, or `owner/name`
-            on the Hugging Face Hub.
+            or `owner/name@revision` on the Hugging Face Hub.
         revision: Branch, tag or commit on the Hub; None: the default branch.
+        k: Non-zeros kept, one number or one per projected level, Γ1 first; None: that of the checkpoint.
+        dtype: Floating-point type of the weights in memory.
+        device: Where the weights are put.
+        options: Of a download, see `zoo.hub.Download`: subfolder, cache_dir, local_files_only, token, force_download.
 
     Raises:
-        TypeError: If the first argument is not a string or path.
-        ValueError: If the model is unknown or a file is invalid.
+        TypeError: If an argument is of another type.
+        ValueError: If the model is unknown, a file is invalid, or k does not fit the model.
         FileNotFoundError: If a file is missing.
         ConnectionError: If the download fails.
     """
-    folder = find_checkpoint(name_or_folder_or_hub_id, revision)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type, e.g. torch.float16; got {dtype}")
+    folder = find_checkpoint(name_or_folder_or_hub_id, revision, **options)
     config = read_config(folder)
     generator = ModelSpec.from_config(config).generator()
     load_weights(generator, folder / WEIGHTS)
-    generator.config = config
+    generator.note_checkpoint(config)
+    generator.set_k(k)
     # Channels last is a tenth faster on a CPU at batch 64: benchmarks/sampling.py.
-    return generator.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    generator = generator.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return generator.to(device, dtype)
 
 
-def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """Finds the folder of a checkpoint, or downloads it from the Hub."""
+def find_checkpoint(
+    name_or_folder_or_hub_id: str | Path, revision: str | None = None, **options: Unpack[hub.Download]
+) -> Path:
+    """Finds the folder of a checkpoint, or downloads it from the Hub; see `from_pretrained`."""
     if not isinstance(name_or_folder_or_hub_id, str | Path):
         raise TypeError(f"{EXPECTED}; got {name_or_folder_or_hub_id!r}")
     given = str(name_or_folder_or_hub_id)
@@ -65,7 +84,7 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
                 f"omit the revision; got {revision!r}"
             )
         check_utf8(path)
-        return path
+        return path / (options.get("subfolder") or "")
     if path.is_file():
         raise ValueError(f"{path} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
     if models := _models_of_run(
@@ -74,7 +93,7 @@ def find_checkpoint(name_or_folder_or_hub_id: str | Path, revision: str | None =
         raise FileNotFoundError(f"there is no folder {path}: that training run has {' and '.join(models)}")
     local = len(path.parts) > 1 and path.parent.is_dir()
     if hub.may_be_id(given) and not local:
-        return hub.download(given, revision)
+        return hub.download(given, revision, **options)
     if local:
         there = sorted(child.name for child in path.parent.iterdir() if (child / CONFIG).is_file())
         raise FileNotFoundError(
@@ -136,14 +155,11 @@ def save_auxiliary_networks(source: Path, folder: Path, spec: ModelSpec, dtype: 
             write_tensors(load_file(source / AUXILIARY[name]), folder / AUXILIARY[name], dtype)
 
 
-def upload(folder: Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
-    """Pushes a checkpoint's folder with a card made from its config, and returns the URL of its page.
+def upload(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> str:
+    """Pushes a checkpoint's folder; see `Generator.push_to_hub`.
 
     Raises:
         FileNotFoundError, ValueError: If the folder is not a valid checkpoint.
-        TypeError: If `repo_id` is not a string.
-        ConnectionError: If the upload fails.
+        TypeError, ValueError, ImportError, ConnectionError: As `publish`.
     """
-    hub.check_id(repo_id)
-    generator = from_pretrained(folder)  # a checkpoint that cannot be opened is not uploaded
-    return hub.push(folder, model_card(generator, generator.config), repo_id, private, revision)
+    return publish(from_pretrained(folder), repo_id, folder, **options)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from sparsegen.zoo.bundled import CONFIG
 
-FORMAT, LICENSE = 1, "apache-2.0"
+FORMAT = 1
 ENTRIES = {  # besides the format
     "model": str,
     "architecture": str,
@@ -50,7 +50,6 @@ def read_entries(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has format {version}, this sparsegen reads up to {FORMAT}: upgrade sparsegen"
         )
-    config = {"license": LICENSE, **config}
     try:
         _check(config, ENTRIES, OPTIONAL)
         if config.get("evaluation"):

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -17,14 +16,14 @@ from torch.nn import functional as F
 from sparsegen.common.checks import check_integer
 from sparsegen.common.files import write_json
 from sparsegen.pictures import images
-from sparsegen.zoo import hub, noise
+from sparsegen.zoo import noise
 from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.bundled import CONFIG, WEIGHTS
-from sparsegen.zoo.card import model_card
-from sparsegen.zoo.config import FORMAT, LICENSE
+from sparsegen.zoo.config import FORMAT
 from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.projections import Projection
-from sparsegen.zoo.weights import save_weights
+from sparsegen.zoo.publishing import PushOptions, publish
+from sparsegen.zoo.weights import digest, plain_state, save_weights
 
 if TYPE_CHECKING:
     from sparsegen.zoo.spec import ModelSpec
@@ -66,6 +65,8 @@ class Generator(nn.Module):
         self.code_shapes = tuple(code_shapes)
         self.z_dim, self.classes = z_dim, classes
         self.config: dict[str, Any] = {}
+        self._digest: str | None = None
+        self._names: frozenset[str] | None = None  # of the weights
         self._spec: ModelSpec | None = None
 
     @property
@@ -77,7 +78,11 @@ class Generator(nn.Module):
 
     @spec.setter
     def spec(self, spec: "ModelSpec") -> None:
-        self._spec = spec
+        self._spec, self._names = spec, frozenset(self.state_dict())
+
+    def note_checkpoint(self, config: dict[str, Any]) -> None:
+        """Notes that the weights are those of the checkpoint with this config.json."""
+        self.config, self._digest = config, digest(self)
 
     @property
     def device(self) -> torch.device:
@@ -313,10 +318,18 @@ class Generator(nn.Module):
 
         Raises:
             TypeError: Unless `dtype` is a floating-point type.
+            ValueError: If parts were replaced or wrapped, except by `torch.compile` or `DistributedDataParallel`.
             OSError: If the folder cannot be written.
         """
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type, e.g. torch.float16; got {dtype}")
+        names = plain_state(self).keys()
+        if self._names and names != self._names:
+            changed = ", ".join(sorted(names ^ self._names)[:3])
+            raise ValueError(
+                f"parts of this generator were replaced or wrapped, and the result cannot be opened again: undo it "
+                f"before you save; changed weights: {changed}"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self, folder / WEIGHTS, dtype)
@@ -330,14 +343,17 @@ class Generator(nn.Module):
 
         Args:
             training, evaluation: Entries about how the weights were trained and measured. If both are None, those of
-                the opened checkpoint; its evaluation is dropped if k has changed.
+                the opened checkpoint; its evaluation is dropped if the weights or k have changed.
         """
         spec, about = self.spec, {"training": training, "evaluation": evaluation}
         k = list(spec.k or ())
         if training is evaluation is None:
             about = {name: self.config.get(name) for name in about}
-            if self.config.get("k", k) != k:
+            edited = self._digest is not None and digest(self) != self._digest
+            if edited or self.config.get("k", k) != k:
                 about["evaluation"] = None
+            if edited and about["training"]:
+                about["training"] = {**about["training"], "edited": True}
         return {
             "format": FORMAT,
             "model": spec.name,
@@ -348,17 +364,28 @@ class Generator(nn.Module):
             "k": k,
             "image_size": spec.image_size,
             "classes": spec.labels,
-            "license": self.config.get("license", LICENSE),
+            **({"license": self.config["license"]} if "license" in self.config else {}),
             **({"class_names": list(self.class_names)} if self.class_names else {}),
             **{name: entry for name, entry in about.items() if entry is not None},
         }
 
-    def push_to_hub(self, repo_id: str, private: bool = False, revision: str | None = None) -> str:
-        """Pushes the generator with its card to the Hugging Face Hub and returns the URL of its page."""
-        hub.check_id(repo_id)
-        with TemporaryDirectory() as folder:
-            card = model_card(self, self.make_config())
-            return hub.push(self.save_pretrained(folder), card, repo_id, private, revision)
+    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+        """Pushes the generator to the Hugging Face Hub, as one commit: weights, config, ONNX files, and a card with
+        pictures. Files of an earlier push are replaced; your own text in the card is kept.
+
+            generator.push_to_hub("me/my-dcgan", private=True, license="mit")
+
+        Args:
+            repo_id: owner/name, or a name in your own namespace.
+            options: See `PushOptions` and `Upload`: private, revision, token, create_pr, commit_message, license,
+                dtype, onnx.
+
+        Returns: The URL of its page, or of the pull request.
+
+        Raises:
+            TypeError, ValueError, ImportError, ConnectionError: As `zoo.publishing.publish`.
+        """
+        return publish(self, repo_id, **options)
 
     def dictionary(self, level: int = 1) -> Tensor:
         """Returns the atoms of D_level, after spectral normalization if there is one: the image (or the change of

@@ -3,65 +3,232 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
 
 CARD = "README.md"
-HUB_FILES = [CONFIG, WEIGHTS, *AUXILIARY.values(), GRAPH, SYNTHESIS, CARD]  # of a model on the Hub
+PICTURES = ("samples.png", "sparsity.png")  # of the card
+HUB_FILES = [CONFIG, WEIGHTS, *AUXILIARY.values(), GRAPH, SYNTHESIS, CARD]  # that are downloaded
+OWN_FILES = {*HUB_FILES, *PICTURES}  # that a push writes, and removes if they are of an earlier push
 
 
-def download(repo_id: str, revision: str | None = None) -> Path:
+class Download(TypedDict, total=False):
+    """Options of a download from the Hub, with the meaning that they have in `huggingface_hub`.
+
+    subfolder: Folder of the model within the repository.
+    cache_dir: Folder of the cache.
+    local_files_only: Use the cache only.
+    token: Token of the Hub; default: that of `hf auth login` or HF_TOKEN.
+    force_download: Download again what is in the cache.
+    """
+
+    subfolder: str | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    token: str | bool | None
+    force_download: bool
+
+
+def download(given: str, revision: str | None = None, **options: Unpack[Download]) -> Path:
     """Downloads a model's files into the Hub's cache if necessary, and returns their folder.
 
+    Args:
+        given: owner/name, or owner/name@revision.
+        revision: Branch, tag or commit; None: the default branch.
+
     Raises:
-        ValueError: If the name is invalid or a file is corrupt.
+        ValueError: If the name is invalid, a file is corrupt, or two revisions are given.
         FileNotFoundError: If it is not a sparsegen model.
         ConnectionError: If the download fails.
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    repo_id, revision = with_revision(given, revision)
+    within = f"{subfolder.strip('/')}/" if (subfolder := options.get("subfolder")) else ""
     missed = f"no local folder {repo_id!r}, and it cannot be downloaded from the Hub"
     with _one_sentence(
         f"{repo_id!r} at {revision!r} cannot be downloaded from the Hub" if revision else missed
     ):
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=HUB_FILES))
+        patterns = [within + name for name in HUB_FILES]
+        snapshot = snapshot_download(
+            repo_id,
+            revision=revision,
+            allow_patterns=patterns,
+            cache_dir=options.get("cache_dir"),
+            local_files_only=options.get("local_files_only", False),
+            token=options.get("token"),
+            force_download=options.get("force_download", False),
+        )
+        folder = Path(snapshot) / within
         missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-        there = HfApi().list_repo_files(repo_id, revision=revision) if missing else []
+        if missing and options.get("local_files_only"):
+            raise OSError("the cache does not hold it: omit local_files_only")
+        there = (
+            HfApi(token=options.get("token")).list_repo_files(repo_id, revision=revision) if missing else []
+        )
     if missing:
         pickles = [name for name in there if name.endswith(PICKLES)]
         found = f"; sparsegen does not open pickles ({', '.join(pickles)})" if pickles else ""
+        models = sorted(name.removesuffix(f"/{CONFIG}") for name in there if name.endswith(f"/{CONFIG}"))
+        found += f"; it has models in subfolders: {', '.join(models[:5])}" if models else ""
         raise FileNotFoundError(
-            f"{repo_id!r} on the Hub is not a sparsegen model: it has no {' and no '.join(missing)}{found}"
+            f"{(repo_id + '/' + within).rstrip('/')!r} on the Hub is not a sparsegen model: it has no "
+            f"{' and no '.join(missing)}{found}"
         )
     for path in folder.iterdir():
-        _check_blob(path)
+        if path.is_file():
+            _check_blob(path)
     return folder
 
 
-def push(folder: Path, card: str, repo_id: str, private: bool = False, revision: str | None = None) -> str:
-    """Uploads a model's files with its card, and returns the URL of its page.
+def with_revision(given: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Splits owner/name@revision into owner/name and the revision.
+
+    Raises:
+        ValueError: If a different revision is given, too, or the one in `given` is empty.
+    """
+    repo_id, at, named = given.partition("@")
+    if at and not named:
+        raise ValueError(
+            f"the revision after @ is empty: give a branch, tag or commit, or omit the @; got {given!r}"
+        )
+    if at and revision not in (None, named):
+        raise ValueError(f"{given!r} and the revision {revision!r} name two revisions: give one of them")
+    return repo_id, named if at else revision
+
+
+@dataclass(frozen=True)
+class Target:
+    """A repository on the Hub that a model is pushed to, as it was before.
+
+    Attributes:
+        repo_id: owner/name.
+        exists: Whether the repository exists.
+        commit: The commit that the push follows; None if there is none.
+        branch: Whether the requested branch exists.
+        files: The files in it.
+        card: Its README.md; None if there is none.
+    """
+
+    repo_id: str
+    exists: bool = False
+    branch: bool = True
+    commit: str | None = None
+    files: tuple[str, ...] = ()
+    card: str | None = None
+
+
+class Upload(TypedDict, total=False):
+    """Options of an upload to the Hub, with the meaning that they have in `huggingface_hub`.
+
+    private: Visibility of the repository; default: that of an existing one, else the owner's default.
+    revision: Branch to push to, which is created if necessary; default: the main branch.
+    token: Token of the Hub; default: that of `hf auth login` or HF_TOKEN.
+    create_pr: Open a pull request on the repository, which must exist.
+    commit_message: First line of the message of the commit.
+    """
+
+    private: bool | None
+    revision: str | None
+    token: str | None
+    create_pr: bool
+    commit_message: str
+
+
+def find_target(repo_id: str, options: Upload) -> Target:
+    """Looks at a repository before anything is made for it.
+
+    Args:
+        repo_id: owner/name, or a name in the namespace of the token's owner.
 
     Raises:
         TypeError: If `repo_id` is not a string.
-        ConnectionError: If the upload fails.
+        ValueError: If it is not a valid name, or the repository has the other visibility.
+        ConnectionError: If the Hub refuses or cannot be reached.
     """
     check_id(repo_id)
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import validate_repo_id
 
-    files = {name: folder / name for name in HUB_FILES if (folder / name).is_file()} | {CARD: card.encode()}
-    hub = HfApi()
+    private, revision, token = options.get("private"), options.get("revision"), options.get("token")
+    if options.get("create_pr") and revision not in (None, "main"):
+        raise ValueError(f"a pull request is opened on main: omit the revision; got {revision!r}")
+    hub = HfApi(token=token)
     with _one_sentence(f"{repo_id!r} cannot be uploaded to the Hub"):
-        page = hub.create_repo(repo_id, private=private, exist_ok=True)
-        if revision:
-            hub.create_branch(repo_id, branch=revision, exist_ok=True)
-        hub.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, content) for name, content in files.items()],
-            commit_message="Upload a sparsegen model",
-            revision=revision,
+        validate_repo_id(repo_id)
+        if not (token or get_token()):
+            raise OSError("there is no token; log in (hf auth login), or set HF_TOKEN")
+        if "/" not in repo_id:
+            repo_id = f"{hub.whoami()['name']}/{repo_id}"
+        branch = True
+        try:
+            about = hub.model_info(repo_id, revision=revision)
+        except RevisionNotFoundError:
+            about, branch = hub.model_info(repo_id), False
+        except RepositoryNotFoundError:
+            if options.get("create_pr"):
+                raise OSError("a pull request needs an existing repository, and there is none") from None
+            return Target(repo_id, branch=revision in (None, "main"))
+        files = tuple(each.rfilename for each in about.siblings or ())
+        card = None
+        if CARD in files:
+            path = hub.hf_hub_download(repo_id, CARD, revision=about.sha)
+            try:
+                card = Path(path).read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise OSError(f"its {CARD} is not UTF-8 ({error}): correct it on the Hub") from None
+    if private is not None and about.private != private:
+        is_now, wanted = ("private", "public") if about.private else ("public", "private")
+        raise ValueError(
+            f"{repo_id!r} exists and is {is_now}, and the push asks for {wanted}: change the visibility in its "
+            "settings on the Hub, or do not ask for one; nothing was uploaded"
         )
-    return str(page)
+    return Target(repo_id, True, branch, about.sha, files, card)
+
+
+def push(target: Target, folder: Path, options: Upload) -> str:
+    """Uploads the files of a folder as one commit, and returns the URL of the page or of the pull request.
+
+    Files of an earlier push that are not in the folder are removed in the same commit. A repository that was created
+    for a failed upload is deleted again.
+
+    Raises:
+        ConnectionError: If the upload fails.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    names = sorted(path.name for path in folder.iterdir())
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(name, folder / name) for name in names
+    ]
+    operations += [
+        CommitOperationDelete(name) for name in sorted(OWN_FILES.difference(names) & set(target.files))
+    ]
+    hub, revision = HfApi(token=options.get("token")), options.get("revision")
+    with _one_sentence(f"{target.repo_id!r} cannot be uploaded to the Hub"):
+        page = f"{hub.endpoint}/{target.repo_id}"
+        if not target.exists:
+            hub.create_repo(target.repo_id, private=options.get("private"))
+        try:
+            if not target.branch and revision:
+                hub.create_branch(target.repo_id, branch=revision, exist_ok=True)
+            done = hub.create_commit(
+                target.repo_id,
+                operations,
+                commit_message=options.get("commit_message") or "Upload a sparsegen model",
+                revision=revision,
+                create_pr=options.get("create_pr", False),
+                parent_commit=target.commit,  # a change since then is an error of the Hub, and nothing is overwritten
+            )
+        except BaseException:
+            if not target.exists:
+                hub.delete_repo(target.repo_id, missing_ok=True)
+            raise
+    return done.pr_url or page
 
 
 def check_space(repo_id: str) -> None:
@@ -112,8 +279,8 @@ def push_space(folder: Path, repo_id: str, private: bool = False) -> str:
 
 
 def may_be_id(given: str) -> bool:
-    """Whether a text that is no path may be owner/name."""
-    return given.count("/") == 1 and not given.startswith((".", "/", "~"))
+    """Whether a text that is no path may be owner/name or owner/name@revision."""
+    return given.partition("@")[0].count("/") == 1 and not given.startswith((".", "/", "~"))
 
 
 def check_id(repo_id: object) -> None:

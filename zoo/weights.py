@@ -1,5 +1,7 @@
 """Network weights as safetensors files: strict loading, atomic writing."""
 
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sparsegen.common.files import atomic_write
+
+WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|module)\.")  # parts of names that torch adds
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -44,9 +48,23 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(tensors)
 
 
+def digest(network: nn.Module) -> str:
+    """Returns the SHA-256 of a network's weights as float32; it does not depend on device, dtype or memory format."""
+    sha = hashlib.sha256()
+    for _, tensor in sorted(plain_state(network).items()):
+        values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        sha.update(values.contiguous().numpy().data)
+    return sha.hexdigest()
+
+
+def plain_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the weights under the names that they have without `torch.compile` or `DistributedDataParallel`."""
+    return {WRAPPERS.sub("", name): tensor for name, tensor in network.state_dict().items()}
+
+
 def save_weights(network: nn.Module, path: Path, dtype: torch.dtype) -> None:
     """Writes a network's weights as safetensors, atomically."""
-    write_tensors(network.state_dict(), path, dtype)
+    write_tensors(plain_state(network), path, dtype)
 
 
 def write_tensors(

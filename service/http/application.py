@@ -1,5 +1,6 @@
 """The web application: its routes, its error answers, and its OpenAPI document. Does not import torch."""
 
+from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +20,7 @@ from sparsegen.service.http.openapi import ERROR, described
 from sparsegen.service.page import routes
 from sparsegen.service.sampling import ArrayRequest, SampleRequest, request_schema
 
+SERVER = "Server"  # the heading of the routes for operators and for BentoML
 DOWN = {"503": described("application/json", ERROR, "No, for the given reason.")}
 FOREIGN = {  # routes of BentoML: summary, and further answers
     "/livez": ("Whether the process answers", {}),
@@ -42,7 +44,13 @@ class Application(FastAPI):
             content = {"application/json": {"schema": request_schema(request, self.state.models)}}
             document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
         document["paths"] |= {
-            path: {"get": {"summary": summary, "responses": {"200": {"description": "Yes."}} | down}}
+            path: {
+                "get": {
+                    "tags": [SERVER],
+                    "summary": summary,
+                    "responses": {"200": {"description": "Yes."}} | down,
+                }
+            }
             for path, (summary, down) in FOREIGN.items()
         }
         document["servers"] = [{"url": "./"}]  # relative to this document, since a proxy may add a path
@@ -64,10 +72,16 @@ def create_app(description: str) -> Application:
     app.exception_handler(Overloaded)(_overloaded)
     app.exception_handler(HTTPException)(_failed)
     app.exception_handler(Exception)(broken)
-    routers = (router, sampling.router, routes.router, synchronous.router, restoration.router)
-    for part in routers:
-        app.include_router(part)
-    app.own_routes = [*app.routes, *(route for part in routers for route in part.routes)]
+    routers: dict[str | Enum, APIRouter] = {
+        "Sampling": sampling.router,
+        "Restoration in one request": synchronous.router,
+        "Restoration jobs": restoration.router,
+        "Page": routes.router,
+        SERVER: router,
+    }
+    for tag, part in routers.items():
+        app.include_router(part, tags=[tag])
+    app.own_routes = [*app.routes, *(route for part in routers.values() for route in part.routes)]
     return app
 
 

@@ -16,7 +16,7 @@ from sparsegen.service import metrics
 from sparsegen.service.http import arbiter, connections, synchronous
 from sparsegen.service.http.application import create_app
 from sparsegen.service.http.deadline import OwnTime
-from sparsegen.service.http.methods import Images, Picture, method
+from sparsegen.service.http.methods import Direct, Images, Picture, method
 from sparsegen.service.http.orphans import end_with_parent
 from sparsegen.service.http.prefix import OwnPrefix, Prefixed
 from sparsegen.service.http.protection import protection
@@ -24,32 +24,36 @@ from sparsegen.service.http.sampling import create_batcher
 from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.pool import WorkerPool
 from sparsegen.service.logs import set_up_logs
-from sparsegen.service.models import models_folder, open_models
+from sparsegen.service.models import open_models, sources
 from sparsegen.service.sampling import ArrayRequest
 from sparsegen.service.settings import ServiceSettings
 from sparsegen.service.uploads import Room
 
 logger = logging.getLogger(__name__)
 
+ABOUT = """Images from generators whose inner representation is a sparse code, and restoration of single pictures.
+
+The same model, seed, k and labels give the same pixels, bit for bit, over HTTP, on the [page](ui/), and from the ONNX
+file in Python. Errors are JSON: `{"error": "one sentence"}`.
+"""
+
+ARRAY = "/sample/array"  # the route of the method `sample`
 GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # the environment variable with the folder where Gradio keeps dropped files
 
-app = create_app(__doc__ or "")
+app = create_app(ABOUT)
 
 
 class Server:
     """Images from generators whose inner representation is a sparse code."""
 
-    sample = method(
-        "sample", "/sample/array", ArrayRequest, Images, app, "Draws images: uint8 (count, H, W, 3)."
-    )
+    sample = method("sample", ARRAY, ArrayRequest, Images, "Draws images: uint8 (count, H, W, 3).")
     denoise, inpaint, upscale, deblur = (
         method(
             model.kind,
             f"/{model.kind}",
             model,
             Picture,
-            app,
-            f"{KINDS[model.kind].label} in a small picture.",
+            f"{KINDS[model.kind].label}: a small picture in one request.",
         )
         for model in orders.METHODS
     )
@@ -65,7 +69,7 @@ class Server:
         )
         if self._uploads:
             os.environ[GRADIO_FOLDER] = self._uploads.name
-        models, refused = open_models(models_folder())
+        models, refused = open_models(*sources())
         for warning in (*refused, *settings.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
@@ -117,3 +121,4 @@ for middleware, options in protection(
 ):
     SparseGen.add_asgi_middleware(middleware, **options)
 SparseGen.add_asgi_middleware(Prefixed)
+SparseGen.add_asgi_middleware(Direct, own=app, paths={ARRAY, *synchronous.PATHS})

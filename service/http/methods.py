@@ -1,9 +1,10 @@
 """The methods that BentoML's clients see: `bentoml.SyncHTTPClient(url).sample(...)`, `.denoise(...)` and so on.
 
-BentoML lists them in /schema.json, from which its clients take names, routes and types. Our app answers the requests:
-BentoML's own reader would download the URLs in a form and turn every refusal into 400 or 500.
+BentoML lists them in /schema.json, from which its clients take names, routes and types. Our application answers the
+requests: BentoML's own reader would download the URLs in a form and turn every refusal into 400 or 500.
 """
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import bentoml  # noqa: TID253 (this module defines the methods of the service)
@@ -12,7 +13,6 @@ from bentoml import IODescriptor  # noqa: TID253
 from bentoml.validators import DType  # noqa: TID253
 from PIL import Image
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sparsegen.service.requests import RequestModel, schema
@@ -21,29 +21,19 @@ Images = Annotated[np.ndarray, DType("uint8")]
 Picture = Image.Image
 
 
-class Forward(Response):
-    """The answer of another application to the same request."""
+class Direct:
+    """ASGI middleware, the innermost: our application answers the requests of the methods, in place of BentoML."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__()
-        self.app = app
+    def __init__(self, app: ASGIApp, own: ASGIApp, paths: Collection[str]) -> None:
+        self.app, self.own, self.paths = app, own, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
-        if self.background is not None:
-            await self.background()
+        ours = scope["type"] == "http" and _route(scope) in self.paths
+        await (self.own if ours else self.app)(scope, receive, send)
 
 
-class Unread:
-    """The arguments of a method whose request is not read by BentoML: none."""
-
-    model_fields: tuple[str, ...] = ()
-
-
-def method(
-    name: str, route: str, request: type[RequestModel], output: object, app: ASGIApp, about: str
-) -> Any:
-    """Declares a method of the service whose requests `app` answers.
+def method(name: str, route: str, request: type[RequestModel], output: object, about: str) -> Any:
+    """Declares a method of the service, whose requests `Direct` passes to our application.
 
     Args:
         request: Definition of the arguments.
@@ -56,17 +46,23 @@ def method(
             return _for_clients(schema(request))
 
         @classmethod
-        async def from_http_request(cls, request: Request, serde: object) -> Unread:
-            return Unread()
+        async def from_http_request(cls, request: Request, serde: object) -> Any:
+            raise NotImplementedError(f"{route} must be answered by the application")
 
     Arguments.__name__ = request.__name__
 
-    async def forward(self: object) -> Response:
-        return Forward(app)
+    async def declared(self: object) -> None:
+        raise NotImplementedError(f"{route} must be answered by the application")
 
-    forward.__name__, forward.__doc__ = name, about
-    forward.__annotations__["return"] = output
-    return bentoml.api(forward, route=route, input_spec=Arguments)
+    declared.__name__, declared.__doc__ = name, about
+    declared.__annotations__["return"] = output
+    return bentoml.api(declared, route=route, input_spec=Arguments)
+
+
+def _route(scope: Scope) -> str:
+    """The path of a request without the prefix of a proxy."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _for_clients(made: dict[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ def described(content: str, schema: dict[str, Any], meaning: str) -> dict[str, A
 
 def answers(status: int, answer: dict[str, Any], **refusals: str) -> dict[int | str, dict[str, Any]]:
     """The answers of a route for OpenAPI; `default` keeps FastAPI from adding its own error schema."""
-    meanings = refusals | {
+    meanings = {
         "503": "The job store is not available.",
         "default": "One sentence describes the error.",
-    }
+    } | refusals
     others = {key: described("application/json", ERROR, meaning) for key, meaning in meanings.items()}
     return {status: answer} | {int(key) if key.isdigit() else key: value for key, value in others.items()}

@@ -27,7 +27,7 @@ class OwnPrefix:
 
 
 class Prefixed:
-    """ASGI middleware, the innermost: makes the application use addresses with the prefix of the request."""
+    """ASGI middleware, inside of the guards: makes the application use addresses with the prefix of the request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -129,7 +129,7 @@ for _model in METHODS:
         _route(_model),
         methods=["POST"],
         name=_model.kind,
-        summary=f"{KINDS[_model.kind].label} in a small picture",
+        summary=f"{KINDS[_model.kind].label}: a small picture in one request",
         description=(
             "Restores a small picture in one request. The result is a PNG with the bit depth and alpha of the given "
             "picture. Larger pictures and longer restorations are jobs, see POST /restore."
@@ -143,6 +143,7 @@ for _model in METHODS:
             **{"429": "Too many jobs are waiting, or the client has too many."},
             **{
                 "500": "The restoration failed.",
+                "503": "No worker is running, the job store is not available, or too many pictures wait to be read.",
                 "504": "The restoration was not done in time.",
                 "507": "The server has no room for another job.",
             },

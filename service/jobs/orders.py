@@ -1,6 +1,7 @@
 """Restoration requests: their definition, checks, and submission as a job."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,6 +33,8 @@ from sparsegen.service.jobs.store import FILES, MAX_WAITING, STORED_PIXELS, Stat
 from sparsegen.service.requests import RequestModel, clip
 from sparsegen.service.settings import ServiceSettings
 from sparsegen.zoo.noise import MAX_SEED
+
+logger = logging.getLogger(__name__)
 
 MAX_UPLOAD = 32 << 20
 MAX_PIXELS = STORED_PIXELS  # of the result
@@ -124,6 +127,17 @@ class MethodRequest(RestoreOptions):
     """A restoration of one kind that is answered with the picture."""
 
     kind: ClassVar[str]
+    image: Upload = Field(
+        description=f"An image file. The result has at most {ServiceSettings.sync_pixels:,} pixels by default."
+    )
+
+    @classmethod
+    def model_json_schema(cls, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """The schema, with the fields of the kind after `image`: BentoML's clients take positional arguments."""
+        made = super().model_json_schema(*arguments, **options)
+        last = [name for name in RestoreOptions.model_fields if name != "image"]
+        made["properties"] = dict(sorted(made["properties"].items(), key=lambda part: part[0] in last))
+        return made
 
 
 class DenoiseRequest(MethodRequest):
@@ -247,6 +261,7 @@ def order(
         client=client,
         quota=settings.jobs_per_client,
     )
+    logger.info("job %s submitted: %s, %d x %d pixels", status["id"], checked.task.kind, width, height)
     return status, checked.image
 
 

@@ -39,6 +39,7 @@ class WorkerPool:
         self._variables = _with_package({**variables, WORKERS: str(count)})
         self._workers: list[subprocess.Popen[bytes] | None] = [None] * count
         self._started, self._pause = [-math.inf] * count, [RESTART_AFTER] * count
+        self._ended: dict[int, float] = {}  # when a worker was seen to have ended as asked, by its process id
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._supervise, name="workers", daemon=True)
 
@@ -48,13 +49,20 @@ class WorkerPool:
         self._thread.start()
 
     def restart_dead(self) -> None:
-        """Starts workers that are not running; the pause doubles, up to 60 s, while a worker ends at once."""
+        """Starts workers that are not running; the pause doubles, up to 60 s, while a worker ends at once.
+
+        A worker that was asked to end is replaced RESTART_AFTER seconds later: BentoML asks all processes of a server
+        to end before it calls `stop`.
+        """
         now = time.monotonic()
         for index, worker in enumerate(self._workers):
             age = now - self._started[index]
             if age < self._pause[index] or (worker is not None and worker.poll() is None):
                 continue
             if worker is not None:
+                if worker.returncode == 0 and now - self._ended.setdefault(worker.pid, now) < RESTART_AFTER:
+                    continue
+                self._ended.pop(worker.pid, None)
                 logger.warning("a worker ended with exit code %d: restarting it", worker.returncode)
                 _close_stdin(worker)
                 at_once = age < 2 * self._pause[index]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Callback = Callable[[TaskProgress], bool | None]
     Run = Callable[[Task, Picture, Picture | None, Picture | None, Callback | None], Restoration[Picture]]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("sparsegen.service.jobs.worker")  # __name__ is __main__ in a worker
 
 POLL_EVERY = 0.5  # seconds, as the following
 REPORT_EVERY = 0.5
@@ -291,6 +291,11 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(process)d: %(message)s")
     set_up_logs()
     try:
-        sys.exit(work(until_stdin_closes=True))
+        code = work(until_stdin_closes=True)
     except (StoreError, ValueError) as failure:
         sys.exit(f"worker: {failure}")
+    decoders().close()
+    logging.shutdown()
+    os._exit(
+        code
+    )  # Python would take a second of processor time to remove torch, and the server waits for this

@@ -100,10 +100,15 @@ class Client:
         self.body = b""
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        """Sends a request; the status is 0 if the server closes the connection."""
         begin = time.perf_counter()
-        self.connection.request(method, path, body, headers)
-        response = self.connection.getresponse()
-        self.body = response.read()
+        try:
+            self.connection.request(method, path, body, headers)
+            response = self.connection.getresponse()
+            self.body = response.read()
+        except (ConnectionError, http.client.HTTPException):
+            self.connection.close()  # the next request opens another
+            return 0, time.perf_counter() - begin, False
         return response.status, time.perf_counter() - begin, response.headers["Retry-After"] is not None
 
     def sample(self, model: str, count: int, seed: int) -> Answer:
@@ -190,7 +195,7 @@ def restoring(server: Server) -> Iterator[None]:
     try:
         yield
     finally:
-        client.ask("DELETE", f"/restore/{job}")
+        server.connect().ask("DELETE", f"/restore/{job}")  # that of `client` was closed meanwhile
 
 
 def flood(server: Server, model: str, seconds: float) -> dict[str, Any]:

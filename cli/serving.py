@@ -132,7 +132,12 @@ def space(
         ),
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the Space.")] = "sparsegen",
-    private: Annotated[bool, typer.Option(help="Create a private Space.")] = False,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Visibility (default: that of the Space, or the owner's default)."
+        ),
+    ] = None,
 ) -> None:
     """Writes a Gradio Space with the page and some models to a folder, or pushes it to the Hugging Face Hub.
 
@@ -151,7 +156,7 @@ def space(
     if out_path is not None:
         folder.check_folder(out_path)
     if push is not None:
-        hub.check_space(push)
+        hub.check_space(push, private)
     chosen = folder.choose([name.strip() for name in models.split(",")] if models else None)
     with tempfile.TemporaryDirectory() as temporary:
         path = out_path or Path(temporary) / "space"

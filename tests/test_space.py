@@ -352,6 +352,9 @@ def test_a_pushed_space_has_the_folder_and_a_second_push_replaces_its_models(hub
     written = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert {name: content for name, content in files.items() if name != ".gitattributes"} == written
 
+    refused = command("--push", "me/demo", "--public", **variables)
+    assert refused.returncode == 2 and "is private, and the push asks for public" in refused.stderr
+
 
 def test_a_space_downloads_a_model_of_the_hub(hub, models, tmp_path):
     hub, variables = hub

@@ -181,12 +181,7 @@ def find_target(repo_id: str, options: Upload) -> Target:
                 card = Path(path).read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
                 raise OSError(f"its {CARD} is not UTF-8 ({error}): correct it on the Hub") from None
-    if private is not None and about.private != private:
-        is_now, wanted = ("private", "public") if about.private else ("public", "private")
-        raise ValueError(
-            f"{repo_id!r} exists and is {is_now}, and the push asks for {wanted}: change the visibility in its "
-            "settings on the Hub, or do not ask for one; nothing was uploaded"
-        )
+    _check_visibility(repo_id, about.private, private)
     return Target(repo_id, True, branch, about.sha, files, card)
 
 
@@ -231,15 +226,15 @@ def push(target: Target, folder: Path, options: Upload) -> str:
     return done.pr_url or page
 
 
-def check_space(repo_id: str) -> None:
+def check_space(repo_id: str, private: bool | None = None) -> None:
     """Checks before any work whether a Space can be pushed.
 
     Raises:
-        ValueError: If the name is not owner/name.
-        ConnectionError: If there is no token.
+        ValueError: If the name is not owner/name, or the Space has the other visibility.
+        ConnectionError: If there is no token, or the Hub refuses or cannot be reached.
     """
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
     try:
@@ -253,12 +248,21 @@ def check_space(repo_id: str) -> None:
         raise ConnectionError(
             f"{repo_id!r} cannot be pushed without a token: log in with `hf auth login`, or set HF_TOKEN"
         )
+    with _one_sentence(f"the Space {repo_id!r} cannot be uploaded to the Hub"):
+        try:
+            about = HfApi().space_info(repo_id)
+        except RepositoryNotFoundError:
+            return
+    _check_visibility(repo_id, about.private, private)
 
 
-def push_space(folder: Path, repo_id: str, private: bool = False) -> str:
+def push_space(folder: Path, repo_id: str, private: bool | None = None) -> str:
     """Uploads a folder as a Gradio Space, and returns the URL of its page.
 
     Of an existing Space, the other files in the subfolders of `folder` are removed.
+
+    Args:
+        private: Visibility of a new Space; None: the default of its owner.
 
     Raises:
         ConnectionError: If the upload fails.
@@ -276,6 +280,16 @@ def push_space(folder: Path, repo_id: str, private: bool = False) -> str:
             delete_patterns=[f"{path.name}/*" for path in folder.iterdir() if path.is_dir()],
         )
     return str(page)
+
+
+def _check_visibility(repo_id: str, is_private: bool, wanted: bool | None) -> None:
+    """Raises: ValueError if a visibility is wanted that an existing repository does not have."""
+    if wanted is not None and is_private != wanted:
+        now, asked = ("private", "public") if is_private else ("public", "private")
+        raise ValueError(
+            f"{repo_id!r} exists and is {now}, and the push asks for {asked}: change the visibility in its settings on "
+            "the Hub, or do not ask for one; nothing was uploaded"
+        )
 
 
 def may_be_id(given: str) -> bool:

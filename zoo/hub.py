@@ -181,7 +181,7 @@ def find_target(repo_id: str, options: Upload) -> Target:
                 card = Path(path).read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
                 raise OSError(f"its {CARD} is not UTF-8 ({error}): correct it on the Hub") from None
-    _check_visibility(repo_id, about.private, private)
+    _check_visibility(repo_id, bool(about.private), private)
     return Target(repo_id, True, branch, about.sha, files, card)
 
 
@@ -253,7 +253,7 @@ def check_space(repo_id: str, private: bool | None = None) -> None:
             about = HfApi().space_info(repo_id)
         except RepositoryNotFoundError:
             return
-    _check_visibility(repo_id, about.private, private)
+    _check_visibility(repo_id, bool(about.private), private)
 
 
 def push_space(folder: Path, repo_id: str, private: bool | None = None) -> str:

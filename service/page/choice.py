@@ -3,15 +3,20 @@
 import json
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import gradio as gr  # noqa: TID253 (the page is Gradio; the endpoint imports it when the server starts)
 import numpy as np
 
+from sparsegen.common.hardware import processors
 from sparsegen.service.models import Model
 from sparsegen.service.page import link
 from sparsegen.service.prefix import prefix_of
 from sparsegen.zoo import noise
+
+LEAST = 4  # images of a part that runs in a thread of its own
+POOL = ThreadPoolExecutor(processors(), "page")
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,20 @@ class Choice:
     label: int | None = None
 
     def run(self, first: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Draws images with their codes; parts of them run in parallel, which does not change the values.
+
+        Shape: float32 (count, 3, H, W) in [-1, 1]; codes as of `OnnxSampler.run`.
+        """
         sampler = self.model.sampler
         z, labels = noise.z(count, sampler.z_dim, self.seed, first), self._labels(first, count)
-        return sampler.run(z, self.k or None, labels=labels)
+        size = max(LEAST, -(-count // processors()))
+        parts = [slice(start, start + size) for start in range(0, count, size)]
+
+        def run(part: slice) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+            return sampler.run(z[part], self.k or None, labels=None if labels is None else labels[part])
+
+        drawn, codes = zip(*(POOL.map(run, parts) if len(parts) > 1 else map(run, parts)), strict=True)
+        return np.concatenate(drawn), tuple(map(np.concatenate, zip(*codes, strict=True)))
 
     def classes(self, first: int, count: int) -> list[str]:
         """The name of the class of each image; "" if the model is unconditional."""

@@ -154,7 +154,10 @@ def test_everything_that_the_folder_imports_is_required(folder):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(str(node.module).partition(".")[0])
-    of_pydantic, unused = {"annotated_types", "pydantic_core"}, {"bentoml", "matplotlib", "redis", "skimage"}
+    of_pydantic, unused = (
+        {"annotated_types", "pydantic_core"},
+        {"bentoml", "matplotlib", "redis", "skimage", "yaml"},
+    )
     others = found - sys.stdlib_module_names - {"sparsegen"} - of_pydantic - unused
     assert others == set(folders.REQUIREMENTS)
 

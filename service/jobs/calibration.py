@@ -51,7 +51,11 @@ class Calibration:
                 self._done = self._store.pace() is not None
                 if not self._done:
                     self._process = subprocess.Popen(
-                        COMMAND, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+                        COMMAND,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
                     )
             elif self._process.poll() is not None:
                 self._done = True
@@ -68,10 +72,11 @@ class Calibration:
         self._start_at = time.monotonic() + IDLE
 
     def _finish(self, process: subprocess.Popen[str]) -> None:
-        printed, _ = process.communicate()
+        printed, errors = process.communicate()
         self._process = None
         if process.returncode != 0:
-            logger.warning("the pace of restorations cannot be measured: exit code %d", process.returncode)
+            reason = (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+            logger.warning("the pace of restorations cannot be measured: %s", reason)
             return
         seconds, effort = map(float, printed.split())
         self._store.calibrate(seconds, effort)

@@ -9,7 +9,8 @@ from rich.text import Text
 
 import sparsegen
 from sparsegen.cli.console import err, out, progress, say, show_record
-from sparsegen.cli.options import K, Model, Seed, check_target, parse_k, parse_labels
+from sparsegen.cli.options import Device, K, Model, Seed, check_target, parse_k, parse_labels
+from sparsegen.common.devices import AUTO, find_device
 from sparsegen.common.hardware import use_threads
 
 app = typer.Typer()
@@ -75,7 +76,7 @@ def _summary(config: dict[str, Any]) -> dict[str, str]:
 
 @app.command(epilog="Example: sparsegen info dcgan.ml")
 def info(model: Model) -> None:
-    """Shows the shape, classes, range of k, training and evaluation of a model."""
+    """Shows the shape, classes, range of k, training and evaluation of a model, and the device that `auto` is here."""
     from sparsegen.zoo import noise
 
     generator = sparsegen.from_pretrained(model)
@@ -104,8 +105,17 @@ def info(model: Model) -> None:
                 for name, value in generator.config.get(part, {}).items()
             },
             "license": generator.config.get("license", "not recorded"),
+            "device": f"{find_device()} (PyTorch), {_provider()} (ONNX)",
         }
     )
+
+
+def _provider() -> str:
+    try:
+        from sparsegen.export.runtime import expected_provider
+    except ImportError:
+        return "onnxruntime is not installed"
+    return expected_provider()
 
 
 @app.command(epilog="Example: sparsegen sample dcgan.ml --count 16 --seed 7 --k 16 --out grid.png")
@@ -139,6 +149,7 @@ def sample(
     scale: Annotated[
         int, typer.Option(min=1, max=16, help="Factor by which the pictures of a grid are enlarged.")
     ] = 2,
+    device: Device = AUTO,
 ) -> None:
     """Draws images from a model."""
     import numpy as np
@@ -152,7 +163,7 @@ def sample(
     noise.check_seed(seed)
     suffix = check_target(out_path, ".png", ".npy", folder=True)
     use_threads()
-    generator = sparsegen.from_pretrained(model)
+    generator = sparsegen.from_pretrained(model, device=device)
     chosen = parse_labels(labels)
     if count is None:
         count = len(chosen) if isinstance(chosen, list) else 16

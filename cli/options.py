@@ -44,6 +44,11 @@ Jobs = Annotated[
         "the home folder).",
     ),
 ]
+DEVICE_HELP = (
+    "Device: auto, cpu, cuda, cuda:1, mps or xpu. auto is an accelerator if there is one, else the CPU."
+)
+Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
+ServiceDevice = Annotated[str, typer.Option(envvar="SPARSEGEN_DEVICE", help=DEVICE_HELP)]
 Data = Annotated[
     str, typer.Option(help="Images: a dataset on the Hub, a parquet file, or a folder of images.")
 ]

@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 
 from sparsegen.cli.console import out, say
-from sparsegen.cli.options import Seed, check_target
+from sparsegen.cli.options import Device, Seed, check_target
+from sparsegen.common.devices import AUTO
 from sparsegen.common.extras import require
 from sparsegen.common.hardware import use_threads
 
@@ -52,6 +53,7 @@ def plot(
     ] = None,
     out_path: Annotated[Path | None, typer.Option("--out", help="The .png file (default: WHAT.png).")] = None,
     seed: Seed = 0,
+    device: Device = AUTO,
 ) -> None:
     """Plots what a model has learned."""
     from sparsegen.common.files import atomic_write
@@ -62,7 +64,7 @@ def plot(
     out_path, models = out_path or Path(f"{what}.png"), models or []
     check_target(out_path, ".png")
     use_threads()
-    picture = draw(what, models, seed)
+    picture = draw(what, models, seed, device)
     with atomic_write(out_path) as file:
         file.write_bytes(picture)
     say(out, f"{what}{' of ' * bool(models)}{', '.join(models)} in {out_path}")

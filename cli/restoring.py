@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from sparsegen.cli.console import err, out, say, shown
+from sparsegen.cli.options import Device
+from sparsegen.common.devices import AUTO, find_device
 from sparsegen.common.interrupt import stop_on_interrupt
 from sparsegen.restoration import batch
 from sparsegen.restoration.settings import Task, fair_threads
@@ -74,7 +76,9 @@ class Options:
     ] = None
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that restore tiles, 1 to 61 (default: one per core, at most 4)."),
+        typer.Option(
+            help="Processes that restore tiles, 1 to 61 (default: one per core, at most 4; on an accelerator, 1)."
+        ),
     ] = None
     clean: Annotated[
         Path | None,
@@ -99,6 +103,7 @@ class Options:
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite existing files, except pictures that are read.")
     ] = False
+    device: Device = AUTO
 
     def task(self) -> dict[str, object]:
         """Returns the settings of `Task.of`; warns if the old name of an option is used."""
@@ -236,15 +241,20 @@ def restore(
     report = Report()
     prepared = batch.prepare(inputs, task, options.batch(), report, mask, kernel)
     if prepared.ready:
-        _load_torch(options.threads, task.settings.ensemble_size)
+        _load_torch(options.threads, task.settings.ensemble_size, options.device)
     with stop_on_interrupt(lambda: say(err, "stopping; press Ctrl-C again to stop at once")) as interrupted:
         if not batch.restore_all(prepared, interrupted, report):
             sys.exit(130)
 
 
-def _load_torch(threads: int | None, ensemble_size: int) -> None:
-    """Imports torch, which takes seconds, before Ctrl-C is handled; during the import it exits at once."""
+def _load_torch(threads: int | None, ensemble_size: int, device: str) -> None:
+    """Imports torch, which takes seconds, before Ctrl-C is handled; during the import it exits at once.
+
+    Raises:
+        ValueError: If the device does not exist.
+    """
     import torch
 
     if threads or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or fair_threads(ensemble_size))
+    find_device(device)

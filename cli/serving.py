@@ -10,7 +10,8 @@ import typer
 from rich.text import Text
 
 from sparsegen.cli.console import err, out, say
-from sparsegen.cli.options import Jobs
+from sparsegen.cli.options import Jobs, ServiceDevice
+from sparsegen.common.devices import AUTO
 from sparsegen.common.extras import require
 
 app = typer.Typer()
@@ -38,6 +39,7 @@ def serve(
         ),
     ] = None,
     jobs: Jobs = None,
+    device: ServiceDevice = AUTO,
     token: Annotated[
         str | None,
         typer.Option(
@@ -86,6 +88,7 @@ def serve(
     settings = ServiceSettings.from_environment(
         host=host,
         workers=workers,
+        device=device,
         token=read_token(token_file) if token_file else token,
         allow_host=tuple(allow_host or ()),
         allow_origin=tuple(allow_origin or ()),
@@ -173,6 +176,7 @@ def space(
 @app.command(epilog="Example: sparsegen worker --jobs redis://queue.example:6379")
 def worker(
     jobs: Jobs = None,
+    device: ServiceDevice = AUTO,
     once: Annotated[
         bool, typer.Option("--once", help="Exit after one job, or at once if there is none.")
     ] = False,
@@ -181,6 +185,8 @@ def worker(
     require("serve", "the worker", "huey", "psutil")
     from sparsegen.service.jobs.worker import work
     from sparsegen.service.logs import set_up_logs
+    from sparsegen.service.settings import variable
 
     set_up_logs()
+    os.environ[variable("device")] = device  # also for the process that measures the pace
     sys.exit(work(jobs, once=once))

@@ -11,7 +11,8 @@ import typer
 
 import sparsegen
 from sparsegen.cli.console import err, out, progress, say, show_record
-from sparsegen.cli.options import Data, K, Seed, check_target, parse_k
+from sparsegen.cli.options import Data, Device, K, Seed, check_target, parse_k
+from sparsegen.common.devices import AUTO
 from sparsegen.common.extras import require
 from sparsegen.common.hardware import use_threads
 from sparsegen.common.interrupt import stop_on_interrupt
@@ -102,9 +103,7 @@ def train(
     judge_every: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     judge_count: Annotated[int | None, typer.Option(hidden=True)] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:N or mps (default: a GPU if there is one).")
-    ] = None,
+    device: Device = AUTO,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
 ) -> None:
     """Trains a model, or fine-tunes one (--from). Ctrl-C saves the run; --resume continues it."""
@@ -245,6 +244,7 @@ def evaluate(
     record: Annotated[
         bool, typer.Option("--record", help="Write the figures to the config.json of the checkpoint folder.")
     ] = False,
+    device: Device = AUTO,
 ) -> None:
     """Measures a model against real images: Fréchet distances, class accuracy of conditional samples, precision and
     recall, memorization; also the density of its codes and its speed.
@@ -259,7 +259,7 @@ def evaluate(
 
     is_real = model == REAL
     use_threads()
-    config = MeasureConfig(data, test, count, seed, features, weights, size, quick)
+    config = MeasureConfig(data, test, count, seed, features, weights, size, quick, device)
     if out_path:
         check_writable(out_path)
         if out_path.is_dir():
@@ -275,7 +275,7 @@ def evaluate(
         if not Path(model).is_dir():
             raise ValueError(f"--record needs the folder of a checkpoint; {model} is not a folder")
         check_writable(Path(model) / CONFIG)
-    generator = None if is_real else sparsegen.from_pretrained(model)
+    generator = None if is_real else sparsegen.from_pretrained(model, device=device)
     if generator:
         trained = generator.k_ranges
         generator.set_k(parse_k(k))

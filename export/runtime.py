@@ -1,12 +1,18 @@
 """Sampling from an exported generator with numpy and onnxruntime only; neither torch nor onnx is needed.
 
-The same file, seed and k give the same pixels bit for bit here, over HTTP and on the page. `Generator.sample` in torch
-differs by at most one gray level in a few of a million values; and if the k-th and the next magnitude of a needle are
-equal up to rounding, it may keep the other entry.
+On a CPU, the same file, seed and k give the same pixels bit for bit here, over HTTP and on the page. `Generator.sample`
+in torch differs by at most one gray level in a few of a million values; and if the k-th and the next magnitude of a
+needle are equal up to rounding, it may keep the other entry.
 """
 
+import contextlib
+import ctypes
 import hashlib
+import io
 import json
+import logging
+import re
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -46,6 +52,12 @@ _LOAD_ERRORS = (
     state.RuntimeException,
 )
 _AGAIN = "download both files again, or export again"
+CPU_PROVIDER = "CPUExecutionProvider"
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+GPU_BATCH = 512  # images; not measured
+DEVICES = "auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N"
+
+logger = logging.getLogger(__name__)
 
 
 class OnnxSampler:
@@ -54,8 +66,11 @@ class OnnxSampler:
     Args:
         path: The .onnx file.
         threads: CPU threads of one call, 1 to 1024.
+        device: "auto": CUDA if onnxruntime can use it, else the CPU, with the reason in the log. Or "cpu", "cuda",
+            "cuda:1", or "tensorrt", which "auto" never chooses.
 
     Attributes:
+        provider: The execution provider that onnxruntime uses, e.g. CPUExecutionProvider.
         name, regularizer, license: E.g. `dcgan.ml`, `ml`, `apache-2.0`; the license is None if none is recorded.
         k_ranges: Level, unit, k of training and largest k of each projected level, Γ1 first; empty without
             projections.
@@ -67,13 +82,14 @@ class OnnxSampler:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If one is corrupt, too new, or not from sparsegen.
+        ValueError: If one is corrupt, too new, or not from sparsegen; if onnxruntime cannot use the device.
     """
 
-    def __init__(self, path: str | Path, threads: int = 1) -> None:
+    def __init__(self, path: str | Path, threads: int = 1, device: str = "auto") -> None:
         self.path = Path(path)
         self.threads = check_integer("threads", threads, 1, 1024, "the CPU threads of one call")
-        self._session, self.metadata = open_graph(self.path, self.threads)
+        self._session, self.metadata = open_graph(self.path, self.threads, device)
+        self.device, self.provider = device, provider_of(self._session)
         if self.metadata["graph"] != "generator":
             raise ValueError(
                 f"{self.path} is a synthesis graph, from codes to images: open the file of its generator"
@@ -119,7 +135,8 @@ class OnnxSampler:
         """
         classes = noise.labels(count, self.classes, seed, labels, self.class_names)
         values, parts = resolve(k, self.k_ranges) or None, []
-        for first, z in noise.batches(count, self.z_dim, seed, truncation):
+        batch = noise.BATCH if self.provider == CPU_PROVIDER else GPU_BATCH
+        for first, z in noise.batches(count, self.z_dim, seed, truncation, batch):
             chosen = None if classes is None else classes[first : first + len(z)]
             image, _ = self.run(z, values, codes=False, labels=chosen)
             parts.append(images.to_uint8(image))
@@ -190,7 +207,7 @@ class OnnxSampler:
                 path = synthesis_path(self.path)
                 if not path.is_file():
                     raise FileNotFoundError(f"{path} is missing: export again with the synthesis graph")
-                self._synthesis, _ = open_graph(path, self.threads)
+                self._synthesis, _ = open_graph(path, self.threads, self.device)
             return self._synthesis
 
 
@@ -198,6 +215,7 @@ def open_sampler(
     name_or_folder_or_file: str | Path,
     threads: int = 1,
     revision: str | None = None,
+    device: str = "auto",
     **options: Unpack[hub.Download],
 ) -> OnnxSampler:
     """Opens a bundled model by its name, the generator.onnx of a folder, an .onnx file, or owner/name on the Hub.
@@ -206,6 +224,7 @@ def open_sampler(
         name_or_folder_or_file: On the Hub also owner/name@revision.
         threads: CPU threads of one call, 1 to 1024.
         revision: Branch, tag or commit on the Hub; None: the default branch.
+        device: As in `OnnxSampler`.
         options: Of a download, see `zoo.hub.Download`.
 
     Raises:
@@ -234,7 +253,7 @@ def open_sampler(
             f"no model {given!r}: neither bundled, nor a folder, nor an .onnx file, nor owner/name on the Hub. "
             f"Bundled: {known_names(given, known)}"
         )
-    return OnnxSampler(path, threads)
+    return OnnxSampler(path, threads, device)
 
 
 def synthesis_path(path: Path) -> Path:
@@ -242,8 +261,10 @@ def synthesis_path(path: Path) -> Path:
     return path.with_name(bundled.SYNTHESIS if path.name == bundled.GRAPH else f"{path.stem}.synthesis.onnx")
 
 
-def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
-    """Opens an exported graph on the CPU, with the weights in its folder; returns the session and the metadata.
+def open_graph(
+    path: Path, threads: int = 1, device: str = "cpu"
+) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
+    """Opens an exported graph with the weights in its folder; returns the session and the metadata.
 
     Raises:
         FileNotFoundError, ValueError: With the file and the reason.
@@ -251,7 +272,7 @@ def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSessi
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write it with sparsegen export")
     try:
-        session = open_session(str(path), threads)
+        session = open_session(str(path), threads, device)
     except _LOAD_ERRORS as error:
         raise _explain(error, path) from None
     metadata = _metadata(session, path)
@@ -259,15 +280,135 @@ def open_graph(path: Path, threads: int = 1) -> tuple[onnxruntime.InferenceSessi
     return session, metadata
 
 
-def open_session(model: str | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Opens a file or a serialized model on the CPU. Idle threads do not spin."""
+def open_session(model: str | bytes, threads: int = 1, device: str = "cpu") -> onnxruntime.InferenceSession:
+    """Opens a file or a serialized model on a device, see `OnnxSampler`. Idle threads do not spin.
+
+    Raises:
+        ValueError: If onnxruntime cannot use the device; "auto" falls back to the CPU instead.
+    """
+    kind, index = check_device(device)
+    if kind == "auto":
+        kind = "cuda" if _AutoCuda.problem() is None else "cpu"
+    if kind == "cpu":
+        return _open(model, threads, [CPU_PROVIDER])
+    session, problem = _open_on_gpu(model, threads, kind, index)
+    if session is not None:
+        return session
+    if device == "auto":
+        _AutoCuda.give_up(problem)
+        return _open(model, threads, [CPU_PROVIDER])
+    raise ValueError(f"onnxruntime cannot use {device}: {problem}; or use the device cpu or auto")
+
+
+def check_device(device: str) -> tuple[str, int]:
+    """Splits the name of a device of onnxruntime into its kind and its index.
+
+    Raises:
+        TypeError, ValueError: If it is not such a name.
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"a device of onnxruntime must be {DEVICES}; got {device!r}")
+    found = re.fullmatch(r"(auto|cpu)|(cuda|tensorrt)(?::(\d{1,4}))?", device)
+    if not found:
+        raise ValueError(f"a device of onnxruntime must be {DEVICES}; got {device!r}")
+    return found[1] or found[2], int(found[3] or 0)
+
+
+def provider_of(session: onnxruntime.InferenceSession) -> str:
+    """Returns the first execution provider of a session, which runs all nodes that it can."""
+    return str(session.get_providers()[0])
+
+
+def expected_provider() -> str:
+    """Returns the execution provider that "auto" tries first on this machine."""
+    return CPU_PROVIDER if _AutoCuda.problem() else PROVIDERS["cuda"]
+
+
+class _AutoCuda:
+    """Why "auto" does not use CUDA in this process; found once, since each attempt takes a tenth of a second."""
+
+    reason: str | None = None
+    lock = Lock()
+
+    @classmethod
+    def problem(cls) -> str | None:
+        """Returns the reason, or None while CUDA may work."""
+        with cls.lock:
+            if cls.reason is None:
+                if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+                    cls.reason = "this build of onnxruntime has no CUDA"
+                elif not _has_nvidia_driver():
+                    cls.reason = "this machine has no NVIDIA driver"
+                if cls.reason:
+                    logger.info("onnxruntime computes on the CPU: %s", cls.reason)
+            return cls.reason
+
+    @classmethod
+    def give_up(cls, reason: str) -> None:
+        """Notes that CUDA does not work although there is a driver, and warns of it once."""
+        with cls.lock:
+            if cls.reason is None:
+                cls.reason = reason
+                logger.warning("onnxruntime computes on the CPU, since it cannot use CUDA: %s", reason)
+
+
+def _has_nvidia_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _open_on_gpu(
+    model: str | bytes, threads: int, kind: str, index: int
+) -> tuple[onnxruntime.InferenceSession | None, str]:
+    """Opens a session on a GPU; returns it, or None and the reason.
+
+    onnxruntime only logs that a provider cannot be loaded, and goes on with the next one: so its providers are checked.
+    """
+    provider = PROVIDERS[kind]
+    if provider not in (known := onnxruntime.get_available_providers()):
+        return None, f"this build has no {provider}, but {', '.join(known)}: install onnxruntime-gpu"
+    _preload_cuda()
+    # Without TF32, as on a CPU; and by a rule, not by timing, which may choose other algorithms in each process.
+    cuda = (PROVIDERS["cuda"], {"device_id": index, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"})
+    chosen = [cuda] if kind == "cuda" else [(provider, {"device_id": index}), cuda]
+    libraries = "CUDA, cuDNN" + ", TensorRT" * (kind == "tensorrt")
+    problem = (
+        f"its {provider} was not loaded, since a library ({libraries}) is missing, or GPU {index} does not exist or is "
+        "not supported: see https://onnxruntime.ai/docs/execution-providers"
+    )
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        session = _open(model, threads, [*chosen, CPU_PROVIDER])
+    except _LOAD_ERRORS:
+        # A file that cannot be read raises here, too: then the CPU raises the same error, with its reason.
+        _open(model, threads, [CPU_PROVIDER])
+        return None, problem
+    except RuntimeError:  # of TensorRT, whose libraries are missing
+        return None, problem
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # the default of onnxruntime
+    return (session, "") if provider_of(session) == provider else (None, problem)
+
+
+@cache
+def _preload_cuda() -> None:
+    """Loads the CUDA libraries of the nvidia packages, which PyTorch installs; what is missing is not reported here."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
+
+
+def _open(model: str | bytes, threads: int, providers: Sequence[Any]) -> onnxruntime.InferenceSession:
     _share_arena()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # errors are raised, not logged
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # Without its own fallback, which prints, and replaces a GPU by the CPU without an error.
+    return onnxruntime.InferenceSession(model, options, providers=list(providers), enable_fallback=0)
 
 
 @cache

@@ -98,12 +98,13 @@ def samples(generators: Mapping[str, Generator], count: int = 20, seed: int = 0)
 FIGURES: dict[str, Callable[..., "Figure"]] = {"atoms": atoms, "density": density, "samples": samples}
 
 
-def draw(what: str, models: Sequence[str], seed: int = 0) -> bytes:
+def draw(what: str, models: Sequence[str], seed: int = 0, device: str | torch.device | None = "cpu") -> bytes:
     """Draws a figure as PNG.
 
     Args:
         what: "atoms", "density" or "samples" of models; or "tradeoff" (figures 3a and 6).
         models: One or more models; for the tradeoff, architectures (default: all that have records).
+        device: As in `from_pretrained`.
 
     Raises:
         ValueError: If there is no such figure, no model is given, or an architecture has no records; as
@@ -115,7 +116,7 @@ def draw(what: str, models: Sequence[str], seed: int = 0) -> bytes:
         raise ValueError(f"no figure {what!r}: there are {known_names(what, [*FIGURES, 'tradeoff'])}")
     if not models:
         raise ValueError(f"{what} needs a model, e.g. dcgan.ml")
-    generators = {model: from_pretrained(model) for model in models}
+    generators = {model: from_pretrained(model, device=device) for model in models}
     if what == "samples" and len(models) == 1:  # as pixels, without a frame
         return images.png(images.grid(generators[models[0]].sample(64, seed)), 2)
     return figures.png(FIGURES[what](generators, seed=seed))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from sparsegen.common.checks import check_integer
+from sparsegen.common.devices import AUTO, check_name, find_device
 from sparsegen.common.extras import require
 from sparsegen.common.files import check_writable
 from sparsegen.common.hardware import processors
@@ -63,6 +64,7 @@ class Options:
         preview, compare: Whether NAME.preview.png and NAME.compare.png are written.
         history: A .csv file, or a .png plot, of loss, statistic and density.
         overwrite: Whether existing files are replaced.
+        device: As in `common.devices.find_device`.
 
     Raises:
         TypeError, ValueError: If a number is out of range.
@@ -77,8 +79,10 @@ class Options:
     compare: bool = False
     history: Path | None = None
     overwrite: bool = False
+    device: str = AUTO
 
     def __post_init__(self) -> None:
+        check_name(self.device)
         for name, low, high, meaning in (
             ("threads", 1, MAX_THREADS, "the CPU threads of a fit"),
             ("tile", SMALLEST, MAX_TILE, "the side of a tile in pixels"),
@@ -430,18 +434,22 @@ def run(
     """Runs the task on one picture, in tiles if it is large.
 
     Choice: one process per core, at most four by default, since each needs about 1 GB. The result of a tile depends on
-    the number of threads of its worker: one by default, so that it does not depend on the number of cores.
+    the number of threads of its worker: one by default, so that it does not depend on the number of cores. An
+    accelerator is used by one process by default, since several would share its memory and time.
     """
     from sparsegen.restoration.tiles import OVERLAP, TILE, estimate, is_tiled, run_tiled
 
-    options = work.options
+    options, device = work.options, find_device(work.options.device)
     threads = options.threads or 1
-    workers = options.workers or max(1, min(4, processors() // threads))
+    abreast = max(1, min(4, processors() // threads)) if device.type == "cpu" else 1
+    workers = options.workers or abreast
     overlap = min(OVERLAP, (options.tile or TILE) // 3)
     if is_tiled(work.task, picture, options.tile):
-        expected = estimate(work.task, picture, workers, work.damage, options.tile, overlap, threads)
+        expected = estimate(work.task, picture, workers, work.damage, options.tile, overlap, threads, device)
         report.note(
             f"{expected.tiles} tiles: about {timedelta(seconds=round(expected.seconds))} and "
             f"{expected.memory_bytes / 1e9:.1f} GB with {workers} workers",
         )
-    return run_tiled(work.task, picture, work.damage, callback, workers, options.tile, overlap, threads)
+    return run_tiled(
+        work.task, picture, work.damage, callback, workers, options.tile, overlap, threads, device
+    )

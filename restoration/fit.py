@@ -11,7 +11,7 @@ ensemble.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -70,9 +70,10 @@ class Progress:
 class Fit:
     """Fits the networks of an ensemble to one observation; iterating over it runs the fit.
 
-    All randomness is a function of the seed. `image` is the result so far, None before the first iteration: the average
-    with the smallest statistic, or the latest average without a stopping rule. The rule is evaluated on the average
-    over iterations and members, so all members stop together.
+    All randomness is a function of the seed. It is drawn on the CPU, except for the jitter, which also depends on the
+    kind of device. `image` is the result so far, None before the first iteration: the average with the smallest
+    statistic, or the latest average without a stopping rule. The rule is evaluated on the average over iterations and
+    members, so all members stop together.
 
     Args:
         observation: (1, C', h, w) in [0, 1].
@@ -82,8 +83,8 @@ class Fit:
             operator. The rule selects the best average and, if the preset stops, the last iteration.
 
     Raises:
-        ValueError: Before any work if the output of the operator has no gradient, or not the shape of the
-            observation.
+        ValueError: Before any work if the output of the operator has no gradient, or not the shape or the device of
+            the observation.
         FloatingPointError: In an iteration whose loss is not finite.
     """
 
@@ -99,11 +100,11 @@ class Fit:
         shape: tuple[int, ...] | None = None,
     ) -> None:
         self.observation, self.preset, self.loss = observation, preset, loss
-        self.operator = declared(operator)
+        self.operator = declared(operator).to(observation.device)
         shape = tuple(shape or self.operator.image_shape(observation.shape)[1:])
         _check_operator(self.operator, shape, observation)
         rule_seed, starts = seeds(seed, preset.ensemble_size)
-        random = torch.Generator(observation.device).manual_seed(rule_seed)
+        random = torch.Generator().manual_seed(rule_seed)  # on the CPU: the same numbers for every device
         self.rule = make_rule(random, preset.ensemble_size) if make_rule else None
         self.members = [Member(preset, sparsity, shape, observation.device, *start) for start in starts]
         self.best = Best(self.rule.patience if self.rule else 0)
@@ -111,7 +112,10 @@ class Fit:
         self.stopped_because = ""
 
     def __iter__(self) -> Iterator[Progress]:
-        with parallel_map(len(self.members)) as each:
+        on_cpu = (
+            self.observation.device.type == "cpu"
+        )  # an accelerator runs the members one after another anyway
+        with parallel_map(len(self.members) if on_cpu else 1) as each:
             yield from self._iterate(each)
 
     def _iterate(self, each: Callable[..., Iterator[Any]]) -> Iterator[Progress]:
@@ -170,7 +174,7 @@ class Fit:
             return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
 
         fit, output, codes = member.step(iteration, misfit)
-        return fit, output, tuple(map(_density, codes)) if looked else ()
+        return fit, output, _densities(codes) if looked else ()
 
     @torch.no_grad()
     def _evaluate(self, rule: StoppingRule, averages: Tensor, average: Tensor) -> float:
@@ -196,8 +200,10 @@ class Member:
         self.preset, self.sparsity, self.shape = preset, sparsity, shape
         multiple = preset.widths.multiple
         self.size = [max(SMALLEST, -(-side // multiple) * multiple) for side in shape[1:]]
-        with torch.random.fork_rng():
-            torch.manual_seed(weights_seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(
+                weights_seed
+            )  # not `torch.manual_seed`, which seeds all devices
             network = Hourglass(preset.widths, self._projection, preset.inputs, shape[0])
             self.network = network.to(device, torch.float32)
             z = torch.rand(1, preset.inputs, *self.size, dtype=torch.float32) / 10
@@ -219,11 +225,12 @@ class Member:
         """
         output, codes = self._forward()
         loss = misfit(output)
-        if self.good.has_diverged(float(loss.detach())):
+        fit = float(loss.detach())  # the only wait for an accelerator in most iterations
+        if self.good.has_diverged(fit):
             self.good.restore(self.network, self.optimizer)
             output, codes = self._forward()
             loss = misfit(output)
-        fit = float(loss.detach())
+            fit = float(loss.detach())
         if not math.isfinite(fit):
             raise FloatingPointError(
                 f"the loss is {fit} in iteration {iteration}: the operator must return finite values for "
@@ -355,8 +362,10 @@ def seeds(seed: int, ensemble_size: int) -> tuple[int, list[tuple[int, int]]]:
     return rule_seed, [(weights, jitter), *zip(more[::2], more[1::2], strict=True)]
 
 
-def _density(code: Tensor) -> float:
-    return float(code.count_nonzero()) / code.numel()
+def _densities(codes: Sequence[Tensor]) -> tuple[float, ...]:
+    """The share of non-zeros of each code, with one transfer from the device."""
+    counts = torch.stack([code.count_nonzero() for code in codes]).tolist()
+    return tuple(count / code.numel() for count, code in zip(counts, codes, strict=True))
 
 
 @torch.enable_grad()
@@ -364,7 +373,7 @@ def _check_operator(operator: Operator, shape: tuple[int, ...], observation: Ten
     """Applies an operator to an image of this shape.
 
     Raises:
-        ValueError: If its output has not the shape of the observation, or no gradient.
+        ValueError: If its output has not the shape or the device of the observation, or no gradient.
     """
     trial = torch.full((1, *shape), 0.5, device=observation.device, requires_grad=True)
     observed = operator(trial)
@@ -373,6 +382,11 @@ def _check_operator(operator: Operator, shape: tuple[int, ...], observation: Ten
         raise ValueError(
             f"the operator maps an image {(1, *shape)} to {got}, but the observation is "
             f"{tuple(observation.shape)}: give the shape of the image (shape=...), or another operator"
+        )
+    if observed.device != observation.device:
+        raise ValueError(
+            f"the operator maps an image on {observation.device} to {observed.device}: let it compute on the device of "
+            f"its argument, or give device={str(observed.device)!r}"
         )
     if not observed.requires_grad:
         raise ValueError("the output of the operator has no gradient: use differentiable operations of torch")

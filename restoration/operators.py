@@ -4,6 +4,7 @@ Any callable from (1, C, H, W) to the observation can replace them, e.g. a `deep
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from inspect import ismethod
 from typing import Self
 
@@ -46,6 +47,13 @@ class Operator:
             ValueError: If it needs a mask or kernel, and `damage` is None.
         """
         return cls()
+
+    def to(self, device: torch.device) -> Self:
+        """The operator with its tensors, such as a mask or a kernel, on this device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        other = copy(self)
+        vars(other).update(moved)
+        return other
 
     def image_shape(self, observation: Sequence[int]) -> tuple[int, ...]:
         """The shape of the image whose observation has this shape, both with the batch dimension."""

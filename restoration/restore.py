@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sparsegen.common.checks import check_integer
+from sparsegen.common.devices import find_device
 from sparsegen.pictures.picture import MIN_SIDE, Picture, from_array, to_array
 from sparsegen.restoration import operators
 from sparsegen.restoration.fit import Fit, Progress
 from sparsegen.restoration.kinds import check_damage, find_kind
-from sparsegen.restoration.operators import Operator, declared
+from sparsegen.restoration.operators import Foreign, Operator, declared
 from sparsegen.restoration.settings import SPARSITIES, Preset, Task
 from sparsegen.restoration.stopping import HeldOutRule, NoiseFitRule, StoppingRule, estimate_sigma
 
@@ -90,7 +91,8 @@ def restore(
         iterations: Maximum number of iterations; None: that of the preset.
         ensemble_size: Number of networks averaged, 1 to 8; run time grows linearly; None: that of the preset.
         shape: Shape (C, H, W) of the image, if the operator changes it and has no `image_shape`.
-        device: Device of the computation; None: that of the tensor, the CPU for arrays.
+        device: Device of the computation, e.g. "auto" or "cuda:1". None: that of a tensor; for an array "auto", an
+            accelerator if there is one, but the CPU with your own operator, which may hold tensors there.
         stops: Whether a stopping rule ends the fit and selects the best average; None: as in the preset.
 
     Raises:
@@ -110,7 +112,9 @@ def restore(
     else:
         picture = from_array(image)
         observation = to_tensor(picture)
-    observation = observation.to(observation.device if device is None else _device(device))
+    if device is None and (isinstance(image, Tensor) or isinstance(forward, Foreign)):
+        device = observation.device
+    observation = observation.to(find_device(device))
     settings = task.settings if stops is None else replace(task.settings, stops=stops)
     fit = make_fit(task, observation, forward, shape, settings)
     history, last = follow(fit, callback)
@@ -128,10 +132,12 @@ def run(
     mask: Picture | None = None,
     kernel: Picture | None = None,
     callback: Callable[[TaskProgress], bool | None] | None = None,
+    device: str | torch.device | None = None,
 ) -> Restoration[Picture]:
     """Runs a task. `callback` and the known pixels of a mask are as in `restore`.
 
     Args:
+        device: "auto" or None: an accelerator if there is one, else the CPU.
         mask: The mask of inpainting: white in the holes, gray or white at their edges, black elsewhere.
         kernel: The kernel of deblurring, if it comes from a file.
 
@@ -139,7 +145,7 @@ def run(
         ValueError: Before any work.
         FloatingPointError: Once the loss is not finite.
     """
-    return run_checked(task, picture, check_damage(task, mask, kernel), callback)
+    return run_checked(task, picture, check_damage(task, mask, kernel), callback, device)
 
 
 def run_checked(
@@ -147,9 +153,11 @@ def run_checked(
     picture: Picture,
     damage: np.ndarray | None = None,
     callback: Callable[[TaskProgress], bool | None] | None = None,
+    device: str | torch.device | None = None,
 ) -> Restoration[Picture]:
     """Runs a task as `run` does, with the result of `check_damage` for it."""
-    operator, observation = make_operator(task, damage), to_tensor(picture)
+    place = find_device(device)
+    operator, observation = make_operator(task, damage).to(place), to_tensor(picture).to(place)
 
     def encode(image: Tensor) -> Picture:
         return picture.with_pixels(to_pixels(keep_known(image, observation, operator, task)))
@@ -186,7 +194,7 @@ def make_fit(
     preset, sparsity = preset or task.settings, SPARSITIES[task.regularizer]
     if task.density is not None:
         sparsity = replace(sparsity, density=task.density)
-    loss, forward = LOSS_FUNCTIONS[task.loss], declared(operator)
+    loss, forward = LOSS_FUNCTIONS[task.loss], declared(operator).to(observation.device)
     observation = forward.masked(observation)  # holes do not contribute to the loss
     make_rule = partial(make_stopping_rule, observation, forward, task) if preset.stops else None
     return Fit(observation, preset, sparsity, loss, forward, make_rule, task.seed, shape)
@@ -197,7 +205,7 @@ def make_stopping_rule(
 ) -> StoppingRule:
     """Chooses the stopping rule: `NoiseFitRule` for denoising with the loss mse, else `HeldOutRule`."""
     if operator.only_noise and task.loss == "mse":
-        sigma = estimate_sigma(observation)
+        sigma = estimate_sigma(observation.cpu())
         if task.sigma is not None:  # an upper bound: clipping reduces noise, and texture looks like noise
             sigma = sigma.clamp_max(task.sigma / 255)
         return NoiseFitRule(observation, sigma.clamp_min(LEAST_SIGMA), random, ensemble_size)
@@ -240,17 +248,6 @@ def _ending(fit: Fit, last: Progress) -> dict[str, Any]:
 
 def _shallow(progress: Progress) -> dict[str, Any]:
     return {field.name: getattr(progress, field.name) for field in fields(Progress)}
-
-
-def _device(name: str | torch.device) -> torch.device:
-    """Raises: ValueError if torch cannot compute on this device."""
-    try:
-        return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise ValueError(
-            f"device must be one that torch can compute on, e.g. cpu or cuda; got {name!r}: {why}"
-        ) from error
 
 
 def _check_shape(shape: object) -> None:

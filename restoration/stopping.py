@@ -64,6 +64,7 @@ class NoiseFitRule(StoppingRule):
         observation: An image with noise that is independent from pixel to pixel, (1, C, H, W).
         sigma: Standard deviation of the noise in units of the observation, one number or one per pixel; it need not be
             exact.
+        random: A generator of the CPU, as in `HeldOutRule`.
     """
 
     strength, unseen, patience = 0.15, 1.5, 0.05
@@ -71,15 +72,17 @@ class NoiseFitRule(StoppingRule):
     def __init__(
         self, observation: Tensor, sigma: float | Tensor, random: torch.Generator, ensemble_size: int = 1
     ) -> None:
+        # On the CPU, so that every device fits the same targets; MPS lacks a QR decomposition.
+        device, observation = observation.device, observation.cpu()
+        sigma = sigma.cpu() if isinstance(sigma, Tensor) else sigma
         power = (torch.ones_like(observation) * sigma).square().mean()
         versions, noises = _smoothed(observation), []
         for _ in range(ensemble_size):
-            signs = 2 * torch.randint(2, observation.shape, generator=random, device=observation.device) - 1
-            signs = signs.to(observation)
+            signs = (2 * torch.randint(2, observation.shape, generator=random) - 1).to(observation)
             noise = _orthogonal(signs * sigma, versions)
             noises.append(noise * (power / noise.square().mean()).sqrt())
-        self.noise, self.observation, self.weight = torch.cat(noises), observation, None
-        self.targets = torch.split(observation + self.strength * self.noise, 1)
+        self.noise, self.observation, self.weight = torch.cat(noises).to(device), observation.to(device), None
+        self.targets = torch.split(self.observation + self.strength * self.noise, 1)
         self.typical = typical_iterations(float(power.sqrt()), observation.shape[2] * observation.shape[3])
 
     def __call__(self, averages: Tensor, observed: Tensor) -> float:
@@ -114,9 +117,11 @@ class HeldOutRule(StoppingRule):
         ensemble_size: int = 1,
     ) -> None:
         pixels = (1, 1, *observation.shape[2:]) if observation.ndim == 4 else observation.shape
-        everywhere = observation.new_ones(pixels)
+        everywhere = torch.ones(
+            pixels, dtype=observation.dtype
+        )  # on the CPU: the same choice for every device
         if known is not None:
-            everywhere = everywhere * known.to(observation.device)
+            everywhere = everywhere * known.cpu()
         found = int(everywhere.sum())
         if found < 2 * self.least:
             raise ValueError(
@@ -127,9 +132,9 @@ class HeldOutRule(StoppingRule):
         chance = torch.rand(pixels, generator=random, out=everywhere.new_empty(pixels)) + everywhere
         held_out = torch.zeros_like(everywhere).flatten()
         held_out[chance.flatten().topk(count).indices] = 1
-        held_out = held_out.view(pixels)
+        held_out = held_out.view(pixels).to(observation.device)
         self.held_out = held_out.expand(observation.shape)
-        self.weight = (everywhere - held_out).expand(observation.shape)
+        self.weight = (everywhere.to(observation.device) - held_out).expand(observation.shape)
         self.observation, self.targets, self.loss = observation, (observation,) * ensemble_size, loss
 
     def __call__(self, averages: Tensor, observed: Tensor) -> float:

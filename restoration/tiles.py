@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from sparsegen.common.checks import check_integer
+from sparsegen.common.devices import find_device
 from sparsegen.common.hardware import processors
 from sparsegen.pictures.picture import MIN_SIDE, Picture
 from sparsegen.restoration.plan import Span, Tile, plan
@@ -162,6 +163,7 @@ def run_tiled(
     tile: int | None = None,
     overlap: int = OVERLAP,
     threads: int = 1,
+    device: str | torch.device | None = None,
 ) -> Restoration[Picture]:
     """Runs a task like `restore.run`, but tile by tile; a picture of one tile is restored as a whole.
 
@@ -183,6 +185,7 @@ def run_tiled(
             up to `WHOLE` pixels. Tiles are larger if the margins leave too little of them.
         overlap: Minimum overlap of neighbors in pixels of the result, in addition to the reach of the operator.
         threads: Number of threads of each worker. The last digits of the result depend on it.
+        device: "auto" or None: an accelerator if there is one, else the CPU. All workers use the same.
 
     Raises:
         TypeError, ValueError: Before any work.
@@ -193,9 +196,10 @@ def run_tiled(
     _check_workers(workers, threads)
     jobs = _jobs(task, picture, damage, tile, overlap)
     if len(jobs) == 1:
-        return run_checked(task, picture, damage, callback)
+        return run_checked(task, picture, damage, callback, device)
+    place = str(find_device(device))  # before any work; a worker finds it again
     tally = _Tally(task, picture, jobs, workers)
-    while failure := _fit_remaining(tally, callback, threads):
+    while failure := _fit_remaining(tally, callback, threads, place):
         left, before = len(tally.left()), tally.workers
         reason = _reason(failure)
         if before == 1:
@@ -219,13 +223,13 @@ class Unfinished(RuntimeError):
 
 
 def _fit_remaining(
-    tally: "_Tally", callback: Callable[[TiledProgress], bool | None] | None, threads: int
+    tally: "_Tally", callback: Callable[[TiledProgress], bool | None] | None, threads: int, device: str
 ) -> BaseException | None:
     """Fits the remaining tiles until all are done or the callback returns True; returns the error of a failed tile."""
     failure: BaseException | None = None
     with start_workers(tally.workers, threads) as (executor, stop, reports):
         try:
-            pending = {executor.submit(_work, job, stop, reports) for job in tally.left()}
+            pending = {executor.submit(_work, job, stop, reports, device) for job in tally.left()}
         except BrokenProcessPool as error:  # before all jobs were submitted
             return error
         while pending:
@@ -262,6 +266,7 @@ def estimate(
     tile: int | None = None,
     overlap: int = OVERLAP,
     threads: int = 1,
+    device: str | torch.device | None = None,
 ) -> Estimate:
     """Estimates the cost of `run_tiled` from the measured time of an iteration; same arguments.
 
@@ -275,7 +280,7 @@ def estimate(
     if len(tiles) == 1:
         threads = torch.get_num_threads()  # `run` uses those of this process
     with single_worker(threads) as executor:
-        seconds = executor.submit(_expected_seconds, largest).result() / largest.pixels
+        seconds = executor.submit(_expected_seconds, largest, device).result() / largest.pixels
     abreast = min(workers, len(jobs), max(1, processors() // threads))
     seconds *= sum(job.pixels for job in jobs) / abreast
     fit = task.settings.pixel_bytes * largest.pixels * min(task.settings.ensemble_size, threads)
@@ -406,12 +411,12 @@ class _Reporter:
         )
 
 
-def _work(job: _Job, stop: Event, reports: Queue[Any]) -> _Report | None:
+def _work(job: _Job, stop: Event, reports: Queue[Any], device: str) -> _Report | None:
     """Fits a tile in a worker; returns None if `stop` was set before it started."""
     if stop.is_set():
         return None
     reporter = _Reporter(job, stop, reports)
-    outcome = run_checked(job.task, job.picture, job.damage, reporter)
+    outcome = run_checked(job.task, job.picture, job.damage, reporter, device)
     statistic = float(outcome.history["statistic"][-1])
     return _Report(
         job.index,
@@ -533,7 +538,7 @@ def _mean_history(histories: list[np.ndarray]) -> np.ndarray:
     return mean
 
 
-def _expected_seconds(job: _Job) -> float:
+def _expected_seconds(job: _Job, device: str | torch.device | None) -> float:
     """Duration of a fit: expected iterations times the median time of three iterations, after three for warm-up."""
     times: list[float] = []
     expected = 0.0
@@ -545,7 +550,7 @@ def _expected_seconds(job: _Job) -> float:
         return len(times) == 6
 
     task = replace(job.task, iterations=max(6, job.task.settings.iterations))
-    run_checked(task, job.picture, job.damage, measure)
+    run_checked(task, job.picture, job.damage, measure, device)
     return expected * float(np.median(np.diff(times)[-3:]))
 
 

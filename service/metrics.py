@@ -59,6 +59,10 @@ OLDEST = prometheus_client.Gauge(
 JOBS_RUNNING = prometheus_client.Gauge("sparsegen_jobs_running", "Restorations running")
 WORKERS = prometheus_client.Gauge("sparsegen_workers", "Workers with a recent heartbeat")
 
+MODELS = prometheus_client.Gauge(
+    "sparsegen_models", "Served models by the execution provider of onnxruntime", ["provider"]
+)
+
 
 class Outcomes(Collector):
     """The ended restorations by outcome, counted in the job store, i.e. by all servers and workers that share it."""
@@ -81,6 +85,13 @@ def note_model(scope: Scope, model: str) -> None:
     """Notes the model that a request uses, for the label of its duration. It must be the name of a served model."""
     if NOTES in scope:
         scope[NOTES]["model"] = model
+
+
+def count_models(providers: Iterable[str]) -> None:
+    """Notes the execution provider of each served model."""
+    MODELS.clear()
+    for provider in providers:
+        MODELS.labels(provider).inc()
 
 
 def exposition() -> tuple[bytes, str]:

@@ -61,6 +61,7 @@ class Model:
             "image_size": self.sampler.image_size,
             "classes": self.classes,
             "license": self.sampler.license,
+            "provider": self.sampler.provider,
             "steps": self.config.get("training", {}).get("steps"),
             "evaluation": self.config.get("evaluation"),
         }
@@ -82,12 +83,18 @@ def sources(given: str | None = None) -> list[str]:
     ]
 
 
-def open_models(*given: str | Path) -> tuple[dict[str, Model], list[str]]:
+def sampling_device(device: str) -> str:
+    """The device of `OnnxSampler` for the device of a server: "auto" if onnxruntime does not know its kind."""
+    return "auto" if device.startswith(("mps", "xpu")) else device
+
+
+def open_models(*given: str | Path, device: str = "auto") -> tuple[dict[str, Model], list[str]]:
     """Opens models.
 
     Args:
         given: Each is "bundled" for all bundled models, the name of one, the folder of an exported model, a folder of
             such folders (hidden ones are left out), or owner/name or owner/name@revision on the Hub.
+        device: As in `OnnxSampler`.
 
     Returns:
         The models by name, and a sentence per subfolder that is not a model, with the reason. A model on the Hub is
@@ -106,7 +113,7 @@ def open_models(*given: str | Path) -> tuple[dict[str, Model], list[str]]:
             try:
                 if name in models:
                     raise ValueError("another model has the same name: rename its folder")
-                models[name] = replace(open_model(folder), name=name)
+                models[name] = replace(open_model(folder, device), name=name)
             except (OSError, ValueError) as error:
                 sentence = f"{name} is not served: {error}"
                 if not folders:
@@ -155,13 +162,13 @@ def _find(source: str | Path) -> Path:
     )
 
 
-def open_model(folder: Path) -> Model:
+def open_model(folder: Path, device: str = "auto") -> Model:
     """Opens the files of a model.
 
     Raises:
         OSError, ValueError: With the file and the reason.
     """
     config = read_entries(folder)
-    sampler = OnnxSampler(folder / GRAPH)
+    sampler = OnnxSampler(folder / GRAPH, device=device)
     sampler.dictionary()  # opens the synthesis graph, used by the code inspector
     return Model(folder.name, sampler, config)

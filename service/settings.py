@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from sparsegen.common.devices import AUTO, check_name
 from sparsegen.service.prefix import check_prefix
 
 PREFIX = "SPARSEGEN_"
@@ -36,6 +37,7 @@ class ServiceSettings:
             trusts any.
         root_path: Path below which a proxy shows the server, such as /images; "": at the root of the site.
         log_format: "text", or "json" for one JSON object per line.
+        device: Device of the samples and of the restorations: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu".
 
     The other settings are limits; each states its range and meaning.
 
@@ -51,6 +53,7 @@ class ServiceSettings:
     proxy: tuple[str, ...] = ("127.0.0.1", "::1")
     root_path: str = ""
     log_format: str = "text"
+    device: str = AUTO
     workers: int = _limit(1, 0, 61, "processes of this server that restore pictures")
     client_requests: int = _limit(64, 1, 1_000_000, "concurrent requests per client")
     client_streams: int = _limit(64, 1, 1_000_000, "concurrent streams of the page per client")
@@ -85,6 +88,7 @@ class ServiceSettings:
         object.__setattr__(self, "root_path", check_prefix(self.root_path))
         if self.log_format not in LOG_FORMATS:
             raise ValueError(f"{variable('log_format')} must be text or json; got {self.log_format!r:.40}")
+        check_name(self.device)
         for host in self.allow_host:
             if host != "*" and host_of(host) != host.lower():
                 raise ValueError(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsegen.common.devices import find_device, full_precision, in_batches
 from sparsegen.common.extras import install_command
 from sparsegen.training.classifier import WEIGHTS, open_classifier, trained_on
 
@@ -67,14 +68,18 @@ class FeatureNetwork:
 
         Raises:
             ValueError: On another shape or dtype.
+            RuntimeError: If the device has too little memory.
         """
         check_images(images)
         batch = CPU_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH
-        features = np.empty((len(images), self.dimension), np.float32)
-        for start in range(0, len(images), batch):
-            pixels = torch.from_numpy(images[start : start + batch].copy()).to(self.device)
-            features[start : start + batch] = self.network(pixels.permute(0, 3, 1, 2)).float().cpu().numpy()
-        return features
+
+        def run(first: int, stop: int) -> np.ndarray:
+            pixels = torch.from_numpy(images[first:stop].copy()).to(self.device).permute(0, 3, 1, 2)
+            return self.network(pixels).float().cpu().numpy()
+
+        with full_precision(self.device):
+            parts = list(in_batches(len(images), batch, run))
+        return np.concatenate(parts or [np.empty((0, self.dimension), np.float32)])
 
 
 def check_images(images: np.ndarray, least: int = 1) -> None:
@@ -99,7 +104,7 @@ def check_images(images: np.ndarray, least: int = 1) -> None:
 
 
 def open_features(
-    name: str = "auto", weights: Path | None = None, device: torch.device | str = "cpu"
+    name: str = "auto", weights: Path | None = None, device: str | torch.device | None = "cpu"
 ) -> FeatureNetwork:
     """Opens the feature network of a metric.
 
@@ -108,10 +113,10 @@ def open_features(
             "cifar10-classifier" ("fd-cifar10-classifier"), or "auto": Inception if its weights are on this machine,
             else EfficientNet-Lite0. "auto" never downloads.
         weights: File of Inception's weights; None: torch.hub's folder, to which "inception" downloads.
-        device: Where the network runs.
+        device: Where the network runs; "auto" or None: an accelerator if there is one.
 
     Raises:
-        ValueError: Unknown name, weights for another network than Inception, or weights whose hash is wrong.
+        ValueError: Unknown name or device, weights for another network than Inception, or weights whose hash is wrong.
         FileNotFoundError: `weights` is not a file, or the classifier's weights are missing.
         ImportError: The extra `train` is not installed.
         RuntimeError: Inception's weights are missing and cannot be downloaded.
@@ -123,7 +128,7 @@ def open_features(
     if weights is not None and not Path(weights).is_file():
         raise FileNotFoundError(f"weights must be the file {INCEPTION_FILE}; {weights} is not a file")
     path = inception_path() if weights is None else Path(weights)
-    return OPENERS[_usual(weights) if name == "auto" else name](path, torch.device(device))
+    return OPENERS[_usual(weights) if name == "auto" else name](path, find_device(device))
 
 
 def named_networks(wanted: str, weights: Path | None = None) -> list[str]:

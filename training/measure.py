@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparsegen.common.checks import check_integer
+from sparsegen.common.devices import find_device
 from sparsegen.common.progress import ProgressBar, no_progress_bar
 from sparsegen.training import features as networks
 from sparsegen.training.data import Images
@@ -33,6 +36,7 @@ class MeasureConfig:
         weights: File of Inception's weights.
         image_size: Side in pixels of the real images if no generator is measured; else that of the generator.
         quick: Measure distances only.
+        device: Device of the feature networks; None: that of the generator, "auto" if none is measured.
 
     Raises:
         TypeError, ValueError: If a number is out of range.
@@ -46,6 +50,7 @@ class MeasureConfig:
     weights: Path | None = None
     image_size: int = IMAGE_SIZES[0]
     quick: bool = False
+    device: str | torch.device | None = None
 
     def __post_init__(self) -> None:
         least = 2 if self.quick else LEAST
@@ -77,6 +82,7 @@ def evaluate(
     count: int = 10_000,
     quick: bool = False,
     test: str | None = None,
+    device: str | torch.device | None = None,
 ) -> Measurement:
     """Measures a generator against real images: Fréchet distances, class accuracy of conditional samples, precision
     and recall, memorization.
@@ -87,6 +93,7 @@ def evaluate(
         count: Number of images drawn; compare only figures of equal counts.
         quick: Measure distances only.
         test: Real test images; None: the split `test` of `data`.
+        device: Device of the feature networks; None: that of the generator, which also runs where it is.
 
     Raises:
         TypeError, ValueError: If a number is out of range, or the data or a feature network does not exist.
@@ -95,7 +102,7 @@ def evaluate(
     >>> measured = sparsegen.evaluate(sparsegen.from_pretrained("dcgan.ml"), "cifar10")  # doctest: +SKIP
     >>> measured.figures["distance"]  # doctest: +SKIP
     """
-    config = MeasureConfig(str(data), test, count, features=features, quick=quick)
+    config = MeasureConfig(str(data), test, count, features=features, quick=quick, device=device)
     return measure(generator, config, generator.spec.name)
 
 
@@ -112,8 +119,9 @@ def measure(
     Raises:
         ValueError: If test images are to be measured and there are none; as `open_images`, `open_features`.
     """
+    device = find_device(config.device or (generator.device if generator else None))
     opened = {  # before the images are decoded, which may take long
-        network: networks.open_features(network, config.weights if network == "inception" else None)
+        network: networks.open_features(network, config.weights if network == "inception" else None, device)
         for network in networks.named_networks(config.features, config.weights)
     }
     size = config.image_size if generator is None else generator.image_size
@@ -121,7 +129,7 @@ def measure(
     test_images = _open_test(config, images, bar, needed=generator is None)
     if config.features == "auto":
         more = networks.second_networks(images.fingerprint)
-        opened |= {network: networks.open_features(network) for network in more}
+        opened |= {network: networks.open_features(network, device=device) for network in more}
     discriminator = None if generator is None else generator.config.get("training", {}).get("features")
     order, independent = networks.headline_first(opened, discriminator)
     references = [Reference(opened[network], images, test_images, bar) for network in order]

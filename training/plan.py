@@ -1,7 +1,6 @@
 """The definition of a run: plan, schedule, starting model and folder; checked before any work."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Self
 
 import torch
 
+from sparsegen.common import devices
 from sparsegen.common.files import check_utf8, check_writable
 from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.zoo.bundled import AUXILIARY
@@ -87,23 +87,19 @@ class Schedule:
     eval_every: int = 2_000
 
 
-def find_device(name: str | None = None) -> torch.device:
-    """Returns the named device; None: a GPU if there is one, with several processes the one of this process.
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """Returns the device as `common.devices.find_device`; for "auto" and None, that of this process.
+
+    Accelerate chooses it: with several processes each has its own.
 
     Raises:
-        ValueError: If torch does not have the device.
+        TypeError, ValueError: As `common.devices.find_device`.
     """
-    from accelerate import PartialState
+    if device is None or device == devices.AUTO:
+        from accelerate import PartialState
 
-    if name is None:
-        return PartialState().device
-    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
-        raise ValueError(f"a device must be cpu, cuda, cuda:N or mps; got {name!r}")
-    device = torch.device(name)
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= (count := counts[device.type]):
-        raise ValueError(f"no device {name}: torch finds {count} of {device.type}; use another, e.g. cpu")
-    return device
+        device = PartialState().device
+    return devices.find_device(device)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -178,7 +174,7 @@ def check_start(
     spec: ModelSpec,
     start_from: str | None = None,
     resume: bool = False,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> Start:
     """Checks before any work that a run can be started or resumed in a folder.
 

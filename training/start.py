@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparsegen.common.checks import check_integer
 from sparsegen.common.progress import OnProgress, ProgressBar, no_progress_bar
 from sparsegen.training import features as networks
@@ -48,7 +50,8 @@ class TrainConfig:
         features: Frozen network of the projected recipe; "auto": chosen by the images.
         eval_every, save_every: Steps between evaluations of the Fréchet distance, and between checkpoints.
         eval_count: Images drawn for an evaluation, at least 2; 0: no evaluation.
-        device: cpu, cuda, cuda:N or mps; None: a GPU if there is one.
+        device: auto, cpu, cuda, cuda:N, mps or xpu; "auto" or None: an accelerator if there is one, with several
+            processes that of the process.
     """
 
     model: str
@@ -71,7 +74,7 @@ class TrainConfig:
     eval_every: int = 2_000
     eval_count: int = 2_000
     save_every: int = 500
-    device: str | None = None
+    device: str | torch.device | None = None
 
 
 def start(

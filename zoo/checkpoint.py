@@ -7,6 +7,7 @@ from typing import Any, Unpack
 import torch
 from safetensors.torch import load_file
 
+from sparsegen.common.devices import find_device
 from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
 from sparsegen.zoo import hub
@@ -26,7 +27,7 @@ def from_pretrained(
     *,
     k: int | Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = "cpu",
     **options: Unpack[hub.Download],
 ) -> Generator:
     """Opens a trained generator, in eval mode and frozen (`requires_grad_(True)` makes it trainable).
@@ -37,17 +38,18 @@ def from_pretrained(
         revision: Branch, tag or commit on the Hub; None: the default branch.
         k: Non-zeros kept, one number or one per projected level, Γ1 first; None: that of the checkpoint.
         dtype: Floating-point type of the weights in memory.
-        device: Where the weights are put.
+        device: Where the weights are put; "auto" or None: an accelerator if there is one.
         options: Of a download, see `zoo.hub.Download`: subfolder, cache_dir, local_files_only, token, force_download.
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If the model is unknown, a file is invalid, or k does not fit the model.
+        ValueError: If the model is unknown, a file is invalid, k does not fit the model, or the device does not exist.
         FileNotFoundError: If a file is missing.
         ConnectionError: If the download fails.
     """
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point type, e.g. torch.float16; got {dtype}")
+    place = find_device(device)
     folder = find_checkpoint(name_or_folder_or_hub_id, revision, **options)
     config = read_config(folder)
     generator = ModelSpec.from_config(config).generator()
@@ -56,7 +58,7 @@ def from_pretrained(
     generator.set_k(k)
     # Channels last is a tenth faster on a CPU at batch 64: benchmarks/sampling.py.
     generator = generator.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return generator.to(device, dtype)
+    return generator.to(place, dtype)
 
 
 def find_checkpoint(

@@ -1,6 +1,7 @@
 """The generator of all architectures: a coder, followed by dictionaries that act on its sparse codes."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsegen.common.checks import check_integer
+from sparsegen.common.devices import batch_size, full_precision, in_batches
 from sparsegen.common.files import write_json
 from sparsegen.pictures import images
 from sparsegen.zoo import noise
@@ -97,6 +99,14 @@ class Generator(nn.Module):
         """Side of the square images in pixels."""
         conv = self.stages[0].conv
         return self.code_shapes[0][1] * (conv.stride[0] if isinstance(conv, nn.ConvTranspose2d) else 1)
+
+    @property
+    def image_bytes(self) -> int:
+        """Estimated peak memory of one image in a batch, without the weights.
+
+        Choice: 64 bytes per entry of all codes, for the code, the keys of its projection and the layers around it.
+        """
+        return 64 * sum(math.prod(shape) for shape in self.code_shapes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -240,24 +250,31 @@ class Generator(nn.Module):
             labels: For a conditional generator, one class for all images or one per image, as numbers or names; None:
                 drawn from the seed.
             truncation: Bound of the truncated normal distribution of z; None: no bound.
-            progress: Called with the number of images done, after each batch of 64.
+            progress: Called with the number of images done, after each batch: 64 on a CPU, on an accelerator up to
+                2048, by its free memory.
 
         Shape: uint8 (count, H, W, 3).
 
         Raises:
             TypeError, ValueError: On a value out of range.
             FloatingPointError: If the images hold NaN.
+            RuntimeError: If the device has too little memory.
         """
         drawn = noise.labels(count, self.classes, seed, labels, self.class_names)
-        network, parts = self.view(k), []
-        for first, z in noise.batches(count, self.z_dim, seed, truncation):
-            chosen = (
-                None if drawn is None else torch.from_numpy(drawn[first : first + len(z)]).to(self.device)
-            )
-            image, _ = network(torch.from_numpy(z).to(self.device), chosen)
-            parts.append(images.to_uint8(image.float().cpu().numpy()))
-            if progress:
-                progress(first + len(z))
+        network, parts, done = self.view(k), [], 0
+
+        def draw(first: int, stop: int) -> NDArray[np.uint8]:
+            z = noise.z(stop - first, self.z_dim, seed, first, truncation)
+            given = [z] if drawn is None else [z, drawn[first:stop]]
+            image, _ = network(*(torch.from_numpy(part).to(self.device) for part in given))
+            return images.to_uint8(image.float().cpu().numpy())
+
+        with full_precision(self.device):
+            for part in in_batches(count, batch_size(self.device, self.image_bytes), draw):
+                parts.append(part)
+                done += len(part)
+                if progress:
+                    progress(done)
         return np.concatenate(parts)
 
     def view(self, k: int | Sequence[int] | None = None) -> "Generator":

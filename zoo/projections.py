@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 _NAN = 0x7F800001  # infinity plus one in float32 bits, whose order is that of the magnitudes
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # dtypes of the compiled loops
+# Devices whose topk is exact for int64. MPS may compute it in 32 bits, which drops the magnitudes of `_by_keys`.
+_WITH_LONG_TOPK = ("cpu", "cuda")
 
 
 class Projection(nn.Module):
@@ -92,7 +94,7 @@ class Projection(nn.Module):
         traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # public, but untyped
         if traced or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
             return torch.where(_by_threshold(code.detach(), self._k, self._whole), code, 0)
-        if code.dtype == torch.float64:
+        if code.dtype == torch.float64 or code.device.type not in _WITH_LONG_TOPK:
             mask = _by_threshold(code.detach(), self._k, self._whole)
             return torch.where(_laid_out_as(code, mask), code, 0)
         if code.device.type == "cpu":

@@ -24,7 +24,7 @@ from sparsegen.service.http.sampling import create_batcher
 from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.pool import WorkerPool
 from sparsegen.service.logs import set_up_logs
-from sparsegen.service.models import open_models, sources
+from sparsegen.service.models import open_models, sampling_device, sources
 from sparsegen.service.sampling import ArrayRequest
 from sparsegen.service.settings import ServiceSettings
 from sparsegen.service.uploads import Room
@@ -69,10 +69,11 @@ class Server:
         )
         if self._uploads:
             os.environ[GRADIO_FOLDER] = self._uploads.name
-        models, refused = open_models(*sources())
+        models, refused = open_models(*sources(), device=sampling_device(settings.device))
         for warning in (*refused, *settings.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
+        metrics.count_models(model.sampler.provider for model in models.values())
         # One of several HTTP workers runs the restoration workers; without an index the service is not served.
         self._pool = WorkerPool(settings.workers if bentoml.server_context.worker_index == 1 else 0)
         app.state.queued, app.state.handlers, app.state.sessions = mount(

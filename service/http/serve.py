@@ -21,7 +21,7 @@ import psutil
 from sparsegen.service.jobs.places import ENVIRONMENT as JOBS
 from sparsegen.service.jobs.worker import stop_signals
 from sparsegen.service.logs import set_up_logs
-from sparsegen.service.models import open_models, sources
+from sparsegen.service.models import open_models, sampling_device, sources
 from sparsegen.service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str
     set_up_logs()
     for warning in settings.warnings():
         logger.warning(warning)
-    open_models(*sources())  # fail early; BentoML would restart a failing worker forever
+    # Fail early: BentoML would restart a failing worker forever.
+    open_models(*sources(), device=sampling_device(settings.device))
     check_port(host, port)
     with private_folder() as home, stop_signals() as stopped:
         variables = environment(home, jobs) | settings.environment() | {"TMPDIR": home}

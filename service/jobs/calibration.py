@@ -17,6 +17,7 @@ from sparsegen.pictures.picture import from_array
 from sparsegen.restoration.settings import Task, fair_threads
 from sparsegen.service.jobs.errors import StoreError
 from sparsegen.service.jobs.store import Store
+from sparsegen.service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def measure() -> tuple[float, float]:
     set_threads(task.settings.ensemble_size)
     picture = from_array(np.random.default_rng(0).random((SIDE, SIDE, 3), np.float32))
     ends: list[float] = []
-    run(task, picture, callback=lambda progress: ends.append(progress.seconds))
+    device = ServiceSettings.from_environment().device
+    run(task, picture, callback=lambda progress: ends.append(progress.seconds), device=device)
     durations = np.diff(ends)[WARM_UP - 1 :]
     return MEASURED * statistics.median(map(float, durations)), task.effort(SIDE, SIDE, MEASURED)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from sparsegen.common.devices import AUTO, find_device
 from sparsegen.pictures.picture import Picture
 from sparsegen.restoration.settings import Task, rename_settings
 from sparsegen.service.jobs.calibration import Calibration, set_threads
@@ -119,15 +120,19 @@ def work(
 
     Args:
         where: A Redis URL or a SQLite file; by default `default_place`.
-        run: The function that runs a job; by default `sparsegen.restoration.restore.run`, imported for the first job.
+        run: The function that runs a job; by default `sparsegen.restoration.restore.run`, imported for the first job,
+            on the device of the settings.
         once: End after one job, or at once if there is none.
         until_stdin_closes: End when standard input closes, that is, when the parent process has ended.
 
     Raises:
-        StoreError, ValueError: If the store cannot be opened, a setting of the environment is invalid, or the
-            result of a job cannot be stored. The job is then run again.
+        StoreError, ValueError: If the store cannot be opened, a setting of the environment is invalid, the device
+            does not exist, or the result of a job cannot be stored. The job is then run again.
     """
-    hours = ServiceSettings.from_environment().job_deadline_hours
+    settings = ServiceSettings.from_environment()
+    hours = settings.job_deadline_hours
+    if settings.device not in (AUTO, "cpu"):
+        find_device(settings.device)  # imports torch, which a worker otherwise does for its first job
     store = open_store(where)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     with stop_signals() as stopped, heartbeats(store, name), Calibration(store) as calibration:
@@ -270,7 +275,7 @@ def _restore(
     from sparsegen.restoration.restore import run  # imports torch, so only for the first job
 
     set_threads(task.settings.ensemble_size)
-    return run(task, picture, mask, kernel, callback)
+    return run(task, picture, mask, kernel, callback, ServiceSettings.from_environment().device)
 
 
 def _pause(seconds: float, stopped: list[int]) -> None:

@@ -155,7 +155,8 @@ def full_precision(device: "torch.device") -> Iterator[None]:
         return
     from torch.backends import cuda, cudnn
 
-    state, parts = _FullPrecision, (cudnn.conv, cuda.matmul)
+    parts = cudnn.conv, cuda.matmul  # type: ignore[attr-defined]  # torch adds `conv` at run time
+    state = _FullPrecision
     with state.lock:
         if not state.users:
             state.before = tuple(part.fp32_precision for part in parts)

@@ -17,7 +17,7 @@ from sparsegen.zoo import noise
 class StandIn(nn.Module):
     """A fake generator with two codes; a quarter of the first code is not 0."""
 
-    z_dim, classes, class_names, device = 6, 0, (), torch.device("cpu")
+    z_dim, classes, class_names, device, image_bytes = 6, 0, (), torch.device("cpu"), 1
 
     def __init__(self):
         super().__init__()

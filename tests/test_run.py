@@ -706,7 +706,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_does_not_refer_to_one(t
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("tpu", "cpu, cuda, cuda:N or mps; got 'tpu'"),
+        ("tpu", "cpu, cuda, cuda:N, mps or xpu; got 'tpu'"),
         ("cuda:", "got 'cuda:'"),
         ("cuda:4096", "no device cuda:4096"),
     ],

@@ -263,7 +263,7 @@ def test_the_time_left_is_estimated_from_finished_tiles(workers: int) -> None:
 
 
 def test_the_estimate_counts_tiles_workers_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_expected_seconds", lambda job: 60.0)
+    monkeypatch.setattr(tiles, "_expected_seconds", lambda job, device: 60.0)
     monkeypatch.setattr(tiles, "processors", lambda: 4)
     task, picture = Task.of(sigma=25), Picture(np.zeros((4000, 3000, 3), np.float32))
     one, four, eight = (estimate(task, picture, workers) for workers in (1, 4, 8))

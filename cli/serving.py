@@ -33,7 +33,7 @@ def serve(
         typer.Option(
             min=0,
             max=61,
-            help="Number of processes that restore pictures; 0: none (default: 1).",
+            help="Number of processes that restore pictures; 0: none (default: 1, without PyTorch 0).",
             show_default=False,
         ),
     ] = None,

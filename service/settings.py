@@ -177,7 +177,9 @@ class ServiceSettings:
     def _torch_warnings(self) -> list[str]:
         if is_installed("torch"):
             return []
-        return [f"no pictures are restored here, since PyTorch is not installed: {install_command('restore')}"]
+        return [
+            f"no pictures are restored here, since PyTorch is not installed: {install_command('restore')}"
+        ]
 
 
 def variable(name: str) -> str:

@@ -34,7 +34,9 @@ PATIENCE = 9.5  # seconds between asking the server to end and killing it
 RESTART_AFTER = 5.0  # minimum seconds between two starts of the server
 
 
-def serve(host: str = "127.0.0.1", port: int = 3000, workers: int | None = None, jobs: str | None = None) -> int:
+def serve(
+    host: str = "127.0.0.1", port: int = 3000, workers: int | None = None, jobs: str | None = None
+) -> int:
     """Serves the models until SIGINT or SIGTERM, and returns the exit code 0.
 
     Child processes that end or are killed are restarted. All of them end when this process ends or is killed.

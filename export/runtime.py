@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from sparsegen.common.extras import check_one_of, explain
 
-check_one_of(("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"))
 try:
+    check_one_of(("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"))
     import onnxruntime
 except ModuleNotFoundError as error:
     raise explain(error, "running ONNX files") from error

@@ -107,7 +107,7 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
 ) -> None:
     """Trains a model, or fine-tunes one (--from). Ctrl-C saves the run; --resume continues it."""
-    require("train", "training", "accelerate")
+    require("train", "training", "accelerate", "torch")
     from sparsegen.training.plan import checkpoints
     from sparsegen.training.start import TrainConfig, start
 
@@ -252,6 +252,8 @@ def evaluate(
     The first run takes longer, because the features of the real images are computed and cached.
     """
     from sparsegen.common.files import atomic_write, check_writable, write_json
+
+    require("train", "an evaluation", "torch", "torchvision")
     from sparsegen.pictures import images
     from sparsegen.training.measure import REAL, MeasureConfig, measure
     from sparsegen.training.quality import neighbor_picture

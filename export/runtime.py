@@ -22,12 +22,13 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsegen.common.extras import install_command
+from sparsegen.common.extras import check_one_of, explain
 
 try:
+    check_one_of(("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"))
     import onnxruntime
-except ImportError as error:
-    raise ImportError(f"running ONNX files needs onnxruntime: {install_command('onnxruntime')}") from error
+except ModuleNotFoundError as error:
+    raise explain(error, "running ONNX files") from error
 
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -369,7 +370,10 @@ def _open_on_gpu(
     """
     provider = PROVIDERS[kind]
     if provider not in (known := onnxruntime.get_available_providers()):
-        return None, f"this build has no {provider}, but {', '.join(known)}: install onnxruntime-gpu"
+        return (
+            None,
+            f"this build has no {provider}, but {', '.join(known)}: install onnxruntime-gpu instead of onnxruntime",
+        )
     _preload_cuda()
     # Without TF32, as on a CPU; and by a rule, not by timing, which may choose other algorithms in each process.
     cuda = (PROVIDERS["cuda"], {"device_id": index, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"})

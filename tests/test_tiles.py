@@ -47,7 +47,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Task, Picture]]:
     """Replaces the fit by one that returns its input, enlarged for upscale; yields the arguments of its calls."""
     fitted = []
 
-    def answer(task: Task, picture: Picture, damage: object, callback: Callable) -> Restoration[Picture]:
+    def answer(task: Task, picture: Picture, *_: object) -> Restoration[Picture]:
         fitted.append((task, picture))
         return Restoration(enlarged(picture, task.by) if task.by else picture, HISTORY, "", 10, 10, 1.0)
 
@@ -293,15 +293,16 @@ def test_the_estimate_counts_tiles_workers_and_memory(monkeypatch: pytest.Monkey
 def test_an_estimate_is_measured(task, expected, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def paced(*given_: object) -> None:
+    def paced(*args: object) -> None:
         """Runs a real fit in which each iteration takes 7 s by the clock."""
+        *given_, callback, device = args
 
         def answer(progress: object) -> bool:
             monkeypatch.setattr(tiles, "perf_counter", lambda: 7.0 * progress.iteration)
-            asked.append(given_[-1](progress))
+            asked.append(callback(progress))
             return asked[-1]
 
-        run_checked(*given_[:-1], answer)
+        run_checked(*given_, answer, device)
 
     monkeypatch.setattr(tiles, "run_checked", paced)
     found = estimate(task, smooth(64, 112, noise=0.1), tile=64, overlap=16)

@@ -50,20 +50,23 @@ def find_device(device: "str | torch.device | None" = None) -> "torch.device":
     """
     import torch
 
-    if device is None or device == AUTO:
-        found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    elif isinstance(device, torch.device):
-        found = device
-    else:
-        found = torch.device(check_name(device))
     existing = available()
-    if found.type not in existing or (found.index or 0) >= existing[found.type]:
+    if device is None or device == AUTO:
+        kind, index = next(reversed(existing)), 0
+        found = torch.device(kind)
+    elif isinstance(device, torch.device):
+        kind, index, found = device.type, device.index or 0, device
+    else:
+        kind, _, number = check_name(device).partition(":")
+        index, found = int(number or 0), None  # torch.device("cuda:256") is cuda:0
+    if index >= existing.get(kind, 0):
         listed = ", ".join(
             f"{kind}:{index}" if count > 1 else kind
             for kind, count in existing.items()
             for index in range(count)
         )
-        raise ValueError(f"no device {found}: torch finds {listed}; use one of these, or auto")
+        raise ValueError(f"no device {device}: torch finds {listed}; use one of these, or auto")
+    found = found or torch.device(device)
     if found.type != "cpu":
         try:
             torch.zeros(1, device=found).cpu()
@@ -76,7 +79,7 @@ def find_device(device: "str | torch.device | None" = None) -> "torch.device":
 
 
 def available() -> dict[str, int]:
-    """Returns the number of devices of each kind that torch finds, e.g. {"cpu": 1, "cuda": 2}."""
+    """Returns the number of devices of each kind that torch finds, e.g. {"cpu": 1, "cuda": 2}; an accelerator is last."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)

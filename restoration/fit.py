@@ -364,7 +364,7 @@ def seeds(seed: int, ensemble_size: int) -> tuple[int, list[tuple[int, int]]]:
 
 def _densities(codes: Sequence[Tensor]) -> tuple[float, ...]:
     """The share of non-zeros of each code, with one transfer from the device."""
-    counts = torch.stack([code.count_nonzero() for code in codes]).tolist()
+    counts = torch.stack([code.count_nonzero() for code in codes]).cpu().tolist()
     return tuple(count / code.numel() for count, code in zip(counts, codes, strict=True))
 
 

@@ -1,14 +1,15 @@
 """An accelerator for tests: a device `standin` whose tensors hold their values on the CPU.
 
-It is a backend of torch like any other: autograd, optimizers and `torch.accelerator` know it, and each operator gets here
-before it runs on the values. As a GPU it refuses tensors of two devices, and it counts what a GPU would wait for.
-Outside of `accelerator()` it is not available, so that `auto` is the CPU in other tests.
+It is a backend of torch like any other: autograd, optimizers and `torch.accelerator` know it. Each operator is checked
+here before it runs on the values. Like a GPU, it refuses tensors of two devices; it counts what a GPU would wait for.
+Outside of `accelerator()` it is not available, so `auto` is the CPU in other tests.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -31,12 +32,15 @@ WAITING = {
 
 
 class Counts:
-    """What happened since the start of `accelerator()`: waits for values, copies to the device, operators."""
+    """What happened since the last `reset`: waits for values, copies to the device, and topk of int64."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.waits: Counter[str] = Counter()
         self.uploads = 0
-        self.long_topk = 0  # of int64, which MPS may compute in 32 bits
+        self.long_topk = 0  # MPS may compute it in 32 bits
 
 
 counts = Counts()
@@ -55,7 +59,14 @@ class _Module(_DummyBackendModule):
         return [torch.bfloat16]
 
     def manual_seed_all(self, seed: int) -> None:
-        raise AssertionError("seeding all devices changes the state of an accelerator that is not used")
+        assert not self.available, "seeding all devices changes the state of one that is not used"
+
+
+class _Generator(torch.Generator):
+    """A generator of the device, which is one of the CPU, since torch has none for a backend in Python."""
+
+    def __new__(cls, device: Any = "cpu") -> torch.Generator:  # type: ignore[misc]
+        return super().__new__(cls, CPU if torch.device(device).type == NAME else device)
 
 
 class OnDevice(Tensor):
@@ -141,9 +152,10 @@ def accelerator() -> Iterator[Counts]:
     """Makes the device available in a block; yields what it counts from here on."""
     if torch._C._get_privateuse1_backend_name() != NAME:
         _register()
-    counts.__init__()  # type: ignore[misc]
+    counts.reset()
     _module.available = True
     try:
-        yield counts
+        with mock.patch.object(torch, "Generator", _Generator):
+            yield counts
     finally:
         _module.available = False

@@ -154,8 +154,12 @@ def accelerator() -> Iterator[Counts]:
         _register()
     counts.reset()
     _module.available = True
+    # `module.to` would otherwise set `parameter.data`, which leaves the old `value` at the parameter.
+    overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         with mock.patch.object(torch, "Generator", _Generator):
             yield counts
     finally:
         _module.available = False
+        torch.__future__.set_overwrite_module_params_on_conversion(overwrites)

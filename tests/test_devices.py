@@ -203,7 +203,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_restoration_waits_once_per_network_and_iteration(case: str, counted: Counts) -> None:
+def test_a_restoration_waits_once_per_network_and_iteration(
+    case: str, counted: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsegen.restoration.fit.has_bfloat16", lambda kind: False)  # a CPU may have it
     operator, about, ruled = CASES[case]
     iterations, ensemble, waits, uploads = 2 * EVALUATE_EVERY, 2, [], []
 
@@ -220,9 +223,8 @@ def test_a_restoration_waits_once_per_network_and_iteration(case: str, counted: 
     assert uploads[0] == uploads[-1]  # masks, kernels and targets are moved once
     expected = restore(image, operator, device="cpu", **common)
     assert found.image.device.type == "cpu" and found.iterations == expected.iterations
-    # The jitter is drawn from the same CPU generator here; the sums of the optimizer may differ in the last bits.
-    assert torch.allclose(found.image, expected.image, atol=0.02)
-    assert np.allclose(found.history["statistic"], expected.history["statistic"], rtol=0.05, equal_nan=True)
+    assert torch.equal(found.image, expected.image)  # the stand-in draws the jitter on the CPU, too
+    assert np.array_equal(found.history["statistic"], expected.history["statistic"], equal_nan=True)
 
 
 def test_the_targets_of_a_restoration_are_the_same_on_every_device(counted: Counts) -> None:

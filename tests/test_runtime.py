@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from conftest import CLASSES, ROOT, warmed
@@ -377,3 +378,121 @@ print(len(samplers), one, peak() - before)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     count, one, all_of_them = map(int, done.stdout.split())
     assert count > 10 and all_of_them < one + 200, done.stdout
+
+
+HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@pytest.fixture
+def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has not yet found out whether it can use CUDA."""
+    monkeypatch.setattr(runtime._AutoCuda, "reason", None)
+
+
+def test_auto_is_the_cpu_without_a_driver(
+    undecided: None, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runtime, "_has_nvidia_driver", lambda: False)
+    with caplog.at_level("INFO"):
+        assert open_sampler(folder).provider == runtime.expected_provider() == "CPUExecutionProvider"
+        open_sampler(folder)
+    reason = "no NVIDIA driver" if HAS_CUDA else "this build of onnxruntime has no CUDA"
+    (said,) = [record for record in caplog.records if record.name == runtime.__name__]
+    assert reason in said.message and said.levelname == "INFO"
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="needs onnxruntime-gpu")
+def test_a_cuda_that_cannot_be_loaded_is_reported_once_and_replaced_by_the_cpu(
+    undecided: None,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    """What onnxruntime itself does on a machine where its libraries are missing."""
+    if runtime._has_nvidia_driver():
+        pytest.skip("CUDA may work here")
+    monkeypatch.setattr(runtime, "_has_nvidia_driver", lambda: True)
+    assert runtime.expected_provider() == "CUDAExecutionProvider"  # until it was tried
+    first = open_sampler(folder)
+    assert first.provider == open_sampler(folder).provider == runtime.expected_provider() == "CPUExecutionProvider"
+    (said,) = [record for record in caplog.records if record.name == runtime.__name__]
+    assert said.levelname == "WARNING" and "its CUDAExecutionProvider was not loaded" in said.message
+    assert first.sample(2).shape == (2, 32, 32, 3)
+    assert capfd.readouterr() == ("", "")  # of onnxruntime itself
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tensorrt"])
+def test_a_gpu_that_was_asked_for_is_not_replaced(device: str, folder: Path) -> None:
+    if runtime._has_nvidia_driver():
+        pytest.skip("CUDA may work here")
+    says = "was not loaded, since a library" if HAS_CUDA else "install onnxruntime-gpu instead of onnxruntime"
+    with pytest.raises(ValueError, match=f"onnxruntime cannot use {device}: .*{says}.*device cpu or auto"):
+        open_sampler(folder, device=device)
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "says"),
+    [
+        ("mps", ValueError, "auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N; got 'mps'"),
+        ("cpu:1", ValueError, "got 'cpu:1'"),
+        (None, TypeError, "got None"),
+    ],
+)
+def test_a_device_that_onnxruntime_does_not_know_is_refused(
+    device: object, error: type, says: str, folder: Path
+) -> None:
+    with pytest.raises(error, match=says):
+        open_sampler(folder, device=device)
+
+
+def test_a_damaged_file_has_its_own_error_on_a_gpu(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = copied / bundled.GRAPH
+    graph.write_bytes(graph.read_bytes()[:1000])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+
+    def refuse(model: str, threads: int, providers: list) -> None:
+        raise runtime.state.InvalidProtobuf("damaged")
+
+    monkeypatch.setattr(runtime, "_open", refuse)
+    with pytest.raises(ValueError, match=r"truncated, corrupt or not an ONNX file: damaged"):
+        OnnxSampler(graph, device="cuda")
+
+
+def test_a_gpu_gets_its_options_and_larger_batches(
+    undecided: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a session that only says that it runs on CUDA."""
+    asked, sizes, real = [], [], runtime._open
+
+    class Session:
+        def __init__(self, session: onnxruntime.InferenceSession, provider: str) -> None:
+            self.session, self.provider = session, provider
+
+        def get_providers(self) -> list[str]:
+            return [self.provider, "CPUExecutionProvider"]
+
+        def get_modelmeta(self) -> object:
+            return self.session.get_modelmeta()
+
+        def run(self, names: list[str], inputs: dict) -> list[np.ndarray]:
+            sizes.append(len(inputs["z"]))
+            return self.session.run(names, inputs)
+
+    def opened(model: str, threads: int, providers: list) -> Session:
+        asked.append(providers)
+        return Session(real(model, threads, ["CPUExecutionProvider"]), providers[0][0])
+
+    known = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    monkeypatch.setattr(runtime, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(runtime, "_open", opened)
+    sampler = open_sampler(folder)
+    assert sampler.provider == "CUDAExecutionProvider"
+    assert np.array_equal(sampler.sample(70), open_sampler(folder, device="cuda:2").sample(70))
+    assert sizes == [70, 70]
+    first, second = asked
+    assert first[0][1] == {"device_id": 0, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
+    assert second[0][1]["device_id"] == 2 and first[-1] == "CPUExecutionProvider"
+    assert open_sampler(folder, device="tensorrt").provider == "TensorrtExecutionProvider"
+    assert [name for name, _ in asked[-1][:2]] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]

@@ -52,13 +52,12 @@ def find_device(device: "str | torch.device | None" = None) -> "torch.device":
 
     existing = available()
     if device is None or device == AUTO:
-        kind, index = next(reversed(existing)), 0
-        found = torch.device(kind)
-    elif isinstance(device, torch.device):
-        kind, index, found = device.type, device.index or 0, device
-    else:
+        device = torch.device(next(reversed(existing)))
+    if isinstance(device, torch.device):
+        kind, index = device.type, device.index or 0
+    else:  # not by torch.device, for which "cuda:256" is cuda:0
         kind, _, number = check_name(device).partition(":")
-        index, found = int(number or 0), None  # torch.device("cuda:256") is cuda:0
+        index = int(number or 0)
     if index >= existing.get(kind, 0):
         listed = ", ".join(
             f"{kind}:{index}" if count > 1 else kind
@@ -66,7 +65,7 @@ def find_device(device: "str | torch.device | None" = None) -> "torch.device":
             for index in range(count)
         )
         raise ValueError(f"no device {device}: torch finds {listed}; use one of these, or auto")
-    found = found or torch.device(device)
+    found = torch.device(device)
     if found.type != "cpu":
         try:
             torch.zeros(1, device=found).cpu()
@@ -79,7 +78,7 @@ def find_device(device: "str | torch.device | None" = None) -> "torch.device":
 
 
 def available() -> dict[str, int]:
-    """Returns the number of devices of each kind that torch finds, e.g. {"cpu": 1, "cuda": 2}; an accelerator is last."""
+    """Returns the number of devices of each kind that torch finds, e.g. {"cpu": 1, "cuda": 2}: the best last."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)

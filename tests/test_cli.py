@@ -406,7 +406,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     }
     monkeypatch.setattr(
-        "sparsegen.training.features.open_features", lambda name, weights=None: networks[name]
+        "sparsegen.training.features.open_features", lambda name, weights=None, device=None: networks[name]
     )
 
 
@@ -532,7 +532,7 @@ def test_real_images_without_a_test_split_are_refused(
 def test_ctrl_c_before_any_work_is_reported(
     sparsegen: CLI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sparsegen.from_pretrained", interrupted)

@@ -30,7 +30,7 @@ from server import (  # noqa: F401 (two are fixtures)
     until,
 )
 
-from sparsegen.export.runtime import open_sampler
+from sparsegen.export.runtime import expected_provider, open_sampler
 from sparsegen.service.http import batching
 from sparsegen.service.http.batching import Batcher, Overloaded
 from sparsegen.service.http.serve import serve
@@ -113,6 +113,7 @@ def test_models_are_listed_with_their_ranges_of_k(server):
     assert listed[BASELINE]["k"] == [] and listed[BASELINE]["regularizer"] == "baseline"
     assert listed[L0]["k"] == [{"level": 1, "unit": "code", "trained": 512, "min": 1, "max": 8 * 16 * 16}]
     assert [k["max"] for k in listed[ML]["k"]] == [8, 8]
+    assert listed[ML]["provider"] == expected_provider()
     assert (
         listed[ML]["license"] == "apache-2.0"
         and listed[ML]["steps"] == 3
@@ -132,6 +133,7 @@ def test_health_readiness_and_metrics_answer(server):
     metrics = server.ask("GET", "/metrics")[2].decode()
     assert re.search(r'sparsegen_requests_total\{.*endpoint="/sample".*\} \d', metrics)
     assert "sparsegen_batch_images_bucket" in metrics
+    assert f'sparsegen_models{{provider="{expected_provider()}"}} 4.0' in metrics
 
 
 def test_the_root_redirects_to_the_page_and_the_docs_load_from_the_server(server):

@@ -415,7 +415,12 @@ def test_a_cuda_that_cannot_be_loaded_is_reported_once_and_replaced_by_the_cpu(
     monkeypatch.setattr(runtime, "_has_nvidia_driver", lambda: True)
     assert runtime.expected_provider() == "CUDAExecutionProvider"  # until it was tried
     first = open_sampler(folder)
-    assert first.provider == open_sampler(folder).provider == runtime.expected_provider() == "CPUExecutionProvider"
+    assert (
+        first.provider
+        == open_sampler(folder).provider
+        == runtime.expected_provider()
+        == "CPUExecutionProvider"
+    )
     (said,) = [record for record in caplog.records if record.name == runtime.__name__]
     assert said.levelname == "WARNING" and "its CUDAExecutionProvider was not loaded" in said.message
     assert first.sample(2).shape == (2, 32, 32, 3)

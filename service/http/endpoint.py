@@ -1,8 +1,9 @@
 """The BentoML service: models, samples, restorations and the page at /ui. Does not import torch.
 
-The same model, seed, k and labels give the same pixels, bit for bit, over HTTP, on the page and from the ONNX file in
-Python, for any count and load. `Generator.sample` of torch differs from them by at most one gray level in a few of a
-million values. If the k-th and the next magnitude of a needle are equal up to rounding, it may keep the other entry.
+On a CPU, the same model, seed, k and labels give the same pixels, bit for bit, over HTTP, on the page and from the ONNX
+file in Python, for any count and load. `Generator.sample` of torch differs from them by at most one gray level in a few
+of a million values. If the k-th and the next magnitude of a needle are equal up to rounding, it may keep the other
+entry.
 """
 
 import logging
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 ABOUT = """Images from generators whose inner representation is a sparse code, and restoration of single pictures.
 
-The same model, seed, k and labels give the same pixels, bit for bit, over HTTP, on the [page](ui/), and from the ONNX
-file in Python. Errors are JSON: `{"error": "one sentence"}`.
+On a CPU, the same model, seed, k and labels give the same pixels, bit for bit, over HTTP, on the [page](ui/), and from
+the ONNX file in Python. Errors are JSON: `{"error": "one sentence"}`.
 """
 
 ARRAY = "/sample/array"  # the route of the method `sample`

@@ -55,9 +55,9 @@ def variants(column: str, folder: Path) -> dict[str, Callable[[np.ndarray], Any]
         return torch.inference_mode()(lambda z: generator(torch.from_numpy(z)))
 
     onnx_file.export_onnx(ours, folder / "ours.onnx")
-    sampler = OnnxSampler(folder / "ours.onnx")
+    sampler = OnnxSampler(folder / "ours.onnx", device="cpu")
     onnx_file.export_onnx(create_model("dcgan", "baseline"), folder / "bare.onnx")
-    without = OnnxSampler(folder / "bare.onnx")
+    without = OnnxSampler(folder / "bare.onnx", device="cpu")
     return {
         "torch, topk + scatter": in_torch(usual),
         "torch": in_torch(ours),

@@ -64,7 +64,7 @@ def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
     """
     for function in onnx.load(file, load_external_data=False).functions:
         _verify_function(generator, function)
-    sampler = OnnxSampler(file)
+    sampler = OnnxSampler(file, device="cpu")
     least, most = [1] * len(generator.k_ranges), [k_range.limit for k_range in generator.k_ranges]
     mixed = [(1, k_range.limit)[index % 2] for index, k_range in enumerate(generator.k_ranges)]
     settings = sorted({tuple(k) for k in (least, [k_range.k for k_range in generator.k_ranges], most, mixed)})

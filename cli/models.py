@@ -106,17 +106,18 @@ def info(model: Model) -> None:
                 for name, value in generator.config.get(part, {}).items()
             },
             "license": generator.config.get("license", "not recorded"),
-            "device": f"{find_device()} (PyTorch), {_provider()} (ONNX)",
+            "device": f"PyTorch {find_device()}, ONNX {_provider()}",
         }
     )
 
 
 def _provider() -> str:
     try:
-        from sparsegen.export.runtime import expected_provider
+        from sparsegen.export.runtime import cpu_reason, expected_provider
     except ImportError:
-        return "onnxruntime is not installed"
-    return expected_provider()
+        return "no onnxruntime"
+    reason = cpu_reason()
+    return expected_provider() + (f": {reason}" if reason else "")
 
 
 @app.command(epilog="Example: sparsegen sample dcgan.ml --count 16 --seed 7 --k 16 --out grid.png")

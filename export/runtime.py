@@ -67,8 +67,8 @@ class OnnxSampler:
     Args:
         path: The .onnx file.
         threads: CPU threads of one call, 1 to 1024.
-        device: "auto": CUDA if onnxruntime can use it, else the CPU, with the reason in the log. Or "cpu", "cuda",
-            "cuda:1", or "tensorrt", which "auto" never chooses.
+        device: "auto": CUDA if onnxruntime can use it, else the CPU; a CUDA that fails although there is a driver is
+            logged as a warning. Or "cpu", "cuda", "cuda:1", or "tensorrt", which "auto" never chooses.
 
     Attributes:
         provider: The execution provider that onnxruntime uses, e.g. CPUExecutionProvider.
@@ -322,7 +322,12 @@ def provider_of(session: onnxruntime.InferenceSession) -> str:
 
 def expected_provider() -> str:
     """Returns the execution provider that "auto" tries first on this machine."""
-    return CPU_PROVIDER if _AutoCuda.problem() else PROVIDERS["cuda"]
+    return CPU_PROVIDER if cpu_reason() else PROVIDERS["cuda"]
+
+
+def cpu_reason() -> str | None:
+    """Returns why "auto" is the CPU on this machine; None if it is CUDA, or CUDA has not been tried yet."""
+    return _AutoCuda.problem()
 
 
 class _AutoCuda:
@@ -340,8 +345,8 @@ class _AutoCuda:
                     cls.reason = "this build of onnxruntime has no CUDA"
                 elif not _has_nvidia_driver():
                     cls.reason = "this machine has no NVIDIA driver"
-                if cls.reason:
-                    logger.info("onnxruntime computes on the CPU: %s", cls.reason)
+                if cls.reason:  # the usual case on a machine without a GPU, so not a warning
+                    logger.debug("onnxruntime computes on the CPU: %s", cls.reason)
             return cls.reason
 
     @classmethod

@@ -393,12 +393,13 @@ def test_auto_is_the_cpu_without_a_driver(
     undecided: None, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(runtime, "_has_nvidia_driver", lambda: False)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("DEBUG"):
         assert open_sampler(folder).provider == runtime.expected_provider() == "CPUExecutionProvider"
         open_sampler(folder)
     reason = "no NVIDIA driver" if HAS_CUDA else "this build of onnxruntime has no CUDA"
     (said,) = [record for record in caplog.records if record.name == runtime.__name__]
-    assert reason in said.message and said.levelname == "INFO"
+    assert reason in said.message and said.levelname == "DEBUG"
+    assert reason in runtime.cpu_reason()
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs onnxruntime-gpu")

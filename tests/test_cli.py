@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, ROOT
 from PIL import Image
 
@@ -388,7 +389,7 @@ def test_a_run_is_evaluated_on_its_device_by_a_network_that_is_not_in_its_discri
     done = sparsegen("train", model, "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8, "--steps", 1,
                      "--eval-count", 4, "--device", "cpu", "--features", features or "auto")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert asked == [(opened, {"device": "cpu"})]
+    assert asked == [(opened, {"device": torch.device("cpu")})]
     assert "the best model, mean" in done.stdout
     evaluation = from_pretrained(tmp_path / "run" / "best").config["evaluation"]
     assert evaluation["independent"] is independent and evaluation["distances"] == {

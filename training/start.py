@@ -160,7 +160,7 @@ def start(
     run = Run(place, run_plan, part, schedule, frozen)
     if config.eval_count:  # uses all images, so that distances of models trained on shares are comparable
         run.evaluator = make_evaluator(
-            images, config.eval_count, str(place.device), run_plan.features, bar, on_evaluation
+            images, config.eval_count, place.device, run_plan.features, bar, on_evaluation
         )
     return run
 
@@ -259,7 +259,7 @@ def open_with_bar(
 def make_evaluator(
     images: Images,
     count: int,
-    device: str,
+    device: torch.device,
     discriminator: str | None,
     bar: ProgressBar = no_progress_bar,
     progress: OnProgress | None = None,

@@ -12,6 +12,7 @@ from sparsegen.training.data import Images, check_share, open_images
 from sparsegen.training.evaluation import draw, evaluate_samples
 from sparsegen.training.loop import TrainingStep
 from sparsegen.training.plan import RunPlan, Schedule, Start, check_start, read_plan
+from sparsegen.training.processes import first_process_first, is_first_process
 from sparsegen.training.projected import find_frozen, frozen_for
 from sparsegen.training.recipes import recipe_of
 from sparsegen.training.reference import Reference
@@ -40,6 +41,7 @@ class TrainConfig:
             regularizer, or of the regularizer's density.
         start_from: A model to fine-tune: a bundled one, a checkpoint's folder, or owner/name on the Hub.
         warm_up: Steps that a new discriminator is trained alone, if `start_from` has none.
+        batch_size: Images per step, of all processes together.
         resume: Resume the run in the folder.
         precision: "no", which is float32, or "bf16".
         limit: Maximum number of images read.
@@ -49,6 +51,7 @@ class TrainConfig:
         eval_every, save_every: Steps between evaluations of the Fréchet distance, and between checkpoints.
         eval_count: Images drawn for an evaluation, at least 2; 0: no evaluation.
         device: cpu, cuda, cuda:N or mps; None: a GPU if there is one.
+        deterministic: Use deterministic algorithms only, so that a run on a GPU can be repeated bit for bit; slower.
     """
 
     model: str
@@ -72,6 +75,7 @@ class TrainConfig:
     eval_count: int = 2_000
     save_every: int = 500
     device: str | None = None
+    deterministic: bool = False
 
 
 def start(
@@ -82,7 +86,7 @@ def start(
     """Creates a run. Iterating over it trains.
 
     Args:
-        bar: Progress bar of decoding images and computing their features.
+        bar: Progress bar of decoding images and computing their features; shown by the first process.
         on_evaluation: Called during an evaluation with the images measured so far and their total.
 
     Raises:
@@ -99,7 +103,10 @@ def start(
         raise ValueError(f"{config.out} holds no run to resume: give the folder of a run, or do not resume")
     if config.eval_count:
         check_integer("eval_count", config.eval_count, 2, MAX_COUNT, "0, or the number of images drawn")
-    images = open_with_bar(str(config.data), bar, size=spec.image_size, limit=config.limit)
+    if not is_first_process():
+        bar = no_progress_bar
+    with first_process_first():  # the others read the images from the cache
+        images = open_with_bar(str(config.data), bar, size=spec.image_size, limit=config.limit)
     spec = spec.with_classes(_classes(spec, config.classes, place, images))
     part = images.part(config.share)
     frozen = frozen_for(found, images.fingerprint)
@@ -118,12 +125,14 @@ def start(
         warm_up=config.warm_up if config.start_from else 0,
         features=frozen.name if frozen else None,
         classes=spec.classes,
+        deterministic=config.deterministic,
     )
     schedule = Schedule(
         config.steps or recipe.steps, save_every=config.save_every, eval_every=config.eval_every
     )
     run = Run(place, run_plan, part, schedule, frozen)
-    if config.eval_count:  # uses all images, so that distances of models trained on shares are comparable
+    if config.eval_count and is_first_process():
+        # With all images, so that distances of models trained on shares are comparable.
         run.evaluator = make_evaluator(
             images, config.eval_count, str(place.device), run_plan.features, bar, on_evaluation
         )

@@ -15,7 +15,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sparsegen.training.augment import Augment
 from sparsegen.training.data import ImageLoader
-from sparsegen.training.processes import BatchRandom, process_count, share_batch_norm, to_device
+from sparsegen.training.processes import (
+    BatchRandom,
+    data_parallel,
+    process_count,
+    share_batch_norm,
+    to_device,
+)
 from sparsegen.training.recipes import Phase, Recipe
 from sparsegen.training.terms import Batch, LossInputs
 from sparsegen.zoo.blocks import needed
@@ -170,9 +176,7 @@ def train(
     losses_of: dict[str, nn.Module] = {}
     for phase in recipe.phases:
         network = networks.trained[phase.network].train().requires_grad_(True)
-        losses_of[phase.network] = _PhaseLosses(phase, network, recipe.augment)
-        if accelerator.num_processes > 1:
-            losses_of[phase.network] = accelerator.prepare_model(losses_of[phase.network])
+        losses_of[phase.network] = data_parallel(_PhaseLosses(phase, network, recipe.augment), accelerator)
     draws = max(phase.updates for phase in recipe.phases)
     device = networks.device
 

@@ -9,6 +9,7 @@ All processes together take the same steps as one process with the same global b
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -116,11 +117,37 @@ def global_mean(values: Tensor) -> Tensor:
 
 def _over_processes(values: Tensor) -> Tensor:
     """Returns the mean over the processes of tensors of one shape; differentiable, also twice."""
-    if (count := process_count()) == 1:
-        return values
-    from torch.distributed.nn.functional import all_reduce
+    count = process_count()
+    summed: Tensor = values if count == 1 else _Sum.apply(values / count)
+    return summed
 
-    return all_reduce(values / count)
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes. The gradient is that of the sum of the losses of all processes.
+
+    The public form of it, in `torch.distributed.nn`, is deprecated in torch 2.14 without a public replacement.
+    """
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        summed = values.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        summed: Tensor = _Sum.apply(gradient)
+        return summed
+
+
+def data_parallel(network: nn.Module, accelerator: "Accelerator") -> nn.Module:
+    """Wraps a network so that its gradients are averaged over the processes; with one process returns it unchanged."""
+    if accelerator.num_processes == 1:
+        return network
+    with warnings.catch_warnings():  # torch 2.14 renames `broadcast_buffers`; 2.9 does not have the new name
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        prepared: nn.Module = accelerator.prepare_model(network)
+    return prepared
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
@@ -218,6 +245,24 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
         return tensor
     pinned = tensor.pin_memory() if device.type in PINNED else tensor
     return pinned.to(device, non_blocking=True)
+
+
+@contextmanager
+def lost_process_named() -> Iterator[None]:
+    """Names the cause if a connection to another process breaks in the block.
+
+    Raises:
+        ConnectionError: Instead of the error of the backend, whose message is about sockets.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises no class of its own
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise ConnectionError(
+                "another process of this run has ended: see its message or that of the launcher, and resume from the "
+                "last checkpoint"
+            ) from error
+        raise
 
 
 def check_same(values: Mapping[str, Any]) -> None:

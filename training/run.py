@@ -45,7 +45,7 @@ from sparsegen.training.plan import (
     read_plan,
     with_k,
 )
-from sparsegen.training.processes import check_same, is_first_process, open_accelerator
+from sparsegen.training.processes import check_same, is_first_process, lost_process_named, open_accelerator
 from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.training.projected import FrozenFeatures, open_frozen
 from sparsegen.training.recipes import recipe_of
@@ -208,7 +208,7 @@ class Run:
 
     def _steps(self) -> Iterator[TrainingStep]:
         try:
-            with deterministic_algorithms(self.plan.deterministic):
+            with deterministic_algorithms(self.plan.deterministic), lost_process_named():
                 yield from train(
                     self.networks,
                     self.recipe,
@@ -247,7 +247,8 @@ class Run:
         if self.processes == 1:
             return stop
         votes = torch.tensor(float(stop))  # on the CPU, because reading it from a GPU would wait for the step
-        distributed.all_reduce(votes, group=self._votes)
+        with lost_process_named():
+            distributed.all_reduce(votes, group=self._votes)
         return bool(votes)
 
     def _class_names(self, images: Images) -> list[str]:

@@ -1,6 +1,12 @@
 PYTHON ?= python3
 PORT ?= 3000
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+# The build of onnxruntime and PyTorch: with CUDA where an NVIDIA driver is found.
+GPU := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi)),-gpu)
+# The PyTorch of PyPI for Linux has CUDA, this index has one without. Empty: PyPI.
+TORCH_INDEX ?= $(if $(GPU)$(filter-out Linux,$(shell uname)),,https://download.pytorch.org/whl/cpu)
 
 .PHONY: serve test check lint bento
 
@@ -21,20 +27,26 @@ lint: .venv/.dev
 
 bento: .venv/.serve
 	@rm -rf build
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/bento .
+	@$(PIP) install --quiet --no-deps --target build/bento .
 	@cp README.md build/bento/
 	@$(BIN)/python -m bentoml build --bentofile bentofile.yaml build/bento
 
 .venv/.serve: pyproject.toml
-	$(call install,serve)
+	$(call install,serve$(GPU) restore)
 
 .venv/.dev: pyproject.toml
-	$(call install,dev)
+	$(call install,all$(GPU) dev)
 
+# Both builds of onnxruntime may be there after a driver was added or removed. They share their files.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsegen needs Python 3.11 or newer, this is " + sys.version)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing sparsegen[$(1)] into .venv (some minutes the first time)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(1)]'
-	@touch .venv/.$(1)
+	@$(PIP) uninstall --yes -qqq onnxruntime onnxruntime-gpu
+	@test -z "$(TORCH_INDEX)" || $(BIN)/python -c 'from importlib.metadata import version as v; v("torch"), v("torchvision")' 2>/dev/null \
+	|| $(PIP) install --no-deps --timeout 5 --retries 0 --index-url $(TORCH_INDEX) torch torchvision \
+	|| echo "PyTorch without CUDA cannot be downloaded: the one with CUDA follows"
+	@$(PIP) install --editable '.[$(subst $() ,$(,),$(1))]'
+	@touch $@
 endef
+, := ,

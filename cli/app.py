@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 import sparsegen
 from sparsegen.cli import models, paper, restoring, serving, training
 from sparsegen.cli.console import err, substitute_unencodable
+from sparsegen.common.extras import explain
 
 EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
 
@@ -71,6 +72,8 @@ def main() -> None:
 
 def _sentence(error: Exception) -> str:
     """Returns the message of an error; that of the operating system without its number."""
+    if isinstance(error, ModuleNotFoundError):
+        return str(explain(error, "this command"))
     if isinstance(error, OSError) and error.strerror and error.filename and not error.filename2:
         return f"{error.filename}: {error.strerror}"
     return str(error)

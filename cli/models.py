@@ -10,6 +10,7 @@ from rich.text import Text
 import sparsegen
 from sparsegen.cli.console import err, out, progress, say, show_record
 from sparsegen.cli.options import K, Model, Seed, check_target, parse_k, parse_labels
+from sparsegen.common.extras import require
 from sparsegen.common.hardware import use_threads
 
 app = typer.Typer()
@@ -192,6 +193,7 @@ def export(
 
     A folder holds the weights in half precision and two small graphs that read them.
     """
+    require("export", "an export", "torch", "onnx", "onnxscript", "onnxruntime")
     from sparsegen.export.folder import export_folder
     from sparsegen.export.onnx_file import STEPS, export_onnx
     from sparsegen.zoo.checkpoint import find_checkpoint, from_pretrained
@@ -260,6 +262,8 @@ def push(
 
     Files of an earlier push are replaced. Your own text in the card is kept.
     """
+    if onnx:
+        require("export", "a push with ONNX files", "torch", "onnx", "onnxscript", "onnxruntime")
     from sparsegen.zoo.checkpoint import find_checkpoint, upload
 
     with err.status(Text(f"pushing {model} to {repo_id}")):

@@ -54,11 +54,10 @@ def plot(
     seed: Seed = 0,
 ) -> None:
     """Plots what a model has learned."""
+    require("plot", f"the plot of {what}", "torch", *[] if what is Picture.samples else ["matplotlib"])
     from sparsegen.common.files import atomic_write
     from sparsegen.reproduce.plots import draw
 
-    if what is not Picture.samples:
-        require("plot", f"the plot of {what}", "matplotlib")
     out_path, models = out_path or Path(f"{what}.png"), models or []
     check_target(out_path, ".png")
     use_threads()

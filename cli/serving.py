@@ -33,7 +33,7 @@ def serve(
         typer.Option(
             min=0,
             max=61,
-            help="Number of processes that restore pictures; 0: none (default: 1).",
+            help="Number of processes that restore pictures; 0: none (default: 1, without PyTorch 0).",
             show_default=False,
         ),
     ] = None,
@@ -144,9 +144,9 @@ def space(
     Such a folder runs anywhere: pip install -r requirements.txt, then python app.py.
     """
     require(
-        "serve", "a Space",
+        "serve,restore", "a Space",
         "fastapi", "gradio", "huey", "imagecodecs", "numba", "onnxruntime", "prometheus_client", "psutil",
-        "python_multipart", "tifffile", "uvicorn",
+        "python_multipart", "tifffile", "torch", "uvicorn",
     )  # fmt: skip
     from sparsegen.service.space import folder
     from sparsegen.zoo import hub
@@ -178,7 +178,7 @@ def worker(
     ] = False,
 ) -> None:
     """Runs the restoration jobs of servers, one at a time, on this or another machine."""
-    require("serve", "the worker", "huey", "psutil")
+    require("serve,restore", "the worker", "huey", "numba", "psutil", "torch")
     from sparsegen.service.jobs.worker import work
     from sparsegen.service.logs import set_up_logs
 

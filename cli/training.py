@@ -61,15 +61,28 @@ def train(
     seed: Seed = 0,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=2, help="Images per step, of all processes together (default: the recipe's)."),
+        typer.Option(
+            min=2,
+            help="Images per step, of all processes together (default: the recipe's, at most all images).",
+        ),
     ] = None,
     start_from: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this model: a bundled one, a folder or a Hub id.")
     ] = None,
     warm_up: Annotated[
-        int,
-        typer.Option(min=0, help="Steps in which only a new discriminator is trained, if --from has none."),
-    ] = 500,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Steps in which only a new discriminator is trained, if --from has none (default: 500, at most a "
+            "quarter of the run).",
+        ),
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option(
+            help="Show the discriminator augmented images, DiffAugment (default: for fewer than 5,000 images)."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     precision: Annotated[
         Precision, typer.Option(help="no (float32) or bf16 (mixed precision).")
@@ -95,8 +108,12 @@ def train(
         ),
     ] = "auto",
     eval_every: Annotated[
-        int, typer.Option(min=1, help="Steps between evaluations of the Fréchet distance.")
-    ] = 2_000,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps between evaluations of the Fréchet distance (default: 2,000, at least five in a run).",
+        ),
+    ] = None,
     eval_count: Annotated[
         int, typer.Option(help="Images drawn for an evaluation, at least 2; 0: no evaluation.")
     ] = 2_000,
@@ -120,7 +137,7 @@ def train(
 
     Several processes, e.g. one per GPU: torchrun --nproc-per-node 2 -m sparsegen train ...
     """
-    require("train", "training", "accelerate")
+    require("train", "training", "accelerate", "torch")
     from sparsegen.training.plan import checkpoints
     from sparsegen.training.start import TrainConfig, start
 
@@ -137,6 +154,7 @@ def train(
         batch_size=batch_size,
         start_from=start_from,
         warm_up=warm_up,
+        augment=augment,
         resume=resume,
         precision=str(precision),
         limit=limit,
@@ -184,7 +202,7 @@ def train(
     say(out, f"{name} trained for {run.step} steps: {found}")
 
 
-def _renamed(old: str, old_value: int | None, new: str, value: int) -> int:
+def _renamed(old: str, old_value: int | None, new: str, value: int | None) -> Any:
     """Returns the value of an option that may still be given by its old name, with a warning."""
     if old_value is None:
         return value
@@ -268,6 +286,8 @@ def evaluate(
     The first run takes longer, because the features of the real images are computed and cached.
     """
     from sparsegen.common.files import atomic_write, check_writable, write_json
+
+    require("train", "an evaluation", "torch", "torchvision")
     from sparsegen.pictures import images
     from sparsegen.training.measure import REAL, MeasureConfig, measure
     from sparsegen.training.quality import neighbor_picture

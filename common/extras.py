@@ -1,9 +1,25 @@
 """Optional packages: whether they are installed, and the command that installs them."""
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from urllib.parse import unquote, urlsplit
+
+# The extra that has a module; the modules that a part of the package needs stand where it is used.
+EXTRAS = {
+    "accelerate": "train",
+    "bentoml": "serve",
+    "gradio": "serve",
+    "matplotlib": "plot",
+    "onnx": "export",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "export",
+    "redis": "redis",
+    "skimage": "restore",
+    "torch": "torch",
+    "torchvision": "train",
+}
 
 
 def require(extra: str, purpose: str, *modules: str) -> None:
@@ -19,6 +35,40 @@ def require(extra: str, purpose: str, *modules: str) -> None:
     """
     if missing := [module for module in modules if not _is_there(module)]:
         raise ImportError(f"{purpose} needs {', '.join(missing)}: {install_command(extra)}")
+
+
+def explain(error: ModuleNotFoundError, purpose: str) -> ImportError:
+    """Returns the error of an import with the command that installs the module, where an extra has it."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return error
+    return ImportError(f"{purpose} needs {module}: {install_command(EXTRAS[module])}", name=error.name)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a distribution is installed; imports nothing, and asks no finder."""
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def check_one_of(packages: Iterable[str]) -> None:
+    """Checks that no two builds of one module are installed: they overwrite each other's files.
+
+    Args:
+        packages: Names of the distributions that provide the module.
+
+    Raises:
+        ImportError: With the distributions and the pip commands.
+    """
+    found = [package for package in packages if is_installed(package)]
+    if len(found) > 1:
+        raise ImportError(
+            f"{' and '.join(f'{name} {version(name)}' for name in found)} are installed together, and one overwrote "
+            f"files of the other: pip uninstall -y {' '.join(found)}, then pip install the one that you want"
+        )
 
 
 def install_command(extra: str) -> str:

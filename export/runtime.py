@@ -16,12 +16,13 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsegen.common.extras import install_command
+from sparsegen.common.extras import check_one_of, explain
 
 try:
+    check_one_of(("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"))
     import onnxruntime
-except ImportError as error:
-    raise ImportError(f"running ONNX files needs onnxruntime: {install_command('onnxruntime')}") from error
+except ModuleNotFoundError as error:
+    raise explain(error, "running ONNX files") from error
 
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 

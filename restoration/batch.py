@@ -204,6 +204,7 @@ def check_extras(options: Options) -> None:
         ImportError: With the pip command.
         ValueError: If the history is neither a .csv nor a .png file.
     """
+    require("restore", "a restoration", "torch")
     if options.clean:
         require("restore", "the comparison with a clean picture", "skimage")
     suffix = options.history.suffix.lower() if options.history else ".csv"

@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from sparsegen.common.extras import install_command, is_installed
 from sparsegen.service.prefix import check_prefix
 
 PREFIX = "SPARSEGEN_"
@@ -100,10 +101,17 @@ class ServiceSettings:
                 value = getattr(self, each.name)
                 if not limit["low"] <= value <= limit["high"]:  # false for NaN, too
                     raise _out_of_range(each, value)
+        if self.workers and not is_installed("torch"):
+            raise ValueError(
+                f"{variable('workers')} is {self.workers}, but a worker needs PyTorch, which is not installed: "
+                f"{install_command('restore')}, or set it to 0"
+            )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: Any) -> "ServiceSettings":
         """Reads the settings. Those `given` take precedence unless they are None or an empty list.
+
+        Without PyTorch, the server has no workers unless they are asked for.
 
         Raises:
             ValueError: As the class, and for an empty SPARSEGEN_TOKEN.
@@ -117,7 +125,7 @@ class ServiceSettings:
                 )
             if each.name not in values and text:
                 values[each.name] = _parse(each, text)
-        return cls(**values)
+        return cls(**{"workers": int(is_installed("torch"))} | values)
 
     def environment(self) -> dict[str, str]:
         """The variables that `from_environment` reads these settings from, and uvicorn the proxies."""
@@ -150,10 +158,11 @@ class ServiceSettings:
     def direct_warnings(self) -> list[str]:
         """Warnings for a BentoML that was started without `sparsegen serve`; it listens on 0.0.0.0."""
         if self.host is not None or self.token is not None:
-            return []
+            return self._torch_warnings()
         return [
+            *self._torch_warnings(),
             f"the server requires no token, and `bentoml serve` listens on all addresses unless --host is given: set "
-            f"{PREFIX}TOKEN, or start `sparsegen serve`"
+            f"{PREFIX}TOKEN, or start `sparsegen serve`",
         ]
 
     def warnings(self) -> list[str]:
@@ -163,6 +172,13 @@ class ServiceSettings:
         return [
             f"--host {self.host}: anyone who can reach this machine over the network can use the server; --token or "
             f"{PREFIX}TOKEN requires a token, --host 127.0.0.1 restricts the server to this machine"
+        ]
+
+    def _torch_warnings(self) -> list[str]:
+        if is_installed("torch"):
+            return []
+        return [
+            f"no pictures are restored here, since PyTorch is not installed: {install_command('restore')}"
         ]
 
 

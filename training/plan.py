@@ -42,6 +42,7 @@ class RunPlan:
     rate: float = 1.0  # factor of the recipe's learning rates
     start_from: str | None = None
     warm_up: int = 0  # steps of the discriminator alone; 0 if `start_from` has its own
+    augment: bool = False  # DiffAugment for recipes without an augmentation
     features: str | None = None  # frozen network of the projected recipe
     classes: int | None = None  # number of labels, if not the architecture's default
     deterministic: bool = False  # see `deterministic_algorithms`
@@ -215,6 +216,16 @@ def read_plan(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): restore it, or choose another folder") from None
+
+
+def check_warm_up(warm_up: int, steps: int) -> None:
+    """Raises: ValueError if the run ends before the generator is trained."""
+    if 0 < warm_up >= steps:
+        raise ValueError(
+            f"the new discriminator warms up for {warm_up} steps and the run ends after {steps}, before the generator "
+            f"is trained: train for more steps or shorten the warm-up, or start from a checkpoint with a "
+            f"discriminator: one of a run, or a model exported with it"
+        )
 
 
 def with_k(plan: RunPlan, source: StartingModel | None) -> RunPlan:

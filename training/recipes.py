@@ -83,6 +83,10 @@ class Recipe:
         )
         return replace(self, phases=phases)
 
+    def augmented(self) -> "Recipe":
+        """Returns this recipe with DiffAugment for the inputs of the discriminator, unless it has an augmentation."""
+        return replace(self, augment=DIFF_AUGMENT) if self.augment is augment.nothing else self
+
     def faster(self, factor: float) -> "Recipe":
         """Returns this recipe with all learning rates multiplied by a factor.
 

@@ -40,6 +40,7 @@ from sparsegen.training.plan import (
     Start,
     StartingModel,
     check_start,
+    check_warm_up,
     checkpoints,
     identity,
     read_plan,
@@ -120,12 +121,7 @@ class Run:
             self._check_same(recorded, start.resume)
         brought = source and source.discriminator and source.heads == plan.features
         self.warm_up = 0 if brought else plan.warm_up
-        if 0 < self.warm_up >= schedule.steps:
-            raise ValueError(
-                f"the new discriminator warms up for {self.warm_up} steps and the run ends after "
-                f"{schedule.steps}, before the generator is trained: train for more steps or shorten the warm-up, or "
-                f"start from a checkpoint with a discriminator: one of a run, or a model exported with it"
-            )
+        check_warm_up(self.warm_up, schedule.steps)
         if self.warm_up and origin:
             logger.warning(
                 "%s has no discriminator: a new one is trained for %d steps before the generator is "
@@ -143,7 +139,8 @@ class Run:
         self.processes = self.accelerator.num_processes
         if frozen is None and plan.features:
             frozen = open_frozen(plan.features)
-        self.recipe = recipe_of(plan.spec, plan.share, frozen).faster(plan.rate)
+        recipe = recipe_of(plan.spec, plan.share, frozen).faster(plan.rate)
+        self.recipe = recipe.augmented() if plan.augment else recipe
         self.batches = ImageLoader(
             images,
             plan.batch_size,

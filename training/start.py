@@ -1,5 +1,6 @@
 """Creates a checked run from a configuration: its images, recipe and evaluator."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,10 +12,18 @@ from sparsegen.training import features as networks
 from sparsegen.training.data import Images, check_share, open_images
 from sparsegen.training.evaluation import draw, evaluate_samples
 from sparsegen.training.loop import TrainingStep
-from sparsegen.training.plan import RunPlan, Schedule, Start, check_start, read_plan
+from sparsegen.training.plan import (
+    RunPlan,
+    Schedule,
+    Start,
+    StartingModel,
+    check_start,
+    check_warm_up,
+    read_plan,
+)
 from sparsegen.training.processes import first_process_first, is_first_process
 from sparsegen.training.projected import find_frozen, frozen_for
-from sparsegen.training.recipes import recipe_of
+from sparsegen.training.recipes import Recipe, recipe_of
 from sparsegen.training.reference import Reference
 from sparsegen.training.run import Evaluator, Run
 from sparsegen.zoo.blocks import IMAGE_SIZES
@@ -23,6 +32,11 @@ from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.k_range import resolve
 from sparsegen.zoo.noise import MAX_COUNT, check_seed
 from sparsegen.zoo.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+WARM_UP, EVAL_EVERY = 500, 2_000
+FEW = 5_000  # images; a tenth of CIFAR-10, for which Zhao et al. (2020) use DiffAugment
 
 Callback = Callable[[Run, TrainingStep], object]
 
@@ -40,15 +54,19 @@ class TrainConfig:
         k: Non-zeros kept: one number, or one per projected level; None: those of `start_from`, if it has the same
             regularizer, or of the regularizer's density.
         start_from: A model to fine-tune: a bundled one, a checkpoint's folder, or owner/name on the Hub.
-        warm_up: Steps that a new discriminator is trained alone, if `start_from` has none.
-        batch_size: Images per step, of all processes together.
+        warm_up: Steps that a new discriminator is trained alone, if `start_from` has none; None: 500, at most a
+            quarter of the run.
+        batch_size: Images per step, of all processes together; None: the recipe's, or all images if there are fewer.
+        augment: DiffAugment (Zhao et al., 2020) for the inputs of the discriminator, where the recipe has no
+            augmentation; None: if there are fewer than 5,000 images.
         resume: Resume the run in the folder.
         precision: "no", which is float32, or "bf16".
         limit: Maximum number of images read.
         share: Share of the images used for training, in (0, 1], the same number of each class.
         rate: Factor of the recipe's learning rates.
         features: Frozen network of the projected recipe; "auto": chosen by the images.
-        eval_every, save_every: Steps between evaluations of the Fréchet distance, and between checkpoints.
+        eval_every, save_every: Steps between evaluations of the Fréchet distance, and between checkpoints. Evaluations
+            by default every 2,000 steps, and at least five times in a run.
         eval_count: Images drawn for an evaluation, at least 2; 0: no evaluation.
         device: cpu, cuda, cuda:N or mps; None: a GPU if there is one.
         deterministic: Use deterministic algorithms only, so that a run on a GPU can be repeated bit for bit; slower.
@@ -64,14 +82,15 @@ class TrainConfig:
     seed: int = 0
     batch_size: int | None = None
     start_from: str | None = None
-    warm_up: int = 500
+    warm_up: int | None = None
+    augment: bool | None = None
     resume: bool = False
     precision: str = "no"
     limit: int | None = None
     share: float = 1.0
     rate: float = 1.0
     features: str = "auto"
-    eval_every: int = 2_000
+    eval_every: int | None = None
     eval_count: int = 2_000
     save_every: int = 500
     device: str | None = None
@@ -101,6 +120,15 @@ def start(
     place = check_start(config.out, spec, config.start_from, config.resume, config.device)
     if config.resume and not place.goes_on:
         raise ValueError(f"{config.out} holds no run to resume: give the folder of a run, or do not resume")
+    recorded = read_plan(place.folder / "run.json") if place.goes_on else {}
+    warm_up = config.warm_up
+    if (
+        warm_up is not None
+        and config.steps
+        and place.origin
+        and not StartingModel.of(place.origin).discriminator
+    ):
+        check_warm_up(warm_up, config.steps)
     if config.eval_count:
         check_integer("eval_count", config.eval_count, 2, MAX_COUNT, "0, or the number of images drawn")
     if not is_first_process():
@@ -110,26 +138,29 @@ def start(
     spec = spec.with_classes(_classes(spec, config.classes, place, images))
     part = images.part(config.share)
     frozen = frozen_for(found, images.fingerprint)
-    recipe = recipe_of(spec, config.share, frozen).faster(config.rate)
+    recipe = recipe_of(spec, config.share, frozen)
+    steps = config.steps or recipe.steps
+    if warm_up is None:
+        warm_up = recorded.get("warm_up", min(WARM_UP, steps // 4))
     run_plan = RunPlan(
         model=spec.name,
         k=spec.k,
         data=part.name,
         fingerprint=part.fingerprint,
         seed=config.seed,
-        batch_size=config.batch_size or recipe.batch_size,
+        batch_size=config.batch_size or _batch_size(recipe.batch_size, part),
         precision=config.precision,
         share=config.share,
         rate=config.rate,
         start_from=config.start_from,
-        warm_up=config.warm_up if config.start_from else 0,
+        warm_up=warm_up if config.start_from else 0,
+        augment=_augment(config.augment, recorded, part, recipe),
         features=frozen.name if frozen else None,
         classes=spec.classes,
         deterministic=config.deterministic,
     )
-    schedule = Schedule(
-        config.steps or recipe.steps, save_every=config.save_every, eval_every=config.eval_every
-    )
+    eval_every = config.eval_every or min(EVAL_EVERY, max(1, steps // 5))
+    schedule = Schedule(steps, save_every=config.save_every, eval_every=eval_every)
     run = Run(place, run_plan, part, schedule, frozen)
     if config.eval_count and is_first_process():
         # With all images, so that distances of models trained on shares are comparable.
@@ -184,6 +215,31 @@ def _sized(spec: ModelSpec, image_size: int | None) -> ModelSpec:
             f"{spec.name} has images of {spec.image_size} pixels, and image_size is {image_size}: give one of them"
         )
     return ModelSpec.of(spec.architecture, spec.regularizer, spec.atoms, None, spec.recipe, image_size)
+
+
+def _batch_size(wanted: int, images: Images) -> int:
+    """Returns the recipe's batch size, or the number of images if there are fewer."""
+    if 2 <= len(images) < wanted:
+        logger.warning(
+            "%s has %d images, so a batch has %d, not %d", images.name, len(images), len(images), wanted
+        )
+        return len(images)
+    return wanted
+
+
+def _augment(asked: bool | None, recorded: dict[str, Any], images: Images, recipe: Recipe) -> bool:
+    """Returns whether the discriminator's inputs are augmented: as requested, as in the run, or if images are few."""
+    if asked is not None or recorded:
+        return recorded.get("augment", False) if asked is None else asked
+    if len(images) >= FEW or recipe == recipe.augmented():
+        return False
+    logger.warning(
+        "%s has %d images, fewer than %s: the discriminator sees them augmented (DiffAugment)",
+        images.name,
+        len(images),
+        f"{FEW:,}",
+    )
+    return True
 
 
 def _classes(spec: ModelSpec, asked: int | None, place: Start, images: Images) -> int | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sparsegen.zoo.spec import ModelSpec
 
 HOME = "https://github.com/sparsegen/sparsegen"
-INSTALL = f'pip install "sparsegen[onnxruntime] @ git+{HOME}"'
+INSTALL = f'pip install "sparsegen[torch,onnxruntime] @ git+{HOME}"'
 DATASETS = {
     "cifar10": ("uoft-cs/cifar10", "CIFAR-10")
 }  # ids and names on the Hub, by the name in config.json

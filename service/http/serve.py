@@ -34,13 +34,15 @@ PATIENCE = 9.5  # seconds between asking the server to end and killing it
 RESTART_AFTER = 5.0  # minimum seconds between two starts of the server
 
 
-def serve(host: str = "127.0.0.1", port: int = 3000, workers: int = 1, jobs: str | None = None) -> int:
+def serve(
+    host: str = "127.0.0.1", port: int = 3000, workers: int | None = None, jobs: str | None = None
+) -> int:
     """Serves the models until SIGINT or SIGTERM, and returns the exit code 0.
 
     Child processes that end or are killed are restarted. All of them end when this process ends or is killed.
 
     Args:
-        workers: Number of processes that run restorations.
+        workers: Number of processes that run restorations; None: one, or none without PyTorch.
         jobs: SQLite file or Redis URL of the jobs; see `jobs.places.default_place`.
 
     Raises:

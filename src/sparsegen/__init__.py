@@ -5,6 +5,7 @@ that need no torch (`sparsegen.export.runtime`, `sparsegen.zoo.noise`) work wher
 """
 
 import os
+from typing import Any
 
 import lazy_loader
 
@@ -22,4 +23,13 @@ for _name, _value in NO_TRACKING.items():
     os.environ.setdefault(_name, _value)
 
 # The public names, and where they are, stand in __init__.pyi.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _load(name)
+    except ModuleNotFoundError as error:
+        from sparsegen.common.extras import explain
+
+        raise explain(error, f"sparsegen.{name}") from error

@@ -80,6 +80,14 @@ class Given:
 
     real: Tensor
 
+    @property
+    def batch_size(self) -> int:
+        return len(self.real)
+
+    @property
+    def rows(self) -> slice:
+        return slice(0, len(self.real))
+
     def at(self, step: int) -> tuple[Tensor, None]:
         return self.real, None
 

@@ -63,8 +63,10 @@ class Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[..., object]]:
-    """Shows a bar with rate and remaining time.
+def progress(
+    what: str, total: int | None, done: int = 0, visible: bool = True
+) -> Iterator[Callable[..., object]]:
+    """Shows a bar with rate and remaining time, on a terminal and if it is visible.
 
     Yields: A function of the number of steps done and, optionally, a new description and total.
     """
@@ -75,7 +77,7 @@ def progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[.
         Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, disable=not (visible and err.is_terminal)) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda now, description=what, total=total: bar.update(
             task, completed=now, description=description, total=total

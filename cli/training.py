@@ -61,7 +61,11 @@ def train(
     ] = None,
     seed: Seed = 0,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Images per step (default: the recipe's, at most all images).")
+        int | None,
+        typer.Option(
+            min=2,
+            help="Images per step, of all processes together (default: the recipe's, at most all images).",
+        ),
     ] = None,
     start_from: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this model: a bundled one, a folder or a Hub id.")
@@ -118,9 +122,20 @@ def train(
     judge_count: Annotated[int | None, typer.Option(hidden=True)] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     device: Device = AUTO,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Use deterministic algorithms only, to repeat a run on a GPU bit for bit. Slower. On a CPU, runs are "
+            "repeatable without it.",
+        ),
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch, per process.")] = None,
 ) -> None:
-    """Trains a model, or fine-tunes one (--from). Ctrl-C saves the run; --resume continues it."""
+    """Trains a model, or fine-tunes one (--from). Ctrl-C saves the run; --resume continues it.
+
+    Several processes, e.g. one per GPU: torchrun --nproc-per-node 2 -m sparsegen train ...
+    """
     require("train", "training", "accelerate", "torch")
     from sparsegen.training.plan import checkpoints
     from sparsegen.training.start import TrainConfig, start
@@ -149,18 +164,20 @@ def train(
         eval_count=_renamed("--judge-count", judge_count, "--eval-count", eval_count),
         save_every=save_every,
         device=device,
+        deterministic=deterministic,
     )
 
     def on_evaluation(done: int, count: int) -> None:
         show(run.step, f"{run.plan.model}  evaluation: {done} of {count} images")
 
     def announce_stop() -> None:
-        if run.accelerator.is_main_process:
+        if shows:
             say(err, "stopping and saving after this step; press Ctrl-C again to stop at once")
 
     run = start(config, progress, on_evaluation)
     name, total = run.plan.model, run.schedule.steps
-    with stop_on_interrupt(announce_stop) as interrupted, progress(name, total, run.step) as show:
+    shows = run.accelerator.is_main_process
+    with stop_on_interrupt(announce_stop) as interrupted, progress(name, total, run.step, shows) as show:
         try:
             _follow(run, interrupted, show)
         except KeyboardInterrupt:  # the second Ctrl-C, before the checkpoint was saved
@@ -171,9 +188,11 @@ def train(
             say(err, f"interrupted at step {run.step} and not saved: {remedy}")
             sys.exit(130)
     if run.stopped:
-        if run.accelerator.is_main_process:
+        if shows:
             say(err, f"stopped and saved at step {run.step}: the same command with --resume continues")
         sys.exit(130)
+    if not shows:
+        return
     if run.best:
         figure = f"{run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
         found = f"the best model, {figure}, is {out_folder / 'best'}"
@@ -205,7 +224,7 @@ def _follow(run: "Run", interrupted: Callable[[], bool], show: Callable[..., obj
 def _pace(run: "Run", metrics: dict[str, Any]) -> str:
     """Returns the speed of a run and the time left; evaluations come on top."""
     rate = metrics["images_per_second"]
-    images = (run.schedule.steps - run.step) * run.batches.whole
+    images = (run.schedule.steps - run.step) * run.batches.batch_size
     return f"{rate:.0f} images/s  {timedelta(seconds=round(images / rate))} of training left"
 
 

@@ -176,6 +176,8 @@ def prepare(
     for job in jobs:
         with batch.catch_errors(job, report):
             ready.append(check(job, work, keep=len(inputs) == 1 or not job.source.is_file()))
+    if ready:
+        require("restore", "a restoration", "torch")
     return batch
 
 
@@ -208,7 +210,6 @@ def check_extras(options: Options) -> None:
         ImportError: With the pip command.
         ValueError: If the history is neither a .csv nor a .png file.
     """
-    require("restore", "a restoration", "torch")
     if options.clean:
         require("restore", "the comparison with a clean picture", "skimage")
     suffix = options.history.suffix.lower() if options.history else ".csv"

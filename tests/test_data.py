@@ -122,7 +122,7 @@ def test_seeds_give_different_orders_and_flips():
 
 def test_ranks_split_the_batch_of_a_single_process_and_see_every_image_once():
     single = ImageLoader(tiny(24), 6, seed=2)
-    ranks = [ImageLoader(tiny(24), 2, seed=2, rank=rank, world_size=3) for rank in range(3)]
+    ranks = [ImageLoader(tiny(24), 6, seed=2, rank=rank, world_size=3) for rank in range(3)]
     seen = []
     for step in range(4):
         parts = [rank.at(step) for rank in ranks]
@@ -137,11 +137,15 @@ def test_too_few_images_are_refused_with_the_numbers_and_the_remedy():
     ):
         ImageLoader(tiny(20), 21, seed=0)
     with pytest.raises(
-        ValueError, match=r"batch of 8 on each of 3 processes: use a batch size of 6 or smaller, or more"
+        ValueError, match=r"batch of 24 for 3 processes: use a batch size of 18 or smaller, or more"
     ):
-        ImageLoader(tiny(20), 8, seed=0, world_size=3)
-    with pytest.raises(ValueError, match="2 images, .*: use more images"):
+        ImageLoader(tiny(20), 24, seed=0, world_size=3)
+    with pytest.raises(ValueError, match="2 images, .* for 3 processes: use more images or fewer processes"):
         ImageLoader(tiny(2), 2, seed=0, world_size=3)
+    with pytest.raises(ValueError, match="multiple of their number; got 8: use 6 or 9"):
+        ImageLoader(tiny(20), 8, seed=0, world_size=3)
+    with pytest.raises(ValueError, match="got 20: use 18$"):
+        ImageLoader(tiny(20), 20, seed=0, world_size=3)
     ImageLoader(tiny(20), 20, seed=0).at(0)
 
 

@@ -1,6 +1,7 @@
 """Differentiable augmentations of the discriminator's input (DiffAugment, Zhao et al., 2020).
 
-Each image has its own random numbers.
+Each image has its own random numbers. An augmentation draws them with `draw_rows`, so that they do not depend on the
+number of processes.
 
 Shape: images (B, C, H, W) in [-1, 1] -> the same.
 """
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sparsegen.training.processes import draw_rows
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -83,12 +86,14 @@ def chain(*parts: Augment) -> Augment:
 
 def _uniform(images: Tensor, random: torch.Generator) -> Tensor:
     """Draws a number in [0, 1) for each image. Shape: (B, 1, 1, 1)."""
-    return torch.rand(len(images), 1, 1, 1, generator=random).to(images)
+    return draw_rows(lambda count: torch.rand(count, 1, 1, 1, generator=random), images, random).to(
+        images.dtype
+    )
 
 
 def _integers(images: Tensor, random: torch.Generator, low: int, high: int) -> Tensor:
     """Draws an integer from `low` to `high` for each image. Shape: (B,)."""
-    return torch.randint(low, high + 1, (len(images),), generator=random).to(images.device)
+    return draw_rows(lambda count: torch.randint(low, high + 1, (count,), generator=random), images, random)
 
 
 def _source_rows(side: int, shift: Tensor) -> Tensor:

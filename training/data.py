@@ -97,11 +97,18 @@ class ImageLoader:
     """Mini-batches of images as a pure function of (seed, step, rank), so that a resumed run needs no data state.
 
     An epoch is a permutation drawn from (seed, epoch), its incomplete last batch dropped; flips are drawn
-    from (seed, step). Both are drawn for the global batch of batch_size * world_size images, and each rank takes
-    its slice: two ranks together see the same images as one rank with twice the batch size.
+    from (seed, step). Both are drawn for the global batch, and each process takes its rows: the images of a step do not
+    depend on the number of processes.
+
+    Args:
+        batch_size: Images per step of all processes together.
+        rank, world_size: Number of this process, from 0, and number of processes.
+
+    Attributes:
+        rows: The rows of this process in the global batch.
 
     Raises:
-        ValueError: If there are fewer images than one global batch, or an argument is out of range.
+        ValueError: If there are fewer images than one batch, or an argument is out of range.
     """
 
     def __init__(
@@ -115,28 +122,37 @@ class ImageLoader:
     ):
         if batch_size < 2:
             raise ValueError(
-                f"batch_size is the number of images per step and process, at least 2 because batch norm computes "
-                f"statistics over them; got {batch_size}"
+                f"batch_size is the number of images per step, at least 2 because batch norm computes statistics over "
+                f"them; got {batch_size}"
             )
-        self.whole = batch_size * world_size
-        if len(images) < self.whole:
+        if len(images) < max(batch_size, world_size):
             raise ValueError(_too_few(images, batch_size, world_size))
+        if batch_size % world_size:
+            below = batch_size // world_size * world_size
+            sizes = [str(size) for size in (below, below + world_size) if 2 <= size <= len(images)]
+            raise ValueError(
+                f"batch_size is the number of images per step of all {world_size} processes, and must be a multiple "
+                f"of their number; got {batch_size}: use {' or '.join(sizes)}"
+            )
+        self.batch_size = batch_size
+        own = batch_size // world_size
+        self.rows = slice(rank * own, (rank + 1) * own)
         self.images, self.seed, self.flip = images, check_seed(seed), flip
-        self.mine = slice(rank * batch_size, (rank + 1) * batch_size)
-        self.steps_per_epoch = len(images) // self.whole
+        self.steps_per_epoch = len(images) // batch_size
         self._epoch = (-1, np.empty(0, np.int64))
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Returns the batch of a step, counted from 0.
 
-        Shape: real float32 (B, 3, H, W) in [-1, 1], labels int64 (B,) or None.
+        Shape: real float32 (B, 3, H, W) in [-1, 1], labels int64 (B,) or None; B rows of this process.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
-        batch = self._order(epoch)[index * self.whole : (index + 1) * self.whole]
-        rows = torch.from_numpy(batch[self.mine])
+        batch = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = torch.from_numpy(batch[self.rows])
         pixels = self.images.pixels.index_select(0, rows)
         if self.flip:
-            mirrored = torch.from_numpy(_draws(self.seed, step, stream=1).random(self.whole)[self.mine] < 0.5)
+            draws = _draws(self.seed, step, stream=1).random(self.batch_size)
+            mirrored = torch.from_numpy(draws[self.rows] < 0.5)
             pixels[mirrored] = pixels[mirrored].flip(-1)
         real = pixels.float().div_(127.5).sub_(1)
         return real, None if self.images.labels is None else self.images.labels[rows]
@@ -155,12 +171,13 @@ def _draws(seed: int, count: int, stream: int) -> np.random.Generator:
 
 
 def _too_few(images: Images, batch_size: int, world_size: int) -> str:
-    processes = "" if world_size == 1 else f" on each of {world_size} processes"
-    largest = len(images) // world_size
+    processes = "" if world_size == 1 else f" for {world_size} processes"
+    largest = len(images) // world_size * world_size
     smaller = f"use a batch size of {largest}{' or smaller' if largest > 2 else ''}, or more images"
-    remedy = smaller if largest >= 2 else "use more images"
+    fewer = "use more images" + (" or fewer processes" if world_size > 1 else "")
     return (
-        f"{images.name} has {len(images)} images, fewer than one batch of {batch_size}{processes}: {remedy}"
+        f"{images.name} has {len(images)} images, fewer than one batch of {max(batch_size, world_size)}{processes}: "
+        f"{smaller if largest >= 2 else fewer}"
     )
 
 

@@ -1,6 +1,10 @@
-"""The training loop of all GANs: it sums the loss terms of each phase."""
+"""The training loop of all GANs: it sums the loss terms of each phase.
+
+A step does not wait for the device: losses stay there until a step is measured.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,8 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sparsegen.training.augment import Augment
 from sparsegen.training.data import ImageLoader
-from sparsegen.training.metrics import density
+from sparsegen.training.processes import (
+    BatchRandom,
+    data_parallel,
+    process_count,
+    share_batch_norm,
+    to_device,
+)
 from sparsegen.training.recipes import Phase, Recipe
 from sparsegen.training.terms import Batch, LossInputs
 from sparsegen.zoo.blocks import needed
@@ -46,6 +57,9 @@ class Networks:
         self.averaged.eval().requires_grad_(False)
         self.auxiliary_networks = auxiliary_networks
         self.trained: dict[str, nn.Module] = {"generator": self.generator, **auxiliary_networks}
+        if process_count() > 1:
+            for network in self.trained.values():
+                share_batch_norm(network)
         for network in self._all.values():
             network.to(device).to(memory_format=torch.channels_last)
         self.start_average()
@@ -116,6 +130,22 @@ class Networks:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
+class _PhaseLosses(nn.Module):
+    """The loss terms of a phase, as a module of the network that it trains.
+
+    `DistributedDataParallel` wraps it. It expects one forward pass per backward pass, and a phase has several passes of
+    its network, through different methods; a gradient penalty has a backward pass of its own within this forward pass.
+    """
+
+    def __init__(self, phase: Phase, network: nn.Module, augment: Augment):
+        super().__init__()
+        self.phase, self.network, self.augment = phase, network, augment
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        inputs = LossInputs(batch, self.phase.network, self.augment)
+        return {name: term(inputs) for name, term in self.phase.terms.items()}
+
+
 def train(
     networks: Networks,
     recipe: Recipe,
@@ -136,30 +166,39 @@ def train(
     last update of the discriminator, as in the code of Mao et al. (2019), and SSGAN's three networks from one
     batch; the other public recipes draw a new batch for each phase, which costs one more generator pass per step.
 
-    All random numbers are functions of (seed, step), so a resumed run gives the same bits as an uninterrupted one.
+    All random numbers are functions of (seed, step) and are drawn for the global batch on the CPU. So a resumed run
+    gives the same bits as an uninterrupted one, and several processes the same step as one, up to rounding.
+
+    Raises:
+        FloatingPointError: At the next measurement or at the end, in all processes, naming the first step with a loss
+            that is not finite.
     """
-    for network in networks.trained.values():
-        network.train()
+    losses_of: dict[str, nn.Module] = {}
+    for phase in recipe.phases:
+        network = networks.trained[phase.network].train().requires_grad_(True)
+        losses_of[phase.network] = data_parallel(_PhaseLosses(phase, network, recipe.augment), accelerator)
     draws = max(phase.updates for phase in recipe.phases)
+    device = networks.device
 
     def draw_batch(step: int, update: int, differentiable: bool) -> Batch:
         real, labels = batches.at(step * draws + update)
-        numbers = [seed, step, update, accelerator.process_index]
-        count = recipe.fakes_per_real * len(real)
-        z = np.random.default_rng(numbers).standard_normal((count, networks.generator.z_dim), np.float32)
+        numbers = [seed, step, update, 0]  # runs of earlier versions have these numbers
+        shape = (recipe.fakes_per_real, batches.batch_size, networks.generator.z_dim)
+        z = np.random.default_rng(numbers).standard_normal(shape, np.float32)
         return Batch(
             networks.trained,
-            real.to(networks.device, memory_format=torch.channels_last),
-            needed(labels).to(networks.device) if networks.generator.classes else None,
-            torch.from_numpy(z).to(networks.device),
-            random_of(numbers),
+            to_device(real.contiguous(memory_format=torch.channels_last), device),
+            to_device(needed(labels), device) if networks.generator.classes else None,
+            to_device(torch.from_numpy(z[:, batches.rows]).flatten(0, 1), device),
+            random_of(numbers, batches),
             step / steps,
             differentiable,
         )
 
     since, images = perf_counter(), 0
+    unread: list[tuple[int, dict[str, Tensor]]] = []  # step and losses since the last measurement
     for step in range(start, steps):
-        losses: dict[str, dict[str, Tensor]] = {}
+        losses: dict[str, Tensor] = {}
         networks.set_rates(recipe.rate(step / steps))
         phases = [phase for phase in recipe.phases if step >= warm_up or phase.network != "generator"]
         batch = draw_batch(step, 0, differentiable=phases[0].updates == 1)
@@ -167,77 +206,86 @@ def train(
             for update in range(phase.updates):
                 if update:  # the first update of a phase reuses the previous batch
                     batch = draw_batch(step, update, differentiable=update == phase.updates - 1)
-                losses[phase.network] = _update(networks, recipe, phase, batch, accelerator)
-                _check_finite(losses[phase.network], step)
-        _share_statistics(networks, accelerator)
+                losses |= _update(networks, phase, losses_of[phase.network], batch, accelerator)
         # The window of the average grows, because early weights change too fast for a long average.
         networks.average(min(recipe.ema, (1 + step) / (10 + step)))
-        images += len(batch.real) * accelerator.num_processes
+        images += batches.batch_size
+        unread.append((step + 1, losses))
         measured = None
         if (step + 1) % measure_every == 0:
-            measured = _measure(networks, batch, losses)
-            measured["images_per_second"] = images / (perf_counter() - since)
-            since, images = perf_counter(), 0
+            measured = {
+                "losses": _read(unread, accelerator),
+                **_measure(networks, batch, accelerator),
+                "images_per_second": images / (perf_counter() - since),
+            }
+            since, images, unread = perf_counter(), 0, []
+        elif step + 1 == steps:
+            _read(unread, accelerator)
         yield TrainingStep(step + 1, measured)
 
 
-def random_of(numbers: Sequence[int]) -> torch.Generator:
-    """Returns a random generator seeded by numbers, independent of numpy's with the same numbers."""
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence([*numbers, 1]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    )
+def random_of(numbers: Sequence[int], batches: ImageLoader | None = None) -> torch.Generator:
+    """Returns a random generator seeded by numbers, independent of numpy's with the same numbers.
+
+    Args:
+        batches: `draw_rows` then returns the numbers of this process's rows.
+    """
+    seed = int(np.random.SeedSequence([*numbers, 1]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    if batches is None:
+        return torch.Generator().manual_seed(seed)
+    random = BatchRandom()
+    random.batch, random.rows = batches.batch_size, batches.rows
+    random.manual_seed(seed)
+    return random
 
 
 def _update(
-    networks: Networks, recipe: Recipe, phase: Phase, batch: Batch, accelerator: "Accelerator"
+    networks: Networks, phase: Phase, losses_of: nn.Module, batch: Batch, accelerator: "Accelerator"
 ) -> dict[str, Tensor]:
     for name, network in networks.trained.items():
         network.requires_grad_(name == phase.network)
     with accelerator.autocast():
-        inputs = LossInputs(batch, phase.network, recipe.augment)
-        losses = {name: term(inputs) for name, term in phase.terms.items()}
+        losses = losses_of(batch)
     optimizer = networks.optimizers[phase.network]
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(sum(losses.values()))
-    if accelerator.num_processes > 1:
-        for parameter in networks.trained[phase.network].parameters():
-            if parameter.grad is not None:
-                parameter.grad = accelerator.reduce(parameter.grad, "mean")
     optimizer.step()
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
-    """Raises: FloatingPointError naming the losses and the step."""
-    broken = {name: float(loss) for name, loss in losses.items() if not loss.isfinite()}
-    if broken:
-        what = ", ".join(f"{name} is {value}" for name, value in broken.items())
-        raise FloatingPointError(f"training has diverged: in step {step + 1} {what}")
+def _read(unread: Sequence[tuple[int, Mapping[str, Tensor]]], accelerator: "Accelerator") -> dict[str, float]:
+    """Reads the losses of several steps at once and returns those of the last, as means over the processes.
+
+    Raises:
+        FloatingPointError: Naming the first step with a loss that is not finite.
+    """
+    stacked = torch.stack([loss.float() for _, losses in unread for loss in losses.values()])
+    values = iter(_mean(stacked, accelerator).tolist())
+    found: dict[str, float] = {}
+    for step, losses in unread:
+        found = {name: next(values) for name in losses}
+        if broken := [f"{name} is {value}" for name, value in found.items() if not isfinite(value)]:
+            raise FloatingPointError(f"training has diverged: in step {step} {', '.join(broken)}")
+    return found
 
 
 @torch.no_grad()
-def _share_statistics(networks: Networks, accelerator: "Accelerator") -> None:
-    """Averages batch-norm statistics over the processes, so that the state is the same in all of them."""
-    if accelerator.num_processes > 1:
-        for network in networks.trained.values():
-            for buffer in network.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(accelerator.reduce(buffer, "mean"))
-
-
-@torch.no_grad()
-def _measure(networks: Networks, batch: Batch, losses: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+def _measure(networks: Networks, batch: Batch, accelerator: "Accelerator") -> dict[str, list[float]]:
     _, codes = batch.generated
     generator = networks.generator
     levels = range(1, len(codes) + 1)
-    return {
-        "losses": {name: float(loss) for terms in losses.values() for name, loss in terms.items()},
-        "density": [density(code) for code in codes],
-        "mean_magnitude": [float(code.float().abs().mean()) for code in codes],
-        "dictionary_norm": [
-            float(generator.dictionary(level).flatten(1).norm(dim=1).mean()) for level in levels
-        ],
+    measures = {
+        "density": [code.count_nonzero() / code.numel() for code in codes],
+        "mean_magnitude": [code.float().abs().mean() for code in codes],
+        "dictionary_norm": [generator.dictionary(level).flatten(1).norm(dim=1).mean() for level in levels],
     }
+    stacked = torch.stack([torch.stack(values) for values in measures.values()])
+    return dict(zip(measures, _mean(stacked, accelerator).tolist(), strict=True))
+
+
+def _mean(values: Tensor, accelerator: "Accelerator") -> Tensor:
+    """Returns the mean over the processes."""
+    return accelerator.reduce(values, "mean") if accelerator.num_processes > 1 else values
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

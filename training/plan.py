@@ -10,6 +10,7 @@ import torch
 
 from sparsegen.common import devices
 from sparsegen.common.files import check_utf8, check_writable
+from sparsegen.training.processes import join_processes
 from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.zoo.bundled import AUXILIARY
 from sparsegen.zoo.checkpoint import find_checkpoint, read_config
@@ -20,7 +21,10 @@ RUN_FILES = ("run.json", "metrics.jsonl", "samples", "checkpoints", "best")  # o
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The model, data and settings of a run. Two runs of one plan on one machine end in the same weights.
+    """The model, data and settings of a run.
+
+    Two runs of one plan, with the same number of processes and threads, end in the same weights on one CPU. On a GPU
+    that needs `deterministic`.
 
     `k` is given per projected level, Γ1 first; None: the k of the starting model if it has the same regularizer, else
     the regularizer's.
@@ -31,7 +35,7 @@ class RunPlan:
     data: str
     fingerprint: str
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int = 64  # images per step, of all processes together
     precision: str = "no"  # or "bf16": about 1.8x faster where `has_bfloat16`
     flip: bool = True
     share: float = 1.0  # of the images of `data` used for training
@@ -41,6 +45,7 @@ class RunPlan:
     augment: bool = False  # DiffAugment for recipes without an augmentation
     features: str | None = None  # frozen network of the projected recipe
     classes: int | None = None  # number of labels, if not the architecture's default
+    deterministic: bool = False  # see `deterministic_algorithms`
 
     @property
     def spec(self) -> ModelSpec:
@@ -188,11 +193,13 @@ def check_start(
         OSError: If the folder cannot be written.
         FileExistsError: If it is not a run.
         ValueError: If the device does not exist, or the run cannot start from the model.
+        RuntimeError: As `join_processes`.
     """
     folder = Path(folder)
     check_utf8(folder)
     _check_folder(folder)
     goes_on = bool(checkpoints(folder))
+    join_processes(device)
     found = find_device(device)
     origin = (
         _find_origin(spec, start_from) if start_from and not goes_on else None

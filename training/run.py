@@ -1,6 +1,7 @@
 """A training run in its folder, with checkpoints, measurements, samples and its best generator.
 
-run.json              the plan of the run and its starting model; a resumed run must have the same
+run.json              the plan of the run, its starting model and number of processes; a resumed run must have the same
+                      plan and starting model
 metrics.jsonl         one line per measurement
 samples/STEP.png      images of fixed noise
 checkpoints/STEP/     config.json, generator.safetensors (the average), discriminator.safetensors (and
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import distributed
 
 from sparsegen.common.files import (
     append_line,
@@ -30,6 +32,7 @@ from sparsegen.common.files import (
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.pictures import images as pictures
 from sparsegen.training.data import ImageLoader, Images
+from sparsegen.training.deterministic import deterministic_algorithms
 from sparsegen.training.loop import Networks, TrainingStep, train
 from sparsegen.training.plan import (
     RunPlan,
@@ -43,6 +46,7 @@ from sparsegen.training.plan import (
     read_plan,
     with_k,
 )
+from sparsegen.training.processes import check_same, is_first_process, lost_process_named, open_accelerator
 from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.training.projected import FrozenFeatures, open_frozen
 from sparsegen.training.recipes import recipe_of
@@ -86,11 +90,13 @@ class Run:
     Attributes:
         evaluator: Measures the averaged generator; its "distance" selects the best checkpoint. None, the default: no
             evaluation. It is set after the run was accepted, because making one may take minutes.
+        processes: Number of processes that train together. Only the first one evaluates, saves and writes files.
         stopped: Whether `until` was stopped before the last step.
 
     Raises:
         ValueError: If the folder holds another run, or this one and `resume` is not set. The folder is then
-            unchanged.
+            unchanged. With several processes, if the batch cannot be divided among them, or they have different data,
+            plans or folders.
     """
 
     def __init__(
@@ -101,8 +107,6 @@ class Run:
         schedule: Schedule,
         frozen: FrozenFeatures | None = None,
     ):
-        from accelerate import Accelerator
-
         self.folder, self.schedule, device = start.folder, schedule, start.device
         self.evaluator: Evaluator | None = None
         self.stopped = False
@@ -131,7 +135,8 @@ class Run:
                 "use the precision no (float32)",
                 device.type,
             )
-        self.accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
+        self.accelerator = open_accelerator(device, plan.precision)
+        self.processes = self.accelerator.num_processes
         if frozen is None and plan.features:
             frozen = open_frozen(plan.features)
         recipe = recipe_of(plan.spec, plan.share, frozen).faster(plan.rate)
@@ -142,7 +147,7 @@ class Run:
             plan.seed,
             flip=plan.flip,
             rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+            world_size=self.processes,
         )
         self.networks = Networks(plan.spec, self.recipe, plan.seed, device)
         _check_labels(images, self.networks.generator.classes, plan.model)
@@ -150,12 +155,21 @@ class Run:
             self.networks.averaged.config = {"class_names": self._class_names(images)}
         if source and source.license:  # the weights are derived from it
             self.networks.averaged.config["license"] = source.license
+        self._votes: Any = distributed.new_group(backend="gloo") if self.processes > 1 else None
         self.step = 0
         self.best: dict[str, Any] | None = None
         if goes_on:
             self._load()
         elif origin and source:
             self._start_from(origin, source)
+        check_same(
+            {
+                "data": images.fingerprint,
+                "plan": identity(asdict(plan)),
+                "schedule": schedule,
+                "step": self.step,
+            }
+        )
         if self.accelerator.is_main_process:
             self._claim(new=not goes_on)
 
@@ -191,17 +205,18 @@ class Run:
 
     def _steps(self) -> Iterator[TrainingStep]:
         try:
-            yield from train(
-                self.networks,
-                self.recipe,
-                self.batches,
-                self.accelerator,
-                seed=self.plan.seed,
-                start=self.step,
-                steps=self.schedule.steps,
-                warm_up=self.warm_up,
-                measure_every=self.schedule.measure_every,
-            )
+            with deterministic_algorithms(self.plan.deterministic), lost_process_named():
+                yield from train(
+                    self.networks,
+                    self.recipe,
+                    self.batches,
+                    self.accelerator,
+                    seed=self.plan.seed,
+                    start=self.step,
+                    steps=self.schedule.steps,
+                    warm_up=self.warm_up,
+                    measure_every=self.schedule.measure_every,
+                )
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}: {self._remedy()}") from error
 
@@ -217,17 +232,21 @@ class Run:
                 self._publish(folder)
                 with atomic_write(folder / STATE) as file:
                     file.write_bytes(save(state, metadata={"format": "pt"}))
-                write_json(folder / "run.json", {"step": self.step, "best": self.best})
+                write_json(
+                    folder / "run.json", {"step": self.step, "best": self.best, "processes": self.processes}
+                )
             for old in checkpoints(self.folder)[:-KEPT]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()  # when one process ends, the others are terminated
 
     def agree(self, stop: bool) -> bool:
         """Returns whether any process has `stop` set, so that all stop after the same step."""
-        if self.accelerator.num_processes == 1:
+        if self.processes == 1:
             return stop
-        votes = torch.tensor(float(stop), device=self.networks.device)
-        return bool(self.accelerator.reduce(votes, "sum"))
+        votes = torch.tensor(float(stop))  # on the CPU, because reading it from a GPU would wait for the step
+        with lost_process_named():
+            distributed.all_reduce(votes, group=self._votes)
+        return bool(votes)
 
     def _class_names(self, images: Images) -> list[str]:
         """Returns the class names of the images; if they have only numbers, those of the starting model."""
@@ -257,7 +276,11 @@ class Run:
         if new:
             write_json(
                 self.folder / "run.json",
-                {**asdict(self.plan), "source": asdict(self.source) if self.source else None},
+                {
+                    **asdict(self.plan),
+                    "source": asdict(self.source) if self.source else None,
+                    "processes": self.processes,
+                },
             )
         if (path := self.folder / "metrics.jsonl").exists():
             kept = [record for record in read_lines(path) if record["step"] <= self.step]
@@ -281,6 +304,12 @@ class Run:
                 f"none of the checkpoints in {self.folder} can be read: start again in another folder"
             )
         self.step, self.best = step, best
+        if (before := record.get("processes", self.processes)) != self.processes and is_first_process():
+            logger.warning(
+                "the checkpoint is of %d process(es), and the run continues with %d: the batches are the same, and the "
+                "weights differ by rounding",
+                *(before, self.processes),
+            )
 
     def _start_from(self, checkpoint: Path, source: StartingModel) -> None:
         try:
@@ -345,7 +374,12 @@ class Run:
 
     def _about(self) -> dict[str, Any]:
         """Returns the entry "training" of a checkpoint: the plan, without paths of this machine."""
-        about = {**asdict(self.plan), "warm_up": self.warm_up, "steps": self.step}
+        about = {
+            **asdict(self.plan),
+            "warm_up": self.warm_up,
+            "steps": self.step,
+            "processes": self.processes,
+        }
         del about["model"], about["k"]  # the config has them
         if Path(self.plan.data).exists():
             about["data"] = Path(self.plan.data).name

@@ -23,6 +23,7 @@ from sparsegen.training.plan import (
     check_warm_up,
     read_plan,
 )
+from sparsegen.training.processes import first_process_first, is_first_process, process_count
 from sparsegen.training.projected import find_frozen, frozen_for
 from sparsegen.training.recipes import Recipe, recipe_of
 from sparsegen.training.reference import Reference
@@ -57,7 +58,7 @@ class TrainConfig:
         start_from: A model to fine-tune: a bundled one, a checkpoint's folder, or owner/name on the Hub.
         warm_up: Steps that a new discriminator is trained alone, if `start_from` has none; None: 500, at most a
             quarter of the run.
-        batch_size: Images per step; None: the recipe's, or all images if there are fewer.
+        batch_size: Images per step, of all processes together; None: the recipe's, or all images if there are fewer.
         augment: DiffAugment (Zhao et al., 2020) for the inputs of the discriminator, where the recipe has no
             augmentation; None: if there are fewer than 5,000 images.
         resume: Resume the run in the folder.
@@ -71,6 +72,7 @@ class TrainConfig:
         eval_count: Images drawn for an evaluation, at least 2; 0: no evaluation.
         device: auto, cpu, cuda, cuda:N, mps or xpu; "auto" or None: an accelerator if there is one, with several
             processes that of the process.
+        deterministic: Use deterministic algorithms only, so that a run on a GPU can be repeated bit for bit; slower.
     """
 
     model: str
@@ -95,6 +97,7 @@ class TrainConfig:
     eval_count: int = 2_000
     save_every: int = 500
     device: str | torch.device | None = None
+    deterministic: bool = False
 
 
 def start(
@@ -105,7 +108,7 @@ def start(
     """Creates a run. Iterating over it trains.
 
     Args:
-        bar: Progress bar of decoding images and computing their features.
+        bar: Progress bar of decoding images and computing their features; shown by the first process.
         on_evaluation: Called during an evaluation with the images measured so far and their total.
 
     Raises:
@@ -131,7 +134,10 @@ def start(
         check_warm_up(warm_up, config.steps)
     if config.eval_count:
         check_integer("eval_count", config.eval_count, 2, MAX_COUNT, "0, or the number of images drawn")
-    images = open_with_bar(str(config.data), bar, size=spec.image_size, limit=config.limit)
+    if not is_first_process():
+        bar = no_progress_bar
+    with first_process_first():  # the others read the images from the cache
+        images = open_with_bar(str(config.data), bar, size=spec.image_size, limit=config.limit)
     spec = spec.with_classes(_classes(spec, config.classes, place, images))
     part = images.part(config.share)
     frozen = frozen_for(found, images.fingerprint)
@@ -145,7 +151,9 @@ def start(
         data=part.name,
         fingerprint=part.fingerprint,
         seed=config.seed,
-        batch_size=config.batch_size or _batch_size(recipe.batch_size, part),
+        batch_size=config.batch_size
+        or recorded.get("batch_size")
+        or _batch_size(recipe.batch_size, part, process_count()),
         precision=config.precision,
         share=config.share,
         rate=config.rate,
@@ -154,11 +162,13 @@ def start(
         augment=_augment(config.augment, recorded, part, recipe),
         features=frozen.name if frozen else None,
         classes=spec.classes,
+        deterministic=config.deterministic,
     )
     eval_every = config.eval_every or min(EVAL_EVERY, max(1, steps // 5))
     schedule = Schedule(steps, save_every=config.save_every, eval_every=eval_every)
     run = Run(place, run_plan, part, schedule, frozen)
-    if config.eval_count:  # uses all images, so that distances of models trained on shares are comparable
+    if config.eval_count and is_first_process():
+        # With all images, so that distances of models trained on shares are comparable.
         run.evaluator = make_evaluator(
             images, config.eval_count, place.device, run_plan.features, bar, on_evaluation
         )
@@ -212,14 +222,18 @@ def _sized(spec: ModelSpec, image_size: int | None) -> ModelSpec:
     return ModelSpec.of(spec.architecture, spec.regularizer, spec.atoms, None, spec.recipe, image_size)
 
 
-def _batch_size(wanted: int, images: Images) -> int:
-    """Returns the recipe's batch size, or the number of images if there are fewer."""
-    if 2 <= len(images) < wanted:
-        logger.warning(
-            "%s has %d images, so a batch has %d, not %d", images.name, len(images), len(images), wanted
-        )
-        return len(images)
-    return wanted
+def _batch_size(wanted: int, images: Images, processes: int) -> int:
+    """Returns the recipe's batch size, or the largest below it for these images and processes, with a notice."""
+    size = min(wanted, len(images)) // processes * processes
+    if size == wanted or size < 2:  # the loader explains the second
+        return wanted
+    given = (
+        f"{images.name} has {len(images)} images"
+        if len(images) < wanted
+        else f"there are {processes} processes"
+    )
+    logger.warning("%s, so a batch has %d, not %d", given, size, wanted)
+    return size
 
 
 def _augment(asked: bool | None, recorded: dict[str, Any], images: Images, recipe: Recipe) -> bool:

@@ -1,4 +1,8 @@
-"""The loss terms: callables from `LossInputs` to a scalar."""
+"""The loss terms: callables from `LossInputs` to a scalar.
+
+With several processes, each computes its terms on its rows of the batch, and the gradients are averaged. A term that is
+not a mean over images must average with `global_mean`, and random numbers are drawn with `draw_rows`.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsegen.training.augment import Augment, chain, flip, nothing, translate
+from sparsegen.training.processes import draw_rows, global_mean
 
 
 class Batch:
@@ -195,7 +200,10 @@ class GradientPenalty:
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         real, fake = inputs.real, inputs.fake.detach()
-        share = torch.rand(len(real), 1, 1, 1, generator=inputs.batch.random).to(real)
+        random = inputs.batch.random
+        share = draw_rows(lambda count: torch.rand(count, 1, 1, 1, generator=random), real, random).to(
+            real.dtype
+        )
         between = (real + share * (fake[: len(real)] - real)).requires_grad_()
         scores = inputs.score(between)
         (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
@@ -214,7 +222,7 @@ class ModeSeeking:
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         (image_1, image_2), (z_1, z_2) = inputs.batch.generated[0].chunk(2), inputs.batch.z.chunk(2)
-        ratio = (image_2 - image_1).float().abs().mean() / (z_2 - z_1).abs().mean()
+        ratio = global_mean((image_2 - image_1).float().abs()) / global_mean((z_2 - z_1).abs())
         return self.weight / (ratio + 1e-5)
 
 
@@ -257,7 +265,7 @@ def rotated(images: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _rotations(images: Tensor, random: torch.Generator, upto: int = 4) -> Tensor:
-    return torch.randint(upto, (len(images),), generator=random).to(images.device)
+    return draw_rows(lambda count: torch.randint(upto, (count,), generator=random), images, random)
 
 
 def reconstruction_hinge(inputs: LossInputs) -> Tensor:
@@ -278,7 +286,7 @@ def reconstruction_hinge(inputs: LossInputs) -> Tensor:
 
 def score_matching(inputs: LossInputs) -> Tensor:
     """The generator's loss: |E[s(x)] - E[s(G(z))]|."""
-    return (inputs.real_scores.sigmoid().mean() - inputs.fake_scores.sigmoid().mean()).abs()
+    return (global_mean(inputs.real_scores.sigmoid()) - global_mean(inputs.fake_scores.sigmoid())).abs()
 
 
 @dataclass(frozen=True)
@@ -311,7 +319,7 @@ class RotationMatching:
             F.cross_entropy(inputs.rotation_logits(rotated(images, rotations)), rotations)
             for images in (inputs.fake[: len(rotations)], inputs.real)
         ]
-        return self.weight * (losses[0] - losses[1]).abs()
+        return self.weight * global_mean(losses[0] - losses[1]).abs()
 
 
 @dataclass(frozen=True)
@@ -336,9 +344,9 @@ class Encoding:
             for images in (inputs.real, inputs.reconstructed, inputs.fake)
         )
         scale = math.sqrt(inputs.batch.z.shape[1] / of_real.shape[1])
-        apart = (again - of_fake[: len(again)]).mean()
+        apart = global_mean(again - of_fake[: len(again)])
         z = inputs.batch.z[: len(again)]
-        in_noise = (self.prior(inputs.encoded) - self.prior(z)).mean()
+        in_noise = global_mean(self.prior(inputs.encoded) - self.prior(z))
         return (of_real - again).square().mean() + self.weight * (apart - scale * in_noise).square()
 
 

@@ -122,6 +122,13 @@ def train(
     judge_count: Annotated[int | None, typer.Option(hidden=True)] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     device: Device = AUTO,
+    trackers: Annotated[
+        str | None,
+        typer.Option(
+            help="Send measurements and sample grids to tensorboard, wandb or both, separated by a comma; the first "
+            "writes to the folder tensorboard of --out (default: none)."
+        ),
+    ] = None,
     deterministic: Annotated[
         bool,
         typer.Option(
@@ -163,6 +170,7 @@ def train(
         eval_every=_renamed("--judge-every", judge_every, "--eval-every", eval_every),
         eval_count=_renamed("--judge-count", judge_count, "--eval-count", eval_count),
         save_every=save_every,
+        trackers=[name.strip() for name in trackers.split(",")] if trackers else (),
         device=device,
         deterministic=deterministic,
     )

@@ -17,8 +17,10 @@ EXTRAS = {
     "onnxscript": "export",
     "redis": "redis",
     "skimage": "restore",
+    "tensorboard": "track",
     "torch": "torch",
     "torchvision": "train",
+    "wandb": "track",
 }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from sparsegen.training.features import FeatureNetwork
@@ -63,6 +64,17 @@ def cifar10() -> Path:
     if not CIFAR10.is_dir():
         pytest.skip(f"the real CIFAR-10 files are not at ../{CIFAR10.relative_to(ROOT.parent)}")
     return CIFAR10
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 pictures."""
+    folder = tmp_path_factory.mktemp("few") / "few"
+    folder.mkdir()
+    for number in range(60):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
 
 
 def warmed(generator: Generator) -> Generator:

@@ -3,26 +3,13 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import warmed
-from PIL import Image
 
 from sparsegen.training.recipes import DIFF_AUGMENT, RECIPES, recipe_of
 from sparsegen.training.start import FEW, TrainConfig, start
 from sparsegen.zoo.spec import ModelSpec
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 60 pictures."""
-    folder = tmp_path_factory.mktemp("few") / "few"
-    folder.mkdir()
-    for number in range(60):
-        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
-    return folder
 
 
 @pytest.fixture

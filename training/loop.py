@@ -30,6 +30,8 @@ from sparsegen.zoo.spec import ModelSpec
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+FIRST_MEASURED = (1, 10)  # steps that are measured besides every hundredth, to see soon that a run works
+
 
 class TrainingStep(NamedTuple):
     """State of a run after `step` steps; `metrics` is None if this step was not measured."""
@@ -160,6 +162,8 @@ def train(
 ) -> Iterator[TrainingStep]:
     """Trains from step `start` to `steps`, and yields after each step.
 
+    Besides every `measure_every`-th step, the first and the tenth are measured.
+
     In the first `warm_up` steps only the other networks are trained, e.g. a new discriminator.
 
     Choice: the phases of a step share one batch of real images and z. The generator learns from the images of the
@@ -212,7 +216,7 @@ def train(
         images += batches.batch_size
         unread.append((step + 1, losses))
         measured = None
-        if (step + 1) % measure_every == 0:
+        if (step + 1) % measure_every == 0 or step + 1 in FIRST_MEASURED:
             measured = {
                 "losses": _read(unread, accelerator),
                 **_measure(networks, batch, accelerator),

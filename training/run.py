@@ -12,7 +12,7 @@ best/                 the checkpoint with the smallest Fréchet distance so far,
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from sparsegen.training.processes import check_same, is_first_process, lost_proc
 from sparsegen.training.projected import NETWORK as HEADS
 from sparsegen.training.projected import FrozenFeatures, open_frozen
 from sparsegen.training.recipes import recipe_of
+from sparsegen.training.trackers import Tracker
 from sparsegen.zoo import hub, labels
 from sparsegen.zoo.bundled import AUXILIARY, WEIGHTS
 from sparsegen.zoo.generator import Generator
@@ -90,6 +91,8 @@ class Run:
     Attributes:
         evaluator: Measures the averaged generator; its "distance" selects the best checkpoint. None, the default: no
             evaluation. It is set after the run was accepted, because making one may take minutes.
+        trackers: Where measurements and sample grids are sent, besides the files of the folder; closed after the last
+            step of an iteration.
         processes: Number of processes that train together. Only the first one evaluates, saves and writes files.
         stopped: Whether `until` was stopped before the last step.
 
@@ -109,6 +112,7 @@ class Run:
     ):
         self.folder, self.schedule, device = start.folder, schedule, start.device
         self.evaluator: Evaluator | None = None
+        self.trackers: Sequence[Tracker] = ()
         self.stopped = False
         goes_on, origin = start.goes_on, start.origin
         recorded = read_plan(self.folder / "run.json") if goes_on else {}
@@ -175,16 +179,20 @@ class Run:
 
     def __iter__(self) -> Iterator[TrainingStep]:
         """Trains, measures, evaluates and saves. After closing the iterator, the last saved state remains."""
-        for progress in self._steps():
-            self.step = progress.step
-            if progress.metrics:
-                self._log({"step": self.step, **progress.metrics})
-            last = self.step == self.schedule.steps
-            if self.step % self.schedule.eval_every == 0 or last:
-                self._evaluate()
-            if self.step % self.schedule.save_every == 0 or last:
-                self.save()
-            yield progress
+        try:
+            for progress in self._steps():
+                self.step = progress.step
+                if progress.metrics:
+                    self._log(progress.metrics)
+                last = self.step == self.schedule.steps
+                if self.step % self.schedule.eval_every == 0 or last:
+                    self._evaluate()
+                if self.step % self.schedule.save_every == 0 or last:
+                    self.save()
+                yield progress
+        finally:
+            for tracker in self.trackers:
+                tracker.finish()
 
     @property
     def generator(self) -> Generator:
@@ -333,7 +341,7 @@ class Run:
         if self.evaluator is None:
             return
         evaluation = self.evaluator(self.networks.averaged)
-        self._log({"step": self.step, "evaluation": evaluation})
+        self._log({"evaluation": evaluation})
         if self.best is None or evaluation["distance"] < self.best["distance"]:
             self.best = {"step": self.step, **evaluation}
             with atomic_folder(self.folder / "best") as folder:
@@ -365,12 +373,18 @@ class Run:
     def _draw_samples(self) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"
         path.parent.mkdir(exist_ok=True)
+        drawn = self.networks.averaged.sample(64, seed=0)
         with atomic_write(path) as file:
-            file.write_bytes(pictures.png(pictures.grid(self.networks.averaged.sample(64, seed=0)), 2))
+            file.write_bytes(pictures.png(pictures.grid(drawn), 2))
+        for tracker in self.trackers:
+            tracker.samples(self.step, drawn)
 
     def _log(self, record: dict[str, Any]) -> None:
+        """Writes a record of the current step, and sends it to the trackers."""
         if self.accelerator.is_main_process:
-            append_line(self.folder / "metrics.jsonl", record)
+            append_line(self.folder / "metrics.jsonl", {"step": self.step, **record})
+            for tracker in self.trackers:
+                tracker.log(self.step, record)
 
     def _about(self) -> dict[str, Any]:
         """Returns the entry "training" of a checkpoint: the plan, without paths of this machine."""

@@ -28,6 +28,7 @@ from sparsegen.training.projected import find_frozen, frozen_for
 from sparsegen.training.recipes import Recipe, recipe_of
 from sparsegen.training.reference import Reference
 from sparsegen.training.run import Evaluator, Run
+from sparsegen.training.trackers import check_trackers, open_trackers
 from sparsegen.zoo.blocks import IMAGE_SIZES
 from sparsegen.zoo.checkpoint import read_config
 from sparsegen.zoo.generator import Generator
@@ -72,6 +73,7 @@ class TrainConfig:
         eval_count: Images drawn for an evaluation, at least 2; 0: no evaluation.
         device: auto, cpu, cuda, cuda:N, mps or xpu; "auto" or None: an accelerator if there is one, with several
             processes that of the process.
+        trackers: "tensorboard", "wandb" or both: where measurements and sample grids are sent, besides the folder.
         deterministic: Use deterministic algorithms only, so that a run on a GPU can be repeated bit for bit; slower.
     """
 
@@ -98,6 +100,7 @@ class TrainConfig:
     save_every: int = 500
     device: str | torch.device | None = None
     deterministic: bool = False
+    trackers: Sequence[str] = ()
 
 
 def start(
@@ -118,6 +121,7 @@ def start(
     if config.k is not None:
         spec = replace(spec, k=tuple(resolve(config.k, spec.k_ranges)))
     check_share(config.share)
+    check_trackers(config.trackers)
     found = find_frozen(spec, config.features)  # before the images are decoded, which may take long
     check_seed(config.seed)
     place = check_start(config.out, spec, config.start_from, config.resume, config.device)
@@ -167,6 +171,8 @@ def start(
     eval_every = config.eval_every or min(EVAL_EVERY, max(1, steps // 5))
     schedule = Schedule(steps, save_every=config.save_every, eval_every=eval_every)
     run = Run(place, run_plan, part, schedule, frozen)
+    if is_first_process():
+        run.trackers = open_trackers(config.trackers, run.folder, asdict(run.plan))
     if config.eval_count and is_first_process():
         # With all images, so that distances of models trained on shares are comparable.
         run.evaluator = make_evaluator(

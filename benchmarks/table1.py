@@ -1,21 +1,32 @@
-"""Tables 1 and 2 at a small scale for CPUs: a resumable matrix of architecture x regularizer x k x seed.
+"""Tables 1 and 2, at a small scale for CPUs or at the paper's: a resumable matrix of architecture x regularizer x k x
+seed.
 
     python -m benchmarks.table1 --data cifar10.parquet --seeds 0,1,2
     python -m benchmarks.table1 --data cifar10.parquet --rows dcgan --columns ml --densities 0.0625,0.125,0.5
     python -m benchmarks.table1 --data cifar10.parquet --rows biggan,diffcr_biggan --shares 0.1,0.2
+    python -m benchmarks.table1 --data cifar10.parquet --scale paper --device cuda --dry-run
+    python -m benchmarks.table1 --data cifar10.parquet --scale paper --device cuda --count 50000
     python -m benchmarks.table1 --print
 
 Runs with a record are skipped; an interrupted run continues from its last checkpoint. Each finished run appends one
 line to reproduce/records/table1.jsonl. The distance is that of the averaged generator after the last step (not of the
-best checkpoint), between `--count` samples and all images of `--data`, also if it was trained on a part of them.
+best checkpoint), between `--count` samples and all images of `--data`, also if it was trained on a part of them. It is
+an FID where Inception's weights are.
+
+`--scale paper` trains the full width for the steps of the recipes. `--dry-run` measures a few steps of each cell and
+prints the hours and the memory of the campaign. Several processes, one per GPU or several on one, may share the records
+and the folder of the runs if each has rows, columns or seeds of its own.
 `sparsegen reproduce table1` prints the records and the numbers of the paper.
 """
 
+import resource
 import sys
 from collections import defaultdict
 from dataclasses import asdict, replace
+from enum import StrEnum
 from pathlib import Path
 from statistics import mean, stdev
+from time import perf_counter
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -26,15 +37,18 @@ from rich.table import Table
 
 from benchmarks.machine import circumstances
 from sparsegen.cli.console import progress
+from sparsegen.common.devices import find_device
 from sparsegen.common.files import append_line
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.common.interrupt import stop_on_interrupt
 from sparsegen.reproduce import paper
 from sparsegen.reproduce.tables import RECORDS, Record, read_records
-from sparsegen.training.data import Images, open_images
+from sparsegen.training.data import ImageLoader, Images, open_images
 from sparsegen.training.evaluation import draw, evaluate_samples
 from sparsegen.training.features import open_features
+from sparsegen.training.loop import Networks, train
 from sparsegen.training.plan import RunPlan, Schedule
+from sparsegen.training.processes import open_accelerator
 from sparsegen.training.recipes import recipe_of
 from sparsegen.training.reference import Reference
 from sparsegen.training.run import open_run
@@ -65,6 +79,14 @@ SCALES = {
     "biggan": Scale(32, 1000),
     "diffcr_biggan": Scale(32, 1000),
 }
+SAMPLED = 4  # steps of a dry run; the first is not counted
+
+
+class Size(StrEnum):
+    small = "small"
+    paper = "paper"
+
+
 KEY = (
     "architecture",
     "regularizer",
@@ -85,6 +107,9 @@ PROTOCOL = tuple(name for name in KEY if name not in ("regularizer", "k", "seed"
 
 def main(
     data: Annotated[str, typer.Option(help="The images: a parquet file, a folder or a Hub id.")] = "cifar10",
+    scale: Annotated[
+        Size, typer.Option(help="Default widths and steps: small, for CPUs, or those of the paper.")
+    ] = Size.small,
     rows: Annotated[str, typer.Option(help="Architectures.")] = ",".join(SCALES),
     columns: Annotated[str, typer.Option(help="Regularizers.")] = ",".join(REGULARIZERS),
     densities: Annotated[
@@ -102,40 +127,51 @@ def main(
         typer.Option(help="Factor of the learning rates of the recipe (default: that of the row)."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="no or bf16 (default: the faster one on this CPU).")
+        str | None, typer.Option(help="no or bf16 (default: the faster one on this device).")
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps or xpu.")] = "cpu",
     count: Annotated[int, typer.Option(help="Number of samples.")] = 5000,
     threads: Annotated[int, typer.Option()] = 1,
     runs: Annotated[Path, typer.Option(help="Folder for the checkpoints of unfinished runs.")] = Path(
         "runs/table1"
     ),
     records: Annotated[Path, typer.Option()] = RECORDS / "table1.jsonl",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print hours and memory of each cell, from a few measured steps."),
+    ] = False,
     only_print: Annotated[bool, typer.Option("--print", help="Print the table of the records.")] = False,
 ) -> None:
     """Trains the runs without a record, then prints table 1 with mean ± s.d. and the numbers of the paper."""
     if not only_print:
         torch.set_num_threads(threads)
-        precision = precision or ("bf16" if has_bfloat16("cpu") else "no")
+        place = find_device(device)
+        precision = precision or ("bf16" if has_bfloat16(place.type) else "no")
         images = open_images(data)
-        features = open_features()
-        real = Reference(features, images, bar=progress).statistics
+        scales = SCALES if scale is Size.small else {row: paper_scale(row) for row in SCALES}
         budgets = [float(text) for text in densities.split(",")] if densities else [None]
         cells = dict.fromkeys(  # without duplicates, e.g. from two densities that give the same k
-            (seed, share, cell(row, column, atoms, budget))
+            (seed, share, cell(row, column, atoms or scales[row].atoms, budget))
             for seed in map(int, seeds.split(","))
             for share in map(float, shares.split(","))
             for budget in budgets
             for row in rows.split(",")
             for column in columns.split(",")
         )
+        if dry_run:
+            return show_costs(
+                [spec for _, _, spec in cells], scales, steps, batch_size, images, precision, place
+            )
+        features = open_features(device=place)
+        real = Reference(features, images, bar=progress).statistics
         for seed, share, spec in cells:
             protocol = {
-                "steps": steps or SCALES[spec.architecture].steps,
+                "steps": steps or scales[spec.architecture].steps,
                 "batch_size": batch_size or recipe_of(spec, share).batch_size,
                 "seed": seed,
                 "precision": precision,
                 "share": share,
-                "rate": rate or SCALES[spec.architecture].rate,
+                "rate": rate or scales[spec.architecture].rate,
             }
             measured = {"count": count, "metric": features.metric, "fingerprint": images.fingerprint}
             about = {**asdict(spec), **protocol, **measured}
@@ -147,15 +183,71 @@ def main(
             k = "_".join(map(str, spec.k or ()))
             part += f"-rate{protocol['rate']:g}" if protocol["rate"] != 1 else ""
             name = f"{spec.name}-k{k}-{protocol['steps']}-{precision}-seed{seed}{part}"
-            record = {**about, **measure(spec, images, real, features, protocol, count, runs / name)}
+            record = {**about, **measure(spec, images, real, features, protocol, count, runs / name, place)}
             records.parent.mkdir(parents=True, exist_ok=True)
             append_line(records, record)
     show_table(read_records(records))
 
 
-def cell(row: str, column: str, atoms: int | None, density: float | None) -> ModelSpec:
+def paper_scale(row: str) -> Scale:
+    """The full width and the steps of the recipe."""
+    spec = ModelSpec.of(row, "baseline")
+    return Scale(spec.atoms, recipe_of(spec).steps)
+
+
+def show_costs(
+    specs: list[ModelSpec],
+    scales: dict[str, Scale],
+    steps: int | None,
+    batch_size: int | None,
+    images: Images,
+    precision: str,
+    device: torch.device,
+) -> None:
+    """Prints the time of the training and the memory of each cell, from a few steps on this device."""
+    table = Table("cell", "steps", "batch", "ms per step", "hours", "memory in GB", box=None)
+    total = 0.0
+    for spec in dict.fromkeys(specs):
+        recipe = recipe_of(spec)
+        batch, length = batch_size or recipe.batch_size, steps or scales[spec.architecture].steps
+        loader = ImageLoader(images, batch, seed=0)
+        accelerator = open_accelerator(device, precision)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        times = []
+        with progress(f"measuring {spec.name}", SAMPLED) as show:
+            since = perf_counter()
+            networks = Networks(spec, recipe, 0, device)
+            for step, _ in train(
+                networks, recipe, loader, accelerator, seed=0, start=0, steps=SAMPLED, measure_every=1
+            ):  # measuring waits for the device
+                times.append(perf_counter() - since)
+                show(step)
+                since = perf_counter()
+        seconds = float(np.median(times[1:]))
+        hours = seconds * length / 3600
+        total += hours
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident()
+        table.add_row(
+            spec.name, f"{length:,}", str(batch), f"{1000 * seconds:.1f}", f"{hours:.2f}", f"{peak / 1e9:.2f}"
+        )
+    console = Console(width=110)
+    console.print(table)
+    console.print(
+        f"{total:.1f} hours for one seed of each cell on {device} in {precision}, without evaluation. "
+        f"The memory is {'allocated on the device' if device.type == 'cuda' else 'that of this process'}."
+    )
+
+
+def _resident() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cell(row: str, column: str, atoms: int, density: float | None) -> ModelSpec:
     """The cell of table 1 with explicit k, at the density of the column or at another."""
-    spec = ModelSpec.of(row, column, atoms or SCALES[row].atoms)
+    spec = ModelSpec.of(row, column, atoms)
     k_ranges = spec.k_ranges
     return replace(
         spec,
@@ -166,7 +258,14 @@ def cell(row: str, column: str, atoms: int | None, density: float | None) -> Mod
 
 
 def measure(
-    spec: ModelSpec, images: Images, real, features, protocol: dict, count: int, folder: Path
+    spec: ModelSpec,
+    images: Images,
+    real,
+    features,
+    protocol: dict,
+    count: int,
+    folder: Path,
+    device: torch.device,
 ) -> dict:
     """Trains a cell, from its last checkpoint if there is one, and measures it."""
     steps = protocol["steps"]
@@ -187,7 +286,7 @@ def measure(
         images.part(plan.share),
         Schedule(steps, eval_every=steps, save_every=500),
         resume=True,
-        device="cpu",
+        device=device,
     )
     with (
         stop_on_interrupt() as interrupted,

@@ -1,7 +1,7 @@
 """The commands on trained models: list, info, sample, export, push."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -11,8 +11,12 @@ import sparsegen
 from sparsegen.cli.console import err, out, progress, say, show_record
 from sparsegen.cli.options import Device, K, Model, Seed, check_target, parse_k, parse_labels
 from sparsegen.common.devices import AUTO, find_device
-from sparsegen.common.extras import require
-from sparsegen.common.hardware import use_threads
+from sparsegen.common.extras import is_installed, require
+from sparsegen.common.hardware import processors, use_threads
+
+if TYPE_CHECKING:
+    from sparsegen.export.runtime import OnnxSampler
+    from sparsegen.zoo.generator import Generator
 
 app = typer.Typer()
 
@@ -28,7 +32,9 @@ def list_models(
         raise ValueError(
             f"no bundled model matches {pattern!r}; there are {', '.join(sparsegen.list_models()) or 'none'}"
         )
-    if plain or not out.is_terminal:
+    if (
+        plain or not out.is_terminal or not is_installed("torch")
+    ):  # the table needs the declarations of the networks
         print(*names, sep="\n")
         return
     from sparsegen.zoo.bundled import MODELS
@@ -153,7 +159,7 @@ def sample(
     ] = 2,
     device: Device = AUTO,
 ) -> None:
-    """Draws images from a model."""
+    """Draws images from a model, by PyTorch; by onnxruntime where only that is installed, and from an .onnx file."""
     import numpy as np
 
     from sparsegen.common.files import atomic_write
@@ -164,8 +170,15 @@ def sample(
         noise.check_count(count)
     noise.check_seed(seed)
     suffix = check_target(out_path, ".png", ".npy", folder=True)
-    use_threads()
-    generator = sparsegen.from_pretrained(model, device=device)
+    generator: Generator | OnnxSampler
+    if model.endswith(".onnx") or (
+        is_installed("onnxruntime", "onnxruntime-gpu") and not is_installed("torch")
+    ):
+        generator = sparsegen.open_sampler(model, processors(), device=device)
+    else:
+        require("torch", "sampling (without it, onnxruntime or an .onnx file)", "torch")
+        use_threads()
+        generator = sparsegen.from_pretrained(model, device=device)
     chosen = parse_labels(labels)
     if count is None:
         count = len(chosen) if isinstance(chosen, list) else 16

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from urllib.parse import unquote, urlsplit
@@ -47,13 +48,13 @@ def explain(error: ModuleNotFoundError, purpose: str) -> ImportError:
     return ImportError(f"{purpose} needs {module}: {install_command(EXTRAS[module])}", name=error.name)
 
 
-def is_installed(package: str) -> bool:
-    """Whether a distribution is installed; imports nothing, and asks no finder."""
-    try:
-        distribution(package)
-    except PackageNotFoundError:
-        return False
-    return True
+def is_installed(*packages: str) -> bool:
+    """Whether one of these distributions is installed; imports nothing, and asks no finder."""
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            distribution(package)
+            return True
+    return False
 
 
 def check_one_of(packages: Iterable[str]) -> None:

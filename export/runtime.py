@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -117,6 +117,7 @@ class OnnxSampler:
         k: int | Sequence[int] | None = None,
         labels: int | str | Sequence[int | str] | None = None,
         truncation: float | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> NDArray[np.uint8]:
         """Draws `count` images of a seed; image i does not depend on the count, and is nearly that of torch.
 
@@ -128,6 +129,7 @@ class OnnxSampler:
             labels: For a conditional generator, the class of each image or one for all, as numbers or names; None:
                 drawn.
             truncation: Bound of the truncated normal that z is drawn from, at least 0.05; None: no bound.
+            progress: Called with the number of images done, after each batch.
 
         Shape: uint8 (count, H, W, 3).
 
@@ -141,6 +143,8 @@ class OnnxSampler:
             chosen = None if classes is None else classes[first : first + len(z)]
             image, _ = self.run(z, values, codes=False, labels=chosen)
             parts.append(images.to_uint8(image))
+            if progress:
+                progress(first + len(z))
         return np.concatenate(parts)
 
     def run(

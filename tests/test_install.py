@@ -10,12 +10,14 @@ from email import message_from_string
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from sparsegen.common import extras
 from sparsegen.common.extras import EXTRAS, check_one_of
+from sparsegen.export.runtime import open_sampler
 from sparsegen.service.settings import ServiceSettings
 
 ROOT = Path(__file__).parent.parent
@@ -177,6 +179,20 @@ def test_a_server_without_torch_has_no_workers(monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(ValueError, match=r"SPARSEGEN_WORKERS is 2, .*\[restore\].*, or set it to 0"):
         ServiceSettings.from_environment({"SPARSEGEN_WORKERS": "2"})
+
+
+def test_the_command_line_samples_without_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; from sparsegen.cli import models; "
+        "models.is_installed = lambda *packages: 'onnxruntime' in packages; "
+        "from sparsegen.__main__ import main; main()"
+    )
+    arguments = ["sample", "dcgan.ml", "--count", "70", "--seed", "5", "--k", "16", "--out", "samples.npy"]
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    pixels = np.load(tmp_path / "samples.npy")
+    assert np.array_equal(pixels, open_sampler("dcgan.ml").sample(70, seed=5, k=16))
 
 
 def test_a_module_that_no_extra_has_is_reported_as_it_is() -> None:

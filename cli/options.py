@@ -81,14 +81,18 @@ def check_target(path: Path, *suffixes: str, folder: bool = False, option: str =
         ValueError: For other suffixes.
     """
     from sparsegen.common.files import check_writable
-    from sparsegen.zoo.regularizers import REGULARIZERS
 
     check_writable(path)
     suffix = path.suffix.lower()
     if suffix in suffixes and not path.is_dir():
         return suffix
-    is_folder_name = suffix.removeprefix(".") in ("", *REGULARIZERS) and not path.is_file()
-    if folder and (path.is_dir() or is_folder_name):
+    if folder and (path.is_dir() or (not path.is_file() and (not suffix or _ends_like_a_model(suffix)))):
         return ""
     or_folder = ", or be a folder whose name has no dot or is a model name" if folder else ""
     raise ValueError(f"{option} must end in {' or '.join(suffixes)}{or_folder}; got {path}")
+
+
+def _ends_like_a_model(suffix: str) -> bool:
+    from sparsegen.zoo.regularizers import REGULARIZERS  # here, because it needs torch
+
+    return suffix[1:] in REGULARIZERS

@@ -27,7 +27,7 @@ CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # Files whose tests take long: `make check` leaves them out.
 SLOW = set(
-    "api bento browser card cells checkpoint cli connections deadline decoders demo deploy docs endpoint "
+    "api bento browser card cells checkpoint cli connections deadline decoders demo deploy devices docs endpoint "
     "evaluation exposure extension features fit guards hourglass hub jobs layering loop methods onnx_file "
     "operation page_api pictures_io plots prefix privacy projected quality restoration_http restore_page "
     "restoring run runtime sources space table1_campaign table3_campaign tiles training_benchmark types "

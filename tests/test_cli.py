@@ -744,7 +744,7 @@ def test_a_folder_with_the_name_of_a_bundled_model_is_reported(
         (("plot", "samples", "dcgan.ml", "--out", "samples.png"), "torch", "plot"),
         (("export", "dcgan.ml", "--out", "model.onnx"), "torch", "export"),
         (("push", "dcgan.ml", "me/mine"), "onnx", "export"),
-        (("denoise", "nowhere.png", "--out", "o.png"), "torch", "restore"),
+        (("denoise", ROOT / "docs" / "samples.png", "--out", "o.png"), "torch", "restore"),
     ],
 )
 def test_a_missing_extra_is_reported_before_any_work_with_the_command_that_installs_it(

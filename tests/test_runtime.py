@@ -393,10 +393,11 @@ def test_auto_is_the_cpu_without_a_driver(
     undecided: None, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(runtime, "_has_nvidia_driver", lambda: False)
-    with caplog.at_level("DEBUG"):
+    with caplog.at_level("DEBUG", runtime.__name__):
         assert open_sampler(folder).provider == runtime.expected_provider() == "CPUExecutionProvider"
         open_sampler(folder)
     reason = "no NVIDIA driver" if HAS_CUDA else "this build of onnxruntime has no CUDA"
+    assert reason in runtime.cpu_reason()
     (said,) = [record for record in caplog.records if record.name == runtime.__name__]
     assert reason in said.message and said.levelname == "DEBUG"
     assert reason in runtime.cpu_reason()

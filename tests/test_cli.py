@@ -320,7 +320,7 @@ def test_ctrl_c_saves_and_states_how_to_resume(sparsegen: CLI, pictures: Path, t
     ]
     assert f"saved at step {step}" in said
     assert re.search(
-        r"step 100 of 100000  cross_entropy \S+  non_saturating \S+  \d+ images/s  \S+ of training left\n",
+        r"step 1 of 100000  cross_entropy \S+  non_saturating \S+  \d+ images/s  \S+ of training left\n",
         said,
     )
 

@@ -244,7 +244,7 @@ def test_metrics_include_the_density_of_the_codes(tmp_path: Path) -> None:
     for _ in start(tmp_path / "run", 4):
         pass
     found = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in found] == [2, 4]
+    assert [record["step"] for record in found] == [1, 2, 4]
     for record in found:
         assert set(record["losses"]) == {"cross_entropy", "non_saturating"}
         assert all(0 < density <= 0.25 for density in record["density"])
@@ -566,10 +566,10 @@ def test_a_refused_run_writes_nothing_and_a_run_without_a_checkpoint_starts_agai
     for progress in start(folder, 4, seed=1):
         if progress.step == 3:
             break
-    assert len(records(folder)) == 1
+    assert len(records(folder)) == 2
     for _ in start(folder, 4):
         pass
-    assert [record["step"] for record in records(folder)] == [2, 4]
+    assert [record["step"] for record in records(folder)] == [1, 2, 4]
     assert json.loads((folder / "run.json").read_text())["seed"] == 0
 
 
@@ -596,11 +596,11 @@ def test_an_incomplete_line_of_the_metrics_is_skipped(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 4, "losses": {"cross')
     append_line(path, {"step": 4, "whole": True})
-    assert [record["step"] for record in read_lines(path)] == [2, 4, 4]
+    assert [record["step"] for record in read_lines(path)] == [1, 2, 4, 4]
     with path.open("a") as file:
         file.write('{"step": 4, "lo')
     start(tmp_path / "run", 8, resume=True)
-    assert [record["step"] for record in records(tmp_path / "run")] == [2, 4, 4]
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 4, 4]
 
 
 @pytest.mark.parametrize("there", ["a checkpoint", "measurements of others", "a record of others"])

@@ -32,9 +32,8 @@ def list_models(
         raise ValueError(
             f"no bundled model matches {pattern!r}; there are {', '.join(sparsegen.list_models()) or 'none'}"
         )
-    if (
-        plain or not out.is_terminal or not is_installed("torch")
-    ):  # the table needs the declarations of the networks
+    table_possible = is_installed("torch")  # which the declarations of the networks need
+    if plain or not out.is_terminal or not table_possible:
         print(*names, sep="\n")
         return
     from sparsegen.zoo.bundled import MODELS
@@ -176,7 +175,7 @@ def sample(
     ):
         generator = sparsegen.open_sampler(model, processors(), device=device)
     else:
-        require("torch", "sampling (without it, onnxruntime or an .onnx file)", "torch")
+        require("torch", "sampling", "torch")
         use_threads()
         generator = sparsegen.from_pretrained(model, device=device)
     chosen = parse_labels(labels)

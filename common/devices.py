@@ -14,12 +14,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 NAMES = "auto, cpu, cuda, cuda:N, mps or xpu"
-CPU_BATCH, MIN_BATCH, DEFAULT_BATCH, MAX_BATCH = (
-    64,
-    64,
-    512,
-    2048,
-)  # images; the second to fourth on accelerators
+CPU_BATCH = 64  # images
+MIN_BATCH, DEFAULT_BATCH, MAX_BATCH = 64, 512, 2048  # images, on accelerators
 MEMORY_SHARE = 0.25  # Choice: of the free memory, for the images of one batch
 
 Result = TypeVar("Result")

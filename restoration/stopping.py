@@ -117,9 +117,8 @@ class HeldOutRule(StoppingRule):
         ensemble_size: int = 1,
     ) -> None:
         pixels = (1, 1, *observation.shape[2:]) if observation.ndim == 4 else observation.shape
-        everywhere = torch.ones(
-            pixels, dtype=observation.dtype
-        )  # on the CPU: the same choice for every device
+        # On the CPU: the same choice for every device.
+        everywhere = torch.ones(pixels, dtype=observation.dtype)
         if known is not None:
             everywhere = everywhere * known.cpu()
         found = int(everywhere.sum())

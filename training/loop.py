@@ -50,8 +50,8 @@ class Networks:
     """
 
     def __init__(self, spec: ModelSpec, recipe: Recipe, seed: int, device: torch.device | str = "cpu"):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
+            torch.default_generator.manual_seed(seed)
             self.generator, auxiliary_networks = spec.generator(), spec.auxiliary_networks()
             auxiliary_networks |= {name: build(self.generator) for name, build in recipe.networks.items()}
             self.averaged = spec.generator()

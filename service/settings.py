@@ -64,7 +64,7 @@ class ServiceSettings:
     job_deadline_hours: float = _limit(12, 0.0001, 10_000, "hours after which a running restoration is ended")
     jobs_per_client: int = _limit(4, 1, 10_000, "unfinished restorations per client")
     sync_pixels: int = _limit(16_384, 256, 1_000_000, "pixels of a result that the client waits for")
-    sync_seconds: float = _limit(25, 0.1, 3600, "seconds that a client waits for a result")
+    sync_seconds: float = _limit(120, 0.1, 3600, "maximum seconds that a client waits for a result")
     results_mb: int = _limit(
         4096, 64, 1_000_000, "megabytes of all finished restorations; beyond it the oldest are removed"
     )

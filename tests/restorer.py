@@ -20,7 +20,7 @@ from sparsegen.service.jobs import worker
 
 LEASE, HEARTBEAT_EVERY = 4.0, 0.4  # seconds; those of the product would make the tests slow
 ITERATION = 0.02
-REFUSED, BROKEN = 13, 14  # seeds
+REFUSED, BROKEN, SLOW = 13, 14, 15  # seeds
 
 
 @dataclass
@@ -78,7 +78,7 @@ def run(
     restored, last = picture.with_pixels(1 - picture.pixels), task.iterations or 3
     iteration = 0
     for iteration in range(1, last + 1):
-        time.sleep(ITERATION)
+        time.sleep(ITERATION * (10 if task.seed == SLOW else 1))
         trace(f"{os.getpid()} {task.seed} {iteration}\n")
         if "--sleepy" in sys.argv and iteration == 5:
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -12,11 +12,14 @@ from sparsegen.restoration.settings import Task
 from sparsegen.service.jobs import calibration
 from sparsegen.service.jobs.budget import (
     DEFAULT_PACE,
+    PACES,
+    check_wait,
     expected_effort,
     expected_iterations,
     expected_seconds,
     measure_content,
 )
+from sparsegen.service.jobs.errors import Busy
 from sparsegen.service.jobs.store import open_store
 
 LENGTHS = Path(__file__).parents[1] / "benchmarks" / "records" / "denoising_lengths.jsonl"
@@ -60,6 +63,26 @@ def test_weaker_noise_and_finer_structure_take_longer_up_to_the_last_iteration()
 
 def test_the_pace_of_this_machine_replaces_the_default():
     assert expected_seconds(1e6, None) == 1e6 * DEFAULT_PACE and expected_seconds(1e6, 3e-6) == 3
+
+
+def test_a_wait_is_refused_only_if_the_result_is_not_expected_in_time():
+    pace = 2e-6  # so 1e7 units take 20 seconds
+    check_wait("denoise", 1e7, pace, 0, 20, 100)
+    check_wait("denoise", 1e7, pace, 10, 30, 100)
+    with pytest.raises(
+        ValueError, match="about 20 seconds, and this request waits for 19: set max_seconds to up to 100"
+    ):
+        check_wait("denoise", 1e7, pace, 0, 19, 100)
+    with pytest.raises(ValueError, match="waits for 15: use fewer iterations"):
+        check_wait("denoise", 1e7, pace, 0, 15, 15)  # a higher max_seconds would not help
+    with pytest.raises(
+        Busy, match="about 20 seconds after 11 seconds for the restorations before it"
+    ) as busy:
+        check_wait("denoise", 1e7, pace, 11, 30, 100)
+    assert busy.value.retry_after == 1
+    check_wait(
+        "denoise", 1e7, 1000 * PACES[1], 0, 1e7 * PACES[1], 100
+    )  # a wrong pace does not lock the route
 
 
 @pytest.fixture(name="store")

@@ -169,7 +169,9 @@ def test_the_log_connects_the_job_of_a_method_with_its_request(served, tmp_path)
 
 def test_a_form_of_curl_needs_no_json(served, tmp_path):
     files = {"image": picture(tmp_path / "given.png").read_bytes()}
-    response = httpx.post(f"{served.url}/deblur", files=files, data={"kernel": "gaussian:2"}, timeout=60)
+    response = httpx.post(
+        f"{served.url}/deblur", files=files, data={"kernel": "gaussian:2", "iterations": "9"}, timeout=60
+    )
     assert response.status_code == 200 and response.headers["content-type"] == "image/png"
 
 
@@ -220,22 +222,31 @@ def test_a_bad_value_is_refused_in_one_sentence(served, tmp_path, path, texts, s
     assert response.status_code == status and words in sentence(response.content)
 
 
+def late(path: Path, **values: object) -> dict[str, dict]:
+    """A request whose restoration takes 10 seconds, but is expected to take less than 3."""
+    texts = {
+        "seed": str(restorer.SLOW),
+        "iterations": "50",
+        **{name: str(value) for name, value in values.items()},
+    }
+    return {"files": {"image": picture(path).read_bytes()}, "data": texts}
+
+
 def test_at_the_time_limit_the_job_is_removed_and_the_answer_names_the_queue(served, jobs, tmp_path):
-    files, began = {"image": picture(tmp_path / "given.png").read_bytes()}, time.monotonic()
-    response = httpx.post(f"{served.url}/denoise", files=files, data={"iterations": "100000"}, timeout=60)
-    assert SECONDS <= time.monotonic() - began < SECONDS + 10
+    began = time.monotonic()
+    response = httpx.post(
+        f"{served.url}/denoise", **late(tmp_path / "given.png", max_seconds=3.5), timeout=60
+    )
+    assert 3.5 <= time.monotonic() - began < 3.5 + 5
     assert response.status_code == 504 and int(response.headers["retry-after"]) > 0
-    assert "within 8 seconds" in sentence(response.content) and "POST /restore" in sentence(response.content)
+    assert "within 3.5 seconds" in sentence(response.content) and "POST /restore" in sentence(
+        response.content
+    )
     assert until(lambda: left(jobs), NOTHING) == NOTHING
 
 
 def test_the_job_of_a_client_that_disconnects_is_removed(served, jobs, tmp_path):
-    request = httpx.Request(
-        "POST",
-        f"{served.url}/denoise",
-        files={"image": picture(tmp_path / "given.png").read_bytes()},
-        data={"iterations": "100000"},
-    )
+    request = httpx.Request("POST", f"{served.url}/denoise", **late(tmp_path / "given.png"))
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
@@ -243,6 +254,43 @@ def test_the_job_of_a_client_that_disconnects_is_removed(served, jobs, tmp_path)
         assert until(lambda: jobs.counts()[1], 1, SECONDS) == 1
     assert until(lambda: left(jobs), NOTHING, SECONDS) == NOTHING
     assert time.monotonic() - began < SECONDS  # before the time limit
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"preset": "paper"}, "and this request waits for 8: use fewer iterations"),
+        (
+            {"preset": "paper", "iterations": 35, "max_seconds": 1},
+            "this request waits for 1: set max_seconds to up to 8, and the timeout",
+        ),
+        (
+            {"max_seconds": 9},
+            "max_seconds is at most 8; got 9: submit a job with POST /restore; the operator can",
+        ),
+        ({"max_seconds": 0}, "max_seconds must be a number from 1 to 3600; got '0'"),
+    ],
+)
+def test_what_would_take_too_long_is_refused_at_once(client, jobs, tmp_path, values, words):
+    began = time.monotonic()
+    with pytest.raises(BentoMLException) as caught:
+        client.denoise(picture(tmp_path / "given.png"), **values)
+    assert time.monotonic() - began < 4 and caught.value.error_code == 422
+    assert words in str(caught.value) and left(jobs) == NOTHING
+
+
+def test_a_request_that_would_wait_too_long_for_others_is_refused_at_once(served, jobs, tmp_path):
+    given = late(tmp_path / "given.png", kind="denoise", iterations=1000)
+    job = httpx.post(f"{served.url}/restore", **given, timeout=60).json()["id"]
+    assert until(lambda: ((jobs.status(job) or {}).get("seconds_left") or 0) > 8, True)
+    began = time.monotonic()
+    response = httpx.post(f"{served.url}/denoise", **late(tmp_path / "given.png"), timeout=60)
+    assert time.monotonic() - began < 4 and response.status_code == 429
+    assert int(response.headers["retry-after"]) > 0
+    assert "for the restorations before it, and this request waits for 8" in sentence(response.content)
+    for _ in range(2):  # cancels, then removes
+        httpx.delete(f"{served.url}/restore/{job}", timeout=60)
+    assert until(lambda: left(jobs), NOTHING) == NOTHING
 
 
 def test_one_document_describes_all_routes_and_the_clients_get_their_methods(served):

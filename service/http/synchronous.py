@@ -45,26 +45,27 @@ def _route(model: type[MethodRequest]) -> Handler:
 
     async def restore(request: Request) -> Response:
         client, settings = client_of(request), ServiceSettings.from_environment()
+        began, seconds = asyncio.get_running_loop().time(), settings.sync_seconds
         job: _Job | None = None
         try:
-            async with asyncio.timeout(settings.sync_seconds):
+            async with asyncio.timeout_at(began + seconds) as limit:
                 await with_store(request, lambda store: check_room(store, client))  # before the body is read
                 async with read_form(request, model) as form, turn(request, client):
                     files = await form.files()
-                    values = model.parse({**form.texts, **files}).model_dump(
-                        exclude=set(files), exclude_none=True
-                    )
+                    asked = model.parse({**form.texts, **files})
+                    seconds = asked.wait(settings)
+                    limit.reschedule(began + seconds)
+                    values = asked.model_dump(exclude={*files, "max_seconds"}, exclude_none=True)
                     values["kind"] = model.kind
-                    job = _Job(
-                        request, lambda store: order(store, values, files, client, settings.sync_pixels)
-                    )
+                    job = _Job(request, lambda store: order(store, values, files, client, seconds))
                     await job.submitted()
                 return await job.answer()
         except TimeoutError:
             return busy(
                 504,
-                f"{model.kind} was not done within {settings.sync_seconds:g} seconds: use fewer iterations or a "
-                "smaller picture, or submit a job with POST /restore",
+                f"{model.kind} was not done within {seconds:g} seconds: set a higher max_seconds (up to "
+                f"{settings.sync_seconds:g}), use fewer iterations or a smaller picture, or submit a job with "
+                "POST /restore",
                 10,
             )
         finally:
@@ -140,7 +141,7 @@ for _model in METHODS:
             described("image/png", BINARY, "The restored picture."),
             **{"400": "The body or a picture in it cannot be read.", "413": "The body is too large."},
             **{"415": "The body is not a form.", "422": "A value is missing, unknown or out of range."},
-            **{"429": "Too many jobs are waiting, or the client has too many."},
+            **{"429": "Too many jobs are waiting or before this one, or the client has too many."},
             **{
                 "500": "The restoration failed.",
                 "503": "No worker is running, the job store is not available, or too many pictures wait to be read.",

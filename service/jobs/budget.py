@@ -5,12 +5,13 @@ import math
 import numpy as np
 
 from sparsegen.restoration.settings import SMALLEST, Task
+from sparsegen.service.jobs.errors import Busy
 from sparsegen.service.settings import ServiceSettings, variable
 
 # Processor seconds per unit of effort: the median of the 168 runs of table 3 with the fast preset.
 DEFAULT_PACE = 1.27e-6
-# Choice: the measured pace is clipped to these bounds, so that jobs that end early or late cannot make the estimates of
-# others much too low or too high.
+# Choice: the measured pace is clipped to these bounds where requests are refused, so that jobs that end early or late
+# cannot make the estimates of others much too low or too high.
 PACES = (DEFAULT_PACE / 4, DEFAULT_PACE * 4)
 LEAST_NOISE, LEAST_DETAIL = 1.0, 0.02  # gray levels; share of the variance of the noise
 
@@ -88,8 +89,8 @@ def check_budget(
     Raises:
         ValueError: With the estimate, the limit and the remedy.
     """
-    clipped = None if pace is None else min(max(pace, PACES[0]), PACES[1])
-    hours = expected_seconds(effort, clipped) / 3600
+    clipped = None if pace is None else max(pace, PACES[0])
+    hours = _limited_seconds(effort, clipped) / 3600
     gigabytes = task.memory(height, width) / 1e9
     if hours > settings.job_hours:
         raise ValueError(
@@ -103,3 +104,39 @@ def check_budget(
             f"{settings.job_memory_gb:g} GB: use a smaller picture or ensemble, or the preset fast; the operator can "
             f"raise {variable('job_memory_gb')}"
         )
+
+
+def check_wait(
+    kind: str, effort: float, pace: float | None, ahead: float, seconds: float, longest: float
+) -> None:
+    """Checks that a client that waits for a task can expect it in time.
+
+    Args:
+        effort, pace: As in `expected_seconds`.
+        ahead: Expected seconds until the task starts.
+        seconds: The seconds that the client waits.
+        longest: The seconds that it may wait at most.
+
+    Raises:
+        ValueError: With the estimate, the limit and the remedy, if the task takes too long.
+        Busy: If it takes too long only because of the tasks before it.
+    """
+    expected = _limited_seconds(effort, pace)
+    about = f"{kind} would take about {expected:.0f} seconds"
+    if expected > seconds:
+        longer = f"set max_seconds to up to {longest:g}, and the timeout of the client to more; "
+        raise ValueError(
+            f"{about}, and this request waits for {seconds:g}: {longer if expected <= longest else ''}use fewer "
+            "iterations or a smaller picture, or submit a job with POST /restore"
+        )
+    if expected + ahead > seconds:
+        raise Busy(
+            f"{about} after {ahead:.0f} seconds for the restorations before it, and this request waits for "
+            f"{seconds:g}: retry later, or submit a job with POST /restore",
+            expected + ahead - seconds,
+        )
+
+
+def _limited_seconds(effort: float, pace: float | None) -> float:
+    """The expected seconds, with an upper bound for the pace."""
+    return expected_seconds(effort, None if pace is None else min(pace, PACES[1]))

@@ -27,11 +27,11 @@ from sparsegen.restoration.settings import (
     rename_settings,
 )
 from sparsegen.service.errors import Refused
-from sparsegen.service.jobs.budget import check_budget, expected_effort, measure_content
+from sparsegen.service.jobs.budget import check_budget, check_wait, expected_effort, measure_content
 from sparsegen.service.jobs.decoding import DecodersBusy, decoders, patience
 from sparsegen.service.jobs.store import FILES, MAX_WAITING, STORED_PIXELS, Status, Store
 from sparsegen.service.requests import RequestModel, clip
-from sparsegen.service.settings import ServiceSettings
+from sparsegen.service.settings import ServiceSettings, variable
 from sparsegen.zoo.noise import MAX_SEED
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ MAX_UPLOAD = 32 << 20
 MAX_PIXELS = STORED_PIXELS  # of the result
 TILED = f"{LARGEST / 1e6:g} million"  # pixels; the limit of the command line
 TURN_SECONDS = 20.0  # maximum wait of an upload before it is read
+# Seconds for a result in one request; BentoML's client waits for 30 by default.
+DEFAULT_WAIT, MAX_WAIT = 25, 3600
 STORE_SECONDS = 20.0  # upper bound for the job store, including the timeout of Redis
 
 
@@ -130,14 +132,38 @@ class MethodRequest(RestoreOptions):
     image: Upload = Field(
         description=f"An image file. The result has at most {ServiceSettings.sync_pixels:,} pixels by default."
     )
+    max_seconds: float | None = Field(
+        None,
+        ge=1,
+        le=MAX_WAIT,
+        description=f"Seconds until the answer, by default {DEFAULT_WAIT:g}; a restoration that is expected to take "
+        f"longer is refused at once. The server allows at most {ServiceSettings.sync_seconds:g} by default.",
+    )
 
     @classmethod
     def model_json_schema(cls, *arguments: Any, **options: Any) -> dict[str, Any]:
         """The schema, with the fields of the kind after `image`: BentoML's clients take positional arguments."""
         made = super().model_json_schema(*arguments, **options)
-        last = [name for name in RestoreOptions.model_fields if name != "image"]
+        last = [name for name in MethodRequest.model_fields if name != "image"]
         made["properties"] = dict(sorted(made["properties"].items(), key=lambda part: part[0] in last))
         return made
+
+    def wait(self, settings: ServiceSettings) -> float:
+        """The seconds until the answer.
+
+        Raises:
+            Refused: With 422 above the limit of the settings.
+        """
+        longest = settings.sync_seconds
+        if self.max_seconds is None:
+            return min(DEFAULT_WAIT, longest)
+        if self.max_seconds > longest:
+            raise Refused(
+                422,
+                f"max_seconds is at most {longest:g}; got {self.max_seconds:g}: submit a job with POST /restore; the "
+                f"operator can raise {variable('sync_seconds')}",
+            )
+        return self.max_seconds
 
 
 class DenoiseRequest(MethodRequest):
@@ -228,29 +254,34 @@ def order(
     given: Mapping[str, object],
     files: Mapping[str, bytes],
     client: str,
-    max_pixels: int = MAX_PIXELS,
+    waits: float | None = None,
 ) -> tuple[Status, Picture]:
     """Checks a request and submits it as a job; returns the status of the job, and the given picture.
 
     Args:
         given: The values of `RestoreRequest` that are not files; numbers may be texts.
-        max_pixels: Maximum of the result if the client waits for it.
+        waits: Seconds that the client waits for the result; None if it does not wait.
 
     Raises:
-        Refused: As `check`, and with 422 above the budget or `max_pixels`.
-        Busy, StoreError: As `Store.submit`.
+        Refused: As `check`, and with 422 above the budget, or for a result that is not to be expected in time.
+        Busy: As `Store.submit`, and if the result is not to be expected in time because of other jobs.
+        StoreError: As `Store.submit`.
     """
     settings, checked = ServiceSettings.from_environment(), check(given, files)
     height, width = checked.size
-    if height * width > max_pixels:
+    if waits is not None and height * width > settings.sync_pixels:
         raise Refused(
             422,
-            f"the result has {width} x {height} pixels, and a result in one request has at most {max_pixels:,}: submit "
-            "a job with POST /restore",
+            f"the result has {width} x {height} pixels, and a result in one request has at most "
+            f"{settings.sync_pixels:,}: submit a job with POST /restore",
         )
     effort = expected_effort(checked.task, height, width, *measure_content(checked.image.pixels))
+    pace = store.pace()
     try:
-        check_budget(checked.task, height, width, effort, store.pace(), settings)
+        check_budget(checked.task, height, width, effort, pace, settings)
+        if waits is not None:
+            _, ahead = store.ahead()
+            check_wait(checked.task.kind, effort, pace, ahead, waits, settings.sync_seconds)
     except ValueError as error:
         raise Refused(422, str(error)) from None
     status = store.submit(

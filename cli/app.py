@@ -9,7 +9,7 @@ import typer
 from rich.logging import RichHandler
 
 import sparsegen
-from sparsegen.cli import models, paper, restoring, serving, training
+from sparsegen.cli import encoding, models, paper, restoring, serving, training
 from sparsegen.cli.console import err, substitute_unencodable
 from sparsegen.common.extras import explain
 
@@ -37,7 +37,7 @@ def options(
     """Image generators whose inner representation is a sparse code."""
 
 
-for group in (models, training, serving, paper, restoring):
+for group in (models, encoding, training, serving, paper, restoring):
     app.add_typer(group.app)
 
 

@@ -8,15 +8,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import CLI, Done
 from PIL import Image
 from torch import nn
 
+from sparsegen.__main__ import main
 from sparsegen.training.features import FeatureNetwork
 from sparsegen.zoo.blocks import ConditionalBatchNorm
 from sparsegen.zoo.generator import Generator
@@ -27,8 +30,8 @@ CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # Files whose tests take long: `make check` leaves them out.
 SLOW = set(
-    "api bento browser card cells checkpoint cli connections deadline decoders demo deploy devices docs endpoint "
-    "evaluation exposure extension features fit guards hourglass hub jobs layering loop methods onnx_file "
+    "api bento browser card cells checkpoint cli connections deadline decoders demo deploy devices docs encoding "
+    "endpoint evaluation exposure extension features fit guards hourglass hub jobs layering loop methods onnx_file "
     "operation page_api pictures_io plots prefix privacy projected quality restoration_http restore_page "
     "restoring run runtime sources space table1_campaign table3_campaign tiles training_benchmark types "
     "uploads".split()
@@ -117,3 +120,16 @@ def features() -> FeatureNetwork:
 @pytest.fixture
 def real() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, size=(700, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def sparsegen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CLI:
+    """Runs the command line in this process, because importing torch takes seconds."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["sparsegen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(ended.value.code, *capsys.readouterr())
+
+    return run

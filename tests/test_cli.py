@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from commands import CLI, Done, assert_refused
 from conftest import CLASSES, ROOT
 from PIL import Image
 
@@ -26,28 +25,6 @@ from sparsegen.training.features import FeatureNetwork
 from sparsegen.zoo.bundled import MODELS, list_models
 from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-CLI = Callable[..., Done]
-
-
-@pytest.fixture
-def sparsegen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CLI:
-    """Runs the command line in this process, because importing torch takes seconds."""
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["sparsegen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 def in_a_process(*arguments: object) -> Done:
@@ -76,14 +53,6 @@ def pictures(tmp_path: Path) -> Path:
     Image.fromarray(np.full((48, 40), 128, np.uint8)).save(folder / "grey.png")
     (folder / "broken.png").write_bytes((folder / "000.png").read_bytes()[:200])
     return folder
-
-
-def assert_refused(done: Done, *says: str) -> None:
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("sparsegen: ")
-    for text in says:
-        assert text in done.stderr
 
 
 def test_sample_writes_the_pixels_that_python_draws(sparsegen: CLI, model: Path, tmp_path: Path) -> None:
@@ -217,7 +186,7 @@ def test_info_describes_a_model(sparsegen: CLI, model: Path, conditional: Path) 
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "sample", "train", "evaluate", "export", "serve", "plot", "push", "info"]
+    "command", ["list", "sample", "train", "evaluate", "export", "serve", "plot", "push", "info", "encode"]
 )
 def test_every_command_has_help_with_an_example(sparsegen: CLI, command: str) -> None:
     done = sparsegen(command, "--help")

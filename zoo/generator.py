@@ -22,6 +22,7 @@ from sparsegen.zoo import noise
 from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.bundled import CONFIG, WEIGHTS
 from sparsegen.zoo.config import FORMAT
+from sparsegen.zoo.encoding import ITERATIONS, Encoding, encode
 from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.projections import Projection
 from sparsegen.zoo.publishing import PushOptions, publish
@@ -276,6 +277,45 @@ class Generator(nn.Module):
                 if progress:
                     progress(done)
         return np.concatenate(parts)
+
+    def encode(
+        self,
+        images: NDArray[np.uint8],
+        k: int | Sequence[int] | None = None,
+        level: int | None = None,
+        iterations: int = ITERATIONS,
+        mask: NDArray[np.bool_] | None = None,
+        find_z: bool = False,
+        labels: int | str | Sequence[int | str] | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Encoding:
+        """Finds the sparse codes of images, so that `synthesize` gives the images again.
+
+            encoding = generator.encode(generator.sample(4), k=16)
+            encoding.codes[0], encoding.reconstruction, encoding.psnr
+
+        Runs in eval mode and does not change mode or k. Deterministic; the codes of an image do not depend on the
+        others, up to rounding.
+
+        Args:
+            images: As `sample` returns them.
+            k: As in `sample`.
+            level: The code that is searched, counted from the image; the codes below it are computed from it. None:
+                the highest projected one, 1 if none is.
+            iterations: Steps of the search, 1 to 100,000.
+            mask: True where a pixel is known; the others are free, so the reconstruction fills them. None: all.
+            find_z: Also search z by the same descent, from the z of seed 0; as many steps.
+            labels: Classes for `find_z`, as in `sample`; needed by a conditional generator.
+            progress: Called with the number of images done, after each batch.
+
+        Shape: images uint8 (B, H, W, 3), mask bool (H, W) or (B, H, W); see `Encoding`.
+
+        Raises:
+            TypeError, ValueError: On a value out of range or another shape.
+            FloatingPointError: If the images of the codes hold NaN.
+            RuntimeError: If the device has too little memory.
+        """
+        return encode(self, images, k, level, iterations, mask, find_z, labels, progress)
 
     def view(self, k: int | Sequence[int] | None = None) -> "Generator":
         """Returns a generator that shares these weights, in eval mode, with its own k and mode.

@@ -38,7 +38,7 @@ from sparsegen.common.names import known_names
 from sparsegen.common.text import check_text
 from sparsegen.pictures import images
 from sparsegen.zoo import bundled, hub, noise
-from sparsegen.zoo.config import check_class_names
+from sparsegen.zoo.config import check_class_names, check_license
 from sparsegen.zoo.k_range import KRange, resolve
 
 onnxruntime.disable_telemetry_events()  # if onnxruntime was imported before sparsegen
@@ -499,7 +499,7 @@ def _check_metadata(metadata: dict[str, Any], session: onnxruntime.InferenceSess
     for name in ("name", "regularizer"):
         check_text(name, metadata[name])
     if metadata["license"] is not None:
-        check_text("license", metadata["license"])
+        check_license(metadata["license"])
     if metadata["graph"] not in ("generator", "synthesis"):
         raise ValueError(f"graph must be generator or synthesis; got {metadata['graph']!r:.80}")
     weights = metadata["weights"]

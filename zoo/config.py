@@ -66,11 +66,16 @@ def read_entries(folder: Path) -> dict[str, Any]:
             raise TypeError(f"k must be a list of integers, one per projected level; got {config['k']!r}")
         check_class_names(config.get("class_names", []))
         if "license" in config:
-            check_text("license", config["license"], LONGEST_LICENSE)
+            check_license(config["license"])
         _check_texts(config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     return config
+
+
+def check_license(license_id: object) -> str:
+    """Returns the license. Raises: TypeError, ValueError unless it is a text of one line, of at most 60 characters."""
+    return check_text("license", license_id, LONGEST_LICENSE)
 
 
 def check_class_names(names: Sequence[object]) -> None:

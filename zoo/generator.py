@@ -21,7 +21,7 @@ from sparsegen.pictures import images
 from sparsegen.zoo import noise
 from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.bundled import CONFIG, WEIGHTS
-from sparsegen.zoo.config import FORMAT
+from sparsegen.zoo.config import FORMAT, check_license
 from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.projections import Projection
 from sparsegen.zoo.publishing import PushOptions, publish
@@ -361,6 +361,9 @@ class Generator(nn.Module):
         Args:
             training, evaluation: Entries about how the weights were trained and measured. If both are None, those of
                 the opened checkpoint; its evaluation is dropped if the weights or k have changed.
+
+        Raises:
+            TypeError, ValueError: If the license is not a text of one line.
         """
         spec, about = self.spec, {"training": training, "evaluation": evaluation}
         k = list(spec.k or ())
@@ -381,7 +384,7 @@ class Generator(nn.Module):
             "k": k,
             "image_size": spec.image_size,
             "classes": spec.labels,
-            **({"license": self.config["license"]} if "license" in self.config else {}),
+            **({"license": check_license(self.config["license"])} if "license" in self.config else {}),
             **({"class_names": list(self.class_names)} if self.class_names else {}),
             **{name: entry for name, entry in about.items() if entry is not None},
         }

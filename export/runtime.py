@@ -39,7 +39,7 @@ from sparsegen.common.text import check_text
 from sparsegen.pictures import images
 from sparsegen.zoo import bundled, hub, noise
 from sparsegen.zoo.config import check_class_names, check_license
-from sparsegen.zoo.k_range import KRange, resolve
+from sparsegen.zoo.k_range import UNITS, KRange, resolve
 
 onnxruntime.disable_telemetry_events()  # if onnxruntime was imported before sparsegen
 
@@ -465,7 +465,7 @@ def _explain(error: Exception, path: Path) -> Exception:
         return ValueError(f"{path} is truncated, corrupt or not an ONNX file: {reason}")
     if not weights.exists():
         return FileNotFoundError(f"{weights} is missing: {path.name} reads its weights from there")
-    if "escapes" in reason:
+    if "escapes" in reason or "Absolute path" in reason:
         if weights.is_symlink():
             return ValueError(
                 f"{weights} is a link to another folder, which onnxruntime does not follow: copy the file here"
@@ -519,7 +519,8 @@ def _check_metadata(metadata: dict[str, Any], session: onnxruntime.InferenceSess
     k_ranges = [KRange(**k_range) for k_range in metadata["dials"]]
     for k_range in k_ranges:
         check_integer("level", k_range.level, 1, len(shapes), "a level of the codes")
-        check_text("unit", k_range.unit)
+        if k_range.unit not in UNITS:
+            raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {k_range.unit!r:.80}")
         check_integer("limit", k_range.limit, 1, LARGEST**3, "the largest k")
         check_integer("k", k_range.k, 1, k_range.limit, "the k of training")
     levels = range(1, len(shapes) + 1)

@@ -42,7 +42,7 @@ class Repo:
         self.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
 
     def commit(self, branch: str, files: Files, deleted: Sequence[str] = ()) -> str:
-        sha = hashlib.sha1(repr((len(self.commits), branch, sorted(files))).encode()).hexdigest()
+        sha = hashlib.sha1(repr((len(self.commits), branch, sorted(files.items()))).encode()).hexdigest()
         self.commits[sha] = {**self.commits.get(self.branches.get(branch, ""), {}), **files}
         for path in deleted:
             del self.commits[sha][path]

@@ -261,6 +261,12 @@ def test_an_invalid_config_is_refused_by_name(folder: Path, text: str) -> None:
         ({"license": "x" * 61}, "license must be 1 to 60 characters"),
         ({"training": {"data": "\x1b[31m"}}, "training.data must be .* without control characters"),
         ({"training": {"notes": [{"a\x9b": 1}]}}, "a name of an entry in training.notes must be"),
+        ({"training": {"data": 5}}, "training.data must be of type str . None; got 5"),
+        ({"training": {"steps": "many"}}, "training.steps must be of type int; got 'many'"),
+        (
+            {"evaluation": {"metric": "fid", "distance": 3.0, "count": {}}},
+            "evaluation.count must be of type int . None",
+        ),
         ({"training": {"data": "x" * 1001}}, "training.data must be 1 to 1,000 characters"),
         ({"training": {"steps": 10**400}}, "is too large"),
         ({"evaluation": {"metric": "fid", "distance": 10**19 * 2}}, "is too large"),

@@ -353,7 +353,12 @@ def test_the_error_for_a_broken_file_has_its_name_and_the_reason(copied: Path, c
 
 WRONG_METADATA = {
     "z_dim": [(10**12, "from 1 to 65536"), (-3, "got -3"), ("x", "got 'x'"), (99, "metadata .99.")],
-    "dials": [("x", "mapping"), ([{"a": 1}], "argument 'a'"), ([], "k_1, k_2, too")],
+    "dials": [
+        ("x", "mapping"),
+        ([{"a": 1}], "argument 'a'"),
+        ([], "k_1, k_2, too"),
+        ([{"level": 1, "unit": "<b>", "k": 1, "limit": 8}], "one of needle, code"),
+    ],
     "image_size": [(10**9, "from 1 to 65536"), (64, "graph has image of the shape")],
     "classes": [(-1, "got -1"), (10, "graph has no labels"), (True, "got True")],
     "class_names": [
@@ -396,7 +401,7 @@ def test_metadata_that_sparsegen_does_not_write_are_refused(copied: Path, entry:
             open_sampler(copied)
 
 
-@pytest.mark.parametrize("location", ["../../../../../etc/passwd", "../elsewhere"])
+@pytest.mark.parametrize("location", ["../../../../../etc/passwd", "/etc/passwd", "../elsewhere"])
 def test_a_graph_that_reads_a_file_elsewhere_is_refused(copied: Path, location: str) -> None:
     shutil.copy(copied / WEIGHTS, copied.parent / "elsewhere")
 

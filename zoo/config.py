@@ -28,8 +28,17 @@ ENTRIES = {  # besides the format
 LONGEST_LICENSE = 60  # characters
 LARGEST = 2**64  # of integers: seeds are smaller
 OPTIONAL = ("recipe", "image_size", "classes", "license", "class_names", "training", "evaluation")
-EVALUATION = {"metric": str, "distance": Real, "distances": dict}
-SINCE_SEVERAL = ("distances",)  # missing in older evaluations
+# Entries that cards, tables and the page read. Others may be of any type.
+TRAINING = {"data": str | None, "steps": int, "start_from": str | None, "base_model": str | None}
+EVALUATION = {
+    "metric": str,
+    "distance": Real,
+    "distances": dict,
+    "data": str | None,
+    "count": int | None,
+    "density": list | None,
+}
+OPTIONAL_EVALUATION = ("distances", "data", "count", "density")  # e.g. missing in older evaluations
 
 
 def read_entries(folder: Path) -> dict[str, Any]:
@@ -61,7 +70,8 @@ def read_entries(folder: Path) -> dict[str, Any]:
     try:
         _check(config, ENTRIES, OPTIONAL)
         if config.get("evaluation"):
-            _check(config["evaluation"], EVALUATION, SINCE_SEVERAL, within="evaluation.")
+            _check(config["evaluation"], EVALUATION, OPTIONAL_EVALUATION, within="evaluation.")
+        _check(config.get("training", {}), TRAINING, tuple(TRAINING), within="training.")
         if not all(type(k) is int for k in config["k"]):
             raise TypeError(f"k must be a list of integers, one per projected level; got {config['k']!r}")
         check_class_names(config.get("class_names", []))
@@ -100,14 +110,16 @@ def _check_texts(value: object, within: str = "") -> None:
 
 
 def _check(
-    entries: Mapping[str, object], kinds: Mapping[str, type], optional: Sequence[str] = (), within: str = ""
+    entries: Mapping[str, object], kinds: Mapping[str, Any], optional: Sequence[str] = (), within: str = ""
 ) -> None:
     for name, kind in kinds.items():
         if name not in entries:
             if name not in optional:
                 raise ValueError(f"the entry {within}{name} is missing")
         elif not isinstance(value := entries[name], kind) or isinstance(value, bool):
-            raise TypeError(f"{within}{name} must be of type {kind.__name__}; got {value!r}")
+            raise TypeError(
+                f"{within}{name} must be of type {getattr(kind, '__name__', kind)}; got {value!r:.80}"
+            )
 
 
 def _no_number(text: str) -> NoReturn:

@@ -7,6 +7,9 @@ from typing import Any
 from sparsegen.common.checks import check_integer
 
 
+UNITS = ("needle", "code")
+
+
 @dataclass(frozen=True)
 class KRange:
     """The k of one projected level: k non-zeros, of `limit`, in each unit ("needle" or "code") of Γ."""

@@ -6,7 +6,6 @@ from typing import Any
 
 from sparsegen.common.checks import check_integer
 
-
 UNITS = ("needle", "code")
 
 

@@ -179,6 +179,8 @@ def test_a_changed_k_drops_the_evaluation(tiny_ml: Generator, tmp_path: Path) ->
 def test_weights_are_not_saved_as_integers(tiny_ml: Generator, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="floating-point type, e.g. torch.float16; got torch.int8"):
         tiny_ml.save_pretrained(tmp_path / "a", dtype=torch.int8)
+    with pytest.raises(TypeError, match="got half"):
+        tiny_ml.save_pretrained(tmp_path / "a", dtype="half")
     assert not (tmp_path / "a").exists()
 
 

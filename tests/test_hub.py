@@ -361,6 +361,17 @@ def test_a_failed_first_push_leaves_no_repository(hub: Hub, checkpoint: Path, tm
     assert "me/never" not in hub.repos
 
 
+def test_a_failed_push_that_cannot_be_undone_reports_both(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.failing, hub.kept = 507, True
+    try:
+        (done,) = sparsegen(hub.url, tmp_path, ["push", checkpoint, "me/left", "--no-onnx"])
+    finally:
+        hub.failing, hub.kept = 0, False
+    assert_refused(done, "'me/left' cannot be uploaded to the Hub: the Hub answered 507")
+    said = " ".join(done.stderr.split())
+    assert "'me/left' was created for this push" in said and "may not delete" in said
+
+
 def test_the_visibility_of_a_new_repository_is_the_default_of_its_owner(
     hub: Hub, checkpoint: Path, tmp_path: Path
 ) -> None:

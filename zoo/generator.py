@@ -338,7 +338,7 @@ class Generator(nn.Module):
             ValueError: If parts were replaced or wrapped, except by `torch.compile` or `DistributedDataParallel`.
             OSError: If the folder cannot be written.
         """
-        if not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type, e.g. torch.float16; got {dtype}")
         names = plain_state(self).keys()
         if self._names and names != self._names:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any, TypedDict, Unpack
 
 from sparsegen.common.names import known_names
 from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
+
+log = logging.getLogger(__name__)
 
 CARD = "README.md"
 PICTURES = ("samples.png", "sparsity.png")  # of the card
@@ -269,6 +272,7 @@ def push(target: Target, folder: Path, options: Upload) -> str:
     Raises:
         ConnectionError: If the upload fails.
     """
+    from httpx2 import HTTPError
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     names = sorted(path.name for path in folder.iterdir())
@@ -296,7 +300,14 @@ def push(target: Target, folder: Path, options: Upload) -> str:
             )
         except BaseException:
             if not target.exists:
-                hub.delete_repo(target.repo_id, missing_ok=True)
+                try:
+                    hub.delete_repo(target.repo_id, missing_ok=True)
+                except (HTTPError, OSError) as error:  # a warning: the first error is the one to report
+                    log.warning(
+                        "%r was created for this push, is empty, and could not be removed (%s): delete it on the Hub",
+                        target.repo_id,
+                        _why(error),
+                    )
             raise
     return done.pr_url or page
 

@@ -10,8 +10,9 @@ from rich.logging import RichHandler
 
 import sparsegen
 from sparsegen.cli import encoding, models, paper, restoring, serving, training
-from sparsegen.cli.console import err, substitute_unencodable
+from sparsegen.cli.console import EscapingFormatter, err, substitute_unencodable
 from sparsegen.common.extras import explain
+from sparsegen.common.text import escape_controls
 
 EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
 
@@ -47,11 +48,9 @@ def main() -> None:
     Exit codes: 2 for bad input and other expected errors, 1 for a bug in sparsegen, 130 for Ctrl-C.
     """
     substitute_unencodable(sys.stdout, sys.stderr)
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=err, show_time=False, show_path=False)],
-    )
+    handler = RichHandler(console=err, show_time=False, show_path=False)
+    handler.setFormatter(EscapingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Abort:
@@ -80,5 +79,5 @@ def _sentence(error: Exception) -> str:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"sparsegen: {' '.join(message.split())}", file=sys.stderr)
+    print(f"sparsegen: {escape_controls(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

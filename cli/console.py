@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from sparsegen.common.text import escape_controls
+
 if TYPE_CHECKING:
     from sparsegen.restoration.results import AnyProgress
 
@@ -31,8 +34,15 @@ LINE_EVERY = 10.0  # seconds
 
 
 def say(console: Console, text: str) -> None:
-    """Prints a line without wrapping it."""
-    console.print(text, soft_wrap=True)
+    """Prints a line without wrapping it, and its control characters as escapes."""
+    console.print(escape_controls(text, keep="\n\t"), soft_wrap=True)
+
+
+class EscapingFormatter(logging.Formatter):
+    """Prints control characters in log messages, e.g. of a downloaded model, as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_controls(super().format(record), keep="\n\t")
 
 
 PLAIN = {"Γ": "Gamma", "∞": "inf", "σ": "sigma", "…": "...", "→": "->", "±": "+-"}
@@ -142,10 +152,10 @@ def _short(name: str, limit: int = 14) -> str:
 
 
 def show_record(record: Mapping[str, object]) -> None:
-    """Prints names and values, one per line."""
+    """Prints names and values, one per line; control characters as escapes."""
     table = Table(show_header=False, box=None)
     for name, value in record.items():
-        table.add_row(name, Text(_text(value)))
+        table.add_row(Text(escape_controls(name)), Text(escape_controls(_text(value))))
     out.print(table)
 
 

@@ -35,13 +35,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from sparsegen.common.checks import check_integer
 from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
+from sparsegen.common.text import check_text
 from sparsegen.pictures import images
 from sparsegen.zoo import bundled, hub, noise
-from sparsegen.zoo.k_range import KRange, resolve
+from sparsegen.zoo.config import check_class_names, check_license
+from sparsegen.zoo.k_range import UNITS, KRange, resolve
 
 onnxruntime.disable_telemetry_events()  # if onnxruntime was imported before sparsegen
 
 FORMAT = 1
+LARGEST = 2**16  # of the sizes in the metadata
 METADATA = "sparsegen"  # key in the model's metadata_props of the JSON of `onnx_file.describe`
 _LOAD_ERRORS = (
     state.Fail,
@@ -174,8 +177,23 @@ class OnnxSampler:
         for k_range, value in zip(self.k_ranges, values, strict=True):
             inputs[f"k_{k_range.level}"] = np.array(value, np.int64)
         names = [f"code_{level}" for level in range(1, len(self.code_shapes) + 1)] if codes else []
-        image, *levels = self._session.run(["image", *names], inputs)
+        image, *levels = self._compute(self._session, ["image", *names], inputs)
+        shapes = [(3, self.image_size, self.image_size), *self.code_shapes]
+        for name, found, shape in zip(["image", *names], [image, *levels], shapes, strict=False):
+            if found.shape != (len(z), *shape):
+                raise ValueError(
+                    f"{self.path} made {name} of the shape {found.shape}, not {(len(z), *shape)}: {_AGAIN}"
+                )
         return image, tuple(levels)
+
+    def _compute(
+        self, session: onnxruntime.InferenceSession, outputs: list[str], inputs: dict[str, np.ndarray]
+    ) -> list[np.ndarray]:
+        try:
+            results: list[np.ndarray] = session.run(outputs, inputs)
+        except _LOAD_ERRORS as error:
+            raise RuntimeError(f"{self.path} failed: {str(error).splitlines()[0]:.300}") from None
+        return results
 
     def synthesize(self, code_1: np.ndarray) -> np.ndarray:
         """Returns the image of a Γ1, e.g. an edited one; it is not projected.
@@ -203,8 +221,7 @@ class OnnxSampler:
         return self._run_synthesis("dictionary", np.zeros((1, *self.code_shapes[0]), np.float32))
 
     def _run_synthesis(self, output: str, code_1: np.ndarray) -> np.ndarray:
-        result: np.ndarray = self._open_synthesis().run([output], {"code_1": code_1})[0]
-        return result
+        return self._compute(self._open_synthesis(), [output], {"code_1": code_1})[0]
 
     def _open_synthesis(self) -> onnxruntime.InferenceSession:
         with self._lock:
@@ -237,6 +254,7 @@ def open_sampler(
         FileNotFoundError, ValueError: As `OnnxSampler`.
         ValueError: Listing the bundled models if it is none of these.
     """
+    hub.check_options(options, hub.Download)
     given, path = str(name_or_folder_or_file), Path(name_or_folder_or_file).expanduser()
     known = bundled.list_models()
     if given in known:
@@ -281,6 +299,11 @@ def open_graph(
     except _LOAD_ERRORS as error:
         raise _explain(error, path) from None
     metadata = _metadata(session, path)
+    try:
+        _check_metadata(metadata, session)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"the entry {error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is not as sparsegen exports it: {reason}") from None
     _check_weights(metadata, path)
     return session, metadata
 
@@ -442,10 +465,12 @@ def _explain(error: Exception, path: Path) -> Exception:
         return ValueError(f"{path} is truncated, corrupt or not an ONNX file: {reason}")
     if not weights.exists():
         return FileNotFoundError(f"{weights} is missing: {path.name} reads its weights from there")
-    if "escapes" in reason:
-        return ValueError(
-            f"{weights} is a link to another folder, which onnxruntime does not follow: copy the file here"
-        )
+    if "escapes" in reason or "Absolute path" in reason:
+        if weights.is_symlink():
+            return ValueError(
+                f"{weights} is a link to another folder, which onnxruntime does not follow: copy the file here"
+            )
+        return ValueError(f"{path} reads a file outside of its folder, and is not opened: {_AGAIN}")
     return ValueError(f"{weights} is truncated, or not the file that {path.name} was exported with: {_AGAIN}")
 
 
@@ -463,6 +488,59 @@ def _metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, An
             f"{path} has format {version}, and this sparsegen reads up to format {FORMAT}: upgrade sparsegen"
         )
     return metadata
+
+
+def _check_metadata(metadata: dict[str, Any], session: onnxruntime.InferenceSession) -> None:
+    """Checks the metadata, which may be of anyone, and that the inputs and outputs are those that it describes.
+
+    Raises:
+        KeyError, TypeError, ValueError: With the entry and its value.
+    """
+    for name in ("name", "regularizer"):
+        check_text(name, metadata[name])
+    if metadata["license"] is not None:
+        check_license(metadata["license"])
+    if metadata["graph"] not in ("generator", "synthesis"):
+        raise ValueError(f"graph must be generator or synthesis; got {metadata['graph']!r:.80}")
+    weights = metadata["weights"]
+    if weights is not None and not (isinstance(weights, str) and re.fullmatch("[0-9a-f]{64}", weights)):
+        raise ValueError(f"weights must be a SHA-256 or null; got {weights!r:.80}")
+    size = check_integer("image_size", metadata.get("image_size", 32), 1, LARGEST, "the side of the images")
+    z_dim = check_integer("z_dim", metadata["z_dim"], 1, LARGEST, "the entries of z")
+    classes = check_integer("classes", metadata.get("classes", 0), 0, LARGEST, "the number of labels")
+    names = metadata.get("class_names", [])
+    check_class_names(names)
+    if len(names) > classes:
+        raise ValueError(f"class_names must name at most the {classes} classes; got {len(names)}")
+    shapes = metadata["code_shapes"]
+    for channels, height, width in shapes:
+        for side in (channels, height, width):
+            check_integer("an entry of code_shapes", side, 1, LARGEST, "a side of a code")
+    k_ranges = [KRange(**k_range) for k_range in metadata["dials"]]
+    for k_range in k_ranges:
+        check_integer("level", k_range.level, 1, len(shapes), "a level of the codes")
+        if k_range.unit not in UNITS:
+            raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {k_range.unit!r:.80}")
+        check_integer("limit", k_range.limit, 1, LARGEST**3, "the largest k")
+        check_integer("k", k_range.k, 1, k_range.limit, "the k of training")
+    levels = range(1, len(shapes) + 1)
+    if metadata["graph"] == "synthesis":
+        inputs: dict[str, list[int]] = {"code_1": shapes[0]}
+        outputs: dict[str, list[int]] = {"image": [3, size, size]}
+    else:
+        inputs = {"z": [z_dim], **{f"k_{k_range.level}": [] for k_range in k_ranges}}
+        inputs |= {"labels": []} if classes else {}
+        outputs = {"image": [3, size, size], **{f"code_{level}": shapes[level - 1] for level in levels}}
+    for expected, found in ((inputs, session.get_inputs()), (outputs, session.get_outputs())):
+        sides = {each.name: each.shape[1:] for each in found}
+        if missing := expected.keys() - sides.keys():
+            raise ValueError(f"the graph has no {', '.join(sorted(missing))}")
+        for name, shape in expected.items():
+            fixed = [side if isinstance(side, int) else None for side in sides[name]]
+            if len(fixed) != len(shape) or any(a not in (None, b) for a, b in zip(fixed, shape, strict=True)):
+                raise ValueError(f"the graph has {name} of the shape {sides[name]}, and the metadata {shape}")
+    if unknown := {each.name for each in session.get_inputs()} - inputs.keys():
+        raise ValueError(f"the graph needs {', '.join(sorted(unknown))}, too")
 
 
 def _check_weights(metadata: dict[str, Any], path: Path) -> None:

@@ -42,7 +42,7 @@ class Repo:
         self.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
 
     def commit(self, branch: str, files: Files, deleted: Sequence[str] = ()) -> str:
-        sha = hashlib.sha1(repr((len(self.commits), branch, sorted(files))).encode()).hexdigest()
+        sha = hashlib.sha1(repr((len(self.commits), branch, sorted(files.items()))).encode()).hexdigest()
         self.commits[sha] = {**self.commits.get(self.branches.get(branch, ""), {}), **files}
         for path in deleted:
             del self.commits[sha][path]
@@ -76,6 +76,7 @@ class Hub:
         cuts: How many more times a download is broken off in its middle, by the model's id and the file.
         wrong: What is sent in place of a file, by the same; its hash is announced as before.
         failing: Status of every commit; 0: commits succeed.
+        kept: Whether no model may be deleted.
         messages: Of the commits.
         query: Parameters of the last request.
     """
@@ -87,6 +88,7 @@ class Hub:
         self.cuts: Counter[tuple[str, str]] = Counter()
         self.wrong: dict[tuple[str, str], bytes] = {}
         self.failing = 0
+        self.kept = False
         self.messages: list[str] = []
         self.query: dict[str, list[str]] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
@@ -141,6 +143,8 @@ class Hub:
         wanted = json.loads(body)
         repo_id = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
         self.repo(repo_id, token)
+        if self.kept:
+            raise Refused(403, "", "this token may not delete")
         del self.repos[repo_id]
         return Answer({})
 

@@ -174,3 +174,60 @@ def test_the_metadata_name_the_starting_model_the_dataset_and_the_license_if_kno
 def test_a_config_of_an_unknown_model_is_refused() -> None:
     with pytest.raises(ValueError, match="no regularizer 'l7'"):
         model_card({**config("l1"), "regularizer": "l7"})
+
+
+def pushed_over(existing: str, new: dict, previous: dict | None = None, license_id: str | None = None) -> str:
+    generator = ModelSpec.from_config(new).generator()
+    return card.model_card(
+        generator, new, "me/mine", existing=existing, previous=previous, license_id=license_id
+    )
+
+
+@pytest.mark.parametrize(
+    ("existing", "message"),
+    [
+        (
+            "---\nlicense: cc-by-4.0\n---\n",
+            "has the license 'cc-by-4.0', and the model 'apache-2.0'.*--license",
+        ),
+        ("---\nlicense: mit\nMy text.", "it begins with ---, and the second --- is missing"),
+        (f"My text.\n{card.END}", "has the second marker of sparsegen and not the first"),
+        (f"My text.\n{card.BEGIN}", "has the first marker of sparsegen and not the second"),
+        ("---\n- a\n---\n", "cannot be read"),
+    ],
+)
+def test_a_card_that_may_lose_something_is_refused(existing: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pushed_over(existing, config("ml"))
+
+
+def test_a_requested_license_replaces_that_of_the_card() -> None:
+    existing, new = "---\nlicense: cc-by-4.0\n---\n", config("ml", license="mit")
+    assert ModelCard(pushed_over(existing, new, license_id="mit")).data.license == "mit"
+
+
+def test_the_metadata_of_the_model_before_are_not_kept_and_those_of_the_author_are() -> None:
+    training = {"data": "cifar10", "base_model": "me/base"}
+    before = config("ml", "cgan", training=training)
+    existing = model_card(before).replace("- gan\n", "- gan\n- mine\n")
+    data = ModelCard(pushed_over(existing, config("l0", training={"data": "faces"}), before)).data
+    assert {"mine", "dcgan", "l0"} <= set(data.tags)
+    assert not {"ml", "cgan", "onnx", "class-conditional-image-generation"} & set(data.tags)
+    assert (data.datasets, data.base_model) == (None, None)
+    own = existing.replace("uoft-cs/cifar10", "me/own").replace("me/base", "me/other")
+    data = ModelCard(pushed_over(own, config("l0"), before)).data
+    assert (data.datasets, data.base_model) == (["me/own"], "me/other")
+
+
+def test_text_of_a_config_cannot_become_markup() -> None:
+    names = ["<script>alert(1)</script>", f"[a](b) {card.END}"]
+    about = {"training": {"data": "<img src=x>"}, "evaluation": {**EVALUATION, "metric": "<b>"}}
+    text = model_card(config("ml", "cgan", classes=2, class_names=names, **about))
+    assert "&lt;script>" in text and "- images: &lt;img src=x>" in text and "**&lt;b>:" in text
+    assert not re.search(r"<(script|img|b)\b", text) and "\\[a\\](b)" in text and text.count(card.END) == 1
+
+
+def test_augmentation_is_stated_if_it_was_used() -> None:
+    for augment in (True, False):
+        text = model_card(config("ml", training={**TRAINING, "augment": augment}))
+        assert ("augmented images for the discriminator (DiffAugment): yes" in text) == augment

@@ -110,8 +110,9 @@ def test_weights_of_another_network_and_of_another_width_have_different_errors(f
             lambda tensor: torch.full_like(tensor, torch.nan),
             "holds NaN or infinity in 1 tensors .*earlier checkpoint",
         ),
+        (lambda tensor: torch.full_like(tensor, 1e300, dtype=torch.float64), "holds NaN or infinity"),
     ],
-    ids=["integers", "complex", "nan"],
+    ids=["integers", "complex", "nan", "overflow"],
 )
 def test_weights_that_are_not_finite_are_refused(folder: Path, change: object, message: str) -> None:
     tensors = load_file(folder / WEIGHTS)
@@ -121,6 +122,48 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, change: object, m
         from_pretrained(folder)
     with pytest.raises(ValueError, match=message):
         upload(folder, "me/mine")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float64])
+def test_weights_of_other_floating_point_types_are_converted(folder: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    key = next(key for key, tensor in tensors.items() if tensor.ndim == 4)
+    save_file({**tensors, key: tensors[key].to(dtype)}, folder / WEIGHTS)
+    assert torch.equal(from_pretrained(folder).state_dict()[key], tensors[key].to(dtype).float())
+
+
+def test_control_characters_in_the_name_of_a_tensor_are_escaped(folder: Path) -> None:
+    save_file({**load_file(folder / WEIGHTS), "\x1b[31m": torch.zeros(1)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"1 unexpected \(\\x1b\[31m\)"):
+        from_pretrained(folder)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones(folder: Path) -> None:
+    for opened in (folder, "dcgan.ml", "me/mine"):
+        with pytest.raises(TypeError, match="no option 'local_file_only'.*did you mean 'local_files_only'"):
+            from_pretrained(opened, local_file_only=True)
+    with pytest.raises(TypeError, match="no option 'licence'.*did you mean 'license'"):
+        upload(folder, "me/mine", licence="mit")
+
+
+@pytest.mark.parametrize("revision", ["", "../x", "a..b", "a b", "-x", "/x", "x/", "a\n"])
+def test_a_revision_that_git_does_not_allow_is_refused(revision: str) -> None:
+    for given in ({"revision": revision}, {}):
+        with pytest.raises(ValueError, match="revision"):
+            from_pretrained("me/mine" if given else f"me/mine@{revision}", **given)
+    with pytest.raises(TypeError, match="a revision must be a string; got 5"):
+        from_pretrained("me/mine", 5)
+
+
+@pytest.mark.parametrize("token", ["", "hf_SECRET\nX: y", "hf_SECRETé", "hf_SECRET x"])
+def test_a_token_that_cannot_be_one_is_refused_without_showing_it(token: str, folder: Path) -> None:
+    for call in (
+        lambda: from_pretrained("me/mine", token=token),
+        lambda: upload(folder, "me/mine", token=token),
+    ):
+        with pytest.raises(ValueError, match="the token of the Hub is empty, or has spaces") as raised:
+            call()
+        assert "SECRET" not in str(raised.value) and raised.value.__cause__ is None
 
 
 def test_a_changed_k_drops_the_evaluation(tiny_ml: Generator, tmp_path: Path) -> None:
@@ -136,6 +179,8 @@ def test_a_changed_k_drops_the_evaluation(tiny_ml: Generator, tmp_path: Path) ->
 def test_weights_are_not_saved_as_integers(tiny_ml: Generator, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="floating-point type, e.g. torch.float16; got torch.int8"):
         tiny_ml.save_pretrained(tmp_path / "a", dtype=torch.int8)
+    with pytest.raises(TypeError, match="got half"):
+        tiny_ml.save_pretrained(tmp_path / "a", dtype="half")
     assert not (tmp_path / "a").exists()
 
 
@@ -214,6 +259,19 @@ def test_an_invalid_config_is_refused_by_name(folder: Path, text: str) -> None:
         ({"class_names": ["cat"]}, "must name at most the 0 classes; got"),
         ({"class_names": "cat"}, "class_names must be of type list"),
         ({"license": 7}, "license must be of type str; got 7"),
+        ({"license": "mit\nor"}, "license must be 1 to 60 characters without control characters"),
+        ({"license": "x" * 61}, "license must be 1 to 60 characters"),
+        ({"training": {"data": "\x1b[31m"}}, "training.data must be .* without control characters"),
+        ({"training": {"notes": [{"a\x9b": 1}]}}, "a name of an entry in training.notes must be"),
+        ({"training": {"data": 5}}, "training.data must be of type str . None; got 5"),
+        ({"training": {"steps": "many"}}, "training.steps must be of type int; got 'many'"),
+        (
+            {"evaluation": {"metric": "fid", "distance": 3.0, "count": {}}},
+            "evaluation.count must be of type int . None",
+        ),
+        ({"training": {"data": "x" * 1001}}, "training.data must be 1 to 1,000 characters"),
+        ({"training": {"steps": 10**400}}, "is too large"),
+        ({"evaluation": {"metric": "fid", "distance": 10**19 * 2}}, "is too large"),
         ({"training": [1]}, "training must be of type dict"),
         ({"evaluation": "good"}, "evaluation must be of type dict"),
         ({"evaluation": {"metric": "fid"}}, "evaluation.distance is missing"),

@@ -169,6 +169,18 @@ def test_list_prints_names_in_a_pipe_and_a_table_on_a_terminal(
         assert len(row.rstrip()) <= 80
 
 
+def test_control_characters_do_not_reach_the_terminal(sparsegen: CLI, model: Path) -> None:
+    """A config with them is refused; a message that quotes one, e.g. of a file name, escapes it."""
+    folder = model.parent / "a\x1b[31m\x9b"
+    model.rename(folder)
+    done = sparsegen("sample", folder, "--count", 1, "--out", folder / "out.png")
+    assert done.returncode == 0 and r"a\x1b[31m\x9b" in done.stdout
+    (folder / "config.json").write_text('{"format": 1, "model": "\\u001b]0;"}')
+    done = sparsegen("info", folder)
+    assert done.returncode == 2 and r"a\x1b[31m\x9b" in done.stderr
+    assert not re.search(r"[\x1b\x9b]", done.stdout + done.stderr)
+
+
 def test_info_describes_a_model(sparsegen: CLI, model: Path, conditional: Path) -> None:
     shown = sparsegen("info", model).stdout
     for text in (

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import gradio as gr
@@ -432,3 +433,20 @@ def test_previews_of_links_show_this_page_and_nothing_of_gradio(server):
     assert tags["og:url"] == f"{server.url}/ui/" and "Gradio" not in str(tags) and "github" not in str(tags)
     status, kind, content = server.ask("GET", tags["og:image"].removeprefix(server.url))
     assert (status, kind) == (200, "image/png") and Image.open(io.BytesIO(content)).width > 1000
+
+
+def test_the_name_of_a_class_is_text_wherever_it_is_shown() -> None:
+    """A model on the Hub may have any names."""
+    name, found = '"><script>alert(1)</script>', []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            found.append((tag, dict(attributes)))
+
+    pixels, code = np.zeros((2, 2, 3), np.uint8), np.ones((2, 2, 2), np.float32)
+    Parser().feed(markup.tiles(pixels[None], 0, [name]) + markup.inside(pixels, [code], [], [], name, name))
+    tags = {tag for tag, _ in found}
+    assert not tags & {"script", "style", "iframe"} and {"img", "button", "a"} <= tags
+    alternatives = [about["alt"] for tag, about in found if tag == "img"]
+    assert alternatives[:2] == [f"Image 0 {name}", f"The image {name}"]
+    assert all(about["src"].startswith("data:image/png;base64,") for tag, about in found if tag == "img")

@@ -7,6 +7,7 @@ few of them as it can.
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from PIL import Image
 
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.runtime import open_sampler
-from sparsegen.zoo.bundled import CONFIG, GRAPH, SYNTHESIS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, SYNTHESIS, WEIGHTS
 from sparsegen.zoo.card import BEGIN, END
 from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.hub import CARD, PICTURES
@@ -300,6 +301,8 @@ def test_a_push_that_cannot_be_meant_is_refused_before_the_upload(
         ): "a pull request is opened on main: omit the revision",
         ("me/new", "--create-pr"): "a pull request needs an existing repository",
         ("me/public", "--license", ""): "a license must be an identifier of the Hub",
+        ("me/public", "--license", "MIT License"): "a license must be an identifier of the Hub in lower case",
+        ("me/public", "--revision", "../x"): "a revision must be a branch, tag or commit",
         ("me/broken", "--no-onnx"): "the metadata at the head of the README.md of 'me/broken' cannot be read",
         ("me/half", "--no-onnx"): "has the first marker of sparsegen and not the second",
         ("me/too/long",): "'me/too/long' cannot be uploaded to the Hub: not a model name",
@@ -310,6 +313,44 @@ def test_a_push_that_cannot_be_meant_is_refused_before_the_upload(
     assert {name: len(hub.repos[name].commits) for name in before} == before and "me/new" not in hub.repos
 
 
+def test_a_link_to_a_private_file_is_not_pushed(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    """A folder that was downloaded may have one in the place of a network that is not needed to draw."""
+    (tmp_path / "secret").write_text("private")
+    commands = []
+    for name in ("discriminator", "encoder", "projected"):
+        folder = shutil.copytree(checkpoint, tmp_path / name)
+        (folder / f"{name}.safetensors").symlink_to(tmp_path / "secret")
+        commands.append(["push", folder, "me/leak", "--no-onnx"])
+    for name, done in zip(AUXILIARY, sparsegen(hub.url, tmp_path, *commands), strict=True):
+        assert_refused(done, f"{name}.safetensors")
+    assert "me/leak" not in hub.repos and b"private" not in hub.objects.values()
+
+
+def test_a_byte_order_mark_does_not_hide_the_metadata(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add("me/marked", {CARD: "\ufeff---\nlicense: mit\nlanguage: en\n---\nMy text.".encode()})
+    (done,) = sparsegen(hub.url, tmp_path, ["push", checkpoint, "me/marked", "--no-onnx"])
+    assert done.returncode == 0, done.stderr
+    repo = hub.repos["me/marked"]
+    text = repo.commits[repo.branches["main"]][CARD].decode()
+    assert ModelCard(text).data.language == "en" and text.count("license: mit") == 1 and "\ufeff" not in text
+
+
+def test_a_model_over_another_has_none_of_its_metadata(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    original = json.loads((checkpoint / CONFIG).read_text())
+    first, second = (shutil.copytree(checkpoint, tmp_path / data) for data in ("cifar10", "faces"))
+    for folder in (first, second):
+        training = {"data": folder.name} | ({"base_model": "me/base"} if folder == first else {})
+        (folder / CONFIG).write_text(json.dumps(original | {"training": training}))
+    for done in sparsegen(
+        hub.url, tmp_path, *(["push", each, "me/over", "--no-onnx"] for each in (first, second))
+    ):
+        assert done.returncode == 0, done.stderr
+    repo = hub.repos["me/over"]
+    before, after = (ModelCard(files[CARD].decode()).data for files in list(repo.commits.values())[-2:])
+    assert (before.datasets, before.base_model) == (["uoft-cs/cifar10"], "me/base")
+    assert (after.datasets, after.base_model) == (None, None)
+
+
 def test_a_failed_first_push_leaves_no_repository(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.failing = 507
     try:
@@ -318,6 +359,17 @@ def test_a_failed_first_push_leaves_no_repository(hub: Hub, checkpoint: Path, tm
         hub.failing = 0
     assert_refused(done, "'me/never' cannot be uploaded to the Hub: the Hub answered 507")
     assert "me/never" not in hub.repos
+
+
+def test_a_failed_push_that_cannot_be_undone_reports_both(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.failing, hub.kept = 507, True
+    try:
+        (done,) = sparsegen(hub.url, tmp_path, ["push", checkpoint, "me/left", "--no-onnx"])
+    finally:
+        hub.failing, hub.kept = 0, False
+    assert_refused(done, "'me/left' cannot be uploaded to the Hub: the Hub answered 507")
+    said = " ".join(done.stderr.split())
+    assert "'me/left' was created for this push" in said and "may not delete" in said
 
 
 def test_the_visibility_of_a_new_repository_is_the_default_of_its_owner(
@@ -354,7 +406,7 @@ def test_the_options_of_a_download(hub: Hub, checkpoint: Path, tmp_path: Path) -
     assert json.loads(values) == [[2, 2], "torch.float64", from_pretrained(checkpoint).sample(2).tolist()]
     assert list(cache.rglob(WEIGHTS)) and not list((tmp_path / "home").rglob(WEIGHTS))
     assert "it has models in subfolders: small" in missing
-    assert "cannot be downloaded" in offline
+    assert "cannot be downloaded from the Hub: the cache does not hold it: omit local_files_only" in offline
     assert "name two revisions: give one of them" in twice
 
 

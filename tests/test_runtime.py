@@ -1,5 +1,6 @@
 """The sampler without torch, compared with the generator in torch, and its errors for broken files."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -350,6 +351,98 @@ def test_the_error_for_a_broken_file_has_its_name_and_the_reason(copied: Path, c
     assert runtime.FORMAT == 1
 
 
+WRONG_METADATA = {
+    "z_dim": [(10**12, "from 1 to 65536"), (-3, "got -3"), ("x", "got 'x'"), (99, "metadata .99.")],
+    "dials": [
+        ("x", "mapping"),
+        ([{"a": 1}], "argument 'a'"),
+        ([], "k_1, k_2, too"),
+        ([{"level": 1, "unit": "<b>", "k": 1, "limit": 8}], "one of needle, code"),
+    ],
+    "image_size": [(10**9, "from 1 to 65536"), (64, "graph has image of the shape")],
+    "classes": [(-1, "got -1"), (10, "graph has no labels"), (True, "got True")],
+    "class_names": [
+        (5, "not iterable"),
+        (["a"], "at most the 0 classes"),
+        (["\x1b[31m"], "control characters"),
+    ],
+    "code_shapes": [
+        ([[1]], "unpack"),
+        ([[8, 16, 16]], "level is"),
+        ([[9, 16, 16]] * 2, "code_1 of the shape"),
+    ],
+    "graph": [("both", "generator or synthesis")],
+    "name": [(["a"], "must be a string"), ("<b>\n", "control characters")],
+    "license": [({"a": 1}, "must be a string"), ("x" * 99, "1 to 60 characters")],
+    "weights": [("../x", "a SHA-256"), (5, "a SHA-256")],
+}
+
+
+@pytest.mark.parametrize("entry", WRONG_METADATA)
+def test_metadata_that_sparsegen_does_not_write_are_refused(copied: Path, entry: str) -> None:
+    file = copied / GRAPH
+
+    def changed(model: onnx.ModelProto, **entries: object) -> None:
+        written = json.loads(model.metadata_props[0].value)
+        kept = {name: value for name, value in written.items() if name not in entries}
+        model.metadata_props[0].value = json.dumps(
+            kept | {name: value for name, value in entries.items() if value is not ...}
+        )
+
+    original = file.read_bytes()
+    for value, message in WRONG_METADATA[entry]:
+        rewritten(file, lambda model, value=value: changed(model, **{entry: value}))
+        with pytest.raises(ValueError, match=f"generator.onnx is not as sparsegen exports it: .*{message}"):
+            open_sampler(copied)
+        file.write_bytes(original)
+    if entry not in ("image_size", "classes", "class_names"):  # which older files lack
+        rewritten(file, lambda model: changed(model, **{entry: ...}))
+        with pytest.raises(ValueError, match=f"the entry '{entry}' is missing"):
+            open_sampler(copied)
+
+
+@pytest.mark.parametrize("location", ["../../../../../etc/passwd", "/etc/passwd", "../elsewhere"])
+def test_a_graph_that_reads_a_file_elsewhere_is_refused(copied: Path, location: str) -> None:
+    shutil.copy(copied / WEIGHTS, copied.parent / "elsewhere")
+
+    def moved(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = location if entry.key == "location" else entry.value
+
+    rewritten(copied / GRAPH, moved)
+    with pytest.raises(ValueError, match=r"generator\.onnx reads a file outside of its folder"):
+        open_sampler(copied)
+
+
+def test_a_graph_that_makes_something_else_is_refused(copied: Path) -> None:
+    def replaced(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            node.output[:] = ["other" if name == "image" else name for name in node.output]
+        model.graph.initializer.append(
+            onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [4], [2, 3, 9, 9])
+        )
+        model.graph.node.append(onnx.helper.make_node("ConstantOfShape", ["shape"], ["image"]))
+        for side in next(
+            each for each in model.graph.output if each.name == "image"
+        ).type.tensor_type.shape.dim:
+            side.dim_param = "any"
+
+    rewritten(copied / GRAPH, replaced)
+    with pytest.raises(ValueError, match=r"the graph has image of the shape \[3, 9, 9\]"):
+        open_sampler(copied)
+
+
+def test_a_graph_that_cannot_be_computed_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object) -> None:
+        raise runtime.state.Fail("Failed to allocate memory\nat some line")
+
+    sampler = open_sampler(folder)
+    monkeypatch.setattr(sampler._session, "run", run)
+    with pytest.raises(RuntimeError, match=r"generator\.onnx failed: Failed to allocate memory$"):
+        sampler.sample(2)
+
+
 def test_a_folder_as_the_hub_caches_it_opens(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshot").mkdir()
@@ -479,8 +572,8 @@ def test_a_gpu_gets_its_options_and_larger_batches(
         def get_providers(self) -> list[str]:
             return [self.provider, "CPUExecutionProvider"]
 
-        def get_modelmeta(self) -> object:
-            return self.session.get_modelmeta()
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.session, name)
 
         def run(self, names: list[str], inputs: dict) -> list[np.ndarray]:
             sizes.append(len(inputs["z"]))

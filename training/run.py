@@ -30,6 +30,7 @@ from sparsegen.common.files import (
     write_json,
 )
 from sparsegen.common.hardware import has_bfloat16
+from sparsegen.common.text import escape_controls
 from sparsegen.pictures import images as pictures
 from sparsegen.training.data import ImageLoader, Images
 from sparsegen.training.deterministic import deterministic_algorithms
@@ -398,9 +399,9 @@ class Run:
         }
         del about["model"], about["k"]  # the config has them
         if Path(self.plan.data).exists():
-            about["data"] = Path(self.plan.data).name
+            about["data"] = escape_controls(Path(self.plan.data).name)
         if self.plan.start_from:
-            about["start_from"] = str(self.source or Path(self.plan.start_from).name)
+            about["start_from"] = escape_controls(str(self.source or Path(self.plan.start_from).name))
             repo_id, _ = hub.with_revision(self.plan.start_from)
             if hub.may_be_id(repo_id) and not Path(repo_id).exists():
                 about["base_model"] = repo_id

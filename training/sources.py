@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsegen.common.text import escape_controls
+
 if TYPE_CHECKING:
     import datasets
     import pyarrow.dataset
@@ -155,7 +157,7 @@ def _folder_rows(root: Path, files: list[Path], as_split: str) -> Rows:
         return Rows(len(files), None, read, unlabeled=unlabeled)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = [numbers[name.partition("/")[0]] for name in names]
-    return Rows(len(files), np.array(labels, np.int64), read, tuple(classes))
+    return Rows(len(files), np.array(labels, np.int64), read, tuple(map(escape_controls, classes)))
 
 
 def _why_unlabeled(names: list[str], classes: list[str], as_split: str) -> str:
@@ -242,7 +244,12 @@ def _table_rows(table: "pyarrow.dataset.Dataset", name: str) -> Rows:
                 if row in wanted:
                     yield _name_and_file(row, cell.as_py())
 
-    return Rows(table.count_rows(), _labels(table, label, name) if label else None, read, classes)
+    return Rows(
+        table.count_rows(),
+        _labels(table, label, name) if label else None,
+        read,
+        tuple(map(escape_controls, classes)),
+    )
 
 
 def _columns(schema: "pyarrow.Schema", name: str) -> tuple[str, str | None, tuple[str, ...]]:

@@ -3,10 +3,12 @@
 The part between two markers is written anew by each push. Other text, and other metadata, are kept.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsegen.common.text import escape_controls
 from sparsegen.zoo.bundled import GRAPH
 from sparsegen.zoo.hub import PICTURES, may_be_id
 from sparsegen.zoo.k_range import KRange
@@ -22,6 +24,7 @@ DATASETS = {
 }  # ids and names on the Hub, by the name in config.json
 BEGIN = "<!-- sparsegen: begin. `sparsegen push` writes this part; text above and below it is kept. -->"
 END = "<!-- sparsegen: end -->"
+CONDITIONAL = "class-conditional-image-generation"  # a tag
 METRICS = {
     "fid": "This is the FID: the Fréchet distance of Inception features.",
     "fd-efficientnet-lite0": """This is the Fréchet distance of EfficientNet-Lite0 features. It is not an FID and
@@ -49,9 +52,11 @@ FACTS = {
     "seed": "seed",
     "precision": "mixed precision",
     "flip": "random horizontal flips",
+    "augment": "augmented images for the discriminator (DiffAugment)",
     "start_from": "started from",
     "edited": "weights changed after this training",
 }
+ONLY_IF_TRUE = ("augment",)  # some recipes have an augmentation of their own
 LIMITS = """## Limits
 
 - It generates {size} x {size} images similar to its training images, and {labels}.
@@ -82,6 +87,8 @@ def model_card(
     files: Collection[str] = (),
     sweep: Sequence[int] = (),
     existing: str | None = None,
+    previous: Mapping[str, Any] | None = None,
+    license_id: str | None = None,
 ) -> str:
     """Returns the README.md of a model on the Hub.
 
@@ -92,11 +99,15 @@ def model_card(
         files: Names of the other files of the repository: the card names ONNX files and pictures if they are there.
         sweep: k of each row of the picture sparsity.png.
         existing: The card in the repository, if any. Its text outside of the markers is kept, and its other metadata.
+        previous: The config.json in the repository, if any. What the existing card has from it is not kept.
+        license_id: The license that was requested; None: that of the config or of the existing card.
 
     Raises:
-        ValueError: If the metadata of the existing card cannot be read.
+        ValueError: If the existing card has only one of the markers, metadata that cannot be read, or another license
+            than the config and none was requested.
     """
     from huggingface_hub import ModelCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
     from yaml import YAMLError, safe_dump
 
     spec = generator.spec
@@ -114,8 +125,12 @@ def model_card(
         END,
     ]
     body = "\n\n".join(section for section in sections if section)
+    existing = existing or "---\n{}\n---\n"
     try:
-        old = ModelCard(existing or "---\n{}\n---\n", ignore_metadata_errors=True)
+        if not (found := REGEX_YAML_BLOCK.match(existing)) and existing.lstrip().startswith("---"):
+            raise ValueError("it begins with ---, and the second --- is missing")
+        # An empty block: without one, the client logs a warning.
+        old = ModelCard(existing if found else f"---\n{{}}\n---\n{existing}", ignore_metadata_errors=True)
     except (ValueError, YAMLError) as error:
         raise ValueError(
             f"the metadata at the head of the README.md of {repo_id!r} cannot be read: correct it on the Hub, or "
@@ -128,8 +143,22 @@ def model_card(
             f"the README.md of {repo_id!r} has the first marker of sparsegen and not the second, {END!r}: add it where "
             "your own text starts, or remove both"
         )
+    if END in old.text and not begin:
+        raise ValueError(
+            f"the README.md of {repo_id!r} has the second marker of sparsegen and not the first, {BEGIN!r}: add it "
+            "where your own text ends, or remove both"
+        )
+    theirs, ours = old.data.get("license"), config.get("license")
+    if theirs and ours and theirs != ours and not license_id:
+        raise ValueError(
+            f"the README.md of {repo_id!r} has the license {theirs!r}, and the model {ours!r}: give the one "
+            "that is meant (--license)"
+        )
     text = "\n\n".join(part for part in (above.strip(), body, below.strip()) if part)
-    metadata = {**old.data.to_dict(), **_metadata(generator, config, repo_id, files, old.data.to_dict())}
+    metadata = {
+        **old.data.to_dict(),
+        **_metadata(generator, config, repo_id, files, old.data.to_dict(), previous or {}),
+    }
     known = {key: value for key, value in metadata.items() if value is not None}
     return f"---\n{safe_dump(known, sort_keys=False, allow_unicode=True)}---\n\n{text}\n"
 
@@ -140,18 +169,25 @@ def _metadata(
     repo_id: str,
     files: Collection[str],
     old: Mapping[str, Any],
+    previous: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns the metadata that a push sets; None removes an entry."""
+    """Returns the metadata that a push sets; None removes an entry.
+
+    What an earlier push wrote is replaced; tags, datasets and a base model of the author are kept.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
-    spec, training, evaluation = generator.spec, config.get("training", {}), config.get("evaluation", {})
-    task = "unconditional-image-generation"
-    ours = ["sparse-coding", "gan", spec.architecture, spec.regularizer]
-    ours += ["class-conditional-image-generation"] if generator.classes else []
+    evaluation, task = config.get("evaluation", {}), "unconditional-image-generation"
+    ours = ["sparse-coding", "gan", config["architecture"], config["regularizer"]]
+    ours += [CONDITIONAL] if generator.classes else []
     ours += ["onnx"] if GRAPH in files else []
-    theirs = [tag for tag in old.get("tags") or [] if tag not in {*ours, "onnx"}]
-    data = str(training.get("data") or "")
-    dataset_id, dataset = DATASETS.get(data, (data, data) if may_be_id(data) else (None, None))
+    stale = {"onnx"}
+    if previous:
+        stale |= {CONDITIONAL, str(previous.get("architecture")), str(previous.get("regularizer"))}
+    theirs = [tag for tag in old.get("tags") or [] if tag not in {*ours, *stale}]
+    (dataset_id, dataset), base_model = _sources(config)
+    (old_dataset, _), old_base = _sources(previous)
+    datasets = None if old.get("datasets") in (old_dataset, [old_dataset]) else old.get("datasets")
     results = []
     if evaluation and dataset_id and dataset:  # only the independent distance
         metric, value = evaluation["metric"], round(evaluation["distance"], 2)
@@ -163,11 +199,20 @@ def _metadata(
         "library_name": "sparsegen",
         "pipeline_tag": None if generator.classes else task,  # the Hub has none for it
         "tags": ours + theirs,
-        "datasets": [dataset_id] if dataset_id else old.get("datasets"),
-        "base_model": training.get("base_model") or old.get("base_model"),
+        "datasets": [dataset_id] if dataset_id else datasets,
+        "base_model": base_model or (None if old.get("base_model") == old_base else old.get("base_model")),
     }
     index = ModelCardData(model_name=repo_id.rpartition("/")[2], eval_results=results or None).to_dict()
     return given | {"model-index": index.get("model-index")}
+
+
+def _sources(config: Mapping[str, Any]) -> tuple[tuple[str | None, str | None], str | None]:
+    """Returns the id and the name of the dataset on the Hub, and the id of the starting model; None if unknown."""
+    training = config.get("training")
+    about = training if isinstance(training, dict) else {}
+    data, base = str(about.get("data") or ""), about.get("base_model")
+    dataset = DATASETS.get(data, (data, data) if may_be_id(data) else (None, None))
+    return dataset, base if isinstance(base, str) and may_be_id(base) else None
 
 
 def measured(config: Mapping[str, Any]) -> str:
@@ -240,7 +285,7 @@ images = generator.sample(16, seed=0)  # uint8 (16, {size}, {size}, 3){sparser}{
 def _labels(classes: int, names: Sequence[str]) -> str:
     if not classes:
         return ""
-    named = ", ".join(f"{label} {name}" for label, name in enumerate(names))
+    named = ", ".join(f"{label} {_literal(name)}" for label, name in enumerate(names))
     return f"""## Labels
 
 A label is a class from 0 to {classes - 1}. `labels` is one label for all images or one per image; the default is drawn
@@ -268,7 +313,13 @@ def _k(k_ranges: Sequence[KRange]) -> str:
 
 
 def _training(training: Mapping[str, object]) -> str:
-    facts = _facts({name: training.get(key) for key, name in FACTS.items()})
+    facts = _facts(
+        {
+            name: training.get(key)
+            for key, name in FACTS.items()
+            if key not in ONLY_IF_TRUE or training.get(key)
+        }
+    )
     return "\n".join(["## Training", "", *facts]) if facts else ""
 
 
@@ -279,7 +330,7 @@ def _distance(evaluation: Mapping[str, Any]) -> str:
     lines = [
         "## Measured distance",
         "",
-        f"**{metric}: {evaluation['distance']:.2f}** (lower is better)",
+        f"**{_literal(metric)}: {evaluation['distance']:.2f}** (lower is better)",
         "",
         METRICS.get(metric, ""),
         *([BIASED] if evaluation.get("independent") is False else []),
@@ -296,13 +347,18 @@ def _distance(evaluation: Mapping[str, Any]) -> str:
     lines += _facts(protocol)
     lines += ["", "A smaller number of images raises a Fréchet distance: compare only equal numbers."]
     if quality := _facts({name: evaluation.get(key) for key, name in QUALITY.items()}):
-        lines += ["", f"Measured with the features of {evaluation.get('measured_by', metric)}:", "", *quality]
+        lines += [
+            "",
+            f"Measured with the features of {_plain(evaluation.get('measured_by', metric))}:",
+            "",
+            *quality,
+        ]
     return "\n".join(lines)
 
 
 def _facts(values: Mapping[str, object]) -> list[str]:
     """Returns one line per known value."""
-    return [f"- {name}: {_plain(value)}" for name, value in values.items() if value is not None]
+    return [f"- {_literal(name)}: {_plain(value)}" for name, value in values.items() if value is not None]
 
 
 def _plain(value: object) -> str:
@@ -315,4 +371,9 @@ def _plain(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     path = Path(str(value))
-    return path.name if path.is_absolute() else str(value)  # without the folders of this machine
+    return _literal(path.name if path.is_absolute() else str(value))  # without the folders of this machine
+
+
+def _literal(text: str) -> str:
+    """Returns a text as Markdown that shows it: without HTML, links, pictures and line breaks."""
+    return re.sub(r"[\[\]`]", r"\\\g<0>", escape_controls(text)).replace("&", "&amp;").replace("<", "&lt;")

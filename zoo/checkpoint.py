@@ -65,6 +65,7 @@ def find_checkpoint(
     name_or_folder_or_hub_id: str | Path, revision: str | None = None, **options: Unpack[hub.Download]
 ) -> Path:
     """Finds the folder of a checkpoint, or downloads it from the Hub; see `from_pretrained`."""
+    hub.check_options(options, hub.Download)
     if not isinstance(name_or_folder_or_hub_id, str | Path):
         raise TypeError(f"{EXPECTED}; got {name_or_folder_or_hub_id!r}")
     given = str(name_or_folder_or_hub_id)

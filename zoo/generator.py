@@ -21,7 +21,7 @@ from sparsegen.pictures import images
 from sparsegen.zoo import noise
 from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.bundled import CONFIG, WEIGHTS
-from sparsegen.zoo.config import FORMAT
+from sparsegen.zoo.config import FORMAT, check_license
 from sparsegen.zoo.encoding import ITERATIONS, Encoding, encode
 from sparsegen.zoo.k_range import KRange, resolve
 from sparsegen.zoo.projections import Projection
@@ -378,7 +378,7 @@ class Generator(nn.Module):
             ValueError: If parts were replaced or wrapped, except by `torch.compile` or `DistributedDataParallel`.
             OSError: If the folder cannot be written.
         """
-        if not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type, e.g. torch.float16; got {dtype}")
         names = plain_state(self).keys()
         if self._names and names != self._names:
@@ -401,6 +401,9 @@ class Generator(nn.Module):
         Args:
             training, evaluation: Entries about how the weights were trained and measured. If both are None, those of
                 the opened checkpoint; its evaluation is dropped if the weights or k have changed.
+
+        Raises:
+            TypeError, ValueError: If the license is not a text of one line.
         """
         spec, about = self.spec, {"training": training, "evaluation": evaluation}
         k = list(spec.k or ())
@@ -421,7 +424,7 @@ class Generator(nn.Module):
             "k": k,
             "image_size": spec.image_size,
             "classes": spec.labels,
-            **({"license": self.config["license"]} if "license" in self.config else {}),
+            **({"license": check_license(self.config["license"])} if "license" in self.config else {}),
             **({"class_names": list(self.class_names)} if self.class_names else {}),
             **{name: entry for name, entry in about.items() if entry is not None},
         }

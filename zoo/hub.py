@@ -1,13 +1,19 @@
 """Downloads and uploads of models on the Hugging Face Hub, with one-sentence errors."""
 
 import hashlib
-from collections.abc import Iterator
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
+from sparsegen.common.names import known_names
 from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
+
+log = logging.getLogger(__name__)
 
 CARD = "README.md"
 PICTURES = ("samples.png", "sparsity.png")  # of the card
@@ -40,13 +46,18 @@ def download(given: str, revision: str | None = None, **options: Unpack[Download
         revision: Branch, tag or commit; None: the default branch.
 
     Raises:
-        ValueError: If the name is invalid, a file is corrupt, or two revisions are given.
+        TypeError: If an option is unknown or of another type.
+        ValueError: If the name, the revision or the token is invalid, a file is corrupt, or two revisions are given.
         FileNotFoundError: If it is not a sparsegen model.
         ConnectionError: If the download fails.
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    check_options(options, Download)
     repo_id, revision = with_revision(given, revision)
+    check_token(options.get("token"))
+    if not isinstance(options.get("subfolder"), str | None):
+        raise TypeError(f"a subfolder must be a string, e.g. 'small'; got {options['subfolder']!r}")
     within = f"{subfolder.strip('/')}/" if (subfolder := options.get("subfolder")) else ""
     missed = f"no local folder {repo_id!r}, and it cannot be downloaded from the Hub"
     with _one_sentence(
@@ -88,7 +99,8 @@ def with_revision(given: str, revision: str | None = None) -> tuple[str, str | N
     """Splits owner/name@revision into owner/name and the revision.
 
     Raises:
-        ValueError: If a different revision is given, too, or the one in `given` is empty.
+        TypeError: If the revision is not a string.
+        ValueError: If a different revision is given, too, or it cannot be the name of one.
     """
     repo_id, at, named = given.partition("@")
     if at and not named:
@@ -97,7 +109,55 @@ def with_revision(given: str, revision: str | None = None) -> tuple[str, str | N
         )
     if at and revision not in (None, named):
         raise ValueError(f"{given!r} and the revision {revision!r} name two revisions: give one of them")
-    return repo_id, named if at else revision
+    return repo_id, check_revision(named if at else revision)
+
+
+def check_revision(revision: object) -> str | None:
+    """Returns the name of a branch, tag or commit, or None.
+
+    Raises:
+        TypeError: If it is neither a string nor None.
+        ValueError: If git does not allow it.
+    """
+    if not isinstance(revision, str | None):
+        raise TypeError(f"a revision must be a string; got {revision!r}")
+    if revision is not None and (
+        not re.fullmatch(r"[\w.+@#=-]+(/[\w.+@#=-]+)*", revision) or ".." in revision or revision[0] in "-."
+    ):
+        raise ValueError(
+            "a revision must be a branch, tag or commit: letters, digits, - _ . + and /, without '..'; "
+            f"got {revision!r:.80}"
+        )
+    return revision
+
+
+def check_options(options: Mapping[str, object], kind: type) -> None:
+    """Raises: TypeError if there is an option that `kind`, a TypedDict, does not have."""
+    known = sorted(kind.__optional_keys__ | kind.__required_keys__)  # type: ignore[attr-defined]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"no option {name!r}: there are {known_names(name, known)}")
+
+
+def check_token(token: object = None) -> None:
+    """Checks a token before it is sent. No message shows it.
+
+    Args:
+        token: As in `Download`; None and True: that of the login, if any.
+
+    Raises:
+        TypeError, ValueError: If it cannot be a token.
+    """
+    from huggingface_hub import get_token
+
+    if not isinstance(token, str | bool | None):
+        raise TypeError(f"a token must be a string, True, False or None; got {type(token).__name__}")
+    found = token if isinstance(token, str) else get_token()
+    if found is not None and not re.fullmatch(r"[!-~]+", found):
+        raise ValueError(
+            "the token of the Hub is empty, or has spaces or characters that are not ASCII: copy it again from "
+            "https://huggingface.co/settings/tokens"
+        )
 
 
 @dataclass(frozen=True)
@@ -111,6 +171,7 @@ class Target:
         branch: Whether the requested branch exists.
         files: The files in it.
         card: Its README.md; None if there is none.
+        config: Its config.json; empty if it is not that of a model.
     """
 
     repo_id: str
@@ -119,6 +180,7 @@ class Target:
     commit: str | None = None
     files: tuple[str, ...] = ()
     card: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Upload(TypedDict, total=False):
@@ -145,8 +207,8 @@ def find_target(repo_id: str, options: Upload) -> Target:
         repo_id: owner/name, or a name in the namespace of the token's owner.
 
     Raises:
-        TypeError: If `repo_id` is not a string.
-        ValueError: If it is not a valid name, or the repository has the other visibility.
+        TypeError: If `repo_id` or an option is of another type.
+        ValueError: If one is not valid, or the repository has the other visibility.
         ConnectionError: If the Hub refuses or cannot be reached.
     """
     check_id(repo_id)
@@ -154,7 +216,11 @@ def find_target(repo_id: str, options: Upload) -> Target:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
-    private, revision, token = options.get("private"), options.get("revision"), options.get("token")
+    private, token = options.get("private"), options.get("token")
+    if not isinstance(private, bool | None):
+        raise TypeError(f"private must be True, False or None; got {private!r}")
+    revision = check_revision(options.get("revision"))
+    check_token(token)
     if options.get("create_pr") and revision not in (None, "main"):
         raise ValueError(f"a pull request is opened on main: omit the revision; got {revision!r}")
     hub = HfApi(token=token)
@@ -178,11 +244,23 @@ def find_target(repo_id: str, options: Upload) -> Target:
         if CARD in files:
             path = hub.hf_hub_download(repo_id, CARD, revision=about.sha)
             try:
-                card = Path(path).read_text(encoding="utf-8")
+                card = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
             except UnicodeDecodeError as error:
                 raise OSError(f"its {CARD} is not UTF-8 ({error}): correct it on the Hub") from None
+        config = (
+            _read_config(hub.hf_hub_download(repo_id, CONFIG, revision=about.sha)) if CONFIG in files else {}
+        )
     _check_visibility(repo_id, bool(about.private), private)
-    return Target(repo_id, True, branch, about.sha, files, card)
+    return Target(repo_id, True, branch, about.sha, files, card, config)
+
+
+def _read_config(path: str) -> Mapping[str, Any]:
+    """Returns the config of an earlier push; empty if the file is another one."""
+    try:
+        config = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def push(target: Target, folder: Path, options: Upload) -> str:
@@ -194,6 +272,7 @@ def push(target: Target, folder: Path, options: Upload) -> str:
     Raises:
         ConnectionError: If the upload fails.
     """
+    from httpx2 import HTTPError
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     names = sorted(path.name for path in folder.iterdir())
@@ -221,7 +300,14 @@ def push(target: Target, folder: Path, options: Upload) -> str:
             )
         except BaseException:
             if not target.exists:
-                hub.delete_repo(target.repo_id, missing_ok=True)
+                try:
+                    hub.delete_repo(target.repo_id, missing_ok=True)
+                except (HTTPError, OSError) as error:  # a warning: the first error is the one to report
+                    log.warning(
+                        "%r was created for this push, is empty, and could not be removed (%s): delete it on the Hub",
+                        target.repo_id,
+                        _why(error),
+                    )
             raise
     return done.pr_url or page
 
@@ -334,10 +420,14 @@ def _why(error: BaseException) -> str:
     from httpx2 import TransportError
     from huggingface_hub import errors
 
-    if isinstance(error, errors.LocalEntryNotFoundError):  # not in the cache either
-        error = error.__cause__ or error
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if error.__cause__ is None:
+            return "the cache does not hold it: omit local_files_only"
+        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set, and it is not in the cache"
+        error = error.__cause__
     reasons = {
-        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, and it is not in the cache",
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set",
         errors.GatedRepoError: "it is gated: request access on its page and log in (hf auth login)",
         errors.RepositoryNotFoundError: "the model does not exist, or it is private and needs a login (hf auth login)",
         errors.RevisionNotFoundError: "it has no such branch, tag or commit",

@@ -6,6 +6,8 @@ from typing import Any
 
 from sparsegen.common.checks import check_integer
 
+UNITS = ("needle", "code")
+
 
 @dataclass(frozen=True)
 class KRange:

@@ -1,5 +1,6 @@
 """A push of a model to the Hub: one commit with weights, config, ONNX files, pictures and the card."""
 
+import re
 import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from sparsegen.common.files import write_json
 from sparsegen.pictures import images
 from sparsegen.zoo import hub
 from sparsegen.zoo.bundled import AUXILIARY, CONFIG, WEIGHTS
 from sparsegen.zoo.card import model_card
+from sparsegen.zoo.config import LONGEST_LICENSE
+from sparsegen.zoo.weights import load_weights
 
 if TYPE_CHECKING:
     from sparsegen.zoo.generator import Generator
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
 # Functions of a folder that add files to it. The ONNX files come from `export`, which this package does not import.
 ENTRY_POINTS = "sparsegen.push"
 COLUMNS, ROWS, SCALE, SWEEP = 8, 4, 3, 5
-LONGEST_LICENSE = 60
 
 
 class PushOptions(hub.Upload, total=False):
@@ -48,15 +51,20 @@ def publish(
             weights of the generator are written.
 
     Raises:
-        TypeError, ValueError: On an invalid option, a repository of the other visibility, or a card with broken
-            metadata; before anything is uploaded.
+        TypeError, ValueError: On an unknown or invalid option, a repository of the other visibility, a card with broken
+            metadata or another license, or an invalid file of weights; before anything is uploaded.
         ImportError: If the ONNX files cannot be written here.
         ConnectionError: If the Hub refuses or cannot be reached.
     """
+    hub.check_options(options, PushOptions)
     given = options.get("license")
-    if given is not None and not (0 < len(given) <= LONGEST_LICENSE and given.isprintable()):
+    if not isinstance(given, str | None):
+        raise TypeError(f'a license must be a string, e.g. "mit"; got {given!r:.80}')
+    if given is not None and not (
+        len(given) <= LONGEST_LICENSE and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", given)
+    ):
         raise ValueError(
-            f'a license must be an identifier of the Hub, e.g. "mit" or "cc-by-4.0"; got {given!r:.80}'
+            f'a license must be an identifier of the Hub in lower case, e.g. "mit" or "cc-by-4.0"; got {given!r:.80}'
         )
     target = hub.find_target(repo_id, options)
     with TemporaryDirectory(prefix="sparsegen-push-") as temporary:
@@ -65,6 +73,7 @@ def publish(
         if source is None:
             generator.save_pretrained(folder, options.get("dtype", torch.float32))
         else:
+            _check_auxiliary(generator, source)
             for name in (WEIGHTS, *AUXILIARY.values()):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, folder / name)
@@ -73,9 +82,31 @@ def publish(
             _add_graphs(folder)
         sweep = _draw(generator, folder)
         files = [path.name for path in folder.iterdir()]
-        card = model_card(generator, config, target.repo_id, files, sweep, target.card)
+        card = model_card(generator, config, target.repo_id, files, sweep, target.card, target.config, given)
         (folder / hub.CARD).write_text(card, encoding="utf-8")
         return hub.push(target, folder, options)
+
+
+def _check_auxiliary(generator: "Generator", source: Path) -> None:
+    """Checks that the other files of weights hold what their names say.
+
+    A folder from elsewhere may hold links to private files under these names. The generator's weights were read when
+    it was opened.
+
+    Raises:
+        ValueError: If one is not a safetensors file, or holds another network.
+    """
+    networks = generator.spec.auxiliary_networks()
+    for name, file in AUXILIARY.items():
+        if not (path := source / file).is_file():
+            continue
+        if name in networks:
+            load_weights(networks[name], path)
+        try:
+            with safe_open(path, "numpy") as tensors:
+                tensors.keys()
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file, and is not pushed: {error}") from None
 
 
 def _add_graphs(folder: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sparsegen.common.files import atomic_write
+from sparsegen.common.text import escape_controls
 
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|module)\.")  # parts of names that torch adds
 
@@ -40,6 +41,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
             raise ValueError(f"{path} holds another width: {key} is {found}, expected {expected}")
         if tensor.is_floating_point() != tensors[key].is_floating_point():
             raise ValueError(f"{path} holds {key} as {tensors[key].dtype}; expected {tensor.dtype}")
+    tensors = {
+        key: tensor.to(own[key].dtype) for key, tensor in tensors.items()
+    }  # before the check: it may overflow
     if broken := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ValueError(
             f"{path} holds NaN or infinity in {_some('tensors', broken)}, e.g. because training diverged: use an "
@@ -83,5 +87,5 @@ def write_tensors(
 
 
 def _some(what: str, keys: list[str]) -> str:
-    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    shown = ", ".join(f"{escape_controls(key):.100}" for key in keys[:3]) + (", …" if len(keys) > 3 else "")
     return f"{len(keys)} {what}" + (f" ({shown})" if keys else "")

@@ -38,7 +38,12 @@ p {{margin: 0}}
 
 def picture(pixels: np.ndarray, alt: str) -> str:
     """An image, uint8 (H, W, 3), as a PNG inside the HTML; enlarged by the browser without smoothing."""
-    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(images.png(pixels)).decode()}">'
+    return f'<img alt="{escape(alt)}" src="{_address(pixels)}">'
+
+
+def _address(pixels: np.ndarray) -> str:
+    """A PNG as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(images.png(pixels)).decode()}"
 
 
 def banner(pages: Mapping[str, str]) -> str:
@@ -100,7 +105,7 @@ def tiles(pixels: np.ndarray, chosen: int, classes: Sequence[str]) -> str:
     """Images, uint8 (B, H, W, 3), as buttons with their classes; the chosen one is pressed."""
     buttons = [
         f'<button class="tile" data-index="{index}" aria-pressed="{str(index == chosen).lower()}" '
-        f'title="{escape(called)}">{picture(image, escape(f"Image {index} {called}".rstrip()))}</button>'
+        f'title="{escape(called)}">{picture(image, f"Image {index} {called}".rstrip())}</button>'
         for index, (image, called) in enumerate(zip(pixels, classes, strict=True))
     ]
     return f'<div class="tiles{" few" * (len(pixels) <= 16)}">{"".join(buttons)}</div>'
@@ -144,8 +149,9 @@ def inside(
         filter(None, ["<b>The image</b>", escape(called), f"{pixels.shape[1]} × {pixels.shape[0]} pixels"])
     )
     shown = picture(pixels, f"The image {called}".rstrip())
-    source = shown.partition('src="')[2].rstrip('">')
-    caption += f'<br><a class="save" href="{source}" download="{escape(file)}.png">Save image (PNG)</a>'
+    caption += (
+        f'<br><a class="save" href="{_address(pixels)}" download="{escape(file)}.png">Save image (PNG)</a>'
+    )
     figures = [_figure(shown, caption)]
     for level, code in enumerate(codes, 1):
         needles = inspector.counts(code)

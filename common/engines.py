@@ -12,6 +12,7 @@ import secrets
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,13 +168,17 @@ class Ray:
             _check_answer(found)
 
     def __enter__(self) -> Self:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that is started here
         import ray
 
         try:
-            ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False)
+            with warnings.catch_warnings(action="ignore"):  # the error says the same
+                ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            message = " ".join(str(error).split())
-            raise ConnectionError(f"--on {self.address or 'ray'}: {message}") from error
+            message = f"--on {self.address or 'ray'}: {' '.join(str(error).split())}"
+            if "timeout" in message:
+                message += "; if the cluster needs a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            raise ConnectionError(message) from error
         return self
 
     def map(
@@ -201,7 +206,7 @@ class Ray:
                 try:
                     outcome = Outcome(argument, *ray.get(done))
                 except ray.exceptions.RayError as error:
-                    outcome = Outcome(argument, error=TaskError(_last_line(error)))
+                    outcome = Outcome(argument, error=TaskError(_reason(error)))
                 yield outcome
 
     def _check_room(self, need: Needs) -> None:
@@ -261,6 +266,7 @@ class Slurm:
     def __enter__(self) -> Self:
         from submitit import AutoExecutor
 
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns at each look without Slurm's accounting
         path = self.folder.absolute()
         try:
             self.executor = AutoExecutor(path, self.cluster, slurm_max_num_timeout=RETRIES)
@@ -361,8 +367,11 @@ def run_task(payload: bytes, argument: bytes) -> "tuple[Any, TaskError | None]":
 
 def sentence(error: Exception) -> str:
     """Returns the message of an error in one line, with its type if it is not an expected one."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     expected = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
-    return f"{'' if expected else f'{type(error).__name__}: '}{' '.join(str(error).split())}"
+    return text if expected else f"{type(error).__name__}: {text}"
 
 
 def gpus_of(device: str, gpus: float | None, here: bool) -> tuple[str, float]:
@@ -421,6 +430,9 @@ def _check_answer(address: str) -> None:
         ) from error
 
 
-def _last_line(error: Exception) -> str:
-    """The message of an error without the traceback that Ray puts before it."""
-    return str(error).strip().rpartition("\n")[2] or type(error).__name__
+def _reason(error: Exception) -> str:
+    """The reason of an error of Ray, without the traceback that precedes it."""
+    reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
+    node = f" (on node {error.ip})" if hasattr(error, "ip") else ""
+    hint = ": install this version of sparsegen on the nodes" if "No module named" in reason else ""
+    return f"{reason}{node}{hint}"

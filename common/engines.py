@@ -31,7 +31,7 @@ ON_HELP = (
 )
 ALLOWED = "here, ray, ray://HOST:PORT or slurm[:NAME=VALUE,...]"
 CONNECT = 5.0  # seconds until an address that does not answer is reported
-GRACE = 60.0  # seconds in which cancelled tasks may save their state
+GRACE = 30.0  # seconds in which cancelled tasks may save their state
 RETRIES = 20  # Choice: a task that loses its process this often has too little memory, or a bug
 
 Argument = TypeVar("Argument")
@@ -266,7 +266,9 @@ class Slurm:
     def __enter__(self) -> Self:
         from submitit import AutoExecutor
 
-        logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns at each look without Slurm's accounting
+        logging.getLogger("submitit").setLevel(
+            logging.ERROR
+        )  # it warns at each look without Slurm's accounting
         path = self.folder.absolute()
         try:
             self.executor = AutoExecutor(path, self.cluster, slurm_max_num_timeout=RETRIES)

@@ -231,7 +231,7 @@ class Ray:
 
         if self.pending:
             logger.warning(
-                "cancelling %d tasks, which save their state; Ctrl-C stops at once", len(self.pending)
+                "cancelling %d tasks, for up to %d s; Ctrl-C does not wait", len(self.pending), GRACE
             )
         try:
             for task in self.pending:
@@ -285,6 +285,7 @@ class Slurm:
         needs: Callable[[Argument], Needs],
         folders: Sequence[Path] = (),
     ) -> Iterator[Outcome[Argument, Result]]:
+        from submitit.core.utils import FailedJobError
         from submitit.helpers import as_completed
 
         groups: dict[Needs, list[Argument]] = {}
@@ -306,7 +307,10 @@ class Slurm:
                     gpus_per_node=int(need.gpus) or None,
                     mem_gb=need.memory / 1e9 or None,
                 )
-                jobs = self.executor.map_array(Requeued(payload), map(pickle.dumps, group))
+                try:
+                    jobs = self.executor.map_array(Requeued(payload), map(pickle.dumps, group))
+                except FailedJobError as error:
+                    raise ValueError(f"Slurm refuses the jobs: {' '.join(str(error).split())}") from error
                 self.jobs += jobs
                 owners |= dict(zip([job.job_id for job in jobs], group, strict=True))
             for job in as_completed(list(self.jobs), poll_frequency=self.poll):

@@ -244,7 +244,8 @@ def restore_all(
                     report.note(f"stopped by a signal{f', {left} more not started' if left else ''}")
                     return False
     except KeyboardInterrupt:
-        report.note(f"{left} of {len(batch.ready)} pictures are not restored: --skip-existing continues")
+        if not engine.here:
+            report.note(f"{left} of {len(batch.ready)} pictures are not restored: --skip-existing continues")
         raise
     if batch.failed:
         names = ", ".join(map(str, batch.failed))

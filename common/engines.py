@@ -193,9 +193,12 @@ class Ray:
         remote = ray.remote(max_retries=RETRIES)(run_task)
         with _marked(folders) as marks:
             payload = ray.put(_pack(function, marks))
+            checked: set[Needs] = set()
             for argument in arguments:
                 need = needs(argument)
-                self._check_room(need)
+                if need not in checked:
+                    self._check_room(need)
+                    checked.add(need)
                 task = remote.options(
                     num_cpus=need.processors, num_gpus=need.gpus, memory=need.memory or None
                 )

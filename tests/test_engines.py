@@ -31,6 +31,7 @@ from benchmarks.campaign import run_campaign
 from sparsegen.common import engines
 from sparsegen.common.engines import InProcess, Needs, Ray, Slurm, TaskError, gpus_of, open_engine
 from sparsegen.common.files import read_lines
+from sparsegen.training.metrics import Statistics
 
 # Ray reads these once, when it is imported. The token keeps other programs out of the cluster.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
@@ -267,6 +268,16 @@ def test_a_node_without_the_folder_is_named(tmp_path: Path) -> None:
     assert value is None and re.search(
         rf"{tmp_path}/elsewhere is not .* every node sees \(on node", str(error)
     )
+
+
+def test_a_node_without_the_data_is_named(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    real = Statistics(np.zeros(1), np.zeros((1, 1)), 2)
+    setting = table1.Setting(str(absent), "cpu", 1, 8, "metric", "fingerprint", real, tmp_path, 500)
+    cell = table1.Cell(table1.cell("dcgan", "baseline", 8, None), {}, "cell")
+    packed = engines._pack(partial(table1.measure, setting), [])
+    _, error = engines.run_task(packed, engines.pickle.dumps(cell))
+    assert str(absent) in str(error) and "(on node " in str(error)
 
 
 def test_needs_that_no_node_meets_are_reported(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:

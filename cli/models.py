@@ -32,14 +32,13 @@ def list_models(
         raise ValueError(
             f"no bundled model matches {pattern!r}; there are {', '.join(sparsegen.list_models()) or 'none'}"
         )
-    table_possible = is_installed("torch")  # which the declarations of the networks need
-    if plain or not out.is_terminal or not table_possible:
+    if plain or not out.is_terminal:
         print(*names, sep="\n")
         return
     from sparsegen.zoo.bundled import MODELS
-    from sparsegen.zoo.checkpoint import read_config
+    from sparsegen.zoo.config import read_entries
 
-    facts = {name: _summary(read_config(MODELS / name)) for name in names}
+    facts = {name: _summary(read_entries(MODELS / name)) for name in names}
     columns = list(next(iter(facts.values())))
     found = {column: {about[column] for about in facts.values()} - {"-"} for column in COMMON}
     same = {column: values.pop() for column, values in found.items() if len(values) == 1}
@@ -61,15 +60,11 @@ COMMON = {"size": " pixels", "trained on": "", "distance by": ", lower is better
 
 def _summary(config: dict[str, Any]) -> dict[str, str]:
     """Returns the row of a bundled model in the table, by column."""
-    from sparsegen.zoo.architectures import ARCHITECTURES
-    from sparsegen.zoo.blocks import IMAGE_SIZES
-
-    row = ARCHITECTURES[config["architecture"]]
     training, evaluation = config.get("training", {}), config.get("evaluation", {})
     return {
-        "size": str(config.get("image_size", IMAGE_SIZES[0])),
-        "classes": str(config.get("classes", row.classes) or "-"),
-        "atoms": f"{config['atoms']}/{row.atoms}",
+        "size": str(config["image_size"]),
+        "classes": str(config["classes"] or "-"),
+        "atoms": str(config["atoms"]),
         "k": ", ".join(map(str, config["k"])) or "-",
         "steps": f"{training['steps']:,}" if training else "-",
         "distance": f"{evaluation['distance']:.1f}" if evaluation else "-",

@@ -137,6 +137,13 @@ def train(
             "repeatable without it.",
         ),
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the generator by torch.compile in the first step; not faster on CPUs.",
+        ),
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch, per process.")] = None,
 ) -> None:
     """Trains a model, or fine-tunes one (--from). Ctrl-C saves the run; --resume continues it.
@@ -173,6 +180,7 @@ def train(
         trackers=[name.strip() for name in trackers.split(",")] if trackers else (),
         device=device,
         deterministic=deterministic,
+        compiled=compiled,
     )
 
     def on_evaluation(done: int, count: int) -> None:

@@ -190,7 +190,7 @@ def test_list_prints_names_in_a_pipe_and_a_table_on_a_terminal(
         evaluation = config["evaluation"]
         for text in (
             f"{name} ",
-            f" {config['atoms']}/",
+            f" {config['atoms']} ",
             " " + (", ".join(map(str, config["k"])) or "-"),
             f" {config['training']['steps']:,} ",
             f" {evaluation['distance']:.1f} ",

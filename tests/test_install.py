@@ -1,5 +1,6 @@
 """The package as it is built and installed: the wheel, what each extra brings, and errors where a part is missing."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -183,18 +184,26 @@ def test_a_server_without_torch_has_no_workers(monkeypatch: pytest.MonkeyPatch) 
         ServiceSettings.from_environment({"SPARSEGEN_WORKERS": "2"})
 
 
-def test_the_command_line_samples_without_torch(tmp_path: Path) -> None:
+def test_the_command_line_samples_and_lists_models_without_torch(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['torch'] = None; from sparsegen.cli import models; "
         "models.is_installed = lambda *packages: 'onnxruntime' in packages; "
         "from sparsegen.__main__ import main; main()"
     )
-    arguments = ["sample", "dcgan.ml", "--count", "70", "--seed", "5", "--k", "16", "--out", "samples.npy"]
-    command = [sys.executable, "-c", script, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-c", script, *arguments]
+        terminal = os.environ | {"FORCE_COLOR": "1", "COLUMNS": "100"}
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=terminal
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("sample", "dcgan.ml", "--count", "70", "--seed", "5", "--k", "16", "--out", "samples.npy")
     pixels = np.load(tmp_path / "samples.npy")
     assert np.array_equal(pixels, open_sampler("dcgan.ml").sample(70, seed=5, k=16))
+    assert re.search(r"dcgan\.ml +- +128 +32, 32 +20,000 ", run("list", "dcgan.*"))
 
 
 def test_a_module_that_no_extra_has_is_reported_as_it_is() -> None:

@@ -286,6 +286,22 @@ def test_dropped_entries_have_no_gradient_even_if_the_incoming_one_is_not_finite
     )
 
 
+@pytest.mark.parametrize(
+    "shape", [(3, 8), (2, 6, 5), (2, 6, 4, 3), (8, 64, 32, 32)], ids=str
+)  # the last: threads
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_gradient_is_masked_in_every_layout_of_code_and_gradient(dtype, shape) -> None:
+    values, incoming = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    incoming.view(-1)[::3] = -0.0
+    for code in layouts(values).values():
+        code = code.detach().requires_grad_()
+        projected = NeedleProjection(2)(code)
+        kept = projected.detach() != 0
+        for gradient in layouts(incoming).values():
+            found = torch.autograd.grad(projected, code, gradient, retain_graph=True)[0]
+            assert same_bits(found, torch.where(kept, incoming, 0))
+
+
 @pytest.mark.parametrize("kind", PROJECTIONS)
 def test_gradients_agree_with_finite_differences_twice(kind: type[Projection]) -> None:
     distinct = torch.randperm(36).double().view(2, 6, 3) - 17.3

@@ -46,6 +46,7 @@ def steps_of(
     accelerator: Accelerator | None = None,
     device: str = "cpu",
     start: int = 0,
+    compiled: bool = False,
 ) -> Iterator[TrainingStep]:
     spec = ModelSpec.parse(name)
     recipe = recipe_of(spec, features=classifier_features() if spec.recipe == "projected" else None)
@@ -55,6 +56,10 @@ def steps_of(
     batches = ImageLoader(Images(pixels, torch.arange(24) % 10, "noise", "0"), 4, seed=0, flip=False)
     with torch.device(device):
         networks = Networks(spec, recipe, 0, device)
+    if compiled:
+        names = networks.state().keys()
+        networks.compile()
+        assert networks.state().keys() == names
     accelerator = accelerator or Accelerator(cpu=True)
     return train(
         networks, recipe, batches, accelerator, seed=0, start=start, steps=steps, measure_every=measure_every
@@ -114,3 +119,12 @@ def test_deterministic_steps_on_a_cpu_are_the_usual_ones(name: str) -> None:
         with deterministic_algorithms(enabled):
             losses.append([step.metrics["losses"] for step in steps_of(name, steps=2, measure_every=1)])
     assert losses[0] == losses[1]
+
+
+def test_a_compiled_generator_takes_the_same_steps() -> None:
+    found = [
+        [step.metrics["losses"] for step in steps_of("dcgan-4.ml", 2, measure_every=1, compiled=compiled)]
+        for compiled in (False, True)
+    ]
+    assert found[1] == [pytest.approx(losses, rel=1e-3) for losses in found[0]]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

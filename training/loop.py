@@ -78,6 +78,14 @@ class Networks:
     def _all(self) -> dict[str, nn.Module]:
         return {**self.trained, "averaged": self.averaged}
 
+    def compile(self) -> None:
+        """Compiles the generator by torch.compile, in the first step. The names of its weights stay.
+
+        The other networks stay as they are: spectral norm changes its buffers between the forward passes before a
+        backward pass, and a gradient penalty is differentiated twice; compiled code allows neither.
+        """
+        self.generator.compile(dynamic=False)
+
     def start_average(self) -> None:
         """Sets the average to the generator, as at the start of a run or of fine-tuning."""
         self.averaged.load_state_dict(self.generator.state_dict())

@@ -46,6 +46,7 @@ class RunPlan:
     features: str | None = None  # frozen network of the projected recipe
     classes: int | None = None  # number of labels, if not the architecture's default
     deterministic: bool = False  # see `deterministic_algorithms`
+    compiled: bool = False  # see `Networks.compile`
 
     @property
     def spec(self) -> ModelSpec:

@@ -154,6 +154,8 @@ class Run:
             world_size=self.processes,
         )
         self.networks = Networks(plan.spec, self.recipe, plan.seed, device)
+        if plan.compiled:
+            self.networks.compile()
         _check_labels(images, self.networks.generator.classes, plan.model)
         if self.networks.generator.classes:
             self.networks.averaged.config = {"class_names": self._class_names(images)}

@@ -75,6 +75,7 @@ class TrainConfig:
             processes that of the process.
         trackers: "tensorboard", "wandb" or both: where measurements and sample grids are sent, besides the folder.
         deterministic: Use deterministic algorithms only, so that a run on a GPU can be repeated bit for bit; slower.
+        compiled: Compile the generator by torch.compile, in the first step.
     """
 
     model: str
@@ -100,6 +101,7 @@ class TrainConfig:
     save_every: int = 500
     device: str | torch.device | None = None
     deterministic: bool = False
+    compiled: bool = False
     trackers: Sequence[str] = ()
 
 
@@ -167,6 +169,7 @@ def start(
         features=frozen.name if frozen else None,
         classes=spec.classes,
         deterministic=config.deterministic,
+        compiled=config.compiled,
     )
     eval_every = config.eval_every or min(EVAL_EVERY, max(1, steps // 5))
     schedule = Schedule(steps, save_every=config.save_every, eval_every=eval_every)

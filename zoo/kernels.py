@@ -11,9 +11,9 @@ needle is found by one of two algorithms, depending on its length:
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -276,14 +276,38 @@ def project(x: Bits, y: Bits, mask: NDArray[np.uint8], k: int, channels: int = 1
     """
     if x.ndim == 3 and x.shape[2] == 1:
         x, y, mask = x[:, :, 0], y[:, :, 0], mask[:, :, 0]
-    parts = max(1, min(threads, len(x), x.size // _PART))
+    _in_parts(partial(_project, k=k, channels=channels), (x, y, mask), threads)
+
+
+def keep(x: Bits, y: Bits, mask: NDArray[np.uint8], threads: int = 1) -> None:
+    """Writes the entries of x that the mask marks to y, and 0 elsewhere.
+
+    Args:
+        x, y: As in `project`.
+        threads: Maximum number of threads.
+
+    Shape: (entries,).
+    """
+    _in_parts(_keep, (x, y, mask), threads)
+
+
+@_compiled
+def _keep(x, y, mask):
+    for i in range(np.uintp(x.size)):
+        y[i] = x[i] & -np.int32(mask[i])
+
+
+def _in_parts(function: Callable[..., Any], arrays: Sequence[NDArray[Any]], threads: int) -> None:
+    """Calls a function with parts of arrays, divided along their first axis, in parallel."""
+    count = len(arrays[0])
+    parts = max(1, min(threads, count, arrays[0].size // _PART))
     if parts == 1:
-        _project(x, y, mask, k, channels)
+        function(*arrays)
         return
-    ends = [len(x) * part // parts for part in range(parts + 1)]
-    pieces = [(x[a:b], y[a:b], mask[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
-    futures = [_pool(threads).submit(_project, *piece, k, channels) for piece in pieces[1:]]
-    _project(*pieces[0], k, channels)
+    ends = [count * part // parts for part in range(parts + 1)]
+    pieces = [[array[a:b] for array in arrays] for a, b in zip(ends, ends[1:], strict=False)]
+    futures = [_pool(threads).submit(function, *piece) for piece in pieces[1:]]
+    function(*pieces[0])
     for future in futures:
         future.result()
 

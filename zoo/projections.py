@@ -300,12 +300,14 @@ def _keep(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class _Kept(torch.autograd.Function):
-    """`torch.where(mask, x, 0)` by a bitwise and, 4 to 15 times as fast, because `where` is not vectorized on a CPU."""
+    """`torch.where(mask, x, 0)` by a kernel or a bitwise and, because `where` is not vectorized on a CPU."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, mask: Tensor) -> Tensor:
+        if _is_plain(x) and (kept := _keep_on_cpu(x, mask)) is not None:
+            return kept
         bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.itemsize]
         return (x.view(bits) & -mask.view(torch.int8).to(bits)).view(x.dtype)
 
@@ -317,6 +319,22 @@ class _Kept(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _keep(gradient, *ctx.saved_tensors), None
+
+
+def _keep_on_cpu(x: Tensor, mask: Tensor) -> Tensor | None:
+    """Returns the marked entries of x and 0 elsewhere, by a kernel; None if the kernels do not take these tensors."""
+    kernels = _kernels()
+    if kernels is None or x.device.type != "cpu" or x.dtype not in _BITS or mask.shape != x.shape:
+        return None
+    bits = _BITS[x.dtype]
+    y = torch.empty_like(x)
+    given = [x.view(bits), y.view(bits), mask.view(torch.uint8)]
+    if x.ndim > 2 and not x.is_contiguous():
+        given = [tensor.movedim(1, -1) for tensor in given]  # channels last
+    if not all(tensor.is_contiguous() for tensor in given):
+        return None
+    kernels.keep(*(tensor.flatten().numpy() for tensor in given), threads=torch.get_num_threads())
+    return y
 
 
 class _KeptWithTangent(_Kept):

@@ -175,6 +175,7 @@ class Ray:
             with warnings.catch_warnings(action="ignore"):  # the error says the same
                 ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            ray.shutdown()  # of a connection that was half made
             message = f"--on {self.address or 'ray'}: {' '.join(str(error).split())}"
             if "timeout" in message:
                 message += "; if the cluster needs a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"

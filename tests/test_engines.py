@@ -51,14 +51,14 @@ class Nodes:
 
     def __init__(self) -> None:
         self.client = free_port()
-        self.folder = tempfile.mkdtemp(prefix="ray-")  # short, for the paths of sockets
         fast = {
             "health_check_initial_delay_ms": 0,
             "health_check_period_ms": 500,
             "health_check_failure_threshold": 2,
+            "worker_niceness": 0,
         }
         head = {
-            "num_cpus": 1, "include_dashboard": False, "temp_dir": self.folder, "memory": 4 * 10**9,
+            "num_cpus": 1, "include_dashboard": False, "memory": 4 * 10**9,
             "gcs_server_port": free_port(), "ray_client_server_port": self.client, "_system_config": fast,
         }  # fmt: skip
         from ray.cluster_utils import Cluster
@@ -72,7 +72,6 @@ class Nodes:
 
     def stop(self) -> None:
         self.cluster.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +80,13 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSEGEN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.setenv("PYTHONPATH", str(ROOT))
+        folder = tempfile.mkdtemp(prefix="ray-")  # short, for the paths of sockets
+        patch.setenv("RAY_TMPDIR", folder)  # other clusters of this machine are not changed
         found = Nodes()
         patch.setenv("RAY_ADDRESS", found.cluster.address)
         yield found
         found.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def when(ready: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
@@ -309,8 +311,15 @@ def test_another_version_of_ray_is_one_sentence(nodes: Nodes, monkeypatch: pytes
 
 
 def test_a_cluster_is_reached_by_ray_client(nodes: Nodes) -> None:
-    with open_engine(f"ray://127.0.0.1:{nodes.client}") as engine:
-        assert [outcome.result() for outcome in engine.map(math.sqrt, [4.0], lambda _: ONE)] == [2]
+    def roots() -> list[float]:
+        with open_engine(f"ray://127.0.0.1:{nodes.client}") as engine:
+            return [outcome.result() for outcome in engine.map(math.sqrt, [4.0], lambda _: ONE)]
+
+    try:
+        assert roots() == [2]
+    except ConnectionError as error:  # rarely, the process of the client does not survive its fork (gRPC)
+        assert "Starting Ray client server failed" in str(error)
+        assert roots() == [2]
 
 
 def test_pictures_on_nodes_equal_those_of_one_process(nodes: Nodes, sparsegen, tmp_path: Path) -> None:  # noqa: F811

@@ -6,6 +6,7 @@ seed.
     python -m benchmarks.table1 --data cifar10.parquet --rows biggan,diffcr_biggan --shares 0.1,0.2
     python -m benchmarks.table1 --data cifar10.parquet --scale paper --device cuda --dry-run
     python -m benchmarks.table1 --data cifar10.parquet --scale paper --device cuda --count 50000
+    python -m benchmarks.table1 --data /shared/cifar10.parquet --runs /shared/runs --device cuda --gpus 0.5 --on ray
     python -m benchmarks.table1 --print
 
 Runs with a record are skipped; an interrupted run continues from its last checkpoint. Each finished run appends one
@@ -14,16 +15,19 @@ best checkpoint), between `--count` samples and all images of `--data`, also if 
 an FID where Inception's weights are.
 
 `--scale paper` trains the full width for the steps of the recipes. `--dry-run` measures a few steps of each cell and
-prints the hours and the memory of the campaign. Several processes, one per GPU or several on one, may share the records
-and the folder of the runs if each has rows, columns or seeds of its own.
+prints the hours and the memory of the campaign. `--on` runs the cells on a Ray cluster or as jobs of Slurm, see
+docs/reproducing.md.
 `sparsegen reproduce table1` prints the records and the numbers of the paper.
 """
 
 import resource
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from enum import StrEnum
+from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
 from statistics import mean, stdev
 from time import perf_counter
@@ -35,18 +39,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.campaign import run_campaign, start
 from benchmarks.machine import circumstances
 from sparsegen.cli.console import progress
-from sparsegen.common.devices import find_device
-from sparsegen.common.files import append_line
+from sparsegen.common.devices import AUTO, find_device
+from sparsegen.common.engines import HERE, ON_HELP, Needs, gpus_of, open_engine
 from sparsegen.common.hardware import has_bfloat16
 from sparsegen.common.interrupt import stop_on_interrupt
 from sparsegen.reproduce import paper
 from sparsegen.reproduce.tables import RECORDS, Record, read_records
 from sparsegen.training.data import ImageLoader, Images, open_images
 from sparsegen.training.evaluation import draw, evaluate_samples
-from sparsegen.training.features import open_features
+from sparsegen.training.features import FeatureNetwork, open_features
 from sparsegen.training.loop import Networks, train
+from sparsegen.training.metrics import Statistics
 from sparsegen.training.plan import RunPlan, Schedule
 from sparsegen.training.processes import open_accelerator
 from sparsegen.training.recipes import recipe_of
@@ -105,6 +111,39 @@ KEY = (
 PROTOCOL = tuple(name for name in KEY if name not in ("regularizer", "k", "seed"))
 
 
+class Cell(NamedTuple):
+    """A run to train and measure.
+
+    Attributes:
+        protocol: Steps, batch size, seed, precision, share and rate.
+        name: Of its folder.
+    """
+
+    spec: ModelSpec
+    protocol: dict[str, Any]
+    name: str
+
+
+class Setting(NamedTuple):
+    """What all cells of a campaign share; every process opens the data and the features by itself.
+
+    Attributes:
+        metric, fingerprint: Of the features and of the data of the process that starts the campaign.
+        real: Statistics of the features of the data.
+        runs: Folder for the checkpoints.
+    """
+
+    data: str
+    device: str
+    threads: int
+    count: int
+    metric: str
+    fingerprint: str
+    real: Statistics
+    runs: Path
+    save_every: int
+
+
 def main(
     data: Annotated[str, typer.Option(help="The images: a parquet file, a folder or a Hub id.")] = "cifar10",
     scale: Annotated[
@@ -131,7 +170,18 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps or xpu.")] = "cpu",
     count: Annotated[int, typer.Option(help="Number of samples.")] = 5000,
-    threads: Annotated[int, typer.Option()] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads of a cell.")] = 1,
+    on: Annotated[str, typer.Option(help=ON_HELP)] = HERE,
+    gpus: Annotated[
+        float | None,
+        typer.Option(help="GPUs of a cell for --on, e.g. 0.25 (default: 1, or 0 without a GPU)."),
+    ] = None,
+    memory: Annotated[
+        float, typer.Option(help="Memory of a cell in GB for --on; --dry-run measures it; 0: not reserved.")
+    ] = 4,
+    save_every: Annotated[
+        int, typer.Option(help="Steps between two checkpoints, from which a lost cell is resumed.")
+    ] = 500,
     runs: Annotated[Path, typer.Option(help="Folder for the checkpoints of unfinished runs.")] = Path(
         "runs/table1"
     ),
@@ -143,27 +193,43 @@ def main(
     only_print: Annotated[bool, typer.Option("--print", help="Print the table of the records.")] = False,
 ) -> None:
     """Trains the runs without a record, then prints table 1 with mean ± s.d. and the numbers of the paper."""
-    if not only_print:
-        torch.set_num_threads(threads)
+    if only_print:
+        return show_table(read_records(records))
+    engine = open_engine(on)
+    torch.set_num_threads(threads)
+    device, share_of_gpu = gpus_of(device, gpus, engine.here)
+    try:
         place = find_device(device)
-        precision = precision or ("bf16" if has_bfloat16(place.type) else "no")
-        images = open_images(data)
-        scales = SCALES if scale is Size.small else {row: paper_scale(row) for row in SCALES}
-        budgets = [float(text) for text in densities.split(",")] if densities else [None]
-        cells = dict.fromkeys(  # without duplicates, e.g. from two densities that give the same k
-            (seed, share, cell(row, column, atoms or scales[row].atoms, budget))
-            for seed in map(int, seeds.split(","))
-            for share in map(float, shares.split(","))
-            for budget in budgets
-            for row in rows.split(",")
-            for column in columns.split(",")
-        )
-        if dry_run:
-            return show_costs(
-                [spec for _, _, spec in cells], scales, steps, batch_size, images, precision, place
-            )
-        features = open_features(device=place)
-        real = Reference(features, images, bar=progress).statistics
+    except ValueError:
+        if engine.here:
+            raise
+        place = find_device(AUTO)  # only the nodes have the device
+        if precision is None:
+            raise typer.BadParameter(
+                f"this machine has no {device} to choose --precision by: give no or bf16"
+            ) from None
+    precision = precision or ("bf16" if has_bfloat16(place.type) else "no")
+    data = str(Path(data).absolute()) if Path(data).exists() else data
+    _open.cache_clear()
+    images, features = _open(data, str(place))
+    scales = SCALES if scale is Size.small else {row: paper_scale(row) for row in SCALES}
+    budgets = [float(text) for text in densities.split(",")] if densities else [None]
+    cells = dict.fromkeys(  # without duplicates, e.g. from two densities that give the same k
+        (seed, share, cell(row, column, atoms or scales[row].atoms, budget))
+        for seed in map(int, seeds.split(","))
+        for share in map(float, shares.split(","))
+        for budget in budgets
+        for row in rows.split(",")
+        for column in columns.split(",")
+    )
+    if dry_run:
+        return show_costs([spec for _, _, spec in cells], scales, steps, batch_size, images, precision, place)
+    real = Reference(features, images, bar=progress).statistics
+    setting = Setting(
+        data, device, threads, count, features.metric, images.fingerprint, real, runs.absolute(), save_every
+    )
+
+    def todo() -> Iterator[Cell]:
         for seed, share, spec in cells:
             protocol = {
                 "steps": steps or scales[spec.architecture].steps,
@@ -173,20 +239,34 @@ def main(
                 "share": share,
                 "rate": rate or scales[spec.architecture].rate,
             }
-            measured = {"count": count, "metric": features.metric, "fingerprint": images.fingerprint}
-            about = {**asdict(spec), **protocol, **measured}
-            if key(about) in map(
-                key, read_records(records)
-            ):  # read again, since another process may add records
-                continue
             part = f"-share{share:g}" if share < 1 else ""
-            k = "_".join(map(str, spec.k or ()))
             part += f"-rate{protocol['rate']:g}" if protocol["rate"] != 1 else ""
+            k = "_".join(map(str, spec.k or ()))
             name = f"{spec.name}-k{k}-{protocol['steps']}-{precision}-seed{seed}{part}"
-            record = {**about, **measure(spec, images, real, features, protocol, count, runs / name, place)}
-            records.parent.mkdir(parents=True, exist_ok=True)
-            append_line(records, record)
+            found = Cell(spec, protocol, name)
+            known = map(key, read_records(records))  # read again, since another process may add records
+            if key(_about(found, setting)) not in known:
+                yield found
+
+    needs = Needs(threads, share_of_gpu, int(memory * 1e9))
+    complete = run_campaign(
+        engine, partial(measure, setting), todo(), lambda _: needs, records, attrgetter("name"), [runs]
+    )
     show_table(read_records(records))
+    if not complete:
+        sys.exit(1)
+
+
+@lru_cache(maxsize=1)
+def _open(data: str, device: str) -> tuple[Images, FeatureNetwork]:
+    """The data and the features, opened once in each process."""
+    return open_images(data), open_features(device=find_device(device))
+
+
+def _about(cell: Cell, setting: Setting) -> Record:
+    """What identifies the record of a cell."""
+    measured = {name: getattr(setting, name) for name in ("count", "metric", "fingerprint")}
+    return {**asdict(cell.spec), **cell.protocol, **measured}
 
 
 def paper_scale(row: str) -> Scale:
@@ -257,17 +337,23 @@ def cell(row: str, column: str, atoms: int, density: float | None) -> ModelSpec:
     )
 
 
-def measure(
-    spec: ModelSpec,
-    images: Images,
-    real,
-    features,
-    protocol: dict,
-    count: int,
-    folder: Path,
-    device: torch.device,
-) -> dict:
-    """Trains a cell, from its last checkpoint if there is one, and measures it."""
+def measure(setting: Setting, cell: Cell) -> Record:
+    """Trains a cell, from its last checkpoint if there is one, and measures it.
+
+    Raises:
+        ValueError: If this process has other data or other features than the one that started the campaign.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, when the checkpoint is saved.
+    """
+    torch.set_num_threads(setting.threads)
+    device = find_device(setting.device)
+    images, features = _open(setting.data, str(device))
+    for what, own, theirs in (
+        ("data with the fingerprint", images.fingerprint, setting.fingerprint),
+        ("features with the metric", features.metric, setting.metric),
+    ):
+        if own != theirs:
+            raise ValueError(f"the campaign has {what} {theirs}, and {setting.data} gives {own} here")
+    spec, protocol = cell.spec, cell.protocol
     steps = protocol["steps"]
     plan = RunPlan(
         spec.name,
@@ -281,12 +367,12 @@ def measure(
         rate=protocol["rate"],
     )
     run = open_run(
-        folder,
+        setting.runs / cell.name,
         plan,
         images.part(plan.share),
-        Schedule(steps, eval_every=steps, save_every=500),
+        Schedule(steps, eval_every=steps, save_every=setting.save_every),
         resume=True,
-        device=device,
+        device=str(device),
     )
     with (
         stop_on_interrupt() as interrupted,
@@ -299,11 +385,12 @@ def measure(
                 rates.append(metrics["images_per_second"])
             if interrupted():
                 run.save()
-                sys.exit(130)
-    with progress(f"{spec.name} seed {plan.seed}: distance", count) as show:
-        samples = draw(run.networks.averaged, [features], count, progress=lambda done, _: show(done))
-    evaluation = evaluate_samples(samples, {features.metric: real})
+                raise KeyboardInterrupt
+    with progress(f"{spec.name} seed {plan.seed}: distance", setting.count) as show:
+        samples = draw(run.networks.averaged, [features], setting.count, progress=lambda done, _: show(done))
+    evaluation = evaluate_samples(samples, {features.metric: setting.real})
     return {
+        **_about(cell, setting),
         **asdict(evaluation),
         "seed": plan.seed,
         "sample_seed": evaluation.seed,
@@ -355,4 +442,4 @@ def show_table(records: list[Record]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start("benchmarks.table1")

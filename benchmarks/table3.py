@@ -3,6 +3,7 @@
     python -m benchmarks.table3 --images ../shared/data/set9 --preset paper --bf16 --size 128 --seeds 0,1,2
     python -m benchmarks.table3 --images ../shared/data/set9 --preset fast --size 256
     python -m benchmarks.table3 --images ../shared/data/set9 --noises poisson:30,salt-and-pepper:0.1,jpeg:10
+    python -m benchmarks.table3 --images ../shared/data/set9 --on ray
     python -m benchmarks.table3 --print
 
 Each cell is one fit to a central crop of one picture with noise of a fixed seed. Its record has the best PSNR of one
@@ -10,15 +11,19 @@ output ("single") and of the averaged output ("average"), selected with the clea
 of the result that the stopping rule selects in the same run without the clean picture. The preset `paper` does not
 stop: it runs until `PAST` iterations after its best average, or to the end of the preset. Cells with a record are
 skipped. With --bm3d, BM3D (package `bm3d`) is measured for comparison.
+
+`--on` runs the cells on a Ray cluster or as jobs of Slurm, see docs/reproducing.md.
 """
 
 import io
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import process_time
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +31,10 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.campaign import run_campaign, start
 from benchmarks.machine import circumstances
 from sparsegen.cli.console import progress
-from sparsegen.common.files import append_line
+from sparsegen.common.engines import HERE, ON_HELP, Needs, open_engine
 from sparsegen.reproduce.tables import RECORDS, Record, read_records, show_table3
 from sparsegen.restoration.fit import Fit
 from sparsegen.restoration.restore import make_fit
@@ -68,6 +74,19 @@ NOISES: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
     "salt-and-pepper": salt_and_pepper,
     "jpeg": jpeg,
 }
+
+
+class Cell(NamedTuple):
+    """A restoration to measure: what identifies its record, its task, and the clean crop."""
+
+    about: Record
+    task: Task
+    clean: np.ndarray
+
+    @property
+    def name(self) -> str:
+        names = ("image", "noise", "preset", "regularizer", "density", "seed")
+        return " ".join(str(self.about[name]) for name in names if self.about[name] is not None)
 
 
 @dataclass(frozen=True)
@@ -178,7 +197,8 @@ def main(
     know_sigma: Annotated[
         bool, typer.Option(help="Give the noise level of gaussian to the stopping rule.")
     ] = True,
-    threads: Annotated[int, typer.Option()] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads of a cell.")] = 1,
+    on: Annotated[str, typer.Option(help=ON_HELP)] = HERE,
     bf16: Annotated[
         bool, typer.Option(help="Also compute the preset paper in bfloat16, which halves its time.")
     ] = False,
@@ -190,40 +210,61 @@ def main(
     only_print: Annotated[bool, typer.Option("--print", help="Print the tables of the records.")] = False,
 ) -> None:
     """Runs the cells without a record, then prints the tables."""
-    if not only_print:
-        torch.set_num_threads(threads)
-        own = PRESETS[preset]
-        own = replace(
-            own, mixed_precision=own.mixed_precision or bf16, ensemble_size=ensemble or own.ensemble_size
-        )
-        about = {
-            "settings": repr(own),
-            "ensemble_size": own.ensemble_size,
-            "end": iterations,
-            "know_sigma": know_sigma,
-        }
+    if only_print:
+        return show_table3(Console(width=130), read_records(records))
+    engine = open_engine(on)
+    torch.set_num_threads(threads)
+    own = PRESETS[preset]
+    own = replace(
+        own, mixed_precision=own.mixed_precision or bf16, ensemble_size=ensemble or own.ensemble_size
+    )
+    about = {
+        "settings": repr(own),
+        "ensemble_size": own.ensemble_size,
+        "end": iterations,
+        "know_sigma": know_sigma,
+    }
+
+    def todo() -> Iterator[Cell]:
         for cell in cells(images, only, size, noises, preset, regularizers, densities, seeds):
             cell |= about
             if key(cell) in map(
                 key, read_records(records)
             ):  # read again, since another process may add records
                 continue
-            clean = crop(images / f"{cell['image']}.png", size)
-            noisy = observe(clean, cell["noise"], cell["seed"])
             kind, _, strength = cell["noise"].partition(":")
             task = Task.of(
                 preset=preset, regularizer=cell["regularizer"], density=cell["density"], seed=cell["seed"],
                 sigma=float(strength) if kind == "gaussian" and know_sigma else None,
                 loss="l1" if kind == "salt-and-pepper" else "mse",
             )  # fmt: skip
-            with progress(f"{cell['image']} {cell['noise']} {cell['regularizer']}", iterations) as show:
-                last = replace(own, iterations=iterations)
-                record = {**cell, **measure(task, clean, noisy, last, show), **circumstances()}
-            if bm3d and kind == "gaussian" and cell["regularizer"] == "baseline":
-                record["bm3d"] = bm3d_psnr(clean, noisy, float(strength))
-            records.parent.mkdir(parents=True, exist_ok=True)
-            append_line(records, record)
+            yield Cell(cell, task, crop(images / f"{cell['image']}.png", size))
+
+    memory = replace(Task.of(preset=preset), ensemble_size=own.ensemble_size).memory(size, size)
+    needs = Needs(threads, memory=int(memory))
+    run = partial(record, preset=replace(own, iterations=iterations), threads=threads, bm3d=bm3d)
+    complete = run_campaign(engine, run, todo(), lambda _: needs, records, lambda cell: cell.name)
     show_table3(Console(width=130), read_records(records))
+    if not complete:
+        sys.exit(1)
+
+
+def record(cell: Cell, preset: Preset, threads: int, bm3d: bool) -> Record:
+    """Measures a cell, and returns its record.
+
+    Args:
+        preset: Replaces that of the task.
+        bm3d: Whether BM3D is measured on cells of the baseline with gaussian noise.
+    """
+    torch.set_num_threads(threads)
+    about = cell.about
+    noisy = observe(cell.clean, about["noise"], about["seed"])
+    with progress(f"{about['image']} {about['noise']} {about['regularizer']}", preset.iterations) as show:
+        found = {**about, **measure(cell.task, cell.clean, noisy, preset, show), **circumstances()}
+    kind, _, strength = about["noise"].partition(":")
+    if bm3d and kind == "gaussian" and about["regularizer"] == "baseline":
+        found["bm3d"] = bm3d_psnr(cell.clean, noisy, float(strength))
+    return found
 
 
 def cells(
@@ -259,4 +300,4 @@ def key(record: Record) -> tuple[Any, ...]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start("benchmarks.table3")

@@ -4,7 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ import typer
 from sparsegen.cli.console import err, out, say, shown
 from sparsegen.cli.options import Device
 from sparsegen.common.devices import AUTO, find_device
+from sparsegen.common.engines import HERE, ON_HELP, gpus_of, open_engine
 from sparsegen.common.interrupt import stop_on_interrupt
 from sparsegen.restoration import batch
 from sparsegen.restoration.settings import Task, fair_threads
@@ -77,7 +78,8 @@ class Options:
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that restore tiles, 1 to 61 (default: one per core, at most 4; on an accelerator, 1)."
+            help="Processes that restore tiles, 1 to 61 (default: one per core, at most 4; on an accelerator or "
+            "with --on, 1)."
         ),
     ] = None
     clean: Annotated[
@@ -103,7 +105,17 @@ class Options:
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite existing files, except pictures that are read.")
     ] = False
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Skip pictures whose result exists, to continue a folder.")
+    ] = False
     device: Device = AUTO
+    on: Annotated[str, typer.Option(help=ON_HELP)] = HERE
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            help="GPUs of a picture for --on, e.g. 0.25 (default: 1 for --device cuda or xpu, else 0: the CPU)."
+        ),
+    ] = None
 
     def task(self) -> dict[str, object]:
         """Returns the settings of `Task.of`; warns if the old name of an option is used."""
@@ -238,23 +250,30 @@ def restore(
     kernel: Path | None = None,
 ) -> None:
     """Restores pictures, shows the progress, and exits with code 130 if it was interrupted."""
-    report = Report()
-    prepared = batch.prepare(inputs, task, options.batch(), report, mask, kernel)
-    if prepared.ready:
-        _load_torch(options.threads, task.settings.ensemble_size, options.device)
+    report, engine, given = Report(), open_engine(options.on), options.batch()
+    device, gpus = gpus_of(options.device, options.gpus, engine.here)
+    given = replace(given, device=device, workers=given.workers or (None if engine.here else 1))
+    prepared = batch.prepare(inputs, task, given, report, mask, kernel)
+    if not prepared.ready:
+        batch.restore_all(prepared, lambda: False, report)
+        return
+    threads = _load_torch(options.threads, task.settings.ensemble_size)
+    if not engine.here:  # Ctrl-C cancels the tasks
+        batch.restore_all(prepared, lambda: False, report, engine, threads, gpus)
+        return
+    find_device(device)
     with stop_on_interrupt(lambda: say(err, "stopping; press Ctrl-C again to stop at once")) as interrupted:
         if not batch.restore_all(prepared, interrupted, report):
             sys.exit(130)
 
 
-def _load_torch(threads: int | None, ensemble_size: int, device: str) -> None:
+def _load_torch(threads: int | None, ensemble_size: int) -> int:
     """Imports torch, which takes seconds, before Ctrl-C is handled; during the import it exits at once.
 
-    Raises:
-        ValueError: If the device does not exist.
+    Returns: The number of its threads.
     """
     import torch
 
     if threads or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or fair_threads(ensemble_size))
-    find_device(device)
+    return torch.get_num_threads()

@@ -1,11 +1,13 @@
 """Restores picture files. Input is checked before torch is imported and before any work."""
 
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from sparsegen.common.checks import check_integer
 from sparsegen.common.devices import AUTO, check_name, find_device
+from sparsegen.common.engines import Engine, InProcess, Needs
 from sparsegen.common.extras import require
 from sparsegen.common.files import check_writable
 from sparsegen.common.hardware import processors
@@ -64,6 +67,7 @@ class Options:
         preview, compare: Whether NAME.preview.png and NAME.compare.png are written.
         history: A .csv file, or a .png plot, of loss, statistic and density.
         overwrite: Whether existing files are replaced.
+        skip_existing: Whether pictures whose result exists are skipped.
         device: As in `common.devices.find_device`.
 
     Raises:
@@ -79,10 +83,13 @@ class Options:
     compare: bool = False
     history: Path | None = None
     overwrite: bool = False
+    skip_existing: bool = False
     device: str = AUTO
 
     def __post_init__(self) -> None:
         check_name(self.device)
+        if self.overwrite and self.skip_existing:
+            raise ValueError("existing results can be skipped or overwritten, and both are requested")
         for name, low, high, meaning in (
             ("threads", 1, MAX_THREADS, "the CPU threads of a fit"),
             ("tile", SMALLEST, MAX_TILE, "the side of a tile in pixels"),
@@ -110,18 +117,31 @@ class Work:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture and its output paths; `picture` is set if the file cannot be read again, e.g. a pipe."""
+    """One picture and its output paths.
+
+    Attributes:
+        shape: (H, W, C) of the picture; set by `check`.
+        picture: Set if the file cannot be read again, e.g. a pipe.
+    """
 
     source: Path
     out: Path
     preview: Path | None
     compare: Path | None
     history: Path | None
+    shape: tuple[int, ...] = ()
     picture: Picture | None = None
 
     @property
     def targets(self) -> list[Path]:
         return [path for path in (self.out, self.preview, self.compare, self.history) if path]
+
+    def within(self, folder: Path) -> "Job":
+        """Returns the job with its relative paths in a folder."""
+        names = ("source", "out", "preview", "compare", "history")
+        return replace(
+            self, **{name: folder / path for name in names if (path := getattr(self, name)) is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -171,6 +191,10 @@ def prepare(
     clean = read_input("the clean picture", options.clean) if options.clean else None
     work = Work(task, options, damage, clean, reads)
     jobs = plan(inputs, work)
+    if options.skip_existing:
+        jobs, given = [job for job in jobs if not job.out.exists()], len(jobs)
+        if len(jobs) < given:
+            report.note(f"{given - len(jobs)} of {given} pictures are skipped: their results exist")
     ready: list[Job] = []
     batch = Batch(work, len(inputs), ready)
     for job in jobs:
@@ -181,20 +205,48 @@ def prepare(
     return batch
 
 
-def restore_all(batch: Batch, interrupted: Callable[[], bool], report: Report) -> bool:
-    """Restores the pictures one after another; returns False if it was interrupted, else True.
+def restore_all(
+    batch: Batch,
+    interrupted: Callable[[], bool],
+    report: Report,
+    engine: Engine | None = None,
+    threads: int = 1,
+    gpus: float = 0,
+) -> bool:
+    """Restores the pictures; returns False if it was interrupted, else True.
+
+    Args:
+        interrupted: Whether to stop; called in this process only.
+        engine: Where they are restored; None: in this process, one after another.
+        threads, gpus: Threads of torch and GPUs of a picture on other nodes.
 
     Raises:
-        OSError, ValueError: The error of a single picture.
+        OSError, ValueError, RuntimeError: The error of a single picture.
         RuntimeError: For several pictures, at the end; it lists those that failed.
     """
-    for done, job in enumerate(batch.ready, 1):
-        with batch.catch_errors(job, report):
-            restore_one(job, batch.work, interrupted, report)
-        if interrupted():
-            left = len(batch.ready) - done
-            report.note(f"stopped by a signal{f', {left} more not started' if left else ''}")
-            return False
+    engine, work = engine or InProcess(), batch.work
+    if engine.here:
+        restore: Callable[[Job], Sequence[Line]] = partial(
+            restore_here, work=work, interrupted=interrupted, report=report
+        )
+    else:
+        restore = partial(restore_elsewhere, work, Path.cwd(), threads)
+    folders = [job.out.parent for job in batch.ready]
+    left = len(batch.ready)
+    try:
+        with engine:
+            needs = partial(needs_of, work=work, threads=threads, gpus=gpus)
+            for outcome in engine.map(restore, batch.ready, needs, folders):
+                left -= 1
+                with batch.catch_errors(outcome.argument, report):
+                    _repeat(outcome.result(), report)
+                if interrupted():
+                    report.note(f"stopped by a signal{f', {left} more not started' if left else ''}")
+                    return False
+    except KeyboardInterrupt:
+        if not engine.here:
+            report.note(f"{left} of {len(batch.ready)} pictures are not restored: --skip-existing continues")
+        raise
     if batch.failed:
         names = ", ".join(map(str, batch.failed))
         raise RuntimeError(
@@ -304,7 +356,7 @@ def check(job: Job, work: Work, keep: bool) -> Job:
     check_size(work.task, work.damage, (height, width))
     if work.clean:
         _check_clean(work.clean, job.source, shape)
-    return replace(job, picture=picture if keep else None)
+    return replace(job, shape=picture.pixels.shape, picture=picture if keep else None)
 
 
 def _check_clean(clean: Picture, source: Path, shape: tuple[int, int, int]) -> None:
@@ -361,6 +413,72 @@ def read_kernel(path: Path) -> Picture:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Picture((kernel / kernel.max()).astype(np.float32)[..., None])
+
+
+Line = tuple[str, str]  # a method of `Report` and its text, or "error" and a message
+
+
+class Lines:
+    """A report that is sent to another process."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(("note", text))
+
+    def result(self, text: str) -> None:
+        self.lines.append(("result", text))
+
+    @contextmanager
+    def progress(self, name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
+        yield lambda progress: None
+
+
+def _repeat(lines: Sequence[Line], report: Report) -> None:
+    """Reports lines. Raises: OSError for an error."""
+    for kind, text in lines:
+        if kind == "error":
+            raise OSError(text)
+        (report.note if kind == "note" else report.result)(text)
+
+
+def restore_here(job: Job, work: Work, interrupted: Callable[[], bool], report: Report) -> Sequence[Line]:
+    """Restores a picture as `restore_one`; returns no lines, since they are reported at once."""
+    restore_one(job, work, interrupted, report)
+    return ()
+
+
+def restore_elsewhere(work: Work, folder: Path, threads: int, job: Job) -> Sequence[Line]:
+    """Restores a picture in another process than that of the command; returns the lines to report.
+
+    Args:
+        folder: Working folder of the command, to which the paths are relative.
+        threads: Number of threads of torch.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    report = Lines()
+    try:
+        restore_one(job.within(folder), work, lambda: False, report)
+    except PICTURE_ERRORS as error:
+        if not report.lines:
+            raise
+        report.lines.append(("error", f"{error} (on node {platform.node()})"))
+    return report.lines
+
+
+def needs_of(job: Job, work: Work, threads: int, gpus: float) -> Needs:
+    """What the restoration of a picture needs: the processors of its threads or workers, GPUs, and memory."""
+    from sparsegen.restoration.tiles import TILE, is_tiled, peak_memory
+
+    options, task = work.options, work.task
+    height, width, _ = job.shape
+    pixels, workers = height * width * task.factor**2, 1
+    if is_tiled(task, job.shape, options.tile):
+        pixels, workers, threads = (options.tile or TILE) ** 2, options.workers or 1, options.threads or 1
+    return Needs(workers * threads, gpus, peak_memory(task, job.shape, pixels, workers, threads))
 
 
 def restore_one(job: Job, work: Work, interrupted: Callable[[], bool], report: Report) -> None:
@@ -446,7 +564,7 @@ def run(
     abreast = max(1, min(4, processors() // threads)) if device.type == "cpu" else 1
     workers = options.workers or abreast
     overlap = min(OVERLAP, (options.tile or TILE) // 3)
-    if is_tiled(work.task, picture, options.tile):
+    if is_tiled(work.task, picture.pixels.shape, options.tile):
         expected = estimate(work.task, picture, workers, work.damage, options.tile, overlap, threads, device)
         report.note(
             f"{expected.tiles} tiles: about {timedelta(seconds=round(expected.seconds))} and "

@@ -5,6 +5,7 @@ parent process holds the picture and the sum of the tiles; a worker holds one ti
 """
 
 import logging
+import math
 import queue
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -252,9 +253,9 @@ def _reason(failure: BaseException) -> str:
     return " ".join(str(failure).split()) or type(failure).__name__
 
 
-def is_tiled(task: Task, picture: Picture, tile: int | None = None) -> bool:
-    """Whether `run_tiled` divides a picture into several tiles."""
-    height, width = picture.pixels.shape[0] * task.factor, picture.pixels.shape[1] * task.factor
+def is_tiled(task: Task, shape: tuple[int, ...], tile: int | None = None) -> bool:
+    """Whether `run_tiled` divides a picture of shape (H, W, C) into several tiles."""
+    height, width = shape[0] * task.factor, shape[1] * task.factor
     return height * width > WHOLE if tile is None else max(height, width) > tile
 
 
@@ -283,12 +284,21 @@ def estimate(
         seconds = executor.submit(_expected_seconds, largest, device).result() / largest.pixels
     abreast = min(workers, len(jobs), max(1, processors() // threads))
     seconds *= sum(job.pixels for job in jobs) / abreast
-    fit = task.settings.pixel_bytes * largest.pixels * min(task.settings.ensemble_size, threads)
-    # the picture, the sum of the tiles, their composition and its clipped copy
-    memory = WORKER_BYTES + picture.pixels.nbytes * (1 + 3 * largest.by**2)
-    workers = min(workers, len(jobs))
-    memory += fit if workers == 1 else MANAGER_BYTES + workers * (WORKER_BYTES + fit)
-    return Estimate(len(jobs), seconds, int(memory))
+    memory = peak_memory(task, picture.pixels.shape, largest.pixels, min(workers, len(jobs)), threads)
+    return Estimate(len(jobs), seconds, memory)
+
+
+def peak_memory(task: Task, shape: tuple[int, ...], pixels: int, workers: int, threads: int) -> int:
+    """Estimates the peak memory of all processes in bytes.
+
+    Args:
+        shape: (H, W, C) of the picture.
+        pixels: Pixels of the result of the largest tile with its margins.
+    """
+    fit = task.settings.pixel_bytes * pixels * min(task.settings.ensemble_size, threads)
+    # the picture, the sum of the tiles, their composition and its clipped copy, all float32
+    memory = WORKER_BYTES + 4 * math.prod(shape) * (1 + 3 * task.factor**2)
+    return int(memory + (fit if workers == 1 else MANAGER_BYTES + workers * (WORKER_BYTES + fit)))
 
 
 class _Tally:

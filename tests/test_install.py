@@ -108,7 +108,9 @@ def test_the_wheel_has_the_package_of_the_checkout(built: Path) -> None:
         assert any(name.endswith("/zoo/models/dcgan.ml/generator.safetensors") for name in source.getnames())
 
 
-@pytest.mark.parametrize("extra", ["", "onnxruntime", "onnxruntime-gpu", "serve", "serve-gpu", "redis"])
+@pytest.mark.parametrize(
+    "extra", ["", "onnxruntime", "onnxruntime-gpu", "serve", "serve-gpu", "redis", "ray", "slurm"]
+)
 def test_no_torch_is_installed_with(needs: dict[str, list[Requirement]], extra: str) -> None:
     found = closure(needs, extra)
     assert not {name for name in found if re.match(r"torch|nvidia-c|triton|cuda", name)}

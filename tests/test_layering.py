@@ -21,6 +21,7 @@ MAY_IMPORT = {  # besides itself
     "cli": ZOO | {"training", "export", "restoration", "service", "reproduce"},
 }
 TORCH_FREE = [
+    "common.engines",
     "common.files",
     "common.hardware",
     "common.interrupt",
@@ -42,7 +43,7 @@ TORCH_FREE = [
     "service.http.restoration",
     "service.jobs.worker",
 ]
-HEAVY = ["torch", "bentoml", "gradio", "onnxruntime", "datasets", "matplotlib", "scipy"]
+HEAVY = ["torch", "bentoml", "gradio", "onnxruntime", "datasets", "matplotlib", "ray", "scipy", "submitit"]
 
 
 def for_types_only(node: ast.AST) -> bool:

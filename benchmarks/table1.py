@@ -142,6 +142,7 @@ class Setting(NamedTuple):
     real: Statistics
     runs: Path
     save_every: int
+    compiled: bool = False
 
 
 def main(
@@ -182,6 +183,9 @@ def main(
     save_every: Annotated[
         int, typer.Option(help="Steps between two checkpoints, from which a lost cell is resumed.")
     ] = 500,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the generators by torch.compile; for GPUs.")
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Folder for the checkpoints of unfinished runs.")] = Path(
         "runs/table1"
     ),
@@ -223,10 +227,20 @@ def main(
         for column in columns.split(",")
     )
     if dry_run:
-        return show_costs([spec for _, _, spec in cells], scales, steps, batch_size, images, precision, place)
+        specs = [spec for _, _, spec in cells]
+        return show_costs(specs, scales, steps, batch_size, images, precision, place, compiled)
     real = Reference(features, images, bar=progress).statistics
     setting = Setting(
-        data, device, threads, count, features.metric, images.fingerprint, real, runs.absolute(), save_every
+        data,
+        device,
+        threads,
+        count,
+        features.metric,
+        images.fingerprint,
+        real,
+        runs.absolute(),
+        save_every,
+        compiled,
     )
 
     def todo() -> Iterator[Cell]:
@@ -283,6 +297,7 @@ def show_costs(
     images: Images,
     precision: str,
     device: torch.device,
+    compiled: bool = False,
 ) -> None:
     """Prints the time of the training and the memory of each cell, from a few steps on this device."""
     table = Table("cell", "steps", "batch", "ms per step", "hours", "memory in GB", box=None)
@@ -298,6 +313,8 @@ def show_costs(
         with progress(f"measuring {spec.name}", SAMPLED) as show:
             since = perf_counter()
             networks = Networks(spec, recipe, 0, device)
+            if compiled:
+                networks.compile()
             for step, _ in train(
                 networks, recipe, loader, accelerator, seed=0, start=0, steps=SAMPLED, measure_every=1
             ):  # measuring waits for the device
@@ -365,6 +382,7 @@ def measure(setting: Setting, cell: Cell) -> Record:
         protocol["precision"],
         share=protocol["share"],
         rate=protocol["rate"],
+        compiled=setting.compiled,
     )
     run = open_run(
         setting.runs / cell.name,

@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from test_cli import sparsegen  # noqa: F401
 
 from benchmarks import table1, table3
 from benchmarks.campaign import run_campaign

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import CLI, assert_refused
 from conftest import ROOT
 from PIL import Image
 from rich.console import Console
-from test_cli import CLI, assert_refused, sparsegen  # noqa: F401
 
 from sparsegen.cli import console
 from sparsegen.common.interrupt import stop_on_interrupt

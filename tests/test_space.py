@@ -156,7 +156,7 @@ def test_everything_that_the_folder_imports_is_required(folder):
                 found.add(str(node.module).partition(".")[0])
     of_pydantic, unused = (
         {"annotated_types", "pydantic_core"},
-        {"bentoml", "matplotlib", "redis", "skimage", "yaml"},
+        {"bentoml", "matplotlib", "ray", "redis", "skimage", "submitit", "yaml"},
     )
     others = found - sys.stdlib_module_names - {"sparsegen"} - of_pydantic - unused
     assert others == set(folders.REQUIREMENTS)

@@ -131,7 +131,7 @@ class Pursuit:
         images = pixels[torch.from_numpy(chosen)].permute(0, 2, 3, 1).numpy()
         patches = patches_of(images)
         learning = MiniBatchDictionaryLearning(
-            ATOMS, alpha=0.1, max_iter=20, batch_size=256, random_state=0, transform_algorithm="omp"
+            ATOMS, alpha=0.1, max_iter=1, batch_size=256, random_state=0, transform_algorithm="omp"
         )
         self.atoms = learning.fit(patches - patches.mean(1, keepdims=True)).components_
 

@@ -16,7 +16,6 @@ import typer
 import sparsegen
 from benchmarks import dip, k_sweep, serving
 from benchmarks import table1 as campaign
-from benchmarks.encoding import RECORDS as ENCODINGS
 from sparsegen.common.files import atomic_write, read_lines
 from sparsegen.reproduce import paper
 from sparsegen.reproduce.tables import (
@@ -267,29 +266,6 @@ def bundled_names() -> str:
     return markdown(("architecture", "bundled models"), ((f"`{row}`", ", ".join(rows[row])) for row in rows))
 
 
-def encoding() -> str:
-    """What `benchmarks.encoding` measured: per model and density, the mean PSNR in dB."""
-    rows = []
-    for record in sorted(read_lines(ENCODINGS), key=lambda record: (record["model"], record["density"])):
-        if record["steps"] != read_config(MODELS / record["model"])["training"]["steps"]:
-            continue  # of earlier weights
-        omp = record["omp"]["mean"]
-        rows.append((
-            f"`{record['model']}`",
-            f"{_ks(record)} ({record['density']:g})",
-            f"{record['non_zeros']:,.0f}",
-            *(f"{record[what]['mean']:.1f} ({record[what]['least']:.1f})" for what in ("own", "test")),
-            "exact" if omp >= 60 else f"{omp:.1f}",
-            f"{record['z']['mean']:.1f}",
-            f"{record['seconds']:.2f}",
-        ))  # fmt: skip
-    head = (
-        "model", "k (share)", "non-zeros of Γ1", "own samples: mean (least)", "test images", "OMP on patches", "z",
-        "processor seconds per image",
-    )  # fmt: skip
-    return markdown(head, rows)
-
-
 def load() -> str:
     """What `benchmarks.serving` measured."""
     return markdown(("", "goal", "measured"), serving.rows(json.loads(serving.RECORDS.read_text("utf-8"))))
@@ -298,8 +274,7 @@ def load() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
-        speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table, encoding,
-        load,
+        speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table, load
     )
 }  # fmt: skip
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -344,7 +344,7 @@ def test_pictures_on_nodes_equal_those_of_one_process(nodes: Nodes, sparsegen, t
 
 def test_an_interrupted_campaign_survives_the_loss_of_a_node(nodes: Nodes, few: Path, tmp_path: Path) -> None:
     def campaign(on: str) -> None:
-        table1.main(str(few), rows="dcgan", columns="baseline,l1", seeds="0", atoms=8, steps=200, batch_size=8,
+        table1.main(str(few), rows="dcgan", columns="baseline,l1", seeds="0", atoms=8, steps=500, batch_size=8,
                     precision="no", count=8, memory=1, save_every=25, runs=tmp_path / on, on=on,
                     records=tmp_path / f"{on}.jsonl")  # fmt: skip
 

@@ -492,7 +492,7 @@ def test_auto_is_the_cpu_without_a_driver(
     reason = "no NVIDIA driver" if HAS_CUDA else "this build of onnxruntime has no CUDA"
     assert reason in runtime.cpu_reason()
     (said,) = [record for record in caplog.records if record.name == runtime.__name__]
-    assert reason in said.message and said.levelname == "DEBUG"
+    assert reason in said.getMessage() and said.levelname == "DEBUG"
     assert reason in runtime.cpu_reason()
 
 
@@ -517,7 +517,7 @@ def test_a_cuda_that_cannot_be_loaded_is_reported_once_and_replaced_by_the_cpu(
         == "CPUExecutionProvider"
     )
     (said,) = [record for record in caplog.records if record.name == runtime.__name__]
-    assert said.levelname == "WARNING" and "its CUDAExecutionProvider was not loaded" in said.message
+    assert said.levelname == "WARNING" and "its CUDAExecutionProvider was not loaded" in said.getMessage()
     assert first.sample(2).shape == (2, 32, 32, 3)
     assert capfd.readouterr() == ("", "")  # of onnxruntime itself
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 import sparsegen
 from sparsegen.cli.console import err, out, progress, say
@@ -13,6 +14,7 @@ from sparsegen.cli.options import Device, K, check_target, parse_k
 from sparsegen.common.devices import AUTO
 from sparsegen.common.extras import require
 from sparsegen.common.hardware import use_threads
+from sparsegen.common.text import escape_controls
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +97,7 @@ def encode(
             file.write_bytes(images.png(images.grid(np.concatenate(padded), width), 2))
     table = Table(Column("picture", overflow="fold"), Column("PSNR in dB", justify="right"), box=None)
     for path, psnr in zip(paths, encoding.psnr, strict=True):
-        table.add_row(path.name, f"{psnr:.2f}")
+        table.add_row(Text(escape_controls(path.name)), f"{psnr:.2f}")
     out.print(table)
     shares = ", ".join(
         f"{np.count_nonzero(code) / len(code):,.0f} non-zeros in Γ{level}"

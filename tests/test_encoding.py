@@ -137,7 +137,7 @@ def pictures(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("pictures")
     for index, image in enumerate(generator.sample(9, seed=4)):
         Image.fromarray(image).save(folder / f"{index}.png")
-    Image.new("RGB", (80, 50), "red").save(folder / "wide.jpg")
+    Image.new("RGB", (80, 50), "red").save(folder / "w[red]ide.jpg")  # not markup
     (folder / "notes.txt").touch()
     return folder
 
@@ -164,8 +164,9 @@ def test_the_command_writes_the_codes_and_a_comparison(
         assert np.abs(arrays["reconstruction"][:9].astype(int) - encoding.reconstruction).max() <= 2
         assert arrays["gamma1"].shape == (10, 32, 16, 16) and arrays["gamma2"].shape == (10, 64, 8, 8)
         assert arrays["k"].tolist() == [6, 8] and str(arrays["model"]) == "cgan-32.ml"
-        assert arrays["names"].tolist() == [f"{index}.png" for index in range(9)] + ["wide.jpg"]
+        assert arrays["names"].tolist() == [f"{index}.png" for index in range(9)] + ["w[red]ide.jpg"]
         assert re.search(rf"0\.png +{arrays['psnr'][0]:.2f}", done.stdout)
+        assert "w[red]ide.jpg" in done.stdout
         reconstruction = arrays["reconstruction"]
     grid = np.asarray(Image.open(tmp_path / "grid.png"))[::2, ::2]
     assert grid.shape == (4 * 34 + 2, 8 * 34 + 2, 3)

@@ -217,9 +217,10 @@ def export(
     from sparsegen.export.onnx_file import STEPS, export_onnx
     from sparsegen.zoo.checkpoint import find_checkpoint, from_pretrained
 
-    suffix, source = check_target(out_path, ".onnx", folder=True), find_checkpoint(model)
+    suffix = check_target(out_path, ".onnx", folder=True)
     if suffix and discriminator:
         raise ValueError(f"--discriminator needs a folder, and {out_path} is a file: give a folder as --out")
+    source = find_checkpoint(model, auxiliary=discriminator)
     with progress(model, STEPS) as show:
 
         def report(done: int, what: str) -> None:
@@ -287,7 +288,7 @@ def push(
 
     with err.status(Text(f"pushing {model} to {repo_id}")):
         url = upload(
-            find_checkpoint(model),
+            find_checkpoint(model, auxiliary=True),
             repo_id,
             private=private,
             revision=revision,

@@ -127,7 +127,7 @@ def _find_origin(spec: ModelSpec, start_from: str) -> Path:
         FileNotFoundError, ValueError: As `find_checkpoint` and `read_config`.
         ValueError: On another architecture, width or image size.
     """
-    checkpoint = find_checkpoint(start_from)
+    checkpoint = find_checkpoint(start_from, auxiliary=True)
     source = ModelSpec.from_config(read_config(checkpoint))
     if _described(source) != _described(spec):
         raise ValueError(

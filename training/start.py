@@ -247,7 +247,7 @@ def _requested(config: TrainConfig, recorded: Mapping[str, Any]) -> tuple[ModelS
     elif recorded:
         spec, recipe_given = ModelSpec.parse(recorded["model"]), True
     elif config.start_from is not None:
-        spec = ModelSpec.from_config(read_config(find_checkpoint(config.start_from)))
+        spec = ModelSpec.from_config(read_config(find_checkpoint(config.start_from, auxiliary=True)))
         spec, recipe_given = replace(spec, k=None, classes=None), spec.recipe == few.PROJECTED
     else:
         raise ValueError("there is no model to train: give one, or a model to start from")

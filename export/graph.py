@@ -74,6 +74,9 @@ def trace(generator: Generator) -> ir.Graph:
             node.resize_inputs(2)  # the exporter writes a missing bias as zeros
     for tidy in (IdentityEliminationPass(), RemoveUnusedNodesPass(), ClearMetadataAndDocStringPass()):
         tidy(model)
+    for node in graph:
+        if node.domain == DOMAIN and (k := node.inputs[1]) is not None:
+            node.name = f"projection_{str(k.name).removeprefix('k_')}"
     for name, value in list(graph.initializers.items()):
         if value in weights:
             value.name = name.removeprefix("generator.")

@@ -1,6 +1,5 @@
 """Compares an exported file, run in onnxruntime, with the generator in torch."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +53,7 @@ def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
     2. Each part between two codes, applied to the code that onnxruntime computed, agrees with torch to `TOLERANCE`, and
        each selection is right for the code that torch selects from.
     3. From z to the image, everything agrees to `TOLERANCE` in every sample in which both kept the same entries.
+    4. With a k per image, each image and its codes are the same bits as with that k for all images.
 
     Args:
         file: The present path of the file.
@@ -80,10 +80,31 @@ def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
             with torch.no_grad(), generator.use_k(k or None):
                 parts += _compare_parts(generator, given, image, codes)
                 wholes.append(_compare_whole(generator, given, image, codes))
+    if generator.k_ranges:
+        _verify_k_per_image(generator, sampler, settings)
     (differences, same), (units, swapped) = zip(*wholes, strict=True), zip(*parts, strict=True)
     return ParityReport(
         path, max(differences), first, sum(same), sum(units), sum(swapped), tuple(settings), BATCHES
     )
+
+
+def _verify_k_per_image(generator: Generator, sampler: OnnxSampler, settings: list[tuple[int, ...]]) -> None:
+    """Compares the images of a batch in which each has its own k with those of batches with one k.
+
+    Raises:
+        RuntimeError: If they are not the same bits.
+    """
+    z = noise.z(len(settings), generator.z_dim, seed=0)
+    labels = noise.labels(len(settings), generator.classes, names=generator.class_names)
+    image, codes = sampler.run(z, np.array(settings), labels=labels)
+    for index, k in enumerate(settings):
+        wanted, wanted_codes = sampler.run(z, k, labels=labels)
+        for got, one_k in zip((image, *codes), (wanted, *wanted_codes), strict=True):
+            if got[index].tobytes() != one_k[index].tobytes():
+                raise RuntimeError(
+                    f"the exported graph makes another image with k={k} for this image than with k={k} for all "
+                    "images: the wrong file was deleted"
+                )
 
 
 def verify_synthesis(generator: Generator, file: Path) -> None:
@@ -112,7 +133,7 @@ def _verify_function(generator: Generator, function: onnx.FunctionProto) -> None
     session = open_session(_one_node(function).SerializeToString())
     random = np.random.default_rng(0)
     for k_range in generator.k_ranges:
-        projection = copy.deepcopy(generator.projections[k_range.level - 1])
+        projection = generator.projections[k_range.level - 1]
         if not isinstance(projection, Projection) or type(projection).__name__ != function.name:
             continue
         shape = (2, *generator.code_shapes[k_range.level - 1])
@@ -121,11 +142,14 @@ def _verify_function(generator: Generator, function: onnx.FunctionProto) -> None
             np.maximum(random.standard_normal(shape, np.float32), 0),
             np.full(shape, -1, np.float32),
         ]
-        for k in {1, 2, k_range.k, k_range.limit}:
-            projection.k = k
+        two = min(2, k_range.limit)
+        for k in ([1, 1], [two, two], [1, k_range.limit], [k_range.k, two], [k_range.limit] * 2):
+            given = torch.tensor(k)
             for code in codes:
-                (got,) = session.run(None, {"code": code, "k": np.array(k, np.int64)})
-                if got.tobytes() != projection(torch.from_numpy(code)).numpy().tobytes():
+                wanted = projection(torch.from_numpy(code), given).numpy().tobytes()
+                fed = given.numpy() if k[0] != k[1] else np.array(k[0])
+                (got,) = session.run(None, {"code": code, "k": fed})
+                if got.tobytes() != wanted:
                     raise RuntimeError(
                         f"the exported {function.name} keeps other entries than torch, at k={k} in a code "
                         f"of shape {shape}: the wrong file was deleted"

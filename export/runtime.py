@@ -39,11 +39,11 @@ from sparsegen.common.text import check_text
 from sparsegen.pictures import images
 from sparsegen.zoo import bundled, hub, noise
 from sparsegen.zoo.config import check_class_names, check_license
-from sparsegen.zoo.k_range import UNITS, KRange, resolve
+from sparsegen.zoo.k_range import UNITS, KRange, is_per_image, resolve, resolve_per_image
 
 onnxruntime.disable_telemetry_events()  # if onnxruntime was imported before sparsegen
 
-FORMAT = 1
+FORMAT = 2  # since 2, k may be one number per image
 LARGEST = 2**16  # of the sizes in the metadata
 METADATA = "sparsegen"  # key in the model's metadata_props of the JSON of `onnx_file.describe`
 _LOAD_ERRORS = (
@@ -117,7 +117,7 @@ class OnnxSampler:
         self,
         count: int,
         seed: int = 0,
-        k: int | Sequence[int] | None = None,
+        k: int | Sequence[int] | np.ndarray | None = None,
         labels: int | str | Sequence[int | str] | None = None,
         truncation: float | None = None,
         progress: Callable[[int], object] | None = None,
@@ -128,7 +128,8 @@ class OnnxSampler:
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
             k: Non-zeros kept in these images: one number for all projected levels, or one per level, Γ1
-                first; None for the k of training.
+                first; or an integer array (count, levels), one per image and projected level (a list of lists is not
+                accepted); None for the k of training.
             labels: For a conditional generator, the class of each image or one for all, as numbers or names; None:
                 drawn.
             truncation: Bound of the truncated normal that z is drawn from, at least 0.05; None: no bound.
@@ -140,11 +141,12 @@ class OnnxSampler:
             TypeError, ValueError: On a value out of range.
         """
         classes = noise.labels(count, self.classes, seed, labels, self.class_names)
-        values, parts = resolve(k, self.k_ranges) or None, []
+        values, parts = None if k is None else self._resolve(k, count), []
         batch = noise.BATCH if self.provider == CPU_PROVIDER else GPU_BATCH
         for first, z in noise.batches(count, self.z_dim, seed, truncation, batch):
             chosen = None if classes is None else classes[first : first + len(z)]
-            image, _ = self.run(z, values, codes=False, labels=chosen)
+            some = values[first : first + len(z)] if is_per_image(values) else values
+            image, _ = self.run(z, some, codes=False, labels=chosen)
             parts.append(images.to_uint8(image))
             if progress:
                 progress(first + len(z))
@@ -153,11 +155,14 @@ class OnnxSampler:
     def run(
         self,
         z: np.ndarray,
-        k: int | Sequence[int] | None = None,
+        k: int | Sequence[int] | np.ndarray | None = None,
         codes: bool = True,
         labels: Sequence[int] | np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Returns the images of given noise and their codes, Γ1 first (none if `codes` is false).
+
+        Args:
+            k: As in `sample`; per image, an integer array (B, levels).
 
         Shape: z float32 (B, z_dim), labels (B,) for a conditional generator -> image float32 (B, 3, H, W) in [-1, 1];
         codes[i] float32 (B, C, H', W').
@@ -168,14 +173,14 @@ class OnnxSampler:
         z = np.asarray(z, np.float32)
         if z.ndim != 2 or z.shape[1] != self.z_dim or not len(z):
             raise ValueError(f"z must have the shape (B, {self.z_dim}), B at least 1; got {z.shape}")
-        values = resolve(k, self.k_ranges)
+        values = self._resolve(k, len(z))
         inputs = {"z": z}
         noise.check_conditional(labels is not None, self.classes, self.class_names)
         classes = None if labels is None else noise.labels(len(z), self.classes, 0, labels, self.class_names)
         if classes is not None:
             inputs["labels"] = classes
-        for k_range, value in zip(self.k_ranges, values, strict=True):
-            inputs[f"k_{k_range.level}"] = np.array(value, np.int64)
+        for index, k_range in enumerate(self.k_ranges):
+            inputs[f"k_{k_range.level}"] = np.array(values[..., index], np.int64)
         names = [f"code_{level}" for level in range(1, len(self.code_shapes) + 1)] if codes else []
         image, *levels = self._compute(self._session, ["image", *names], inputs)
         shapes = [(3, self.image_size, self.image_size), *self.code_shapes]
@@ -185,6 +190,17 @@ class OnnxSampler:
                     f"{self.path} made {name} of the shape {found.shape}, not {(len(z), *shape)}: {_AGAIN}"
                 )
         return image, tuple(levels)
+
+    def _resolve(self, k: int | Sequence[int] | np.ndarray | None, count: int) -> NDArray[np.int64]:
+        """Checks k. Shape: int64 (levels,), or (count, levels) if there is one k per image."""
+        if not is_per_image(k):
+            return np.array(resolve(k, self.k_ranges), np.int64)
+        values = resolve_per_image(k, self.k_ranges, count)
+        if self.metadata["format"] < 2:
+            raise ValueError(
+                f"{self.path} was exported by an older sparsegen and takes one k for all images: export it again"
+            )
+        return values
 
     def _compute(
         self, session: onnxruntime.InferenceSession, outputs: list[str], inputs: dict[str, np.ndarray]

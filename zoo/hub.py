@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from sparsegen.common.names import known_names
-from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, ENCODING, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
 
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
 PICTURES = ("samples.png", "sparsity.png")  # of the card
-HUB_FILES = [CONFIG, WEIGHTS, GRAPH, SYNTHESIS, CARD]  # that are downloaded
+HUB_FILES = [CONFIG, WEIGHTS, GRAPH, SYNTHESIS, ENCODING, CARD]  # that are downloaded
 OWN_FILES = {
     *HUB_FILES,
     *AUXILIARY.values(),

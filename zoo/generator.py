@@ -201,7 +201,9 @@ class Generator(nn.Module):
             raise ValueError(
                 f"labels must be integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
             )
-        if labels.device.type == "cpu" and not _is_traced(labels):  # on another device, reading them would synchronize
+        if labels.device.type == "cpu" and not _is_traced(
+            labels
+        ):  # on another device, reading them would synchronize
             noise.check_labels(labels.tolist(), count, self.classes, self.class_names)
 
     def synthesize(self, codes: Tensor | Sequence[Tensor | None], bypass: Tensor | None = None) -> Tensor:

@@ -67,7 +67,9 @@ def resolve_per_image(k: np.ndarray, k_ranges: Sequence[KRange], count: int) -> 
     Raises:
         TypeError, ValueError: Naming the image, the level, its range and the value; or the shape.
     """
-    levels = ", ".join(f"Γ{k_range.level}" for k_range in k_ranges) or "no level, since there is no projection"
+    levels = (
+        ", ".join(f"Γ{k_range.level}" for k_range in k_ranges) or "no level, since there is no projection"
+    )
     if k.dtype.kind not in "iu":
         raise TypeError(f"k of each image must be integers; got an array of {k.dtype}")
     if not k_ranges or k.shape != (count, len(k_ranges)):

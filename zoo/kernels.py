@@ -323,10 +323,12 @@ def _in_parts(function: Callable[..., Any], arrays: Sequence[NDArray[Any]], thre
         future.result()
 
 
-def _project_each(
-    x: Bits, y: Bits, mask: NDArray[np.uint8], k: NDArray[np.int64], channels: int
-) -> None:
-    starts = [0, *(np.flatnonzero(np.diff(k)) + 1).tolist(), len(k)]  # neighbors of equal k are projected together
+def _project_each(x: Bits, y: Bits, mask: NDArray[np.uint8], k: NDArray[np.int64], channels: int) -> None:
+    starts = [
+        0,
+        *(np.flatnonzero(np.diff(k)) + 1).tolist(),
+        len(k),
+    ]  # neighbors of equal k are projected together
     for first, end in zip(starts, starts[1:], strict=False):
         part = slice(first, end)
         _project(x[part], y[part], mask[part], int(k[first]), channels)

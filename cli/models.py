@@ -195,9 +195,26 @@ def sample(
 def export(
     model: Model,
     out_path: Annotated[
-        Path, typer.Option("--out", help="An .onnx file, or a folder for a model that `serve` can load.")
+        Path,
+        typer.Option(
+            "--out",
+            help="An .onnx file, a .pt2 file for PyTorch without sparsegen, or a folder for a model that `serve` can "
+            "load.",
+        ),
     ],
     synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to the image.")] = False,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain", help="Write projections as standard operators, for readers without ONNX functions."
+        ),
+    ] = False,
+    half: Annotated[
+        bool,
+        typer.Option(
+            "--half", help="Write the weights in half precision: half the size, computed in float32."
+        ),
+    ] = False,
     discriminator: Annotated[
         bool, typer.Option(help="Also write the discriminator (and encoder) to the folder, for fine-tuning.")
     ] = False,
@@ -208,18 +225,25 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Writes a model as ONNX with k as an input, and verifies that it agrees with torch.
+    """Writes a model with k as an input, as ONNX or a program of torch.export, and verifies that it agrees with torch.
 
     A folder holds the weights in half precision and two small graphs that read them.
     """
     require("export", "an export", "torch", "onnx", "onnxscript", "onnxruntime")
     from sparsegen.export.folder import export_folder
     from sparsegen.export.onnx_file import STEPS, export_onnx
+    from sparsegen.export.program import export_program
     from sparsegen.zoo.checkpoint import find_checkpoint, from_pretrained
 
-    suffix = check_target(out_path, ".onnx", folder=True)
+    suffix = check_target(out_path, ".onnx", ".pt2", folder=True)
     if suffix and discriminator:
         raise ValueError(f"--discriminator needs a folder, and {out_path} is a file: give a folder as --out")
+    for option, given in {"--synthesis": synthesis and suffix, "--plain": plain, "--half": half}.items():
+        if given and suffix != ".onnx":
+            raise ValueError(
+                f"{option} needs an .onnx file, and {out_path} is {f'a {suffix} file' if suffix else 'a folder'}: omit "
+                f"{option}, or give an .onnx file as --out"
+            )
     source = find_checkpoint(model, auxiliary=discriminator)
     with progress(model, STEPS) as show:
 
@@ -229,7 +253,12 @@ def export(
         if suffix:
             generator = from_pretrained(source)
             generator.config |= {"license": license_id} if license_id else {}
-            parity = export_onnx(generator, out_path, synthesis=synthesis, progress=report)
+        if suffix == ".onnx":
+            parity = export_onnx(
+                generator, out_path, synthesis=synthesis, plain=plain, half=half, progress=report
+            )
+        elif suffix == ".pt2":
+            parity = export_program(generator, out_path, progress=report)
         else:
             parity = export_folder(source, out_path, discriminator, report, license_id)
     say(out, f"{model} in {parity.path}")
@@ -243,7 +272,16 @@ def export(
             out,
             f"{parity.swapped} of {parity.units} selections keep another entry of equal magnitude, up to rounding",
         )
-    if suffix:
+    if half:
+        say(
+            out,
+            f"{parity.rounded} weights were rounded to half precision"
+            if parity.rounded
+            else "half precision without a loss: all weights were half-precision numbers already",
+        )
+    if suffix == ".pt2":
+        say(out, f'without sparsegen: torch.export.load("{out_path}").module()')
+    elif suffix:
         say(out, f'without torch: sparsegen.open_sampler("{out_path}").sample(16)')
     else:
         say(out, f"as a server: sparsegen serve --models {out_path.parent}")

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ try:
     from onnx_ir.passes.common import (
         ClearMetadataAndDocStringPass,
         IdentityEliminationPass,
+        InlinePass,
         RemoveUnusedNodesPass,
         RemoveUnusedOpsetsPass,
     )
@@ -82,7 +84,7 @@ def to_graph(traced: torch.export.ExportedProgram, inputs: Sequence[str], output
         tidy(model)
     for node in graph:
         if node.domain == DOMAIN and (k := node.inputs[1]) is not None:
-            node.name = f"projection_{str(k.name).removeprefix('k_')}"
+            node.name = _projection_name(k.name)
     for name, value in list(graph.initializers.items()):
         if value in weights:
             value.name = name.removeprefix("generator.")
@@ -107,6 +109,19 @@ def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Mo
     for name in sorted(model.graph.initializers):  # `extract` returns them in random order
         model.graph.initializers[name] = model.graph.initializers.pop(name)
     return model
+
+
+def inline(model: ir.Model) -> None:
+    """Replaces each projection by the standard operators of its function, named e.g. projection_1/TopK_1."""
+    before = set(model.graph)
+    InlinePass()(model)
+    for known, group in groupby(model.graph, before.__contains__):
+        if not known:
+            nodes = list(group)  # of one projection
+            (k,) = {value.name for node in nodes for value in node.inputs if value and value.is_graph_input()}
+            for number, node in enumerate(nodes, 1):
+                node.name = f"{_projection_name(k)}/{node.op_type}_{number}"
+    RemoveUnusedOpsetsPass()(model)
 
 
 def save(model: ir.Model, about: dict[str, Any], file: Path) -> None:
@@ -151,6 +166,11 @@ class _Traced(nn.Module):
         image, codes = self.generator(z, labels)
         self.k.clear()  # torch.export requires that attributes are unchanged
         return image, *codes, self.generator.dictionary()
+
+
+def _projection_name(k: str | None) -> str:
+    """Returns the name of the projection that reads the input k_1, k_2, …"""
+    return f"projection_{str(k).removeprefix('k_')}"
 
 
 def _make_constant_node(graph: ir.Graph, name: str) -> None:

@@ -1,14 +1,16 @@
-"""Compares an exported file, run in onnxruntime, with the generator in torch."""
+"""Compares an exported file, run in onnxruntime or as a program, with the generator in torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx  # noqa: TID253 (nothing here works without it)
+import onnx.inliner  # noqa: TID253
 import torch
 from torch import Tensor, nn
 
-from sparsegen.export.functions import DOMAIN, IR_VERSION, OPSET
+from sparsegen.export.functions import DOMAIN, FUNCTIONS, IR_VERSION, OPSET
 from sparsegen.export.runtime import OnnxSampler, open_graph, open_session
 from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
@@ -20,19 +22,20 @@ BATCHES = (1, 2, 5)
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The measured agreement of an exported file in onnxruntime with torch.
+    """The measured agreement of an exported file with torch.
 
-    If the k-th and the next magnitude are equal up to rounding, torch and onnxruntime may keep different entries, and
+    If the k-th and the next magnitude are equal up to rounding, torch and the file may keep different entries, and
     both are right. Such swaps are counted; any other difference of the selections is an error.
 
     Attributes:
         path: The file.
-        max_difference: Largest |torch - onnxruntime| of images in [-1, 1], and of codes in units of their
+        max_difference: Largest |torch - file| of images in [-1, 1], and of codes in units of their
             largest magnitude, over the samples in which both kept the same entries.
         samples, same: Number of samples compared, and of those in which both kept the same entries.
         units, swapped: Number of needles (or whole codes) compared, and of those in which both kept different entries.
         k: The values of k compared, Γ1 first.
         batches: The batch sizes compared.
+        rounded: Number of weights that were rounded to float16; 0 if the file has the weights of the generator.
     """
 
     path: Path
@@ -43,6 +46,10 @@ class ParityReport:
     swapped: int
     k: tuple[tuple[int, ...], ...]
     batches: tuple[int, ...]
+    rounded: int = 0
+
+
+Run = Callable[..., tuple[np.ndarray, tuple[np.ndarray, ...]]]  # of z, k and labels, as `OnnxSampler.run`
 
 
 def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
@@ -62,9 +69,20 @@ def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
     Raises:
         RuntimeError: If one of them does not hold.
     """
-    for function in onnx.load(file, load_external_data=False).functions:
-        _verify_function(generator, function)
-    sampler = OnnxSampler(file, device="cpu")
+    _verify_functions(generator, onnx.load(file, load_external_data=False))
+    return compare(generator, OnnxSampler(file, device="cpu").run, path)
+
+
+def compare(generator: Generator, run: Run, path: Path) -> ParityReport:
+    """Checks the conditions 2 to 4 of `verify`.
+
+    Args:
+        run: Runs the file.
+        path: As in `verify`.
+
+    Raises:
+        RuntimeError: If one of them does not hold.
+    """
     least, most = [1] * len(generator.k_ranges), [k_range.limit for k_range in generator.k_ranges]
     mixed = [(1, k_range.limit)[index % 2] for index, k_range in enumerate(generator.k_ranges)]
     settings = sorted({tuple(k) for k in (least, [k_range.k for k_range in generator.k_ranges], most, mixed)})
@@ -74,21 +92,21 @@ def verify(generator: Generator, file: Path, path: Path) -> ParityReport:
             z = noise.z(batch, generator.z_dim, seed=0, first=first)
             labels = noise.labels(batch, generator.classes, names=generator.class_names, first=first)
             first += batch
-            image_array, code_arrays = sampler.run(z, k or None, labels=labels)
+            image_array, code_arrays = run(z, k or None, labels=labels)
             image, codes = torch.from_numpy(image_array), [torch.from_numpy(code) for code in code_arrays]
             given = [torch.from_numpy(array) for array in (z, labels) if array is not None]
             with torch.no_grad(), generator.use_k(k or None):
                 parts += _compare_parts(generator, given, image, codes)
                 wholes.append(_compare_whole(generator, given, image, codes))
     if generator.k_ranges:
-        _verify_k_per_image(generator, sampler, settings)
+        _verify_k_per_image(generator, run, settings)
     (differences, same), (units, swapped) = zip(*wholes, strict=True), zip(*parts, strict=True)
     return ParityReport(
         path, max(differences), first, sum(same), sum(units), sum(swapped), tuple(settings), BATCHES
     )
 
 
-def _verify_k_per_image(generator: Generator, sampler: OnnxSampler, settings: list[tuple[int, ...]]) -> None:
+def _verify_k_per_image(generator: Generator, run: Run, settings: list[tuple[int, ...]]) -> None:
     """Compares the images of a batch in which each has its own k with those of batches with one k.
 
     Raises:
@@ -96,9 +114,9 @@ def _verify_k_per_image(generator: Generator, sampler: OnnxSampler, settings: li
     """
     z = noise.z(len(settings), generator.z_dim, seed=0)
     labels = noise.labels(len(settings), generator.classes, names=generator.class_names)
-    image, codes = sampler.run(z, np.array(settings), labels=labels)
+    image, codes = run(z, np.array(settings), labels=labels)
     for index, k in enumerate(settings):
-        wanted, wanted_codes = sampler.run(z, k, labels=labels)
+        wanted, wanted_codes = run(z, k, labels=labels)
         for got, one_k in zip((image, *codes), (wanted, *wanted_codes), strict=True):
             if got[index].tobytes() != one_k[index].tobytes():
                 raise RuntimeError(
@@ -124,13 +142,23 @@ def verify_synthesis(generator: Generator, file: Path) -> None:
     _require_close(((torch.from_numpy(dictionary) - atoms).abs().max() / _scale(atoms)).item(), "the atoms")
 
 
-def _verify_function(generator: Generator, function: onnx.FunctionProto) -> None:
+def _verify_functions(generator: Generator, model: onnx.ModelProto) -> None:
+    """Checks the function of each kind of projection; in a plain file, which has none, the operators of it."""
+    functions = {function.name: function for function in model.functions}
+    for name in {type(projection).__name__ for projection in generator.projections} & FUNCTIONS.keys():
+        function = functions.get(name) or onnx.parser.parse_function(FUNCTIONS[name])
+        _verify_function(generator, function, plain=name not in functions)
+
+
+def _verify_function(generator: Generator, function: onnx.FunctionProto, plain: bool) -> None:
     """Runs a model of one projection on codes with many ties, and compares the bits with those of torch.
 
     Raises:
         RuntimeError: If they differ.
     """
-    session = open_session(_one_node(function).SerializeToString())
+    model = _one_node(function)
+    model = onnx.inliner.inline_local_functions(model) if plain else model
+    session = open_session(model.SerializeToString())
     random = np.random.default_rng(0)
     for k_range in generator.k_ranges:
         projection = generator.projections[k_range.level - 1]
@@ -239,6 +267,6 @@ def _scale(code: Tensor) -> Tensor:
 def _require_close(difference: float, what: str) -> None:
     if not difference <= TOLERANCE:  # NaN fails too
         raise RuntimeError(
-            f"onnxruntime and torch differ by {difference:.1e} in {what}, more than {TOLERANCE}: "
+            f"the exported file and torch differ by {difference:.1e} in {what}, more than {TOLERANCE}: "
             "the wrong file was deleted"
         )

@@ -575,6 +575,29 @@ def test_export_reports_its_parity(sparsegen: CLI, model: Path, tmp_path: Path) 
     assert not (tmp_path / "x.onnx").exists()
 
 
+def test_export_writes_the_forms_that_other_tools_read(sparsegen: CLI, model: Path, tmp_path: Path) -> None:
+    done = sparsegen("export", model, "--out", tmp_path / "m.onnx", "--plain", "--half")
+    assert done.returncode == 0, done.stderr
+    assert "weights were rounded to half precision" in done.stdout
+    assert np.array_equal(open_sampler(tmp_path / "m.onnx").sample(2).shape, (2, 32, 32, 3))
+    done = sparsegen("export", model, "--out", tmp_path / "m.pt2")
+    assert done.returncode == 0, done.stderr
+    assert "torch.export.load" in done.stdout and (tmp_path / "m.pt2").is_file()
+    for arguments, says in {
+        ("x", "--plain"): "--plain needs an .onnx file, and .*x is a folder",
+        ("x", "--half"): "--half needs an .onnx file",
+        ("x.pt2", "--plain"): "x.pt2 is a .pt2 file: omit --plain",
+        ("x.pt2", "--half"): "x.pt2 is a .pt2 file: omit --half",
+        ("x.pt2", "--synthesis"): "x.pt2 is a .pt2 file: omit --synthesis",
+        ("x.pt2", "--discriminator"): "x.pt2 is a file: give a folder",
+        ("x.tflite",): "must end in .onnx or .pt2, or be a folder",
+    }.items():
+        name, *options = arguments
+        refused = sparsegen("export", model, "--out", tmp_path / name, *options)
+        assert refused.returncode and re.search(says, refused.stderr.replace("\n", " ")), refused.stderr
+        assert not (tmp_path / name).exists()
+
+
 def test_export_overwrites_only_the_folder_of_an_older_export(
     sparsegen: CLI, model: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The search for the sparse codes of images with numpy and onnxruntime; see `zoo.encoding`, which is the same in torch."""
+"""The search for the sparse codes of images with numpy and onnxruntime; `zoo.encoding` is the same in torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -19,6 +19,7 @@ from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.projections import Projection
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
+Sides = tuple[int, ...]
 
 # The derivative of an activation as a function of its output y.
 DERIVATIVES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -39,6 +40,8 @@ def trace_pursuit(generator: Generator) -> ir.Graph:
     Raises:
         TypeError: If a stage has another norm or activation than the architectures of the package.
     """
+    if reason := unsupported(generator):
+        raise TypeError(f"this generator cannot be exported for encoding: {reason}")
     step = _Step(generator).eval()
     size, deepest = generator.image_size, generator.code_shapes[step.level - 1]
     batch = {0: torch.export.Dim("batch")}
@@ -61,8 +64,6 @@ class _Step(nn.Module):
     def __init__(self, generator: Generator):
         super().__init__()
         self.generator, self.level = generator, default_level(generator)
-        for stage in generator.stages[: self.level]:
-            _check(cast(Stage, stage))
 
     def forward(
         self, candidate: Tensor, target: Tensor, known: Tensor, k: list[Tensor]
@@ -92,11 +93,19 @@ class _Step(nn.Module):
         return image, (error * error).sum((1, 2, 3)), gradient, *reversed(codes)
 
 
-def _check(stage: Stage) -> None:
-    for part, known in ((stage.norm, (nn.Identity, BatchNorm)), (stage.activation, tuple(DERIVATIVES))):
-        if type(part) not in known:
-            names = ", ".join(each.__name__ for each in known)
-            raise TypeError(f"encoding can be exported for stages with {names}; got {type(part).__name__}")
+def unsupported(generator: Generator) -> str | None:
+    """Returns why a generator has no encoding graph, e.g. because of an activation of another package; else None."""
+    for stage in generator.stages[: default_level(generator)]:
+        norms, activations = (nn.Identity, BatchNorm), tuple(DERIVATIVES)
+        for part, known in ((stage.norm, norms), (stage.activation, activations)):
+            if type(part) not in known:
+                names = ", ".join(each.__name__ for each in known)
+                return f"its layer {type(part).__name__} is none of {names}"
+        if not isinstance(stage.conv, Convolution):
+            return f"its layer {type(stage.conv).__name__} is not a convolution"
+        if isinstance(stage.conv.padding, str):
+            return f"the padding {stage.conv.padding!r} of a convolution is not a number of pixels"
+    return None
 
 
 def _slope(norm: nn.Module) -> Tensor | float:
@@ -114,19 +123,12 @@ def _convolved(conv: Convolution, weight: Tensor, x: Tensor) -> Tensor:
             weight,
             conv.bias,
             conv.stride,
-            _sides(conv.padding),
-            _sides(conv.output_padding),
+            cast(Sides, conv.padding),
+            cast(Sides, conv.output_padding),
             conv.groups,
             conv.dilation,
         )
     return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-
-def _sides(padding: str | tuple[int, ...]) -> tuple[int, ...]:
-    """Returns a padding in pixels. Raises: TypeError if it is a name."""
-    if isinstance(padding, str):
-        raise TypeError(f"encoding can be exported for paddings in pixels; got {padding!r}")
-    return padding
 
 
 def _backward(conv: Convolution, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -134,5 +136,5 @@ def _backward(conv: Convolution, weight: Tensor, gradient: Tensor) -> Tensor:
     if isinstance(conv, nn.ConvTranspose2d):
         return F.conv2d(gradient, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     return F.conv_transpose2d(
-        gradient, weight, None, conv.stride, _sides(conv.padding), 0, conv.groups, conv.dilation
+        gradient, weight, None, conv.stride, cast(Sides, conv.padding), 0, conv.groups, conv.dilation
     )

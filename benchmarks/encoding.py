@@ -4,8 +4,8 @@
     python -m benchmarks.encoding --data cifar10
 
 For the best bundled model of each architecture, by its distance, `OnnxSampler.encode` finds the codes of its own
-samples and of test images at several shares k/limit of non-zeros on all projected levels (for l0, of the whole code).
-Models without a projection are left out. Compared with, on the same test images:
+samples and of test images, at several shares k/limit of non-zeros on all projected levels (for l0, of the whole
+code). Models without a projection are left out. Compared with, on the same test images:
 
 - z: the same descent on z in place of the code. It has only `z_dim` numbers.
 - OMP: orthogonal matching pursuit of scikit-learn on the 16 patches of 8 x 8 pixels of an image, each with as many

@@ -4,12 +4,13 @@
 export class Client {
   /**
    * @param {string} url Address of the script of the worker.
+   * @param {WorkerType} type
    * @param {(problem: string) => void} fail Called if the script itself cannot be started.
    */
-  constructor(url, fail) {
+  constructor(url, type, fail) {
     this.calls = new Map();
     this.last = 0;
-    this.worker = new Worker(url, { type: "module" });
+    this.worker = new Worker(url, { type });
     this.worker.onerror = (event) => fail(event.message || "The worker of the page could not be started.");
     this.worker.onmessage = ({ data: { id, result, error } }) => {
       const { resolve, reject } = this.calls.get(id);

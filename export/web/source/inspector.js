@@ -3,25 +3,10 @@
 import { Board } from "./board.js";
 import { newestOnly } from "./client.js";
 import { atomPicture, atomUse, countNonZeros, difference, Edits, heatMap } from "./code.js";
+import { find, make, paintImage } from "./dom.js";
 import { jsonFile, npyFile, saveFile, savePicture } from "./files.js";
 
 const SHOWN_ATOMS = 16;
-const find = (id) => document.getElementById(id);
-
-/** Makes an element. @returns {HTMLElement} */
-export function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
-
-/** Shows an image on a canvas of its size. */
-export function paintImage(/** @type {HTMLCanvasElement} */ canvas, /** @type {ImageData} */ image) {
-  if (canvas.width !== image.width || canvas.height !== image.height) {
-    Object.assign(canvas, { width: image.width, height: image.height });
-  }
-  canvas.getContext("2d").putImageData(image, 0, 0);
-}
 
 /**
  * @typedef {object} Inspected One image.

@@ -1,8 +1,9 @@
 // The page: settings, images, and the inspected image.
 
 import { Client, newestOnly } from "./client.js";
+import { find, make, paintImage } from "./dom.js";
 import { saveFile, savePicture } from "./files.js";
-import { Inspector, make, paintImage } from "./inspector.js";
+import { Inspector } from "./inspector.js";
 import { defaults, LARGEST_COUNT, readLink, readSeed, writeLink } from "./link.js";
 import { drawClasses, drawNoise } from "./noise.js";
 import { readPart } from "./parts.js";
@@ -11,7 +12,6 @@ import { describeDensity, describeK, describeSparsity, missingFeature } from "./
 
 const BATCH = 16; // images drawn at once: the first ones appear early
 const PARTS = ["runtime.mjs", "runtime.wasm", "generator.onnx", "synthesis.onnx", "generator.safetensors"];
-const find = (id) => document.getElementById(id);
 
 const about = JSON.parse(find("about").textContent);
 let settings = defaults(about);
@@ -35,9 +35,13 @@ function takePart(/** @type {string} */ name) {
   return { base64 };
 }
 
-function workerUrl() {
+/** Starts the worker: a module beside the page, or a joined script in it. */
+function startWorker() {
   const source = find("worker");
-  return source ? URL.createObjectURL(new Blob([source.textContent], { type: "text/javascript" })) : "worker.js";
+  if (!source) return new Client("worker.js", "module", showProblem);
+  // Chrome starts no module worker of a page from a file, but a classic one.
+  const url = URL.createObjectURL(new Blob([source.textContent], { type: "text/javascript" }));
+  return new Client(url, "classic", showProblem);
 }
 
 const classOf = (/** @type {number} */ index) =>
@@ -206,7 +210,7 @@ function makeControls() {
       row.append(make("label", { htmlFor: slider.id, textContent: `Sparsity (k) of Γ${level}` }), slider);
       row.append(make("p", {}, make("span", { id: `k-${level}-value` }), " · ", density));
     } else {
-      row.append(make("p", {}, `Γ${level} is not limited: `, density));
+      row.append(make("p", {}, make("span", {}, `Γ${level} is not limited`), density));
     }
     find("levels").append(row);
   });
@@ -284,7 +288,7 @@ async function start() {
   showGallery();
   find("save-grid").disabled = true;
   showStatus("Starting the network");
-  client = new Client(workerUrl(), showProblem);
+  client = startWorker();
   const parts = Object.fromEntries(PARTS.map((name) => [name, takePart(name)]));
   const { dictionary, shape } = await client.call("open", { about, parts });
   inspector = new Inspector(about, client, dictionary, shape, showProblem);

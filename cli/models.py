@@ -195,7 +195,12 @@ def sample(
 def export(
     model: Model,
     out_path: Annotated[
-        Path, typer.Option("--out", help="An .onnx file, or a folder for a model that `serve` can load.")
+        Path,
+        typer.Option(
+            "--out",
+            help="An .onnx file, a folder for a model that `serve` can load, or an .html file for a page that draws "
+            "the images in the browser.",
+        ),
     ],
     synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to the image.")] = False,
     discriminator: Annotated[
@@ -207,17 +212,32 @@ def export(
             "--license", help="License of the weights, e.g. mit (default: that of the model, if any)."
         ),
     ] = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="Write the page as a folder of files for a web server.")
+    ] = False,
 ) -> None:
     """Writes a model as ONNX with k as an input, and verifies that it agrees with torch.
 
-    A folder holds the weights in half precision and two small graphs that read them.
+    A folder holds the weights in half precision and two small graphs that read them. An .html file contains the model
+    and everything that runs it, and opens in a browser without a server and without a network.
     """
     require("export", "an export", "torch", "onnx", "onnxscript", "onnxruntime")
     from sparsegen.export.folder import export_folder
     from sparsegen.export.onnx_file import STEPS, export_onnx
+    from sparsegen.export.web.page import check_folder, export_web
     from sparsegen.zoo.checkpoint import find_checkpoint, from_pretrained
 
-    suffix, source = check_target(out_path, ".onnx", folder=True), find_checkpoint(model)
+    suffix, source = check_target(out_path, ".onnx", ".html", folder=True), find_checkpoint(model)
+    page = web or suffix == ".html"
+    if page and (synthesis or discriminator):
+        unused = "--synthesis" if synthesis else "--discriminator"
+        raise ValueError(f"a page for browsers takes no {unused}: omit it, the page edits codes anyway")
+    if web and suffix == ".onnx":
+        raise ValueError(
+            f"--web writes a page, and {out_path} is an .onnx file: give an .html file or a folder"
+        )
+    if page and not suffix:
+        check_folder(out_path)
     if suffix and discriminator:
         raise ValueError(f"--discriminator needs a folder, and {out_path} is a file: give a folder as --out")
     with progress(model, STEPS) as show:
@@ -225,10 +245,13 @@ def export(
         def report(done: int, what: str) -> None:
             show(done, f"{model}: {what}")
 
-        if suffix:
+        if suffix or page:
             generator = from_pretrained(source)
             generator.config |= {"license": license_id} if license_id else {}
-            parity = export_onnx(generator, out_path, synthesis=synthesis, progress=report)
+            if page:
+                parity = export_web(generator, out_path, progress=report)
+            else:
+                parity = export_onnx(generator, out_path, synthesis=synthesis, progress=report)
         else:
             parity = export_folder(source, out_path, discriminator, report, license_id)
     say(out, f"{model} in {parity.path}")
@@ -242,7 +265,10 @@ def export(
             out,
             f"{parity.swapped} of {parity.units} selections keep another entry of equal magnitude, up to rounding",
         )
-    if suffix:
+    if page:
+        how = "open the file in a browser" if suffix else f"a server: python -m http.server -d {out_path}"
+        say(out, how)
+    elif suffix:
         say(out, f'without torch: sparsegen.open_sampler("{out_path}").sample(16)')
     else:
         say(out, f"as a server: sparsegen serve --models {out_path.parent}")

@@ -58,7 +58,9 @@ def export_web(
     single = is_file(path)
     check_utf8(path)
     if single and path.is_dir():
-        raise ValueError(f"{path} is a folder: give the path of an .html file, or of a folder without a suffix")
+        raise ValueError(
+            f"{path} is a folder: give the path of an .html file, or of a folder without a suffix"
+        )
     if not single:
         check_folder(path)
     check_writable(path)
@@ -87,7 +89,7 @@ def export_web(
 
 def is_file(path: Path) -> bool:
     """Whether a page of this path is one file."""
-    return path.suffix.lower() in (".html", ".htm")
+    return path.suffix.lower() == ".html"
 
 
 def check_folder(folder: Path) -> None:

@@ -208,7 +208,7 @@ function makeControls() {
         change({ k: about.dials.map((each) => Number(find(`k-${each.level}`).value)) });
       });
       row.append(make("label", { htmlFor: slider.id, textContent: `Sparsity (k) of Γ${level}` }), slider);
-      row.append(make("p", {}, make("span", { id: `k-${level}-value` }), " · ", density));
+      row.append(make("p", {}, make("span", { id: `k-${level}-value` }), density));
     } else {
       row.append(make("p", {}, make("span", {}, `Γ${level} is not limited`), density));
     }

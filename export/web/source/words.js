@@ -36,7 +36,7 @@ export function describeSparsity(about) {
 
 /** The setting of a slider. @returns {string} */
 export function describeK(/** @type {number} */ k, { unit, limit }) {
-  return `${number.format(k)} of ${number.format(limit)} per ${unit}`;
+  return `${number.format(k)} of ${number.format(limit)} per ${unit === "needle" ? "position" : "image"}`;
 }
 
 /** A density in words. @returns {string} */

@@ -177,7 +177,7 @@ class TestBrowser:
     def test_a_file_draws_the_pixels_of_python_without_a_network(self, browser: Page, single: Exported):
         sampler = single.sampler
         demo = Demo(browser, single.path.as_uri())
-        demo.drawn("#seed=0&count=16&k=2,8&image=0")
+        demo.drawn("#seed=0&count=16&k=2,2&image=0")
         assert are_equal(demo.pixels("#gallery canvas"), sampler.sample(16))
         assert demo.driver.title == "dcgan-8.ml" == browser.text("h1")
         assert "Γ1 keeps 2 of 8 coefficients at each position" in browser.text("#sparsity")
@@ -186,13 +186,13 @@ class TestBrowser:
         assert f"density {density:.3f}" == browser.text("#density-1")
 
         demo.set("#k-1", 1)
-        demo.drawn("#seed=0&count=16&k=1,8&image=0")
-        assert are_equal(demo.pixels("#gallery canvas"), sampler.sample(16, k=[1, 8]))
+        demo.drawn("#seed=0&count=16&k=1,2&image=0")
+        assert are_equal(demo.pixels("#gallery canvas"), sampler.sample(16, k=[1, 2]))
         assert browser.text("#k-1-value") == "1 of 8 per position"
         demo.set("#seed", 2**64 - 1)
         demo.set("#count", 20, "change")
-        demo.drawn(f"#seed={2**64 - 1}&count=20&k=1,8&image=0")
-        assert are_equal(demo.pixels("#gallery canvas"), sampler.sample(20, 2**64 - 1, [1, 8]))
+        demo.drawn(f"#seed={2**64 - 1}&count=20&k=1,2&image=0")
+        assert are_equal(demo.pixels("#gallery canvas"), sampler.sample(20, 2**64 - 1, [1, 2]))
         demo.set("#seed", 2**64)
         assert "0 to 2^64 - 1" in browser.text("#seed-problem")
         assert browser.hosts() == set()
@@ -204,7 +204,7 @@ class TestBrowser:
         assert are_equal(demo.pixels("#gallery canvas"), single.sampler.sample(3, 7, [3, 1]))
         assert demo.shows(single.sampler.sample(3, 7, [3, 1])[2:])
         demo.driver.execute_script("location.hash = '#seed=-1&count=2&class=1&k=9'")
-        demo.drawn("#seed=0&count=2&k=2,8&image=0")
+        demo.drawn("#seed=0&count=2&k=2,2&image=0")
         for refused in ("seed=-1", "class=1", "k=9", "1 to 8"):
             assert refused in demo.problem()
 
@@ -215,14 +215,14 @@ class TestBrowser:
         behavior = {"behavior": "allow", "downloadPath": str(tmp_path)}
         browser.driver.execute_cdp_cmd("Browser.setDownloadBehavior", behavior)
         demo = Demo(browser, single.path.as_uri())
-        demo.drawn("#seed=0&count=16&k=2,8&image=0")
+        demo.drawn("#seed=0&count=16&k=2,2&image=0")
         browser.click("#gallery button", 5)
         drawn = sampler.sample(6)[5:]
         assert demo.shows(drawn)
         demo.set("#k-1", 4)
-        demo.drawn("#seed=0&count=16&k=4,8&image=5")
+        demo.drawn("#seed=0&count=16&k=4,2&image=5")
 
-        code = code_of(sampler, 5, [4, 8])
+        code = code_of(sampler, 5, [4, 2])
         energy = (code[0] ** 2).sum((1, 2)) * (sampler.dictionary() ** 2).sum((1, 2, 3))
         strongest = int(energy.argmax())
         assert browser.each(".atom", "dataset")[0]["atom"] == str(strongest)
@@ -254,7 +254,7 @@ class TestBrowser:
         code[0, atom, 7:9, 7:9] = 0
         assert demo.shows(expected)
 
-        name = "dcgan-8.ml-seed0-k4-k8"
+        name = "dcgan-8.ml-seed0-k4-k2"
         for button in ("#save-picture", "#save-npy", "#save-json", "#save-grid"):
             browser.click(button)
         files = [f"{name}-5-edited.{suffix}" for suffix in ("png", "npy", "json")] + [f"{name}.png"]
@@ -264,21 +264,21 @@ class TestBrowser:
         assert (saved != 0).tolist() == (code != 0).tolist()
         assert are_equal(np.asarray(Image.open(tmp_path / files[0]).convert("RGB"))[None], expected())
         entries = json.loads((tmp_path / files[2]).read_text())
-        assert (entries["model"], entries["seed"], entries["k"]) == ("dcgan-8.ml", "0", [4, 8])
+        assert (entries["model"], entries["seed"], entries["k"]) == ("dcgan-8.ml", "0", [4, 2])
         again = np.zeros_like(saved)
         for channel, row, column, value in entries["entries"]:
             again[0, channel, row, column] = value
         np.testing.assert_array_equal(again, saved)
-        grid = images.grid(sampler.sample(16, k=[4, 8])).repeat(2, 0).repeat(2, 1)
+        grid = images.grid(sampler.sample(16, k=[4, 2])).repeat(2, 0).repeat(2, 1)
         assert are_equal(np.asarray(Image.open(tmp_path / files[3]).convert("RGB")), grid)
 
         browser.click("#undo")
         browser.click("#undo")
-        code[0, atom] = code_of(sampler, 5, [4, 8])[0, atom]
+        code[0, atom] = code_of(sampler, 5, [4, 2])[0, atom]
         code[0, atom, 5:7, 6:12] = strength
         assert demo.shows(expected)
         browser.click("#reset")
-        assert demo.shows(sampler.sample(6, k=[4, 8])[5:])
+        assert demo.shows(sampler.sample(6, k=[4, 2])[5:])
         demo.check_quiet()
 
     def test_hostile_names_are_text(
@@ -291,7 +291,7 @@ class TestBrowser:
         monkeypatch.setattr(page, "describe", lambda *given: describe(*given) | {"name": HOSTILE})
         exported = as_file(generator, tmp_path / "hostile.html")
         demo = Demo(browser, exported.path.as_uri())
-        demo.drawn("#seed=0&count=16&k=512&image=0")
+        demo.drawn("#seed=0&count=16&k=2048&image=0")
         assert are_equal(demo.pixels("#gallery canvas"), exported.sampler.sample(16))
         assert browser.text("h1") == demo.driver.title == HOSTILE
         assert browser.text("#license") == f"License of the weights: {HOSTILE[:60]}"
@@ -304,7 +304,7 @@ class TestBrowser:
         demo.set("#k-1", 300)
         demo.drawn("#seed=0&count=16&class=9&k=300&image=0")
         assert are_equal(demo.pixels("#gallery canvas"), exported.sampler.sample(16, k=300, labels=names[9]))
-        assert browser.text("#k-1-value") == "300 of 2,048 per image"
+        assert browser.text("#k-1-value") == "300 of 8,192 per image"
         assert demo.driver.execute_script("return window.broken") is None
         demo.check_quiet()
 
@@ -371,7 +371,7 @@ class TestBrowser:
         browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         try:
             demo = Demo(browser, single.path.as_uri())
-            demo.drawn("#seed=0&count=16&k=2,8&image=0")
+            demo.drawn("#seed=0&count=16&k=2,2&image=0")
             browser.click("details summary")
             browser.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text("utf-8")})
             run = "axe.run().then(found => arguments[0](found.violations.map(one => [one.id, one.nodes[0].html])))"

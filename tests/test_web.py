@@ -237,6 +237,8 @@ class TestBrowser:
         browser.click(".atom button", 2)
         atom = int(browser.each(".atom", "dataset")[2]["atom"])
         board = browser.all("#map")[0]
+        center = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
+        browser.driver.execute_script(center, board)
         cell = board.size["width"] / side
         drag = ActionChains(browser.driver)
         drag.move_to_element_with_offset(board, -2 * cell + cell / 2, -3 * cell + cell / 2).click_and_hold()

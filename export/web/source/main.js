@@ -267,6 +267,7 @@ function openLink() {
 }
 
 async function start() {
+  find("loading").remove();
   find("name").textContent = about.name;
   find("license").textContent = about.license
     ? `License of the weights: ${about.license}`
@@ -278,9 +279,6 @@ async function start() {
   if (missing) {
     find("samples").hidden = find("inspector").hidden = true;
     return showProblem(missing);
-  }
-  if (location.protocol === "file:" && !find("worker")) {
-    return showProblem("These files must come from a web server. For a page that opens without one, export to an .html file.");
   }
   makeControls();
   settings = readLink(location.hash, about).settings;

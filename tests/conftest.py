@@ -35,7 +35,7 @@ SLOW = set(
     "onnx_file "
     "operation page_api pictures_io plots prefix privacy projected quality restoration_http restore_page "
     "restoring run runtime sources space table1_campaign table3_campaign tiles training_benchmark types "
-    "uploads".split()
+    "uploads web".split()
 )
 
 

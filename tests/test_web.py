@@ -343,7 +343,8 @@ class TestBrowser:
             np.testing.assert_array_equal(
                 np.array(found, np.float32), noise.z(40, 500, seed, first).reshape(-1)
             )
-            np.testing.assert_array_equal(drawn, noise.labels(40, classes, seed, first=first))
+            expected = [np.random.default_rng([seed, first + i, 1]).integers(classes) for i in range(40)]
+            assert drawn == expected  # the last is rejected by Lemire's method about every third time
 
     @pytest.mark.parametrize(
         ("removed", "name"),

@@ -250,14 +250,16 @@ class TestBrowser:
         top = "return document.querySelector('#save-npy').getBoundingClientRect().top"
         before = browser.driver.execute_script(top)
         ActionChains(browser.driver).move_to_element(browser.all("#inspector-title")[0]).perform()
-        assert browser.text("#cursor") == "" and browser.driver.execute_script(top) == before
+        assert "Point at" in browser.text("#cursor")
+        assert browser.driver.execute_script(top) == before
 
-        board.send_keys(Keys.ARROW_UP, Keys.ARROW_LEFT, " ")
-        code[0, atom, 7:9, 7:9] = strength
+        # The keys go on from the cell that was clicked, in row 5 and column 6.
+        board.send_keys(*[Keys.ARROW_DOWN] * 3, Keys.ARROW_RIGHT, " ")
+        code[0, atom, 8:10, 7:9] = strength
         assert demo.shows(expected)
-        assert "Row 7, column 7" in browser.text("#cursor")
+        assert "Row 8, column 7" in browser.text("#cursor")
         board.send_keys(Keys.DELETE)
-        code[0, atom, 7:9, 7:9] = 0
+        code[0, atom, 8:10, 7:9] = 0
         assert demo.shows(expected)
 
         name = "dcgan-8.ml-seed0-k4-k2"

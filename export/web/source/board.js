@@ -20,14 +20,19 @@ export class Board {
     map.height = this.scale * height;
     /** @type {{row: number, column: number} | null} The cursor of the keyboard. */
     this.cursor = null;
+    this.showsCursor = false;
     this.brush = 1;
     for (const canvas of [map, picture]) this.listen(canvas, canvas === map);
     map.addEventListener("keydown", (event) => this.press(event));
     map.addEventListener("focus", () => {
       this.cursor ??= { row: height >> 1, column: width >> 1 };
+      this.showsCursor = map.matches(":focus-visible"); // not after a click
       this.point();
     });
-    map.addEventListener("blur", () => this.on.move(null));
+    map.addEventListener("blur", () => {
+      this.showsCursor = false;
+      this.on.move(null);
+    });
   }
 
   listen(canvas, touchable) {
@@ -45,6 +50,7 @@ export class Board {
       if (event.button !== 0 || (event.pointerType === "touch" && !touchable)) return;
       canvas.setPointerCapture(event.pointerId);
       last = cellAt(event);
+      this.cursor = last;
       this.on.begin();
       this.on.paint(this.around(last), false);
     });
@@ -76,13 +82,17 @@ export class Board {
     const paints = { " ": false, Enter: false, Delete: true, Backspace: true };
     if (event.key in moves) {
       const [down, right] = moves[event.key];
-      this.cursor.row = Math.min(this.height - 1, Math.max(0, this.cursor.row + down));
-      this.cursor.column = Math.min(this.width - 1, Math.max(0, this.cursor.column + right));
+      const { row, column } = this.cursor;
+      this.cursor = {
+        row: Math.min(this.height - 1, Math.max(0, row + down)),
+        column: Math.min(this.width - 1, Math.max(0, column + right)),
+      };
     } else if (event.key in paints) {
       this.on.begin();
       this.on.paint(this.around(this.cursor), paints[event.key]);
     } else return;
     event.preventDefault();
+    this.showsCursor = true;
     this.point();
   }
 
@@ -125,7 +135,7 @@ export class Board {
       context.fillStyle = `rgb(${value > 0 ? POSITIVE : NEGATIVE} / ${alpha})`;
       context.fillRect((place % width) * scale, Math.floor(place / width) * scale, scale, scale);
     });
-    if (this.cursor && document.activeElement === this.map) {
+    if (this.showsCursor) {
       const { row, column } = this.cursor;
       context.lineWidth = Math.max(2, scale / 4);
       context.strokeStyle = "#fff";

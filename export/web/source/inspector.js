@@ -135,7 +135,7 @@ export class Inspector {
     const value = cell === null ? null : this.edited?.[this.atom * this.size + cell];
     find("cursor").textContent =
       value == null
-        ? ""
+        ? "Point at the map to read a coefficient."
         : `Row ${Math.floor(cell / this.width)}, column ${cell % this.width}: coefficient ${value.toFixed(2)}`;
   }
 

@@ -198,11 +198,23 @@ def export(
         Path,
         typer.Option(
             "--out",
-            help="An .onnx file, a folder for a model that `serve` can load, or an .html file for a page that draws "
-            "the images in the browser.",
+            help="An .onnx file, an .html file for a page that draws the images in the browser, a .pt2 file for "
+            "PyTorch without sparsegen, or a folder for a model that `serve` can load.",
         ),
     ],
     synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to the image.")] = False,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain", help="Write projections as standard operators, for readers without ONNX functions."
+        ),
+    ] = False,
+    half: Annotated[
+        bool,
+        typer.Option(
+            "--half", help="Write the weights in half precision: half the size, computed in float32."
+        ),
+    ] = False,
     discriminator: Annotated[
         bool, typer.Option(help="Also write the discriminator (and encoder) to the folder, for fine-tuning.")
     ] = False,
@@ -216,7 +228,7 @@ def export(
         bool, typer.Option("--web", help="Write the page as a folder of files for a web server.")
     ] = False,
 ) -> None:
-    """Writes a model as ONNX with k as an input, and verifies that it agrees with torch.
+    """Writes a model with k as an input, as ONNX or a program of torch.export, and verifies that it agrees with torch.
 
     A folder holds the weights in half precision and two small graphs that read them. An .html file contains the model
     and everything that runs it, and opens in a browser without a server and without a network.
@@ -224,34 +236,46 @@ def export(
     require("export", "an export", "torch", "onnx", "onnxscript", "onnxruntime")
     from sparsegen.export.folder import export_folder
     from sparsegen.export.onnx_file import STEPS, export_onnx
+    from sparsegen.export.program import export_program
     from sparsegen.export.web.page import check_folder, export_web
     from sparsegen.zoo.checkpoint import find_checkpoint, from_pretrained
 
-    suffix, source = check_target(out_path, ".onnx", ".html", folder=True), find_checkpoint(model)
-    page = web or suffix == ".html"
-    if page and (synthesis or discriminator):
-        unused = "--synthesis" if synthesis else "--discriminator"
-        raise ValueError(f"a page for browsers takes no {unused}: omit it, the page edits codes anyway")
-    if web and suffix == ".onnx":
-        raise ValueError(
-            f"--web writes a page, and {out_path} is an .onnx file: give an .html file or a folder"
-        )
-    if page and not suffix:
-        check_folder(out_path)
+    suffix = check_target(out_path, ".onnx", ".html", ".pt2", folder=True)
+    if web:
+        if suffix not in ("", ".html"):
+            raise ValueError(
+                f"--web writes a page, and {out_path} is a {suffix} file: give an .html file or a folder"
+            )
+        if synthesis or discriminator:
+            unused = "--synthesis" if synthesis else "--discriminator"
+            raise ValueError(f"a page takes no {unused}: omit {unused}, the page contains all that it needs")
+        if not suffix:
+            check_folder(out_path)
     if suffix and discriminator:
         raise ValueError(f"--discriminator needs a folder, and {out_path} is a file: give a folder as --out")
+    for option, given in {"--synthesis": synthesis and suffix, "--plain": plain, "--half": half}.items():
+        if given and suffix != ".onnx":
+            raise ValueError(
+                f"{option} needs an .onnx file, and {out_path} is {f'a {suffix} file' if suffix else 'a folder'}: omit "
+                f"{option}, or give an .onnx file as --out"
+            )
+    source = find_checkpoint(model, auxiliary=discriminator)
     with progress(model, STEPS) as show:
 
         def report(done: int, what: str) -> None:
             show(done, f"{model}: {what}")
 
-        if suffix or page:
+        if suffix or web:
             generator = from_pretrained(source)
             generator.config |= {"license": license_id} if license_id else {}
-            if page:
-                parity = export_web(generator, out_path, progress=report)
-            else:
-                parity = export_onnx(generator, out_path, synthesis=synthesis, progress=report)
+        if web or suffix == ".html":
+            parity = export_web(generator, out_path, progress=report)
+        elif suffix == ".onnx":
+            parity = export_onnx(
+                generator, out_path, synthesis=synthesis, plain=plain, half=half, progress=report
+            )
+        elif suffix == ".pt2":
+            parity = export_program(generator, out_path, progress=report)
         else:
             parity = export_folder(source, out_path, discriminator, report, license_id)
     say(out, f"{model} in {parity.path}")
@@ -265,9 +289,17 @@ def export(
             out,
             f"{parity.swapped} of {parity.units} selections keep another entry of equal magnitude, up to rounding",
         )
-    if page:
-        how = "open the file in a browser" if suffix else f"a server: python -m http.server -d {out_path}"
-        say(out, how)
+    if half:
+        say(
+            out,
+            f"{parity.rounded} weights were rounded to half precision"
+            if parity.rounded
+            else "half precision without a loss: all weights were half-precision numbers already",
+        )
+    if web or suffix == ".html":
+        say(out, "open the file in a browser" if suffix else f"a server: python -m http.server -d {out_path}")
+    elif suffix == ".pt2":
+        say(out, f'without sparsegen: torch.export.load("{out_path}").module()')
     elif suffix:
         say(out, f'without torch: sparsegen.open_sampler("{out_path}").sample(16)')
     else:
@@ -313,7 +345,7 @@ def push(
 
     with err.status(Text(f"pushing {model} to {repo_id}")):
         url = upload(
-            find_checkpoint(model),
+            find_checkpoint(model, auxiliary=True),
             repo_id,
             private=private,
             revision=revision,

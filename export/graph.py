@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ try:
     from onnx_ir.passes.common import (
         ClearMetadataAndDocStringPass,
         IdentityEliminationPass,
+        InlinePass,
         RemoveUnusedNodesPass,
         RemoveUnusedOpsetsPass,
     )
@@ -46,14 +48,20 @@ def trace(generator: Generator) -> ir.Graph:
         dynamic_shapes=(batch, [None for _ in generator.k_ranges], *(batch for _ in labels)),
     )
     names = [f"code_{level}" for level in range(1, len(generator.code_shapes) + 1)]
+    inputs = [
+        "z",
+        *(f"k_{k_range.level}" for k_range in generator.k_ranges),
+        *("labels" for _ in labels),
+    ]
+    return to_graph(traced, inputs, ["image", *names, "dictionary"])
+
+
+def to_graph(traced: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Graph:
+    """Converts a traced module with the attribute `generator` to a graph, as `trace` returns it."""
     exported = torch.onnx.export(
         traced,
-        input_names=[
-            "z",
-            *(f"k_{k_range.level}" for k_range in generator.k_ranges),
-            *("labels" for _ in labels),
-        ],
-        output_names=["image", *names, "dictionary"],
+        input_names=inputs,
+        output_names=outputs,
         opset_version=OPSET,
         optimize=False,  # it would fold the batch norms into copies of the weights
         verbose=False,
@@ -74,6 +82,9 @@ def trace(generator: Generator) -> ir.Graph:
             node.resize_inputs(2)  # the exporter writes a missing bias as zeros
     for tidy in (IdentityEliminationPass(), RemoveUnusedNodesPass(), ClearMetadataAndDocStringPass()):
         tidy(model)
+    for node in graph:
+        if node.domain == DOMAIN and (k := node.inputs[1]) is not None:
+            node.name = _projection_name(k.name)
     for name, value in list(graph.initializers.items()):
         if value in weights:
             value.name = name.removeprefix("generator.")
@@ -100,6 +111,19 @@ def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Mo
     return model
 
 
+def inline(model: ir.Model) -> None:
+    """Replaces each projection by the standard operators of its function, named e.g. projection_1/TopK_1."""
+    before = set(model.graph)
+    InlinePass()(model)
+    for known, group in groupby(model.graph, before.__contains__):
+        if not known:
+            nodes = list(group)  # of one projection
+            (k,) = {value.name for node in nodes for value in node.inputs if value and value.is_graph_input()}
+            for number, node in enumerate(nodes, 1):
+                node.name = f"{_projection_name(k)}/{node.op_type}_{number}"
+    RemoveUnusedOpsetsPass()(model)
+
+
 def save(model: ir.Model, about: dict[str, Any], file: Path) -> None:
     """Writes a model with the metadata `about`, and checks the file with onnx."""
     model.metadata_props[METADATA] = json.dumps(about)
@@ -107,16 +131,21 @@ def save(model: ir.Model, about: dict[str, Any], file: Path) -> None:
     onnx.checker.check_model(file, full_check=True)
 
 
+def projection_node(projection: Projection, code: Tensor, k: Tensor) -> Tensor:
+    """Records a projection during tracing as one node of our domain."""
+    operator = f"{DOMAIN}::{type(projection).__name__}"
+    return torch.onnx.ops.symbolic(operator, (code, k), dtype=code.dtype, shape=code.shape, version=1)
+
+
 class _Node(nn.Module):
     """Replaces a projection during tracing by one node of our domain."""
 
     def __init__(self, projection: Projection, level: int, k: dict[int, Tensor]):
         super().__init__()
-        self.operator, self.level, self.k = f"{DOMAIN}::{type(projection).__name__}", level, k
+        self.projection, self.level, self.k = projection, level, k
 
     def forward(self, code: Tensor) -> Tensor:
-        inputs = (code, self.k[self.level])
-        return torch.onnx.ops.symbolic(self.operator, inputs, dtype=code.dtype, shape=code.shape, version=1)
+        return projection_node(self.projection, code, self.k[self.level])
 
 
 class _Traced(nn.Module):
@@ -137,6 +166,11 @@ class _Traced(nn.Module):
         image, codes = self.generator(z, labels)
         self.k.clear()  # torch.export requires that attributes are unchanged
         return image, *codes, self.generator.dictionary()
+
+
+def _projection_name(k: str | None) -> str:
+    """Returns the name of the projection that reads the input k_1, k_2, …"""
+    return f"projection_{str(k).removeprefix('k_')}"
 
 
 def _make_constant_node(graph: ir.Graph, name: str) -> None:

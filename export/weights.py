@@ -1,10 +1,11 @@
-"""A checkpoint's safetensors file as the external weights of a graph."""
+"""Weights of a graph that are stored elsewhere, in the safetensors file of a checkpoint, or in half precision."""
 
 import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsegen.export.runtime import digest
@@ -65,11 +66,25 @@ class Weights:
                 self.name, offset, length, dtype, shape=ir.Shape(shape), name=name
             )
             if dtype != ir.DataType.FLOAT:
-                uses = weight.uses()
-                cast = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT}, name=f"node_{name}")
-                (single,) = cast.outputs
-                single.name, single.shape = f"{name}.float32", weight.shape
-                single.dtype, weight.dtype = ir.DataType.FLOAT, dtype
-                for node, index in uses:
-                    node.replace_input_with(index, single)
-                graph.insert_before(first, cast)
+                _read_as_float32(graph, first, weight, dtype)
+
+
+def halve(model: ir.Model) -> None:
+    """Stores the initializers of a model in float16; they are cast to float32 in the graph."""
+    graph, first = model.graph, model.graph[0]
+    for name, weight in graph.initializers.items():
+        if weight.const_value is not None and weight.const_value.dtype == ir.DataType.FLOAT:
+            weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float16), name=name)
+            _read_as_float32(graph, first, weight, ir.DataType.FLOAT16)
+
+
+def _read_as_float32(graph: ir.Graph, first: ir.Node, weight: ir.Value, dtype: ir.DataType) -> None:
+    """Inserts a cast between an initializer, which is stored as `dtype`, and the nodes that read it."""
+    uses = weight.uses()
+    cast = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT}, name=f"node_{weight.name}")
+    (single,) = cast.outputs
+    single.name, single.shape = f"{weight.name}.float32", weight.shape
+    single.dtype, weight.dtype = ir.DataType.FLOAT, dtype
+    for node, index in uses:
+        node.replace_input_with(index, single)
+    graph.insert_before(first, cast)

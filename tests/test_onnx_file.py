@@ -1,5 +1,6 @@
 """The exported file, compared with torch and with the definition in numpy, and read by standard tools."""
 
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, warmed
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 
 from sparsegen.export import onnx_file
@@ -125,7 +130,10 @@ def test_each_projection_is_one_node_with_its_function_in_the_file(exported: Exp
         model = onnx.load(path, load_external_data=False)
         kinds = {NeedleProjection: "NeedleProjection", GlobalProjection: "GlobalProjection"}
         wanted = [kinds[type(p)] for p in exported.generator.projections if type(p) in kinds]
-        assert [node.op_type for node in model.graph.node if node.domain == DOMAIN] == wanted
+        nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+        assert sorted((node.name, node.op_type) for node in nodes) == [
+            (f"projection_{level}", kind) for level, kind in enumerate(wanted, 1)
+        ]
         assert {function.name for function in model.functions} == set(wanted)
         assert "TopK" not in {node.op_type for node in model.graph.node}
         assert {opset.domain: opset.version for opset in model.opset_import}[""] == 20
@@ -189,7 +197,7 @@ def test_the_metadata_describe_the_model(exported: Exported) -> None:
         about = json.loads(open_stock(path).get_modelmeta().custom_metadata_map["sparsegen"])
         assert about["name"] == f"dcgan-8.{about['regularizer']}" == exported.generator.spec.name
         assert about["z_dim"] == 128 and about["code_shapes"] == [[8, 16, 16], [8, 16, 16]]
-        assert about["format"] == 1 and about["license"] is None and about["sparsegen"] == "0.1.0"
+        assert about["format"] == 2 and about["license"] is None and about["sparsegen"] == "0.1.0"
         assert [(d["level"], d["unit"], d["k"], d["limit"]) for d in about["dials"]] == [
             (k_range.level, k_range.unit, k_range.k, k_range.limit) for k_range in exported.generator.k_ranges
         ]
@@ -216,6 +224,33 @@ def test_exactly_k_are_kept_under_ties_as_the_definition_says(exported: Exported
             for k, like in ((1, 1), (2, 2), (3, 3), (7, 7), (most, most), (0, 1), (-5, 1), (10**9, most)):
                 (got,) = session.run(None, {"code": code, "k": np.array(k)})
                 assert got.tobytes() == keep_largest(code, like, unit).tobytes()
+
+
+ENTRIES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, np.inf]), st.floats(-4, 4, width=16))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@settings_of_hypothesis(deadline=None, max_examples=60, derandomize=True)
+@given(
+    code=hnp.array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=7).flatmap(
+        lambda shape: hnp.arrays(np.float32, shape, elements=ENTRIES, fill=ENTRIES)
+    ),
+    data=st.data(),
+)
+def test_each_image_keeps_its_own_k_as_the_definition_says(
+    name: str, code: np.ndarray, data: st.DataObject
+) -> None:
+    session, unit = opened_function(name), {"NeedleProjection": "needle"}.get(name, "code")
+    most = code.shape[1] if unit == "needle" else code[0].size
+    k = data.draw(hnp.arrays(np.int64, len(code), elements=st.integers(-1, most + 2)))
+    (got,) = session.run(None, {"code": code, "k": k})
+    for image, value in enumerate(np.clip(k, 1, most)):
+        assert got[image].tobytes() == keep_largest(code[image : image + 1], int(value), unit).tobytes()
+
+
+@functools.cache
+def opened_function(name: str) -> onnxruntime.InferenceSession:
+    return open_function(onnx.parser.parse_function(FUNCTIONS[name]))
 
 
 def test_k_out_of_range_is_clamped_in_the_raw_file(exported: Exported) -> None:

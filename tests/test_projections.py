@@ -102,6 +102,94 @@ def test_every_dtype_and_layout_gives_the_same_selection(
         assert same_bits(projected, expected)
 
 
+EACH_FORMS = {
+    "the layer": lambda code, k, whole: (GlobalProjection if whole else NeedleProjection)(1)(code, k),
+    "rank": lambda code, k, whole: torch.where(projections._by_rank(code, k, whole), code, 0),
+}
+
+
+def each_by_definition(code: np.ndarray, k: Tensor, whole: bool) -> Tensor:
+    parts = [by_definition(code[i : i + 1], value, whole) for i, value in enumerate(k.tolist())]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+@pytest.mark.parametrize("form", EACH_FORMS)
+@pytest.mark.parametrize("whole", [False, True], ids=["needle", "global"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@quick
+@given(code=codes(), data=st.data())
+def test_each_sample_may_have_its_own_k(
+    form: str, whole: bool, dtype: torch.dtype, code: np.ndarray, data: st.DataObject
+) -> None:
+    narrow = torch.from_numpy(code).to(dtype)
+    limit = int(np.prod(code.shape[1:])) if whole else code.shape[1]
+    k = torch.tensor([data.draw(st.integers(1, limit)) for _ in code])
+    expected = each_by_definition(narrow.double().numpy(), k, whole).to(dtype)
+    for layout in layouts(narrow).values():
+        assert same_bits(EACH_FORMS[form](layout, k, whole), expected)
+
+
+@pytest.mark.parametrize("kind", PROJECTIONS)
+@pytest.mark.parametrize("shape", [(6, 24, 16, 16), (5, 130, 5, 5), (7, 40)])
+def test_many_samples_with_their_own_k_are_those_with_one_k(kind: type[Projection], shape) -> None:
+    """Also with several threads, which share the samples."""
+    code = torch.randint(-3, 4, shape).float()
+    k = torch.randint(1, kind(1).limit(shape) + 1, shape[:1], dtype=torch.int32)
+    wanted = torch.cat([kind(value)(code[i : i + 1]) for i, value in enumerate(k.tolist())])
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for layout in layouts(code).values():
+            projected = kind(1)(layout, k)
+            assert torch.equal(projected, wanted)
+            assert projected.stride() == torch.empty_like(layout).stride()
+
+
+@pytest.mark.parametrize("kind", PROJECTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_gradient_is_exact_with_a_k_per_sample(kind: type[Projection], dtype: torch.dtype) -> None:
+    code = torch.randint(-2, 3, (3, 6, 2, 2)).to(dtype).requires_grad_()
+    k = torch.tensor([1, 6, 3])
+    slope = torch.randn_like(code)
+    kind(1)(code, k).backward(slope)
+    for sample, value in enumerate(k.tolist()):
+        one = code[sample : sample + 1].detach().requires_grad_()
+        kind(value)(one).backward(slope[sample : sample + 1])
+        assert torch.equal(code.grad[sample : sample + 1], one.grad)
+    apart = torch.randn(3, 6, 2, 2, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: kind(1)(x, k), apart)
+    mapped = torch.vmap(lambda x, value: kind(1)(x[None], value[None])[0])(code.detach(), k)
+    assert torch.equal(mapped, kind(1)(code, k))
+
+
+@pytest.mark.parametrize("kind", PROJECTIONS)
+def test_one_compiled_or_exported_graph_serves_every_k_per_sample(kind: type[Projection]) -> None:
+    code, k = torch.randint(-2, 3, (4, 6, 2, 2)).float(), torch.tensor([1, 6, 3, 2])
+    compiled = torch.compile(kind(1), backend="eager", fullgraph=True)
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(kind(1), (code, k), dynamic_shapes=(batch, batch)).module()
+    for each in (k, k.flip(0)):
+        assert torch.equal(compiled(code, each), kind(1)(code, each))
+        assert torch.equal(program(code[:3], each[:3]), kind(1)(code[:3], each[:3]))
+
+
+@pytest.mark.parametrize(
+    ("k", "error", "message"),
+    [
+        (torch.tensor([1, 7, 2]), ValueError, "1 to 6; got 7 for sample 1"),
+        (torch.tensor([1, 2, 0]), ValueError, "got 0 for sample 2"),
+        (torch.tensor([1, 2]), ValueError, r"\(3,\).*got the shape \(2,\)"),
+        (torch.tensor(2), ValueError, r"got the shape \(\)"),
+        (torch.ones(3), TypeError, "got torch.float32"),
+        (torch.ones(3) > 0, TypeError, "got torch.bool"),
+        (np.ones(3, int), TypeError, "got ndarray"),
+        (2, TypeError, "got int"),
+    ],
+)
+def test_a_bad_k_per_sample_is_refused(k: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        NeedleProjection(1)(torch.randn(3, 6, 2, 2), k)
+
+
 @pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("shape", [(3, 40, 9, 13), (2, 128, 8, 8), (2, 7, 1, 200), (5, 33, 4, 4), (4, 50)])
 @pytest.mark.parametrize("draw", [torch.randn, lambda *s: torch.randint(-2, 3, s).float(), torch.zeros])
@@ -450,6 +538,9 @@ assert backend() == "torch", backend()
 code, needle, whole = torch.load({str(tmp_path / "expected.pt")!r})
 for layout in (code, code.contiguous(memory_format=torch.channels_last), code.mT.contiguous().mT):
     projected = NeedleProjection(3)(layout), GlobalProjection(21)(layout)
+    each = torch.tensor([3, 3]), torch.tensor([21, 21])
+    assert torch.equal(NeedleProjection(1)(layout, each[0]), needle)
+    assert torch.equal(GlobalProjection(1)(layout, each[1]), whole)
     assert torch.equal(projected[0], needle) and torch.equal(projected[1], whole)
     assert all(p.stride() == layout.stride() for p in projected)
 """

@@ -298,7 +298,7 @@ def rewritten(file: Path, change: Callable[[onnx.ModelProto], None]) -> None:
 
 
 def newer(model: onnx.ModelProto) -> None:
-    model.metadata_props[0].value = model.metadata_props[0].value.replace('"format": 1', '"format": 2')
+    model.metadata_props[0].value = model.metadata_props[0].value.replace('"format": 2', '"format": 3')
 
 
 def cut(file: Path, size: int) -> None:
@@ -327,7 +327,7 @@ BROKEN = {
         ValueError,
         "was not exported by sparsegen",
     ),
-    "newer": (GRAPH, lambda file: rewritten(file, newer), ValueError, "format 2.*upgrade sparsegen"),
+    "newer": (GRAPH, lambda file: rewritten(file, newer), ValueError, "format 3.*upgrade sparsegen"),
     "no weights": (WEIGHTS, Path.unlink, FileNotFoundError, "generator.safetensors is missing"),
     "weights cut": (WEIGHTS, lambda file: cut(file, -1), ValueError, "generator.safetensors is truncated"),
     "weights emptied": (WEIGHTS, lambda file: cut(file, 0), ValueError, "generator.safetensors is truncated"),
@@ -348,7 +348,71 @@ def test_the_error_for_a_broken_file_has_its_name_and_the_reason(copied: Path, c
     with pytest.raises(error, match=message) as raised:
         open_sampler(copied)
     assert "\n" not in str(raised.value) and raised.value.__cause__ is None
-    assert runtime.FORMAT == 1
+    assert runtime.FORMAT == 2
+
+
+OLD_NEEDLE = """
+    <domain: "ai.sparsegen", opset_import: ["" : 20]>
+    NeedleProjection (code, k) => (y) {
+        limit = Shape <start = 1, end = 2> (code)
+        one = Constant <value_ints = [1]> ()
+        k_1d = Reshape (k, one)
+        at_least_1 = Max (k_1d, one)
+        kept = Min (at_least_1, limit)
+        magnitude = Abs (code)
+        largest, index = TopK <axis = 1, largest = 1, sorted = 0> (magnitude, kept)
+        value = GatherElements <axis = 1> (code, index)
+        zero = Constant <value = float {0.0}> ()
+        size = Shape (code)
+        zeros = Expand (zero, size)
+        y = ScatterElements <axis = 1> (zeros, index, value)
+    }
+"""
+
+
+def test_a_file_of_format_1_takes_one_k_for_all_images(copied: Path, sampler: OnnxSampler) -> None:
+    def older(model: onnx.ModelProto) -> None:
+        model.metadata_props[0].value = model.metadata_props[0].value.replace('"format": 2', '"format": 1')
+        model.functions[0].CopyFrom(onnx.parser.parse_function(OLD_NEEDLE))
+
+    rewritten(copied / GRAPH, older)
+    old = open_sampler(copied)
+    for k in (1, [2, 3], None):
+        assert np.array_equal(old.sample(5, seed=1, k=k), sampler.sample(5, seed=1, k=k))
+    with pytest.raises(ValueError, match="older sparsegen and takes one k for all images: export it again"):
+        old.sample(2, k=np.array([[1, 2], [1, 2]]))
+
+
+def test_each_image_may_have_its_own_k(sampler: OnnxSampler, generator: Generator, unprojected: Path) -> None:
+    random = np.random.default_rng(0)
+    k = random.integers(1, 9, (70, 2))
+    for source in (sampler, generator):
+        images = source.sample(70, seed=5, k=k)
+        for pair in np.unique(k, axis=0)[:12]:
+            same = (k == pair).all(1)
+            assert np.array_equal(images[same], source.sample(70, seed=5, k=pair.tolist())[same])
+    _, codes = sampler.run(noise.z(70, 128), k.astype(np.uint8))
+    for code, each in zip(codes, k.T, strict=True):
+        assert ((code != 0).sum(1).max((1, 2)) <= each).all() and (code != 0).any((1, 2, 3)).all()
+    beyond = k.copy()
+    beyond[66, 1] = 9
+    wrong = {
+        r"k of image 66 is the non-zeros kept in each needle of Γ2, from 1 to 8; got 9": beyond,
+        r"image 0 .* Γ1, from 1 to 8; got 0": k * 0,
+        r"must have the shape \(70, 2\): images, and Γ1, Γ2; got \(69, 2\)": k[:69],
+        r"got \(70, 1\)": k[:, :1],
+        r"got \(70, 2, 1\)": k[..., None],
+        "must be integers; got an array of float64": k.astype(float),
+        "got an array of bool": k > 0,
+        "70 numbers": k.tolist(),
+    }
+    for source in (sampler, generator):
+        for message, values in wrong.items():
+            with pytest.raises((TypeError, ValueError), match=message):
+                source.sample(70, k=values)
+    for source in (open_sampler(unprojected), from_pretrained(unprojected)):
+        with pytest.raises(ValueError, match="no level, since there is no projection"):
+            source.sample(70, k=k)
 
 
 WRONG_METADATA = {

@@ -22,8 +22,9 @@ from sparsegen.zoo import noise
 from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.bundled import CONFIG, WEIGHTS
 from sparsegen.zoo.config import FORMAT, check_license
-from sparsegen.zoo.encoding import ITERATIONS, Encoding, encode
-from sparsegen.zoo.k_range import KRange, resolve
+from sparsegen.zoo.encoding import encode
+from sparsegen.zoo.fitting import ITERATIONS, Encoding
+from sparsegen.zoo.k_range import KRange, is_per_image, resolve, resolve_per_image
 from sparsegen.zoo.projections import Projection
 from sparsegen.zoo.publishing import PushOptions, publish
 from sparsegen.zoo.weights import digest, plain_state, save_weights
@@ -116,22 +117,46 @@ class Generator(nn.Module):
 
     __call__: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]  # for type checkers: of torch it returns Any
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, z: Tensor, labels: Tensor | None = None, k: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Makes images and returns them with their codes, Γ1 first, in the dtype of the weights.
 
-        Shape: z (B, z_dim), labels int (B,) -> image (B, 3, H, W) in [-1, 1]; codes[i] (B, C, H', W').
+        Args:
+            k: The k of each image and projected level, Γ1 first; None: the k of the projections for all images.
+
+        Shape: z (B, z_dim), labels int (B,), k int (B, levels) -> image (B, 3, H, W) in [-1, 1];
+        codes[i] (B, C, H', W').
 
         Raises:
-            TypeError: If z or labels are not tensors.
+            TypeError: If z, labels or k are not tensors.
             ValueError: On another shape, and if labels are missing, out of range, or given to an
-                unconditional generator.
+                unconditional generator; on a k out of range, see `Projection`.
         """
         code, bypass = self.begin(z, labels)
-        codes = []
-        for project, stage in zip(reversed(self.projections), reversed(self.stages), strict=True):
-            codes.append(project(code))
-            code, bypass = stage(codes[-1], bypass), None
+        each, codes = self._k_by_level(k, z.shape[0]), []
+        for level in range(len(self.stages), 0, -1):
+            project = self.projections[level - 1]
+            codes.append(project(code, each[level]) if level in each else project(code))
+            code, bypass = self.stages[level - 1](codes[-1], bypass), None
         return code, tuple(reversed(codes))
+
+    def _k_by_level(self, k: Tensor | None, count: int) -> dict[int, Tensor]:
+        """Splits the k of each image by level.
+
+        Raises:
+            TypeError, ValueError: As `forward`.
+        """
+        if k is None:
+            return {}
+        if not isinstance(k, Tensor):
+            raise TypeError(f"k must be a tensor of integers (B, levels); got {type(k).__name__}")
+        k_ranges = self.k_ranges
+        if k.device.type == "cpu" and not _is_traced(k):
+            resolve_per_image(k.numpy(), k_ranges, count)
+        elif k.shape != (count, len(k_ranges)):
+            raise ValueError(f"k must have the shape ({count}, {len(k_ranges)}); got {tuple(k.shape)}")
+        return dict(zip([k_range.level for k_range in k_ranges], k.unbind(1), strict=True))
 
     def bypass(self, z: Tensor, labels: Tensor | None = None) -> Tensor | None:
         """Returns the bypass of this noise, which `synthesize` adds to D_L Γ_L when Γ_L was edited.
@@ -177,12 +202,9 @@ class Generator(nn.Module):
             raise ValueError(
                 f"labels must be integers, one for each of the {count} z; got {labels.dtype} {tuple(labels.shape)}"
             )
-        traced = (
-            torch.compiler.is_compiling()
-            or torch.onnx.is_in_onnx_export()
-            or torch._C._functorch.is_functorch_wrapped_tensor(labels)  # e.g. by vmap
-        )
-        if labels.device.type == "cpu" and not traced:  # on another device, reading them would synchronize
+        if labels.device.type == "cpu" and not _is_traced(
+            labels
+        ):  # on another device, reading them would synchronize
             noise.check_labels(labels.tolist(), count, self.classes, self.class_names)
 
     def synthesize(self, codes: Tensor | Sequence[Tensor | None], bypass: Tensor | None = None) -> Tensor:
@@ -234,7 +256,7 @@ class Generator(nn.Module):
         self,
         count: int,
         seed: int = 0,
-        k: int | Sequence[int] | None = None,
+        k: int | Sequence[int] | NDArray[np.integer[Any]] | None = None,
         labels: int | str | Sequence[int | str] | None = None,
         truncation: float | None = None,
         progress: Callable[[int], object] | None = None,
@@ -247,7 +269,8 @@ class Generator(nn.Module):
             count: 1 to 100,000.
             seed: 0 to 2⁶⁴ - 1.
             k: Non-zeros kept in these images: one number for all projected levels, or one per level, Γ1
-                first; None: the current k.
+                first; or an integer array (count, levels), one per image and projected level (a list of lists is not
+                accepted); None: the current k.
             labels: For a conditional generator, one class for all images or one per image, as numbers or names; None:
                 drawn from the seed.
             truncation: Bound of the truncated normal distribution of z; None: no bound.
@@ -262,12 +285,15 @@ class Generator(nn.Module):
             RuntimeError: If the device has too little memory.
         """
         drawn = noise.labels(count, self.classes, seed, labels, self.class_names)
-        network, parts, done = self.view(k), [], 0
+        each = resolve_per_image(k, self.k_ranges, count) if is_per_image(k) else None
+        network, parts, done = self.view(None if each is not None else k), [], 0
+
+        def part_of(rows: NDArray[Any] | None, first: int, stop: int) -> Tensor | None:
+            return None if rows is None else torch.from_numpy(rows[first:stop]).to(self.device)
 
         def draw(first: int, stop: int) -> NDArray[np.uint8]:
-            z = noise.z(stop - first, self.z_dim, seed, first, truncation)
-            given = [z] if drawn is None else [z, drawn[first:stop]]
-            image, _ = network(*(torch.from_numpy(part).to(self.device) for part in given))
+            z = torch.from_numpy(noise.z(stop - first, self.z_dim, seed, first, truncation)).to(self.device)
+            image, _ = network(z, part_of(drawn, first, stop), part_of(each, first, stop))
             return images.to_uint8(image.float().cpu().numpy())
 
         with full_precision(self.device):
@@ -288,7 +314,7 @@ class Generator(nn.Module):
         find_z: bool = False,
         labels: int | str | Sequence[int | str] | None = None,
         progress: Callable[[int], object] | None = None,
-    ) -> Encoding:
+    ) -> Encoding[Tensor]:
         """Finds the sparse codes of images, so that `synthesize` gives the images again.
 
             encoding = generator.encode(generator.sample(4), k=16)
@@ -317,7 +343,7 @@ class Generator(nn.Module):
         """
         return encode(self, images, k, level, iterations, mask, find_z, labels, progress)
 
-    def view(self, k: int | Sequence[int] | None = None) -> "Generator":
+    def view(self, k: int | Sequence[int] | NDArray[np.integer[Any]] | None = None) -> "Generator":
         """Returns a generator that shares these weights, in eval mode, with its own k and mode.
 
         Raises:
@@ -341,7 +367,7 @@ class Generator(nn.Module):
         levels = enumerate(self.projections, 1)
         return [(level, projection) for level, projection in levels if isinstance(projection, Projection)]
 
-    def set_k(self, k: int | Sequence[int] | None) -> None:
+    def set_k(self, k: int | Sequence[int] | NDArray[np.integer[Any]] | None) -> None:
         """Sets k; None does not change it.
 
         Raises:
@@ -472,3 +498,12 @@ class Generator(nn.Module):
             stage: Any = self.stages[level - 1]
             atoms = F.conv_transpose2d(atoms, self.dictionary(level), stride=stage.conv.stride)
         return atoms
+
+
+def _is_traced(values: Tensor) -> bool:
+    """Returns whether the entries of a tensor cannot be read, e.g. in torch.export or vmap."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.onnx.is_in_onnx_export()
+        or torch._C._functorch.is_functorch_wrapped_tensor(values)
+    )

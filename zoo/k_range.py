@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sparsegen.common.checks import check_integer
 
@@ -19,11 +22,11 @@ class KRange:
     limit: int
 
 
-def resolve(k: int | Sequence[int] | None, k_ranges: Sequence[KRange]) -> list[int]:
+def resolve(k: int | Sequence[int] | np.ndarray | None, k_ranges: Sequence[KRange]) -> list[int]:
     """Checks a setting of k and returns one k for each projected level, Γ1 first.
 
     Args:
-        k: One number for all projected levels or one per level, also as an array or a tensor; None: the
+        k: One number for all projected levels or one per level, also as an array or a tensor of one dim; None: the
             k of training.
 
     Raises:
@@ -49,3 +52,40 @@ def resolve(k: int | Sequence[int] | None, k_ranges: Sequence[KRange]) -> list[i
         )
         for value, k_range in zip(values, k_ranges, strict=True)
     ]
+
+
+def is_per_image(k: object) -> TypeGuard[np.ndarray]:
+    """Returns whether k holds one number per image and level: an array of two or more dims. A list is per level."""
+    return isinstance(k, np.ndarray) and k.ndim > 1
+
+
+def resolve_per_image(k: np.ndarray, k_ranges: Sequence[KRange], count: int) -> NDArray[np.int64]:
+    """Checks the k of each of `count` images.
+
+    Shape: integers (count, levels), the projected levels, Γ1 first -> int64, the same.
+
+    Raises:
+        TypeError, ValueError: Naming the image, the level, its range and the value; or the shape.
+    """
+    levels = (
+        ", ".join(f"Γ{k_range.level}" for k_range in k_ranges) or "no level, since there is no projection"
+    )
+    if k.dtype.kind not in "iu":
+        raise TypeError(f"k of each image must be integers; got an array of {k.dtype}")
+    if not k_ranges or k.shape != (count, len(k_ranges)):
+        raise ValueError(
+            f"k of each image must have the shape ({count}, {len(k_ranges)}): images, and {levels}; got {k.shape}"
+        )
+    limits = np.array([k_range.limit for k_range in k_ranges])
+    wrong = np.argwhere((k < 1) | (k > limits))
+    if len(wrong):
+        image, column = wrong[0]
+        k_range = k_ranges[column]
+        check_integer(
+            f"k of image {image}",
+            k[image, column],
+            1,
+            k_range.limit,
+            f"the non-zeros kept in each {k_range.unit} of Γ{k_range.level}",
+        )
+    return k.astype(np.int64)

@@ -264,11 +264,19 @@ def _network(n: int, k: int) -> NDArray[np.int32]:
     return np.array(kept[::-1], np.int32).reshape(-1, 2)
 
 
-def project(x: Bits, y: Bits, mask: NDArray[np.uint8], k: int, channels: int = 1, threads: int = 1) -> None:
+def project(
+    x: Bits,
+    y: Bits,
+    mask: NDArray[np.uint8],
+    k: int | NDArray[np.int64],
+    channels: int = 1,
+    threads: int = 1,
+) -> None:
     """Writes the projection of x to y, and a mask of the kept entries.
 
     Args:
         x, y: The bits of float32 as int32, or of bfloat16 as int16.
+        k: One number, or one per row or sample.
         channels: Above 1, each row consists of pixels of this number of entries; ties are in (C, H, W) order anyway.
         threads: Maximum number of threads among which the samples or rows are divided.
 
@@ -276,7 +284,10 @@ def project(x: Bits, y: Bits, mask: NDArray[np.uint8], k: int, channels: int = 1
     """
     if x.ndim == 3 and x.shape[2] == 1:
         x, y, mask = x[:, :, 0], y[:, :, 0], mask[:, :, 0]
-    _in_parts(partial(_project, k=k, channels=channels), (x, y, mask), threads)
+    if isinstance(k, int):
+        _in_parts(partial(_project, k=k, channels=channels), (x, y, mask), threads)
+    else:
+        _in_parts(partial(_project_each, channels=channels), (x, y, mask, k), threads)
 
 
 def keep(x: Bits, y: Bits, mask: NDArray[np.uint8], threads: int = 1) -> None:
@@ -310,6 +321,17 @@ def _in_parts(function: Callable[..., Any], arrays: Sequence[NDArray[Any]], thre
     function(*pieces[0])
     for future in futures:
         future.result()
+
+
+def _project_each(x: Bits, y: Bits, mask: NDArray[np.uint8], k: NDArray[np.int64], channels: int) -> None:
+    starts = [
+        0,
+        *(np.flatnonzero(np.diff(k)) + 1).tolist(),
+        len(k),
+    ]  # neighbors of equal k are projected together
+    for first, end in zip(starts, starts[1:], strict=False):
+        part = slice(first, end)
+        _project(x[part], y[part], mask[part], int(k[first]), channels)
 
 
 def _project(x: Bits, y: Bits, mask: NDArray[np.uint8], k: int, channels: int) -> None:

@@ -29,15 +29,18 @@ class Projection(nn.Module):
     """Keeps `k` entries of a code and zeroes the others: the nearest code that meets an L0 constraint (App. C).
 
     Kept entries, zeros included, keep their value and gradient; the gradient of the others is 0.
-    `k` can be set at any time. The module has no parameters and no entries in the state dict.
+    `k` can be set at any time. A call may give each sample its own: `projection(code, k=torch.tensor([4, 8]))`.
+    The module has no parameters and no entries in the state dict.
     torch.compile recompiles a network for each k, up to its limit of 8; with
     `torch._dynamo.config.allow_unspec_int_on_nn_module = True` it compiles once.
 
     Shape: Γ (B, C, ...), of any floating dtype and memory format -> the same. The first dim is the batch: pass a code
-    without a batch as `code[None]`.
+    without a batch as `code[None]`. The k of each sample: integers (B,).
 
     Raises:
-        TypeError, ValueError: Unless k is an integer from 1 to `limit` of the code.
+        TypeError, ValueError: Unless k is an integer from 1 to `limit` of the code. The k of each sample is not checked
+            while the network is traced, nor if it is not on a CPU, where reading it would synchronize: 0 or less then
+            keeps nothing, and more than `limit` everything.
     """
 
     _k: int
@@ -74,34 +77,55 @@ class Projection(nn.Module):
 
     __call__: Callable[..., Tensor]  # for type checkers: of torch it returns Any
 
-    def forward(self, code: Tensor) -> Tensor:
+    def forward(self, code: Tensor, k: Tensor | None = None) -> Tensor:
         if isinstance(code, torch.fx.Proxy):  # a leaf of torch.fx, so that k can be set in the traced module
             tracer = code.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (code,), {})
+            given = (code,) if k is None else (code, k)
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), given, {})
         if code.ndim < 2 or not code.is_floating_point():
             raise TypeError(
                 f"a code must be a floating-point tensor (B, C, ...); got {code.dtype} {tuple(code.shape)}"
             )
         limit = self.limit(code.shape)
+        if k is not None:
+            self._check_each(k, code.shape[0], limit)
+            return self._project(code, k)
         if self._k > limit:
             raise ValueError(
                 f"k, the entries kept in each {self.unit}, must be 1 to {limit} for a code of {tuple(code.shape)}; "
                 f"got {self._k}"
             )
-        return self._project(code)
+        return self._project(code, self._k)
 
-    def _project(self, code: Tensor) -> Tensor:
-        traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # public, but untyped
-        if traced or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
-            return torch.where(_by_threshold(code.detach(), self._k, self._whole), code, 0)
-        if code.dtype == torch.float64 or code.device.type not in _WITH_LONG_TOPK:
-            mask = _by_threshold(code.detach(), self._k, self._whole)
-            return torch.where(_laid_out_as(code, mask), code, 0)
-        if code.device.type == "cpu":
+    def _check_each(self, k: object, count: int, limit: int) -> None:
+        """Checks the k of each sample.
+
+        Raises:
+            TypeError, ValueError: Naming the sample, its k and the limit; or the type or shape.
+        """
+        allowed = f"k of each sample, the entries kept in each {self.unit}, must be integers ({count},), 1 to {limit}"
+        if not isinstance(k, Tensor) or k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+            raise TypeError(f"{allowed}; got {k.dtype if isinstance(k, Tensor) else type(k).__name__}")
+        if k.shape != (count,):
+            raise ValueError(f"{allowed}; got the shape {tuple(k.shape)}")
+        if k.device.type != "cpu" or not _is_plain(k) or _is_traced():
+            return
+        for sample, value in enumerate(k.tolist()):
+            if not 1 <= value <= limit:
+                raise ValueError(f"{allowed}; got {value} for sample {sample}")
+
+    def _project(self, code: Tensor, k: int | Tensor) -> Tensor:
+        if _is_traced():
+            return torch.where(_mark(code.detach(), k, self._whole), code, 0)
+        on_cpu = code.device.type == "cpu" and code.dtype != torch.float64
+        if on_cpu and (not isinstance(k, Tensor) or (_is_plain(code) and _kernels())):
             function = _Projected if torch.compiler.is_compiling() else _ProjectedWithTangent
-            projected: Tensor = function.apply(code, self._k, self._whole)[0]
+            projected: Tensor = function.apply(code, k, self._whole)[0]
             return projected
-        return torch.where(_by_keys(code.detach(), self._k, self._whole), code, 0)
+        without_keys = code.dtype == torch.float64 or code.device.type not in _WITH_LONG_TOPK
+        if isinstance(k, Tensor) or without_keys:
+            return torch.where(_laid_out_as(code, _mark(code.detach(), k, self._whole)), code, 0)
+        return torch.where(_by_keys(code.detach(), k, self._whole), code, 0)
 
     def extra_repr(self) -> str:
         return f"k={self._k}"
@@ -149,10 +173,10 @@ class NeedleProjection(Projection):
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", dim={self.dim}" if self.dim != 1 else "")
 
-    def _project(self, code: Tensor) -> Tensor:
+    def _project(self, code: Tensor, k: int | Tensor) -> Tensor:
         if self.dim == 1:
-            return super()._project(code)
-        return super()._project(code.movedim(self.dim, 1)).movedim(1, self.dim)
+            return super()._project(code, k)
+        return super()._project(code.movedim(self.dim, 1), k).movedim(1, self.dim)
 
 
 class GlobalProjection(Projection):
@@ -166,6 +190,12 @@ class GlobalProjection(Projection):
     def max_k(cls, shape: Sequence[int]) -> int:
         """Returns the largest k for the code of one image, of shape (C, H, W): C·H·W."""
         return math.prod(shape)
+
+
+def _is_traced() -> bool:
+    """Returns whether a tracer records standard operators, of torch.jit, torch.export or an ONNX export."""
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # public, but untyped
+    return bool(traced or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export())
 
 
 def backend() -> str:
@@ -210,14 +240,34 @@ def _by_threshold(code: Tensor, k: int, whole: bool) -> Tensor:
     return mask.view(code.shape) if whole else mask
 
 
-def _project_on_cpu(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
+def _mark(code: Tensor, k: int | Tensor, whole: bool) -> Tensor:
+    """Marks the kept entries by standard operators; k may be one per sample."""
+    return _by_rank(code, k, whole) if isinstance(k, Tensor) else _by_threshold(code, k, whole)
+
+
+def _by_rank(code: Tensor, k: Tensor, whole: bool) -> Tensor:
+    """Marks the kept entries of samples that have their own k, by the definition: a stable sort.
+
+    Shape: code (B, C, ...), k int (B,) -> bool, as the code.
+    """
+    magnitude = (code.flatten(1) if whole else code).abs()
+    order = magnitude.sort(dim=1, descending=True, stable=True).indices
+    one_per_dim = [1] * (magnitude.ndim - 2)
+    rank = torch.arange(magnitude.shape[1], device=code.device).view(1, -1, *one_per_dim)
+    first = (rank < k.view(-1, 1, *one_per_dim)).expand_as(order)
+    mask = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, first)
+    return mask.view(code.shape) if whole else mask
+
+
+def _project_on_cpu(code: Tensor, k: int | Tensor, whole: bool) -> tuple[Tensor, Tensor]:
     """Returns the projected code and the mask of the kept entries.
 
-    Shape: code (B, C, ...), not float64 -> the same twice, the mask in bool.
+    Shape: code (B, C, ...), not float64 -> the same twice, the mask in bool. A k per sample, (B,), needs the kernels.
     """
     code = code.detach()
     kernels = _kernels()
     if kernels is None:
+        assert isinstance(k, int)
         mask = _by_keys(code, k, whole)
         return torch.where(mask, code, 0), mask
     x = code if code.dtype in _BITS else code.float()  # exact for float16
@@ -230,7 +280,9 @@ def _project_on_cpu(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
         as_integers = x.view(bits), y.view(bits), mask.view(torch.uint8)
         arrays = [_competing(tensor, whole, last).numpy() for tensor in as_integers]
         channels = code.shape[1] if whole and last else 1
-        kernels.project(*arrays, k, channels=channels, threads=torch.get_num_threads())
+        rows = len(arrays[0]) // len(code)  # of each sample
+        given = k if isinstance(k, int) else k.long().repeat_interleave(rows).numpy()
+        kernels.project(*arrays, given, channels=channels, threads=torch.get_num_threads())
     if x is code:
         return y, mask
     return torch.empty_like(code).copy_(y), torch.empty_like(code, dtype=torch.bool).copy_(mask)
@@ -244,7 +296,9 @@ def _competing(code: Tensor, whole: bool, last: bool) -> Tensor:
 
 
 # The same as one operator, which torch.compile does not trace and torch.func supports.
-_project = torch.library.custom_op("sparsegen::project", _project_on_cpu, mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sparsegen::project", mutates_args=(), device_types="cpu")
+def _project(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
+    return _project_on_cpu(code, k, whole)
 
 
 @_project.register_fake
@@ -265,9 +319,12 @@ class _Projected(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(code: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor]:
+    def forward(code: Tensor, k: int | Tensor, whole: bool) -> tuple[Tensor, Tensor]:
         # The first call of an operator imports sympy and torch._dynamo, which takes seconds.
-        return (_project_on_cpu if _is_plain(code) else _project)(code, k, whole)
+        if isinstance(k, Tensor) or _is_plain(code):
+            return _project_on_cpu(code, k, whole)
+        made: tuple[Tensor, Tensor] = _project(code, k, whole)
+        return made
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

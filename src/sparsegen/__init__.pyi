@@ -1,4 +1,5 @@
 from .export.onnx_file import export_onnx as export_onnx
+from .export.program import export_program as export_program
 from .export.runtime import OnnxSampler as OnnxSampler
 from .export.runtime import open_sampler as open_sampler
 from .export.web.page import export_web as export_web

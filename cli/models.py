@@ -240,7 +240,7 @@ def export(
     from sparsegen.export.web.page import check_folder, export_web
     from sparsegen.zoo.checkpoint import find_checkpoint, from_pretrained
 
-    suffix = check_target(out_path, ".onnx", ".html", ".pt2", folder=True)
+    suffix = check_target(out_path, ".onnx", ".pt2", ".html", folder=True)
     if web:
         if suffix not in ("", ".html"):
             raise ValueError(

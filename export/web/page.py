@@ -33,6 +33,7 @@ LARGEST_FILE = 300 * 2**20  # bytes of the parts within one HTML file
 # Imports and exports of the scripts have only these forms, so that they can be joined without a bundler.
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const) )", re.MULTILINE)
+_ABOUT = '<script type="application/json" id="about">{}</script>'
 _POLICY = '<meta http-equiv="Content-Security-Policy" content="{}">'
 
 
@@ -161,10 +162,7 @@ def _page(about: dict[str, Any], policy: str) -> str:
     facts = json.dumps(about).replace("<", "\\u003c")
     page = _replace(_read(INDEX), _POLICY.format("default-src 'none'"), _POLICY.format(policy))
     page = _replace(page, "<title>sparsegen</title>", f"<title>{html.escape(about['name'])}</title>")
-    return _replace(page, '<script type="application/json" id="about">{}', f"{_ABOUT}{facts}")
-
-
-_ABOUT = '<script type="application/json" id="about">'
+    return _replace(page, _ABOUT.format("{}"), _ABOUT.format(facts))
 
 
 def join(module: str) -> str:

@@ -74,7 +74,7 @@ const pixelsOf = ({ pixels }, index) => {
 };
 
 function inspect(result, index) {
-  const { image, seed, label, k } = settings;
+  const { image, seed, k } = settings;
   inspector.show({
     key: writeLink({ ...settings, count: 1, k: [] }),
     title: titleOf(image),
@@ -83,7 +83,6 @@ function inspect(result, index) {
     k,
     codes: result.codes,
     pixels: pixelsOf(result, index),
-    label,
   });
 }
 
@@ -288,7 +287,9 @@ async function start() {
   showStatus("Starting the network");
   client = startWorker();
   const parts = Object.fromEntries(PARTS.map((name) => [name, takePart(name)]));
-  const { dictionary, shape } = await client.call("open", { about, parts });
+  const { dictionary, shape } = await client.call("open", { about, parts }).catch((problem) => {
+    throw new Error(`The network could not be started: ${problem.message}`);
+  });
   inspector = new Inspector(about, client, dictionary, shape, showProblem);
   listen();
   openLink();

@@ -8,7 +8,7 @@ GPU := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvid
 # The PyTorch of PyPI for Linux has CUDA, this index has one without. Empty: PyPI.
 TORCH_INDEX ?= $(if $(GPU)$(filter-out Linux,$(shell uname)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: serve test check lint bento
+.PHONY: serve test check lint bento web-engine
 
 serve: .venv/.serve
 	@$(BIN)/sparsegen serve --port $(PORT)
@@ -30,6 +30,10 @@ bento: .venv/.serve
 	@$(PIP) install --quiet --no-deps --target build/bento .
 	@cp README.md build/bento/
 	@$(BIN)/python -m bentoml build --bentofile bentofile.yaml build/bento
+
+# The files of onnxruntime-web that an exported page contains, from npm.
+web-engine: .venv/.dev
+	$(BIN)/python -m sparsegen.export.web.engine
 
 .venv/.serve: pyproject.toml
 	$(call install,serve$(GPU) restore)

@@ -198,8 +198,8 @@ def export(
         Path,
         typer.Option(
             "--out",
-            help="An .onnx file, a .pt2 file for PyTorch without sparsegen, or a folder for a model that `serve` can "
-            "load.",
+            help="An .onnx file, an .html file for a page that draws the images in the browser, a .pt2 file for "
+            "PyTorch without sparsegen, or a folder for a model that `serve` can load.",
         ),
     ],
     synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to the image.")] = False,
@@ -224,18 +224,33 @@ def export(
             "--license", help="License of the weights, e.g. mit (default: that of the model, if any)."
         ),
     ] = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="Write the page as a folder of files for a web server.")
+    ] = False,
 ) -> None:
     """Writes a model with k as an input, as ONNX or a program of torch.export, and verifies that it agrees with torch.
 
-    A folder holds the weights in half precision and two small graphs that read them.
+    A folder holds the weights in half precision and two small graphs that read them. An .html file contains the model
+    and everything that runs it, and opens in a browser without a server and without a network.
     """
     require("export", "an export", "torch", "onnx", "onnxscript", "onnxruntime")
     from sparsegen.export.folder import export_folder
     from sparsegen.export.onnx_file import STEPS, export_onnx
     from sparsegen.export.program import export_program
+    from sparsegen.export.web.page import check_folder, export_web
     from sparsegen.zoo.checkpoint import find_checkpoint, from_pretrained
 
-    suffix = check_target(out_path, ".onnx", ".pt2", folder=True)
+    suffix = check_target(out_path, ".onnx", ".pt2", ".html", folder=True)
+    if web:
+        if suffix not in ("", ".html"):
+            raise ValueError(
+                f"--web writes a page, and {out_path} is a {suffix} file: give an .html file or a folder"
+            )
+        if synthesis or discriminator:
+            unused = "--synthesis" if synthesis else "--discriminator"
+            raise ValueError(f"a page takes no {unused}: omit {unused}, the page contains all that it needs")
+        if not suffix:
+            check_folder(out_path)
     if suffix and discriminator:
         raise ValueError(f"--discriminator needs a folder, and {out_path} is a file: give a folder as --out")
     for option, given in {"--synthesis": synthesis and suffix, "--plain": plain, "--half": half}.items():
@@ -250,10 +265,12 @@ def export(
         def report(done: int, what: str) -> None:
             show(done, f"{model}: {what}")
 
-        if suffix:
+        if suffix or web:
             generator = from_pretrained(source)
             generator.config |= {"license": license_id} if license_id else {}
-        if suffix == ".onnx":
+        if web or suffix == ".html":
+            parity = export_web(generator, out_path, progress=report)
+        elif suffix == ".onnx":
             parity = export_onnx(
                 generator, out_path, synthesis=synthesis, plain=plain, half=half, progress=report
             )
@@ -279,7 +296,9 @@ def export(
             if parity.rounded
             else "half precision without a loss: all weights were half-precision numbers already",
         )
-    if suffix == ".pt2":
+    if web or suffix == ".html":
+        say(out, "open the file in a browser" if suffix else f"a server: python -m http.server -d {out_path}")
+    elif suffix == ".pt2":
         say(out, f'without sparsegen: torch.export.load("{out_path}").module()')
     elif suffix:
         say(out, f'without torch: sparsegen.open_sampler("{out_path}").sample(16)')

@@ -34,7 +34,7 @@ SLOW = set(
     "endpoint engines evaluation export_forms exposure extension features fit guards hourglass hub jobs layering loop "
     "methods onnx_file operation page_api pictures_io plots prefix privacy projected quality restoration_http "
     "restore_page restoring run runtime sources space table1_campaign table3_campaign tiles training_benchmark types "
-    "uploads".split()
+    "uploads web".split()
 )
 
 

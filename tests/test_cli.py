@@ -590,7 +590,7 @@ def test_export_writes_the_forms_that_other_tools_read(sparsegen: CLI, model: Pa
         ("x.pt2", "--half"): "x.pt2 is a .pt2 file: omit --half",
         ("x.pt2", "--synthesis"): "x.pt2 is a .pt2 file: omit --synthesis",
         ("x.pt2", "--discriminator"): "x.pt2 is a file: give a folder",
-        ("x.tflite",): "must end in .onnx or .pt2, or be a folder",
+        ("x.tflite",): "must end in .onnx or .pt2 or .html, or be a folder",
     }.items():
         name, *options = arguments
         refused = sparsegen("export", model, "--out", tmp_path / name, *options)
@@ -614,7 +614,7 @@ def test_export_overwrites_only_the_folder_of_an_older_export(
         ("link", "the model itself"),
         ("mine", "other files"),
         ("other", "other files"),
-        ("m.txt", ".onnx, or be a folder"),
+        ("m.txt", ".html, or be a folder"),
     ]:
         assert_refused(sparsegen("export", model, "--out", tmp_path / place), says)
     assert contents() == before

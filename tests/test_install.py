@@ -102,7 +102,14 @@ def test_the_wheel_has_the_package_of_the_checkout(built: Path) -> None:
         for file in folder.rglob("*.py")
     }
     assert modules <= packed
-    for needed in ("py.typed", "zoo/models/dcgan.ml/generator.safetensors", "service/page/static/page.css"):
+    for needed in (
+        "py.typed",
+        "zoo/models/dcgan.ml/generator.safetensors",
+        "service/page/static/page.css",
+        "export/web/source/index.html",
+        "export/web/engine/runtime.wasm.gz",
+        "export/web/engine/LICENSE",
+    ):
         assert f"sparsegen/{needed}" in packed, needed
     with tarfile.open(next(built.glob("*.tar.gz"))) as source:
         assert any(name.endswith("/zoo/models/dcgan.ml/generator.safetensors") for name in source.getnames())

@@ -2,6 +2,7 @@ from .export.onnx_file import export_onnx as export_onnx
 from .export.program import export_program as export_program
 from .export.runtime import OnnxSampler as OnnxSampler
 from .export.runtime import open_sampler as open_sampler
+from .export.web.page import export_web as export_web
 from .restoration.restore import Restoration as Restoration
 from .restoration.restore import restore as restore
 from .training.measure import Measurement as Measurement

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -88,8 +88,13 @@ def trace(generator: Generator) -> ir.Graph:
     return graph
 
 
-def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-    """Extracts the model that computes these outputs from these inputs, with the functions it needs."""
+def cut(
+    graph: ir.Graph,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    functions: Mapping[str, str] = FUNCTIONS,
+) -> ir.Model:
+    """Extracts the model that computes these outputs from these inputs, with those of the functions that it needs."""
     model = ir.Model(
         ir.convenience.extract(graph, inputs, outputs),
         ir_version=IR_VERSION,
@@ -97,7 +102,7 @@ def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Mo
         producer_version=__version__,
     )
     for name in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
-        function = ir.serde.deserialize_function(onnx.parser.parse_function(FUNCTIONS[name]))
+        function = ir.serde.deserialize_function(onnx.parser.parse_function(functions[name]))
         model.functions[function.identifier()] = function
     RemoveUnusedOpsetsPass()(model)
     for name in sorted(model.graph.initializers):  # `extract` returns them in random order

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsegen import __version__
 from sparsegen.common.files import atomic_write, check_utf8, check_writable
+from sparsegen.export.functions import FUNCTIONS, PLAIN
 from sparsegen.export.graph import cut, inline, save, trace
 from sparsegen.export.parity import ParityReport, verify, verify_synthesis
 from sparsegen.export.runtime import FORMAT, synthesis_path
@@ -72,7 +73,7 @@ def export_onnx(
     with ExitStack() as files:
 
         def write(target: Path, graph: str, inputs: Sequence[str], outputs: Sequence[str]) -> Path:
-            model = cut(traced, inputs, outputs)
+            model = cut(traced, inputs, outputs, PLAIN if plain else FUNCTIONS)
             if weights is not None:
                 weights.place(model)
             if half:

@@ -32,8 +32,8 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 SLOW = set(
     "api bento browser card cells checkpoint cli connections deadline decoders demo deploy devices docs encoding "
     "endpoint engines evaluation export_forms exposure extension features fit guards hourglass hub jobs layering loop "
-    "methods onnx_file operation page_api pictures_io plots prefix privacy projected quality restoration_http restore_page "
-    "restoring run runtime sources space table1_campaign table3_campaign tiles training_benchmark types "
+    "methods onnx_file operation page_api pictures_io plots prefix privacy projected quality restoration_http "
+    "restore_page restoring run runtime sources space table1_campaign table3_campaign tiles training_benchmark types "
     "uploads".split()
 )
 

@@ -150,7 +150,7 @@ file, folder = sys.argv[1:]
 extra = {"sparsegen.json": ""}
 module = torch.export.load(file, extra_files=extra).module()
 for name, inputs in torch.load(folder + "/inputs.pt").items():
-    image, codes = module(**inputs)
+    image, codes = module(inputs.pop("z"), **inputs)
     torch.save([image, *codes], f"{folder}/{name}.pt")
 assert "sparsegen" not in sys.modules
 print(json.loads(extra["sparsegen.json"])["name"])

@@ -10,7 +10,7 @@ from typing import Any
 from sparsegen import __version__
 from sparsegen.common.files import atomic_write, check_utf8, check_writable
 from sparsegen.export.functions import FUNCTIONS, PLAIN
-from sparsegen.export.graph import cut, inline, save, trace
+from sparsegen.export.graph import cut, fold, inline, save, trace
 from sparsegen.export.parity import ParityReport, verify, verify_synthesis
 from sparsegen.export.runtime import FORMAT, synthesis_path
 from sparsegen.export.weights import Weights, halve
@@ -44,7 +44,7 @@ def export_onnx(
         synthesis: Whether to write also the graph from an edited Γ1 to its image: m.synthesis.onnx for
             m.onnx, synthesis.onnx for generator.onnx.
         plain: Whether the projections are standard operators in the graph, not functions, so that readers without local
-            functions take the file.
+            functions take the file. Spectral norms are computed at the export, except with half.
         half: Whether the file contains the weights in float16, cast to float32 in the graph. `ParityReport.rounded`
             counts the weights that this changes; torch has the same weights in the comparison.
         progress: Called with the number of finished steps, 0 to `STEPS`, and the name of the next one.
@@ -80,6 +80,8 @@ def export_onnx(
                 halve(model)
             if plain:
                 inline(model)
+            if plain and not half:  # folded weights are not half-precision numbers
+                fold(model)
             file = files.enter_context(atomic_write(target))
             save(model, describe(generator, graph, weights.digest if weights else None), file)
             return file

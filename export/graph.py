@@ -137,7 +137,13 @@ def inline(model: ir.Model) -> None:
 def save(model: ir.Model, about: dict[str, Any], file: Path) -> None:
     """Writes a model with the metadata `about`, and checks the file with onnx."""
     model.metadata_props[METADATA] = json.dumps(about)
-    file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    proto = ir.to_proto(model)
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    # A second record of their shapes, which is wrong once a quantizer transposes them.
+    shapes = [value for value in proto.graph.value_info if value.name not in stored]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(shapes)
+    file.write_bytes(proto.SerializeToString(deterministic=True))
     onnx.checker.check_model(file, full_check=True)
 
 

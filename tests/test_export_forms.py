@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, warmed
+from onnxruntime.quantization import quantize_dynamic
 
 from sparsegen.export.functions import DOMAIN
 from sparsegen.export.onnx_file import export_onnx
@@ -93,12 +94,20 @@ def test_a_plain_file_has_standard_operators_only_and_gives_the_same_images(
 
 @pytest.mark.parametrize("architecture", ["sagan", "biggan"])
 def test_the_weights_of_a_plain_file_are_initializers(architecture: str, tmp_path: Path) -> None:
-    """Under spectral norm, too: quantizers of onnxruntime refuse other weights."""
+    """Under spectral norm, too, so that onnxruntime can quantize them."""
     export_onnx(warmed(create_model(architecture, "ml", width=8)), tmp_path / "m.onnx", plain=True)
     graph = onnx.load(tmp_path / "m.onnx").graph
     stored = {tensor.name for tensor in graph.initializer}
     layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
     assert len(layers) > 8 and all(node.input[1] in stored for node in layers)
+    quantize_dynamic(tmp_path / "m.onnx", tmp_path / "small.onnx")
+    sessions = [
+        onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"])
+        for name in ("m.onnx", "small.onnx")
+    ]
+    generator = create_model(architecture, "ml", width=8)
+    image, small = (session.run(["image"], feed(generator, 4))[0] for session in sessions)
+    assert image.shape == small.shape and np.isfinite(small).all()
 
 
 def test_half_precision_halves_the_file_and_is_lossless_for_float16_weights(

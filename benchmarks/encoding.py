@@ -32,7 +32,7 @@ from sparsegen.common.files import append_line, read_lines
 from sparsegen.training.data import open_images
 from sparsegen.zoo.bundled import MODELS
 from sparsegen.zoo.checkpoint import read_config
-from sparsegen.zoo.encoding import ITERATIONS
+from sparsegen.zoo.fitting import ITERATIONS
 from sparsegen.zoo.generator import Generator
 
 RECORDS = Path(__file__).parent / "records" / "encoding.jsonl"

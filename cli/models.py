@@ -244,7 +244,7 @@ def export(
                 f"{option} needs an .onnx file, and {out_path} is {f'a {suffix} file' if suffix else 'a folder'}: omit "
                 f"{option}, or give an .onnx file as --out"
             )
-    source = find_checkpoint(model)
+    source = find_checkpoint(model, auxiliary=discriminator)
     with progress(model, STEPS) as show:
 
         def report(done: int, what: str) -> None:
@@ -326,7 +326,7 @@ def push(
 
     with err.status(Text(f"pushing {model} to {repo_id}")):
         url = upload(
-            find_checkpoint(model),
+            find_checkpoint(model, auxiliary=True),
             repo_id,
             private=private,
             revision=revision,

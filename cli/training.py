@@ -30,15 +30,22 @@ class Precision(StrEnum):
 
 @app.command(epilog="Example: sparsegen train dcgan.ml --data cifar10.parquet --out runs/ml --steps 20000")
 def train(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="architecture[-atoms].regularizer[.recipe], e.g. dcgan.ml, dcgan-64.l0 or biggan-64.ml.projected."
-        ),
-    ],
     data: Data,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps (default: the recipe's).")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="architecture[-atoms].regularizer[.recipe], e.g. dcgan.ml, dcgan-64.l0 or biggan-64.ml.projected "
+            "(default: that of --from). Without a recipe in the name, it is the projected recipe for fewer than 5,000 "
+            "images, else that of the paper; dcgan.ml.paper names the latter."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of steps (default: the recipe's; 2,000 for fewer than 5,000 images)."
+        ),
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(
@@ -49,7 +56,8 @@ def train(
         int | None,
         typer.Option(
             min=0,
-            help="Number of labels of a conditional model, 0 for none (default: that of --from or the data).",
+            help="Number of labels of a conditional model, 0 for none (default: that of the data; data without labels "
+            "are one class if --from is conditional).",
         ),
     ] = None,
     k: Annotated[
@@ -74,8 +82,8 @@ def train(
         int | None,
         typer.Option(
             min=0,
-            help="Steps in which only a new discriminator is trained, if --from has none (default: 500, at most a "
-            "quarter of the run).",
+            help="Steps in which only a new discriminator is trained, if --from has none (default: 500, or 100 for "
+            "fewer than 5,000 images; at most a quarter of the run).",
         ),
     ] = None,
     augment: Annotated[
@@ -104,20 +112,30 @@ def train(
     features: Annotated[
         str,
         typer.Option(
-            help="Frozen network of the projected recipe: cifar10-classifier, efficientnet-lite0, or auto: the "
-            "classifier for the images that it was trained on, else efficientnet-lite0."
+            help="Frozen network of the projected recipe: cifar10-classifier, efficientnet-lite0, or auto: that of "
+            "--from if it has heads on one, the classifier for the images that it was trained on, else "
+            "efficientnet-lite0."
         ),
     ] = "auto",
     eval_every: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Steps between evaluations of the Fréchet distance (default: 2,000, at least five in a run).",
+            help="Steps between evaluations of the distance (default: 2,000, at least five in a run; twenty for fewer "
+            "than 5,000 images).",
         ),
     ] = None,
     eval_count: Annotated[
         int, typer.Option(help="Images drawn for an evaluation, at least 2; 0: no evaluation.")
     ] = 2_000,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="End after this number of evaluations in a row without a smaller distance, 0: never (default: 5 for "
+            "fewer than 5,000 images, else never).",
+        ),
+    ] = None,
     judge_every: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     judge_count: Annotated[int | None, typer.Option(hidden=True)] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
@@ -176,6 +194,7 @@ def train(
         features=features,
         eval_every=_renamed("--judge-every", judge_every, "--eval-every", eval_every),
         eval_count=_renamed("--judge-count", judge_count, "--eval-count", eval_count),
+        patience=patience,
         save_every=save_every,
         trackers=[name.strip() for name in trackers.split(",")] if trackers else (),
         device=device,
@@ -209,9 +228,17 @@ def train(
         sys.exit(130)
     if not shows:
         return
+    if run.ended_early:
+        say(
+            err,
+            f"ended at step {run.step} of {total}: no smaller distance in {run.schedule.patience} evaluations "
+            f"(--resume --patience 0 goes on)",
+        )
     if run.best:
         figure = f"{run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
         found = f"the best model, {figure}, is {out_folder / 'best'}"
+        if run.best["step"] == 0:
+            found += "; it is the starting model, because no later one was nearer to the images"
     else:
         found = f"the model is {checkpoints(run.folder)[-1]}"
     say(out, f"{name} trained for {run.step} steps: {found}")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -49,14 +50,20 @@ def trace(generator: Generator) -> ir.Graph:
         dynamic_shapes=(batch, [None for _ in generator.k_ranges], *(batch for _ in labels)),
     )
     names = [f"code_{level}" for level in range(1, len(generator.code_shapes) + 1)]
+    inputs = [
+        "z",
+        *(f"k_{k_range.level}" for k_range in generator.k_ranges),
+        *("labels" for _ in labels),
+    ]
+    return to_graph(traced, inputs, ["image", *names, "dictionary"])
+
+
+def to_graph(traced: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Graph:
+    """Converts a traced module with the attribute `generator` to a graph, as `trace` returns it."""
     exported = torch.onnx.export(
         traced,
-        input_names=[
-            "z",
-            *(f"k_{k_range.level}" for k_range in generator.k_ranges),
-            *("labels" for _ in labels),
-        ],
-        output_names=["image", *names, "dictionary"],
+        input_names=inputs,
+        output_names=outputs,
         opset_version=OPSET,
         optimize=False,  # it would fold the batch norms into copies of the weights
         verbose=False,
@@ -128,7 +135,8 @@ def inline(model: ir.Model) -> None:
     for known, group in groupby(model.graph, before.__contains__):
         if not known:
             nodes = list(group)  # of one projection
-            (k,) = {value.name for node in nodes for value in node.inputs if value and value.is_graph_input()}
+            read = [value.name or "" for node in nodes for value in node.inputs if value is not None]
+            k = next(name for name in read if re.fullmatch(r"k_\d+", name))
             for number, node in enumerate(nodes, 1):
                 node.name = f"{_projection_name(k)}/{node.op_type}_{number}"
     RemoveUnusedOpsetsPass()(model)
@@ -147,16 +155,21 @@ def save(model: ir.Model, about: dict[str, Any], file: Path) -> None:
     onnx.checker.check_model(file, full_check=True)
 
 
+def projection_node(projection: Projection, code: Tensor, k: Tensor) -> Tensor:
+    """Records a projection during tracing as one node of our domain."""
+    operator = f"{DOMAIN}::{type(projection).__name__}"
+    return torch.onnx.ops.symbolic(operator, (code, k), dtype=code.dtype, shape=code.shape, version=1)
+
+
 class _Node(nn.Module):
     """Replaces a projection during tracing by one node of our domain."""
 
     def __init__(self, projection: Projection, level: int, k: dict[int, Tensor]):
         super().__init__()
-        self.operator, self.level, self.k = f"{DOMAIN}::{type(projection).__name__}", level, k
+        self.projection, self.level, self.k = projection, level, k
 
     def forward(self, code: Tensor) -> Tensor:
-        inputs = (code, self.k[self.level])
-        return torch.onnx.ops.symbolic(self.operator, inputs, dtype=code.dtype, shape=code.shape, version=1)
+        return projection_node(self.projection, code, self.k[self.level])
 
 
 class _Traced(nn.Module):

@@ -7,12 +7,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir  # noqa: TID253 (nothing here works without it)
+
 from sparsegen import __version__
 from sparsegen.common.files import atomic_write, check_utf8, check_writable
 from sparsegen.export.functions import FUNCTIONS, PLAIN
 from sparsegen.export.graph import cut, fold, inline, save, trace
-from sparsegen.export.parity import ParityReport, verify, verify_synthesis
-from sparsegen.export.runtime import FORMAT, synthesis_path
+from sparsegen.export.parity import ParityReport, verify, verify_encoding, verify_synthesis
+from sparsegen.export.pursuit import trace_pursuit, unsupported
+from sparsegen.export.runtime import FORMAT, encoding_path, synthesis_path
 from sparsegen.export.weights import Weights, halve
 from sparsegen.zoo import bundled
 from sparsegen.zoo.checkpoint import from_pretrained
@@ -27,6 +30,7 @@ def export_onnx(
     *,
     embed: bool = True,
     synthesis: bool = False,
+    encoding: bool = False,
     plain: bool = False,
     half: bool = False,
     progress: Callable[[int, str], object] | None = None,
@@ -43,6 +47,7 @@ def export_onnx(
             folder, which must be that of this generator.
         synthesis: Whether to write also the graph from an edited Γ1 to its image: m.synthesis.onnx for
             m.onnx, synthesis.onnx for generator.onnx.
+        encoding: Whether to write also the graph that `OnnxSampler.encode` needs: m.encoding.onnx, encoding.onnx.
         plain: Whether the projections are standard operators in the graph, not functions, so that readers without local
             functions take the file. Spectral norms are computed at the export, except with half.
         half: Whether the file contains the weights in float16, cast to float32 in the graph. `ParityReport.rounded`
@@ -50,6 +55,7 @@ def export_onnx(
         progress: Called with the number of finished steps, 0 to `STEPS`, and the name of the next one.
 
     Raises:
+        TypeError: On encoding, if the generator has other norms or activations than the architectures here.
         ValueError: On plain or half without embed; on half if a weight exceeds float16.
         OSError: Or ValueError before any work if the file cannot be written.
         RuntimeError: And nothing is written, if onnxruntime and torch disagree.
@@ -72,8 +78,10 @@ def export_onnx(
     traced = trace(network)
     with ExitStack() as files:
 
-        def write(target: Path, graph: str, inputs: Sequence[str], outputs: Sequence[str]) -> Path:
-            model = cut(traced, inputs, outputs, PLAIN if plain else FUNCTIONS)
+        def write(
+            target: Path, graph: str, whole: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]
+        ) -> Path:
+            model = cut(whole, inputs, outputs, PLAIN if plain else FUNCTIONS)
             if weights is not None:
                 weights.place(model)
             if half:
@@ -87,12 +95,15 @@ def export_onnx(
             return file
 
         report(1, "writing")
-        inputs = [value.name for value in traced.inputs if value.name]
-        outputs = [value.name for value in traced.outputs if value.name and value.name != "dictionary"]
-        file = write(path, "generator", inputs, outputs)
+        outputs = [name for name in _names(traced.outputs) if name != "dictionary"]
+        file = write(path, "generator", traced, _names(traced.inputs), outputs)
         if synthesis:
-            synthesis_file = write(synthesis_path(path), "synthesis", ["code_1"], ["image", "dictionary"])
-            verify_synthesis(network, synthesis_file)
+            parts = ["code_1"], ["image", "dictionary"]
+            verify_synthesis(network, write(synthesis_path(path), "synthesis", traced, *parts))
+        if encoding:
+            step = trace_pursuit(network)
+            parts = _names(step.inputs), _names(step.outputs)
+            verify_encoding(network, write(encoding_path(path), "encoding", step, *parts))
         report(2, "comparing onnxruntime with torch")
         parity = replace(verify(network, file, path), rounded=rounded)
     report(STEPS, "done")
@@ -100,21 +111,30 @@ def export_onnx(
 
 
 def bundle(folder: str | Path, progress: Callable[[int, str], object] | None = None) -> ParityReport:
-    """Writes generator.onnx and synthesis.onnx into the folder of a checkpoint; both read its weights.
+    """Writes generator.onnx, synthesis.onnx and encoding.onnx into the folder of a checkpoint; all read its weights.
+
+    A generator with norms or activations of another package has no encoding.onnx.
 
     Raises:
         FileNotFoundError, ValueError: As `from_pretrained` and `export_onnx`.
     """
     folder = Path(folder).resolve()
     generator = from_pretrained(folder)
-    return export_onnx(generator, folder / bundled.GRAPH, embed=False, synthesis=True, progress=progress)
+    return export_onnx(
+        generator,
+        folder / bundled.GRAPH,
+        embed=False,
+        synthesis=True,
+        encoding=unsupported(generator) is None,
+        progress=progress,
+    )
 
 
 def describe(generator: Generator, graph: str, weights: str | None) -> dict[str, Any]:
     """Returns the metadata of an exported file, which `runtime.OnnxSampler` reads.
 
     Args:
-        graph: What the file computes, "generator" or "synthesis".
+        graph: What the file computes, "generator", "synthesis" or "encoding".
         weights: SHA-256 of the safetensors file that it reads; None if it contains its weights.
     """
     return {
@@ -132,6 +152,10 @@ def describe(generator: Generator, graph: str, weights: str | None) -> dict[str,
         "license": generator.config.get("license"),
         "sparsegen": __version__,
     }
+
+
+def _names(values: Sequence[ir.Value]) -> list[str]:
+    return [value.name for value in values if value.name]
 
 
 def round_to_half(network: Generator) -> int:

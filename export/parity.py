@@ -142,6 +142,43 @@ def verify_synthesis(generator: Generator, file: Path) -> None:
     _require_close(((torch.from_numpy(dictionary) - atoms).abs().max() / _scale(atoms)).item(), "the atoms")
 
 
+def verify_encoding(generator: Generator, file: Path) -> None:
+    """Compares an exported encoding graph with torch: codes, images and errors, and the gradient with autograd, each
+    in units of its largest entry, to TOLERANCE.
+
+    The gradient is that through the entries that onnxruntime kept, which may be others of equal magnitude.
+
+    Raises:
+        RuntimeError: If they differ.
+    """
+    session, _ = open_graph(file)
+    random, count, size = np.random.default_rng(0), 3, generator.image_size
+    level = sum(each.name.startswith("code_") for each in session.get_outputs())
+    candidate = random.standard_normal((count, *generator.code_shapes[level - 1]), np.float32)
+    target = random.uniform(-1, 1, (count, 3, size, size)).astype(np.float32)
+    known = (random.random((count, 1, size, size)) < 0.7).astype(np.float32)
+    given = {"candidate": candidate, "target": target, "known": known}
+    given |= {f"k_{k_range.level}": np.array(k_range.k, np.int64) for k_range in generator.k_ranges}
+    names = [each.name for each in session.get_outputs()]
+    found = {name: torch.from_numpy(each) for name, each in zip(names, session.run(None, given), strict=True)}
+    code = found[f"code_{level}"].requires_grad_()
+    with torch.no_grad():
+        made = torch.from_numpy(candidate).relu()
+        compare_selection(generator.projections[level - 1], made, code.detach(), level)
+    image = code
+    for index in range(level, 0, -1):
+        image = generator.stages[index - 1](image, None)
+        if index > 1:
+            kept = found[f"code_{index - 1}"]
+            compare_selection(generator.projections[index - 2], image.detach(), kept, index - 1)
+            image = image * (kept != 0)
+    loss = (torch.from_numpy(known) * (image - torch.from_numpy(target))).square().sum((1, 2, 3))
+    (gradient,) = torch.autograd.grad(loss.sum(), code)
+    for name, wanted in (("image", image), ("loss", loss), ("gradient", gradient)):
+        difference = (found[name] - wanted.detach()).abs().max() / _scale(wanted.detach())
+        _require_close(difference.item(), f"the {name} of the encoding graph")
+
+
 def _verify_functions(generator: Generator, model: onnx.ModelProto) -> None:
     """Checks the function of each kind of projection; in a plain file, which has none, the inlined one."""
     functions = {function.name: function for function in model.functions}

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -36,15 +36,18 @@ from sparsegen.common.checks import check_integer
 from sparsegen.common.files import check_utf8
 from sparsegen.common.names import known_names
 from sparsegen.common.text import check_text
+from sparsegen.export.encoding import encode
 from sparsegen.pictures import images
 from sparsegen.zoo import bundled, hub, noise
 from sparsegen.zoo.config import check_class_names, check_license
+from sparsegen.zoo.fitting import ITERATIONS, Encoding
 from sparsegen.zoo.k_range import UNITS, KRange, is_per_image, resolve, resolve_per_image
 
 onnxruntime.disable_telemetry_events()  # if onnxruntime was imported before sparsegen
 
 FORMAT = 2  # since 2, k may be one number per image
 LARGEST = 2**16  # of the sizes in the metadata
+GRAPHS = ("generator", "synthesis", "encoding")  # what a file computes
 METADATA = "sparsegen"  # key in the model's metadata_props of the JSON of `onnx_file.describe`
 _LOAD_ERRORS = (
     state.Fail,
@@ -96,7 +99,7 @@ class OnnxSampler:
         self.device, self.provider = device, provider_of(self._session)
         if self.metadata["graph"] != "generator":
             raise ValueError(
-                f"{self.path} is a synthesis graph, from codes to images: open the file of its generator"
+                f"{self.path} is the {self.metadata['graph']} graph of a generator: open the file of the generator"
             )
         self.name: str = self.metadata["name"]
         self.regularizer: str = self.metadata["regularizer"]
@@ -107,7 +110,7 @@ class OnnxSampler:
         self.classes: int = self.metadata.get("classes", 0)
         self.class_names: tuple[str, ...] = tuple(self.metadata.get("class_names", ()))
         self.code_shapes = tuple(tuple(shape) for shape in self.metadata["code_shapes"])
-        self._synthesis: onnxruntime.InferenceSession | None = None
+        self._others: dict[str, onnxruntime.InferenceSession] = {}
         self._lock = Lock()
 
     def __repr__(self) -> str:
@@ -237,16 +240,66 @@ class OnnxSampler:
         return self._run_synthesis("dictionary", np.zeros((1, *self.code_shapes[0]), np.float32))
 
     def _run_synthesis(self, output: str, code_1: np.ndarray) -> np.ndarray:
-        return self._compute(self._open_synthesis(), [output], {"code_1": code_1})[0]
+        session = self._open(synthesis_path(self.path), "synthesis")
+        return self._compute(session, [output], {"code_1": code_1})[0]
 
-    def _open_synthesis(self) -> onnxruntime.InferenceSession:
+    def encode(
+        self,
+        images: NDArray[np.uint8],
+        k: int | Sequence[int] | None = None,
+        iterations: int = ITERATIONS,
+        mask: NDArray[np.bool_] | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Encoding[NDArray[np.float32]]:
+        """Finds the sparse codes of images: those whose images under the learned dictionaries are nearest to them.
+
+        The search is that of `Generator.encode`, for the highest projected level.
+
+        Args:
+            images: uint8, of the size of the model.
+            k: Non-zeros kept, one number or one per projected level; None: the k of training.
+            iterations: Steps of the search, at least 1.
+            mask: True where a pixel is known; the others do not count, and are filled in. None: all are known.
+            progress: Called with the number of images done, after each batch of 16.
+
+        Shape: images (B, H, W, 3), mask (H, W) or (B, H, W); see `Encoding`.
+
+        Raises:
+            TypeError, ValueError: On other images, or a value out of range.
+            FileNotFoundError: If the folder of this file has no encoding graph.
+        """
+        values = resolve(k, self.k_ranges)
+        session = self._open(encoding_path(self.path), "encoding")
+        names = [each.name for each in session.get_outputs()]
+        level = sum(name.startswith("code_") for name in names)
+        given = {
+            f"k_{k_range.level}": np.array(value, np.int64)
+            for k_range, value in zip(self.k_ranges, values, strict=True)
+        }
+
+        def step(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return dict(zip(names, self._compute(session, names, dict(inputs)), strict=True))
+
+        return encode(
+            step, self.code_shapes[:level], self.image_size, given, images, iterations, mask, progress
+        )
+
+    def _open(self, path: Path, graph: str) -> onnxruntime.InferenceSession:
+        """Opens another graph of the generator on its first use.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is another one.
+        """
         with self._lock:
-            if self._synthesis is None:
-                path = synthesis_path(self.path)
+            if graph not in self._others:
                 if not path.is_file():
-                    raise FileNotFoundError(f"{path} is missing: export again with the synthesis graph")
-                self._synthesis, _ = open_graph(path, self.threads, self.device)
-            return self._synthesis
+                    raise FileNotFoundError(f"{path} is missing: export again with the {graph} graph")
+                session, metadata = open_graph(path, self.threads, self.device)
+                if metadata["graph"] != graph or metadata["name"] != self.name:
+                    raise ValueError(f"{path} is not the {graph} graph of {self.name}: export again")
+                self._others[graph] = session
+            return self._others[graph]
 
 
 def open_sampler(
@@ -298,6 +351,11 @@ def open_sampler(
 def synthesis_path(path: Path) -> Path:
     """Returns the path of a generator's synthesis graph: m.synthesis.onnx for m.onnx, synthesis.onnx in a folder."""
     return path.with_name(bundled.SYNTHESIS if path.name == bundled.GRAPH else f"{path.stem}.synthesis.onnx")
+
+
+def encoding_path(path: Path) -> Path:
+    """Returns the path of a generator's encoding graph: m.encoding.onnx for m.onnx, encoding.onnx in a folder."""
+    return path.with_name(bundled.ENCODING if path.name == bundled.GRAPH else f"{path.stem}.encoding.onnx")
 
 
 def open_graph(
@@ -516,8 +574,8 @@ def _check_metadata(metadata: dict[str, Any], session: onnxruntime.InferenceSess
         check_text(name, metadata[name])
     if metadata["license"] is not None:
         check_license(metadata["license"])
-    if metadata["graph"] not in ("generator", "synthesis"):
-        raise ValueError(f"graph must be generator or synthesis; got {metadata['graph']!r:.80}")
+    if metadata["graph"] not in GRAPHS:
+        raise ValueError(f"graph must be one of {', '.join(GRAPHS)}; got {metadata['graph']!r:.80}")
     weights = metadata["weights"]
     if weights is not None and not (isinstance(weights, str) and re.fullmatch("[0-9a-f]{64}", weights)):
         raise ValueError(f"weights must be a SHA-256 or null; got {weights!r:.80}")
@@ -540,9 +598,16 @@ def _check_metadata(metadata: dict[str, Any], session: onnxruntime.InferenceSess
         check_integer("limit", k_range.limit, 1, LARGEST**3, "the largest k")
         check_integer("k", k_range.k, 1, k_range.limit, "the k of training")
     levels = range(1, len(shapes) + 1)
+    inputs: dict[str, list[int]]
+    outputs: dict[str, list[int]]
     if metadata["graph"] == "synthesis":
-        inputs: dict[str, list[int]] = {"code_1": shapes[0]}
-        outputs: dict[str, list[int]] = {"image": [3, size, size]}
+        inputs, outputs = {"code_1": shapes[0]}, {"image": [3, size, size]}
+    elif metadata["graph"] == "encoding":
+        level = max((k_range.level for k_range in k_ranges), default=1)
+        inputs = {"candidate": shapes[level - 1], "target": [3, size, size], "known": [1, size, size]}
+        inputs |= {f"k_{k_range.level}": [] for k_range in k_ranges}
+        outputs = {"image": [3, size, size], "loss": [], "gradient": shapes[level - 1]}
+        outputs |= {f"code_{each}": shapes[each - 1] for each in range(1, level + 1)}
     else:
         inputs = {"z": [z_dim], **{f"k_{k_range.level}": [] for k_range in k_ranges}}
         inputs |= {"labels": []} if classes else {}

@@ -41,7 +41,7 @@ def decode(file: bytes, size: int) -> tuple[np.ndarray, bool]:
             image.load()
             with contextlib.suppress(*DECODE_ERRORS):  # the pixels may be valid even if EXIF is broken
                 ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_square(_rgb(image), size)).transpose(2, 0, 1), image.size != (size, size)
+            return np.asarray(square(_rgb(image), size)).transpose(2, 0, 1), image.size != (size, size)
     except UnidentifiedImageError:
         raise ValueError(f"damaged, or not an image of the formats {' '.join(DECODED_FORMATS)}") from None
     except DECODE_ERRORS as error:
@@ -60,9 +60,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """The center square, resized. `ImageOps.fit` would shift it by half a pixel if a margin is odd."""
+def square(
+    image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """Returns the center square, resized. `ImageOps.fit` would shift it by half a pixel if a margin is odd."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box)
+    return image.resize((size, size), resampling, box)

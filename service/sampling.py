@@ -62,7 +62,7 @@ class ArrayRequest(RequestModel):
         Raises:
             Refused: With 422, or with 404 for an unknown model.
         """
-        model = _model(self.model, models)
+        model = find_model(self.model, models)
         sampler = model.sampler
         try:
             k = tuple(resolve(self.k, sampler.k_ranges))
@@ -154,7 +154,8 @@ def _ranges(model: Model) -> str:
     )
 
 
-def _model(name: str, models: Mapping[str, Model]) -> Model:
+def find_model(name: str, models: Mapping[str, Model]) -> Model:
+    """Returns a model by its name.  Raises: Refused with 404 if there is none."""
     if name not in models:
         near = difflib.get_close_matches(clip(name, 100), models, 3, 0.4)
         hint = f"similar names: {', '.join(near)}" if near else f"the models are {', '.join(models)}"

@@ -126,7 +126,7 @@ def test_a_folder_of_other_sizes_is_trained_on_at_64_pixels(pictures, tmp_path, 
         return progress.step == 2
 
     config = sparsegen.TrainConfig(
-        "biggan-8.ml", str(pictures), tmp_path / "run", 4, image_size=64, batch_size=4, eval_count=0
+        "biggan-8.ml.paper", str(pictures), tmp_path / "run", 4, image_size=64, batch_size=4, eval_count=0
     )
     run = sparsegen.train(config, [stop_after_two])
     assert "12 of the 12 images" in caplog.text and "resized to 64 x 64 pixels" in caplog.text
@@ -184,7 +184,7 @@ def test_another_package_adds_an_architecture_and_a_regularizer_for_all_commands
         return done.stdout
 
     steps = ["--steps", "2", "--batch-size", "4", "--eval-count", "0"]
-    sparsegen_command("train", "tiny.half", "--data", str(pictures), "--out", "run", *steps)
+    sparsegen_command("train", "tiny.half.paper", "--data", str(pictures), "--out", "run", *steps)
     sparsegen_command("export", "run/checkpoints/00000002", "--out", "models/tiny")
     assert "tiny" in sparsegen_command("info", "models/tiny")
     sparsegen_command("sample", "models/tiny", "--count", "4", "--k", "2", "--out", "grid.png")

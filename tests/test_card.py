@@ -1,14 +1,17 @@
 """The model card: its metadata for the Hub, and that all facts come from the config."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from commands import CLI
 from conftest import CLASSES
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from sparsegen.export.onnx_file import bundle
 from sparsegen.zoo import card
@@ -145,6 +148,19 @@ def test_the_python_blocks_of_a_card_run(tiny_conditional: Generator, tmp_path: 
         exec(block.replace("me/mine", str(folder)), names)
     assert names["images"].shape == names["sparser"].shape == names["alike"].shape == (16, 32, 32, 3)
     assert np.array_equal(names["alike"], tiny_conditional.sample(16, seed=0, labels=[0] * 16))
+
+
+def test_the_commands_of_a_card_run(
+    tiny_conditional: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsegen: CLI
+) -> None:
+    folder = tiny_conditional.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```sh\n(.*?)```", model_card(read_config(folder)), re.DOTALL)
+    program, *arguments = shlex.split(block.replace("me/mine", str(folder)))
+    done = sparsegen(*arguments)
+    assert program == "sparsegen" and done.returncode == 0, done.stderr
+    with Image.open("samples.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_the_python_blocks_of_a_card_compile() -> None:

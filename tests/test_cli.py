@@ -209,8 +209,8 @@ def test_every_command_has_help_with_an_example(sparsegen: CLI, command: str) ->
 def test_the_old_names_of_the_evaluation_options_still_work(
     sparsegen: CLI, pictures: Path, tmp_path: Path
 ) -> None:
-    done = sparsegen("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path, "--batch-size", 8, "--steps", 1,
-                     "--judge-count", 0, "--judge-every", 1)  # fmt: skip
+    done = sparsegen("train", "dcgan-8.ml.paper", "--data", pictures, "--out", tmp_path, "--batch-size", 8,
+                     "--steps", 1, "--judge-count", 0, "--judge-every", 1)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (
         "--judge-count is deprecated and will be removed in the next version: use --eval-count" in done.stderr
@@ -220,7 +220,16 @@ def test_the_old_names_of_the_evaluation_options_still_work(
 
 
 def test_a_k_that_is_the_default_is_the_same_run(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
-    arguments = ("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8)
+    arguments = (
+        "train",
+        "dcgan-8.ml.paper",
+        "--data",
+        pictures,
+        "--out",
+        tmp_path / "run",
+        "--batch-size",
+        8,
+    )
     arguments += ("--eval-count", 0, "--steps")
     assert sparsegen(*arguments, 1).returncode == 0
     assert_refused(sparsegen(*arguments, 2, "--resume", "--k", "2,3"), "k: [2, 2] there, [2, 3] requested")
@@ -232,7 +241,16 @@ def test_a_k_that_is_the_default_is_the_same_run(sparsegen: CLI, pictures: Path,
 def test_training_on_a_folder_skips_damaged_images_and_saves_a_model(
     sparsegen: CLI, pictures: Path, tmp_path: Path
 ) -> None:
-    arguments = ("train", "dcgan-8.ml", "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8)
+    arguments = (
+        "train",
+        "dcgan-8.ml.paper",
+        "--data",
+        pictures,
+        "--out",
+        tmp_path / "run",
+        "--batch-size",
+        8,
+    )
     done = in_a_process(*arguments, "--steps", 3, "--eval-count", 0, "--k", "1,2")
     assert done.returncode == 0, done.stderr
     assert "broken.png" in done.stderr
@@ -246,7 +264,7 @@ def test_training_on_a_folder_skips_damaged_images_and_saves_a_model(
     assert "trained for 5 steps" in done.stdout
     into = (
         "train",
-        "dcgan-8.l0",
+        "dcgan-8.l0.paper",
         "--from",
         tmp_path / "run" / "checkpoints" / "00000005",
         "--data",
@@ -257,7 +275,7 @@ def test_training_on_a_folder_skips_damaged_images_and_saves_a_model(
 
 
 def test_training_on_a_share_of_the_images_records_it(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
-    arguments = ("train", "dcgan-8.ml", "--data", pictures, "--steps", 1, "--eval-count", 0)
+    arguments = ("train", "dcgan-8.ml.paper", "--data", pictures, "--steps", 1, "--eval-count", 0)
     more = ("--batch-size", 10, "--share", 0.25)
     done = sparsegen(*arguments, "--out", tmp_path / "run", *more, "--rate", 0.5)
     assert done.returncode == 0, done.stderr
@@ -274,7 +292,7 @@ def test_training_on_a_share_of_the_images_records_it(sparsegen: CLI, pictures: 
 
 
 def test_ctrl_c_saves_and_states_how_to_resume(sparsegen: CLI, pictures: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sparsegen", "train", "dcgan-8.ml", "--data", str(pictures)]
+    command = [sys.executable, "-m", "sparsegen", "train", "dcgan-8.ml.paper", "--data", str(pictures)]
     command += [
         "--out",
         str(tmp_path / "run"),
@@ -301,7 +319,7 @@ def test_ctrl_c_saves_and_states_how_to_resume(sparsegen: CLI, pictures: Path, t
     ]
     assert f"saved at step {step}" in said
     assert re.search(
-        r"step 1 of 100000  cross_entropy \S+  non_saturating \S+  \d+ images/s  \S+ of training left\n",
+        r"step 1 of 100000  cross_entropy \S+  non_saturating \S+  \d+ images/s  .+ of training left\n",
         said,
     )
 
@@ -366,7 +384,7 @@ def test_a_run_is_evaluated_on_its_device_by_a_network_that_is_not_in_its_discri
     if known:
         trained_on = open_images(pictures).fingerprint
         monkeypatch.setattr("sparsegen.training.features.trained_on", lambda: trained_on)
-    model = "dcgan-8.ml.projected" if features else "dcgan-8.ml"
+    model = f"dcgan-8.ml.{'projected' if features else 'paper'}"
     done = sparsegen("train", model, "--data", pictures, "--out", tmp_path / "run", "--batch-size", 8, "--steps", 1,
                      "--eval-count", 4, "--device", "cpu", "--features", features or "auto")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -596,7 +614,7 @@ def test_export_overwrites_only_the_folder_of_an_older_export(
         ("link", "the model itself"),
         ("mine", "other files"),
         ("other", "other files"),
-        ("m.txt", ".onnx, or be a folder"),
+        ("m.txt", ".onnx or .pt2, or be a folder"),
     ]:
         assert_refused(sparsegen("export", model, "--out", tmp_path / place), says)
     assert contents() == before
@@ -657,7 +675,7 @@ def test_a_run_whose_names_look_like_markup_is_trained(
     data, run = pictures.rename(tmp_path / "data[red]"), tmp_path / "run[bold]"
     done = sparsegen(
         "train",
-        "dcgan-8.ml",
+        "dcgan-8.ml.paper",
         "--data",
         data,
         "--out",
@@ -700,7 +718,7 @@ def test_file_names_need_not_be_utf_8(sparsegen: CLI, pictures: Path, tmp_path: 
     (pictures / "broken.png").unlink()
     data, run, shown = pictures.rename(tmp_path / odd), tmp_path / "run", "b\\udce9"
     (data / "000.png").rename(data / f"{odd}.png")
-    command = ("train", "dcgan-8.ml", "--data", data, "--batch-size", 4, "--eval-count", 0, "--steps")
+    command = ("train", "dcgan-8.ml.paper", "--data", data, "--batch-size", 4, "--eval-count", 0, "--steps")
     assert sparsegen(*command, 1, "--out", run).returncode == 0
     assert sparsegen(*command, 2, "--out", run, "--resume").returncode == 0
     trained = run / "checkpoints" / "00000002"
@@ -733,7 +751,7 @@ def test_a_folder_with_the_name_of_a_bundled_model_is_reported(
 @pytest.mark.parametrize(
     ("arguments", "module", "extra"),
     [
-        (("train", "dcgan-8.ml", "--data", "nowhere", "--out", "run"), "accelerate", "train"),
+        (("train", "dcgan-8.ml.paper", "--data", "nowhere", "--out", "run"), "accelerate", "train"),
         (("evaluate", "dcgan.ml", "--data", "nowhere"), "efficientnet_lite_pytorch", "train"),
         (("serve", "--port", 4452), "bentoml", "serve"),
         (("serve", "--port", 4452), "gradio", "serve"),
@@ -741,7 +759,7 @@ def test_a_folder_with_the_name_of_a_bundled_model_is_reported(
         (("plot", "atoms", "nowhere", "--out", "atoms.png"), "matplotlib", "plot"),
         (("export", "nowhere", "--out", "model.onnx"), "onnxscript", "export"),
         (("denoise", "nowhere.png", "--out", "o.png", "--history", "h.png"), "matplotlib", "plot"),
-        (("train", "dcgan-8.ml", "--data", "nowhere", "--out", "run"), "torch", "train"),
+        (("train", "dcgan-8.ml.paper", "--data", "nowhere", "--out", "run"), "torch", "train"),
         (("evaluate", "dcgan.ml", "--data", "nowhere"), "torch", "train"),
         (("worker", "--once"), "torch", "serve,restore"),
         (("space", "--out", "space"), "numba", "serve,restore"),

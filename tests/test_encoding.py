@@ -1,18 +1,22 @@
 """From images back to their sparse codes."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from commands import CLI, assert_refused
+from conftest import warmed
 from PIL import Image
 
-from sparsegen.zoo.bundled import list_models
+from sparsegen.export.onnx_file import bundle, export_onnx
+from sparsegen.export.runtime import OnnxSampler, open_sampler
+from sparsegen.zoo.bundled import ENCODING, GRAPH, SYNTHESIS, list_models
 from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
-from sparsegen.zoo.spec import create_model
+from sparsegen.zoo.spec import ModelSpec, create_model
 
 ARCHITECTURES = {
     name.split(".")[0].split("-")[0]: name for name in list_models() if ".ml" in name or ".l0" in name
@@ -183,3 +187,87 @@ def test_bad_input_of_the_command_is_refused(sparsegen: CLI, pictures: Path, tmp
     assert_refused(run(pictures / "notes.txt"), "notes.txt: damaged, or not an image")
     assert_refused(run(pictures, "--out", tmp_path / "codes.pt"), "--out must end in .npz")
     assert_refused(run(pictures, "--k", "99"), "from 1 to 32; got 99")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "regularizer"),
+    # Each kind of convolution, norm and activation; `export_onnx` compares the gradient with autograd for all others.
+    [("dcgan", "ml"), ("wgan_gp", "ml"), ("ssgan", "ml"), ("sagan", "l0"), ("biggan", "baseline")],
+)
+def test_onnxruntime_finds_the_codes_that_torch_finds(
+    tmp_path: Path, architecture: str, regularizer: str
+) -> None:
+    torch.manual_seed(0)
+    generator = warmed(ModelSpec.of(architecture, regularizer, 8).generator())
+    export_onnx(generator, tmp_path / "m.onnx", synthesis=True, encoding=True)
+    sampler = open_sampler(tmp_path / "m.onnx")
+    images, mask = (
+        np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8),
+        np.ones((32, 32), bool),
+    )
+    mask[4:9] = False
+    k = None if regularizer == "baseline" else 5
+    found, wanted = (each.encode(images, k=k, iterations=12, mask=mask) for each in (sampler, generator))
+    np.testing.assert_allclose(found.psnr, wanted.psnr, atol=0.1)
+    assert [code.shape for code in found.codes] == [tuple(code.shape) for code in wanted.codes]
+    for k_range in generator.k_ranges:
+        assert nonzeros(torch.from_numpy(found.codes[k_range.level - 1]), k_range.unit) <= 5
+    pixels = (np.moveaxis(sampler.synthesize(found.codes[0]), 1, -1).clip(-1, 1) + 1) * 127.5
+    assert np.abs(pixels - found.reconstruction).max() <= 0.51
+    assert np.array_equal(found.residuals, images.astype(float) - found.reconstruction)
+    filled = images.copy()
+    filled[:, 4:9] = 0
+    again = sampler.encode(filled, k=k, iterations=12, mask=mask)
+    assert np.array_equal(again.reconstruction, found.reconstruction)
+
+
+def test_the_bundled_models_encode_without_torch(generator: Generator) -> None:
+    sampler, done = open_sampler("cgan-32.ml"), []
+    images = generator.sample(17, seed=2)
+    encoding = sampler.encode(images, progress=done.append)
+    assert encoding.psnr.mean() > 30 and done == [16, 17]
+    for name in list_models():
+        assert open_sampler(name).encode(images[:1], iterations=1).psnr[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"images": np.zeros((1, 8, 8, 3), np.uint8)}, ValueError, "(B, 32, 32, 3)"),
+        ({"images": np.zeros((1, 32, 32, 3))}, TypeError, "float64"),
+        ({"k": 33}, ValueError, "from 1 to 32; got 33"),
+        ({"iterations": 0}, ValueError, "iterations"),
+        ({"mask": np.zeros((32, 32), bool)}, ValueError, "no known pixel"),
+    ],
+)
+def test_onnxruntime_names_bad_values(given: dict, error: type[Exception], words: str) -> None:
+    sampler = open_sampler("cgan-32.ml")
+    with pytest.raises(error, match=re.escape(words)):
+        sampler.encode(**{"images": np.zeros((1, 32, 32, 3), np.uint8)} | given)
+
+
+def test_a_missing_or_foreign_encoding_graph_is_named(tmp_path: Path) -> None:
+    folder, image = tmp_path / "model", np.zeros((1, 32, 32, 3), np.uint8)
+    shutil.copytree(open_sampler("cgan-32.ml").path.parent, folder)
+    (folder / ENCODING).unlink()
+    with pytest.raises(
+        FileNotFoundError, match="encoding.onnx is missing: export again with the encoding graph"
+    ):
+        open_sampler(folder).encode(image)
+    shutil.copyfile(folder / SYNTHESIS, folder / ENCODING)
+    with pytest.raises(ValueError, match="is not the encoding graph of cgan-32.ml: export again"):
+        open_sampler(folder).encode(image)
+    shutil.copyfile(open_sampler("cgan-32.ml").path.with_name(ENCODING), folder / GRAPH)
+    with pytest.raises(ValueError, match="is the encoding graph of a generator"):
+        OnnxSampler(folder / GRAPH)
+
+
+def test_a_generator_with_a_layer_of_another_package_has_no_encoding_graph(tmp_path: Path) -> None:
+    generator = warmed(create_model("dcgan", "ml", width=8))
+    folder = generator.save_pretrained(tmp_path / "model")
+    generator.stages[1].activation = torch.nn.LeakyReLU(0.0)
+    with pytest.raises(TypeError, match="its layer LeakyReLU is none of Tanh, CenteredSigmoid, ReLU"):
+        export_onnx(generator, tmp_path / "m.onnx", encoding=True)
+    assert not list(tmp_path.glob("*.onnx"))
+    bundle(folder)
+    assert (folder / ENCODING).is_file()

@@ -27,8 +27,9 @@ from sparsegen.export.runtime import open_sampler
 from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, SYNTHESIS, WEIGHTS
 from sparsegen.zoo.card import BEGIN, END
 from sparsegen.zoo.checkpoint import from_pretrained
-from sparsegen.zoo.hub import CARD, PICTURES
-from sparsegen.zoo.spec import create_model
+from sparsegen.zoo.hub import CARD, PICTURES, may_be_id, with_revision
+from sparsegen.zoo.spec import ModelSpec, create_model
+from sparsegen.zoo.weights import save_weights
 
 ALL = {CONFIG, WEIGHTS, GRAPH, SYNTHESIS, CARD, *PICTURES}
 PUSH = """
@@ -408,6 +409,48 @@ def test_the_options_of_a_download(hub: Hub, checkpoint: Path, tmp_path: Path) -
     assert "it has models in subfolders: small" in missing
     assert "cannot be downloaded from the Hub: the cache does not hold it: omit local_files_only" in offline
     assert "name two revisions: give one of them" in twice
+
+
+def test_the_address_of_a_page_is_an_id_and_only_training_downloads_the_discriminator(
+    hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = from_pretrained(checkpoint).save_pretrained(tmp_path / "trained")
+    save_weights(ModelSpec.parse("dcgan-8.ml").auxiliary_networks()["discriminator"],
+                 folder / AUXILIARY["discriminator"], torch.float32)  # fmt: skip
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.add("me/trained", files)
+    home, page = tmp_path / "home", "https://huggingface.co/me/trained"
+    sampled, sampled_main = sparsegen(
+        hub.url,
+        home,
+        ["sample", page, "--count", 1, "--out", tmp_path / "a.npy"],
+        ["sample", f"{page}/tree/main", "--count", 1, "--out", tmp_path / "b.npy"],
+    )
+    assert sampled.returncode == sampled_main.returncode == 0, sampled.stderr
+    assert not hub.asked(AUXILIARY["discriminator"])
+    (exported,) = sparsegen(hub.url, home, ["export", page, "--discriminator", "--out", tmp_path / "own"])
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "own" / AUXILIARY["discriminator"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "repo_id"),
+    [
+        ("https://huggingface.co/me/mine", "me/mine"),
+        ("http://hf.co/me/mine/", "me/mine"),
+        ("https://huggingface.co/me/mine/tree/v1.0", "me/mine@v1.0"),
+        ("https://huggingface.co/me/mine/tree/refs/pr/1/", "me/mine@refs/pr/1"),
+        ("https://huggingface.co.evil.example/me/mine", None),
+        ("https://huggingface.co/datasets/me/mine", None),
+        ("https://huggingface.co/me", None),
+        ("https://huggingface.co/me/mine/blob/main/config.json", None),
+        ("https://example.com/me/mine", None),
+    ],
+)
+def test_only_the_address_of_a_model_on_the_hub_is_an_id(given: str, repo_id: str | None) -> None:
+    assert may_be_id(given) == (repo_id is not None)
+    if repo_id:
+        assert with_revision(given) == with_revision(repo_id)
 
 
 @pytest.mark.parametrize("name", REFUSALS)

@@ -5,9 +5,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import Dataset
+from torch_fidelity import metric_kid
 
-from sparsegen.training.metrics import Statistics, density, frechet_distance
+from sparsegen.training.metrics import Statistics, density, diversity, frechet_distance, kernel_distance
 
 
 def gaussian(mean, covariance) -> Statistics:
@@ -169,3 +172,40 @@ def test_density_counts_exact_zeros_only():
     assert density(torch.zeros(2, 3, 4, 4)) == 0 and density(torch.ones(7)) == 1
     with pytest.raises(ValueError, match="without entries"):
         density(torch.empty(0, 3))
+
+
+def naive_kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
+    def mean(pairs: list) -> float:
+        return sum((float(a @ b) / x.shape[1] + 1) ** 3 for a, b in pairs) / len(pairs)
+
+    within = [mean([(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]) for z in (x, y)]
+    return sum(within) - 2 * mean([(a, b) for a in x for b in y])
+
+
+@given(st.integers(2, 6), st.integers(2, 6), st.integers(1, 4), st.integers(0, 99))
+def test_the_kernel_distance_is_its_definition(n: int, m: int, dimension: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x, y = random.standard_normal((n, dimension)), random.standard_normal((m, dimension)) + 1
+    assert kernel_distance(x, y) == pytest.approx(naive_kernel_distance(x, y), rel=1e-9, abs=1e-9)
+
+
+def test_the_kernel_distance_is_that_of_torch_fidelity() -> None:
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((50, 20)), 2 * random.standard_normal((50, 20))
+    grams = [metric_kid.kernel_poly(a, b) for a, b in ((x, x), (x, y), (y, y))]
+    assert kernel_distance(x, y) == pytest.approx(metric_kid.mmd2(*grams), rel=1e-9)
+
+
+def test_the_kernel_distance_of_few_images_is_not_biased() -> None:
+    random = np.random.default_rng(0)
+    found = [kernel_distance(*random.standard_normal((2, 8, 5))) for _ in range(4_000)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / len(found) ** 0.5
+
+
+def test_diversity_is_the_share_of_the_variance() -> None:
+    random = np.random.default_rng(0)
+    real = random.standard_normal((500, 6)) * [1, 2, 3, 4, 5, 6]
+    shrunk = real.mean(0) + 0.3 * (real - real.mean(0))
+    assert diversity(Statistics.of(shrunk), Statistics.of(real)) == pytest.approx(0.09)
+    with pytest.raises(ValueError, match="all real images are equal"):
+        diversity(Statistics.of(real), Statistics.of(np.ones((3, 6))))

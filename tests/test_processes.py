@@ -57,8 +57,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def training(data: Path, out: Path, steps: int, batch_size: int = 4) -> list[str]:
-    return ["-m", "sparsegen", "train", "dcgan-4.l1", "--data", str(data), "--out", str(out), "--steps", str(steps),
-            "--batch-size", str(batch_size), "--eval-count", "0", "--save-every", "2"]  # fmt: skip
+    return ["-m", "sparsegen", "train", "dcgan-4.l1.paper", "--data", str(data), "--out", str(out),
+            "--steps", str(steps), "--batch-size", str(batch_size), "--eval-count", "0",
+            "--save-every", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_wandb_receives_them_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     script = (
-        "import sys; from sparsegen.training.start import TrainConfig, train; train(TrainConfig('dcgan-8.ml', "
+        "import sys; from sparsegen.training.start import TrainConfig, train; train(TrainConfig('dcgan-8.ml.paper', "
         "sys.argv[1], sys.argv[2], steps=10, eval_count=0, device='cpu', trackers=('wandb',)))"
     )
     command = [sys.executable, "-c", script, str(few), str(tmp_path / "run")]

@@ -14,7 +14,7 @@ from sparsegen.common.devices import batch_size, full_precision, in_batches
 from sparsegen.common.progress import OnProgress
 from sparsegen.pictures import images as pixels
 from sparsegen.training.features import FeatureNetwork
-from sparsegen.training.metrics import Statistics, density, frechet_distance
+from sparsegen.training.metrics import Statistics, density, diversity, frechet_distance
 from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
 
@@ -60,6 +60,8 @@ class Evaluation:
         distance: Squared Fréchet distance to the reference; lower is better.
         distances: Distances of all metrics, including the headline's.
         count: Number of images measured.
+        diversity: Variance of the features of the images as a share of that of the real ones, summed over all
+            features; near 0 if the images are nearly equal.
         reference_count: Number of real images of the reference.
         seed, density, samples_per_second, batch, threads, device: As in `Samples`.
     """
@@ -67,6 +69,7 @@ class Evaluation:
     metric: str
     distance: float
     distances: dict[str, float]
+    diversity: float
     count: int
     reference_count: int
     seed: int | None
@@ -92,15 +95,16 @@ def evaluate_samples(samples: Samples, references: Mapping[str, Statistics]) -> 
         raise ValueError(
             f"references must belong to the features of the samples, {', '.join(samples.features)}; got {missing}"
         )
+    statistics = {metric: Statistics.of(samples.features[metric]) for metric in references}
     distances = {
-        metric: frechet_distance(Statistics.of(samples.features[metric]), reference)
-        for metric, reference in references.items()
+        metric: frechet_distance(statistics[metric], reference) for metric, reference in references.items()
     }
     headline = next(iter(distances))
     return Evaluation(
         metric=headline,
         distance=distances[headline],
         distances=distances,
+        diversity=diversity(statistics[headline], references[headline]),
         count=len(samples),
         reference_count=references[headline].count,
         seed=samples.seed,

@@ -1,4 +1,4 @@
-"""Fréchet distance and density: pure functions of arrays."""
+"""Fréchet distance, kernel distance, diversity and density: pure functions of arrays."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -82,6 +82,46 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     overlap = np.linalg.svd(_root(a.covariance).T @ _root(b.covariance), compute_uv=False).sum()
     squared = offset @ offset + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
     return max(float(squared), 0.0)  # rounding may give -1e-13
+
+
+def kernel_distance(generated: np.ndarray, real: np.ndarray) -> float:
+    """Computes the unbiased squared maximum mean discrepancy of two sets of features (Bińkowski et al., 2018).
+
+        mean k(x, x') + mean k(y, y') - 2 mean k(x, y),  x ≠ x', y ≠ y',  k(a, b) = (a·b / D + 1)³
+
+    With Inception features it is the KID. Unlike the Fréchet distance it is not biased by small counts, so it suits
+    few real images. It may be negative.
+
+    Shape: features (N, D) and (M, D), N and M >= 2.
+
+    Raises:
+        ValueError: On other shapes, or on NaN or infinite entries.
+    """
+    check_features(generated, real, least=2)
+    x, y = (np.asarray(features, np.float64) for features in (generated, real))
+
+    def within(features: np.ndarray) -> float:
+        values = _kernel(features, features)
+        return float((values.sum() - values.trace()) / (len(features) * (len(features) - 1)))
+
+    return within(x) + within(y) - 2 * float(_kernel(x, y).mean())
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Shape: (N, D), (M, D) -> (N, M)."""
+    values: np.ndarray = (a @ b.T / a.shape[1] + 1) ** 3
+    return values
+
+
+def diversity(generated: Statistics, real: Statistics) -> float:
+    """Computes the variance of generated features as a share of that of real ones, summed over the dimensions; >= 0.
+
+    Raises:
+        ValueError: If all real features are equal.
+    """
+    if not (whole := np.trace(real.covariance)) > 0:
+        raise ValueError("all real images are equal: give different ones")
+    return float(np.trace(generated.covariance) / whole)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:

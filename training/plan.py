@@ -64,6 +64,7 @@ class StartingModel:
     class_names: Sequence[str] = ()
     heads: str | None = None  # frozen network of its projected heads
     license: str | None = None
+    classes: int | None = None  # number of its labels; None: recorded by an earlier version
 
     @classmethod
     def of(cls, checkpoint: Path) -> Self:
@@ -78,6 +79,7 @@ class StartingModel:
             config.get("class_names", ()),
             training.get("features") if heads else None,
             config.get("license"),
+            ModelSpec.from_config(config).labels,
         )
 
     def __str__(self) -> str:
@@ -86,12 +88,16 @@ class StartingModel:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length of a run, and the steps between measurements, checkpoints, and evaluations with samples."""
+    """Length of a run, and the steps between measurements, checkpoints, and evaluations with samples.
+
+    After `patience` evaluations in a row without a smaller distance the run ends; 0: never.
+    """
 
     steps: int
     measure_every: int = 100
     save_every: int = 500
     eval_every: int = 2_000
+    patience: int = 0
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
@@ -121,7 +127,7 @@ def _find_origin(spec: ModelSpec, start_from: str) -> Path:
         FileNotFoundError, ValueError: As `find_checkpoint` and `read_config`.
         ValueError: On another architecture, width or image size.
     """
-    checkpoint = find_checkpoint(start_from)
+    checkpoint = find_checkpoint(start_from, auxiliary=True)
     source = ModelSpec.from_config(read_config(checkpoint))
     if _described(source) != _described(spec):
         raise ValueError(

@@ -6,7 +6,7 @@ metrics.jsonl         one line per measurement
 samples/STEP.png      images of fixed noise
 checkpoints/STEP/     config.json, generator.safetensors (the average), discriminator.safetensors (and
                       encoder.safetensors) and state.safetensors, from which it resumes
-best/                 the checkpoint with the smallest Fréchet distance so far, without state.safetensors
+best/                 the checkpoint with the smallest distance so far, without state.safetensors
 """
 
 import json
@@ -60,6 +60,8 @@ from sparsegen.zoo.weights import load_weights, save_weights
 logger = logging.getLogger(__name__)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 STATE = "state.safetensors"
+KERNEL = "kernel_distance"  # the entry of an evaluation that selects the best checkpoint, if it is there
+COLLAPSED = 0.1  # diversity of the samples below which a warning is given
 KEPT = 2  # checkpoints: the last two, in case the last cannot be read
 
 
@@ -90,12 +92,14 @@ class Run:
         frozen: The network `plan.features`, if it is open already; None: it is opened if the plan names one.
 
     Attributes:
-        evaluator: Measures the averaged generator; its "distance" selects the best checkpoint. None, the default: no
+        evaluator: Measures the averaged generator; its "kernel_distance", or else its "distance", selects the best
+            checkpoint. None, the default: no
             evaluation. It is set after the run was accepted, because making one may take minutes.
         trackers: Where measurements and sample grids are sent, besides the files of the folder; closed after the last
             step of an iteration.
         processes: Number of processes that train together. Only the first one evaluates, saves and writes files.
         stopped: Whether `until` was stopped before the last step.
+        ended_early: Whether the run ended before the last step, because the distance no longer fell.
 
     Raises:
         ValueError: If the folder holds another run, or this one and `resume` is not set. The folder is then
@@ -114,7 +118,7 @@ class Run:
         self.folder, self.schedule, device = start.folder, schedule, start.device
         self.evaluator: Evaluator | None = None
         self.trackers: Sequence[Tracker] = ()
-        self.stopped = False
+        self.stopped = self.ended_early = False
         goes_on, origin = start.goes_on, start.origin
         recorded = read_plan(self.folder / "run.json") if goes_on else {}
         if goes_on:
@@ -127,11 +131,11 @@ class Run:
         brought = source and source.discriminator and source.heads == plan.features
         self.warm_up = 0 if brought else plan.warm_up
         check_warm_up(self.warm_up, schedule.steps)
-        if self.warm_up and origin:
+        if self.warm_up and origin and source:
             logger.warning(
-                "%s has no discriminator: a new one is trained for %d steps before the generator is "
+                "%s has no discriminator%s: a new one is trained for %d steps before the generator is "
                 "(checkpoints of a run have one, and models exported with it)",
-                plan.start_from,
+                *(plan.start_from, f" on {plan.features}" * bool(plan.features and source.discriminator)),
                 self.warm_up,
             )
         if plan.precision == "bf16" and not has_bfloat16(device.type):
@@ -183,16 +187,21 @@ class Run:
     def __iter__(self) -> Iterator[TrainingStep]:
         """Trains, measures, evaluates and saves. After closing the iterator, the last saved state remains."""
         try:
+            if self.step == 0 and self.source:  # the best checkpoint is never worse than the starting model
+                self._evaluate()
             for progress in self._steps():
                 self.step = progress.step
                 if progress.metrics:
                     self._log(progress.metrics)
                 last = self.step == self.schedule.steps
-                if self.step % self.schedule.eval_every == 0 or last:
+                if self.step > self.warm_up and (self.step % self.schedule.eval_every == 0 or last):
                     self._evaluate()
-                if self.step % self.schedule.save_every == 0 or last:
+                    self.ended_early = self.agree(not last and self._stalled())
+                if self.step % self.schedule.save_every == 0 or last or self.ended_early:
                     self.save()
                 yield progress
+                if self.ended_early:
+                    return
         finally:
             for tracker in self.trackers:
                 tracker.finish()
@@ -264,7 +273,8 @@ class Run:
         known = list(self.source.class_names) if self.source else []
         if images.classes or images.labels is None or not known:
             return list(images.classes[: self.networks.generator.classes])
-        return known + [str(label) for label in range(len(known), int(images.labels.max()) + 1)]
+        known += [str(label) for label in range(len(known), int(images.labels.max()) + 1)]
+        return known[: self.networks.generator.classes]
 
     def _check_same(self, recorded: dict[str, Any], resume: bool) -> None:
         """Raises: ValueError unless the folder holds this run and `resume` is set."""
@@ -323,17 +333,33 @@ class Run:
             )
 
     def _start_from(self, checkpoint: Path, source: StartingModel) -> None:
+        given = self.networks
+        classes, known = given.generator.classes, source.classes or 0
+        if bool(classes) != bool(known):
+            raise ValueError(
+                f"{self.plan.model} cannot start from a {source.model}: fine-tuning keeps whether a model has labels. "
+                f"The source has {known} classes, and {classes} are requested: "
+                f"{'give data with labels' if known else 'set classes to 0'}"
+            )
+        if classes:  # the source may have other classes
+            given = Networks(self.plan.spec.with_classes(known), self.recipe, self.plan.seed)
+        files = {"generator": WEIGHTS, **AUXILIARY}
+        brought = [
+            name
+            for name in given.trained
+            if name == "generator"
+            or (source.heads == self.plan.features if name == HEADS else source.discriminator)
+        ]
         try:
-            load_weights(self.networks.generator, checkpoint / WEIGHTS)
-            for name, network in self.networks.auxiliary_networks.items():
-                if source.heads == self.plan.features if name == HEADS else source.discriminator:
-                    load_weights(network, checkpoint / AUXILIARY[name])
+            for name in brought:
+                load_weights(given.trained[name], checkpoint / files[name])
         except ValueError as error:
             raise ValueError(f"{self.plan.model} cannot start from a {source.model}: {error}") from None
-        if classes := self.networks.generator.classes:
-            order = labels.class_permutation(self.networks.averaged.class_names, source.class_names, classes)
-            for network in (self.networks.generator, *self.networks.auxiliary_networks.values()):
-                labels.renumber(network, order)
+        if classes:
+            names = self.networks.averaged.class_names
+            mixture = labels.class_mixture(names, source.class_names, classes, known)
+            for name in brought:
+                labels.transfer(given.trained[name], self.networks.trained[name], mixture)
         self.networks.start_average()
 
     def _evaluate(self) -> None:
@@ -345,10 +371,30 @@ class Run:
             return
         evaluation = self.evaluator(self.networks.averaged)
         self._log({"evaluation": evaluation})
-        if self.best is None or evaluation["distance"] < self.best["distance"]:
+        if evaluation.get("diversity", 1) < COLLAPSED:
+            logger.warning(
+                "step %d: the samples are nearly equal: their features vary by %.1f %% of the variance of real images. "
+                "Training has collapsed%s",
+                *(self.step, 100 * evaluation["diversity"], self._collapse_remedy()),
+            )
+        if self._is_best(evaluation):
             self.best = {"step": self.step, **evaluation}
             with atomic_folder(self.folder / "best") as folder:
                 self._publish(folder, evaluation)
+
+    def _is_best(self, evaluation: dict[str, Any]) -> bool:
+        """Returns whether an evaluation has the smallest distance so far, by the kernel distance if it is measured."""
+        if self.best is None:
+            return True
+        name = KERNEL if KERNEL in evaluation and KERNEL in self.best else "distance"
+        return bool(evaluation[name] < self.best[name])
+
+    def _stalled(self) -> bool:
+        """Returns whether the last `patience` evaluations gave no smaller distance."""
+        if not (self.schedule.patience and self.best):
+            return False
+        since = max(self.best["step"], self.warm_up // self.schedule.eval_every * self.schedule.eval_every)
+        return self.step - since >= self.schedule.patience * self.schedule.eval_every
 
     def _publish(self, folder: Path, evaluation: dict[str, Any] | None = None) -> None:
         """Writes the config, the averaged generator and the auxiliary networks."""
@@ -372,6 +418,11 @@ class Run:
         again = f"start again from {last[-1]} in another folder" if last else "start again"
         lower = f"a lower rate than {self.plan.rate:g} or another seed"
         return f"{again}, with {lower}{' or the precision no' * (self.plan.precision != 'no')}"
+
+    def _collapse_remedy(self) -> str:
+        kept = f"; the best checkpoint so far is of step {self.best['step']}" if self.best else ""
+        recipe = "" if self.plan.features else f", the projected recipe ({self.plan.model}.projected)"
+        return f"{kept}: stop it and use a lower rate than {self.plan.rate:g}{recipe}, or more images"
 
     def _draw_samples(self) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"

@@ -12,7 +12,7 @@ CONFIG, WEIGHTS = "config.json", "generator.safetensors"
 # "projected": the heads on features of the frozen network named in config.json.
 AUXILIARY = {name: f"{name}.safetensors" for name in ("discriminator", "encoder", "projected")}
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # never read, because opening one may run code
-GRAPH, SYNTHESIS = "generator.onnx", "synthesis.onnx"
+GRAPH, SYNTHESIS, ENCODING = "generator.onnx", "synthesis.onnx", "encoding.onnx"
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -258,6 +258,7 @@ def _use(generator: "Generator", repo_id: str, onnx: bool) -> str:
     k_ranges, size = generator.k_ranges, generator.image_size
     k = f", k={max(1, k_ranges[0].k // 2)}" if k_ranges else ""
     sparser = f"\nsparser = generator.sample(16, seed=0{k})" if k_ranges else ""
+    shell_k = f" --k {max(1, k_ranges[0].k // 2)}" if k_ranges else ""
     alike = "\nalike = generator.sample(16, seed=0, labels=0)  # all of class 0" if generator.classes else ""
     runtime = f"""
 
@@ -279,6 +280,12 @@ import sparsegen
 
 generator = sparsegen.from_pretrained("{repo_id}")
 images = generator.sample(16, seed=0)  # uint8 (16, {size}, {size}, 3){sparser}{alike}
+```
+
+On the command line:
+
+```sh
+sparsegen sample {repo_id} --count 16 --seed 0{shell_k} --out samples.png
 ```{runtime if onnx else ""}"""
 
 

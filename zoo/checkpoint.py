@@ -34,7 +34,7 @@ def from_pretrained(
 
     Args:
         name_or_folder_or_hub_id: A bundled model (see `list_models`), a checkpoint's folder, or `owner/name`
-            or `owner/name@revision` on the Hugging Face Hub.
+            or `owner/name@revision` on the Hugging Face Hub, or the address of its page there.
         revision: Branch, tag or commit on the Hub; None: the default branch.
         k: Non-zeros kept, one number or one per projected level, Γ1 first; None: that of the checkpoint.
         dtype: Floating-point type of the weights in memory.
@@ -62,9 +62,17 @@ def from_pretrained(
 
 
 def find_checkpoint(
-    name_or_folder_or_hub_id: str | Path, revision: str | None = None, **options: Unpack[hub.Download]
+    name_or_folder_or_hub_id: str | Path,
+    revision: str | None = None,
+    *,
+    auxiliary: bool = False,
+    **options: Unpack[hub.Download],
 ) -> Path:
-    """Finds the folder of a checkpoint, or downloads it from the Hub; see `from_pretrained`."""
+    """Finds the folder of a checkpoint, or downloads it from the Hub; see `from_pretrained`.
+
+    Args:
+        auxiliary: See `hub.download`.
+    """
     hub.check_options(options, hub.Download)
     if not isinstance(name_or_folder_or_hub_id, str | Path):
         raise TypeError(f"{EXPECTED}; got {name_or_folder_or_hub_id!r}")
@@ -96,7 +104,7 @@ def find_checkpoint(
         raise FileNotFoundError(f"there is no folder {path}: that training run has {' and '.join(models)}")
     local = len(path.parts) > 1 and path.parent.is_dir()
     if hub.may_be_id(given) and not local:
-        return hub.download(given, revision, **options)
+        return hub.download(given, revision, auxiliary=auxiliary, **options)
     if local:
         there = sorted(child.name for child in path.parent.iterdir() if (child / CONFIG).is_file())
         raise FileNotFoundError(

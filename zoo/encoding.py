@@ -21,40 +21,20 @@ from sparsegen.common.checks import check_integer
 from sparsegen.common.devices import batch_size, full_precision, in_batches
 from sparsegen.pictures.images import to_uint8
 from sparsegen.zoo import noise
+from sparsegen.zoo.fitting import (
+    ITERATIONS,
+    MAX_ITERATIONS,
+    MOMENTUM,
+    POWER_DECAY,
+    Encoding,
+    check_images,
+    psnr,
+    step_size,
+)
 from sparsegen.zoo.projections import Projection
 
 if TYPE_CHECKING:
     from sparsegen.zoo.generator import Generator
-
-MAX_ITERATIONS = 100_000
-# Choice: an entry of a code is of the order of 1, because a norm and a ReLU precede it.
-RATE, LAST_RATE = 0.1, 0.0005  # root mean square of a step at the start and at the end
-MOMENTUM, POWER_DECAY = 0.8, 0.99
-ITERATIONS = 300
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Images as sparse codes.
-
-    Attributes:
-        codes: Γ1 to Γ_L, on the CPU; `generator.synthesize(codes)` gives the reconstruction.
-        reconstruction: The images of the codes.
-        psnr: Of each reconstruction in dB, over the pixels of the mask; infinite if they are equal.
-        residuals: Given minus reconstructed pixels, in gray levels.
-        z: Noise whose images are as near as found to the given ones; None unless it was asked for.
-        z_psnr: Of the images of z, as `psnr`.
-
-    Shape: codes[i] (B, C, H', W'); reconstruction uint8, residuals int16 (B, H, W, 3); psnr, z_psnr (B,);
-        z (B, z_dim).
-    """
-
-    codes: tuple[Tensor, ...]
-    reconstruction: NDArray[np.uint8]
-    psnr: NDArray[np.float64]
-    residuals: NDArray[np.int16]
-    z: Tensor | None = None
-    z_psnr: NDArray[np.float64] | None = None
 
 
 def encode(
@@ -67,12 +47,14 @@ def encode(
     find_z: bool = False,
     labels: int | str | Sequence[int | str] | None = None,
     progress: Callable[[int], object] | None = None,
-) -> Encoding:
+) -> Encoding[Tensor]:
     """Finds the sparse codes of images; see `Generator.encode` for the arguments."""
     network = generator.view(k)
-    level = _level(network, level)
+    if level is None:
+        level = default_level(network)
+    check_integer("level", level, 1, len(network.stages), "the code counted from the image")
     check_integer("iterations", iterations, 1, MAX_ITERATIONS, "the number of steps")
-    known = _check_images(images, mask, network.image_size)
+    known = check_images(images, mask, network.image_size)
     drawn = _check_labels(network, len(images), find_z, labels)
     device = network.device
     done, parts = 0, []
@@ -103,11 +85,11 @@ def encode(
     z = z_psnr = None
     if find_z:
         *rest, z, of_z = rest
-        z_psnr = _psnr(images, to_uint8(of_z.float().numpy()), known)
+        z_psnr = psnr(images, to_uint8(of_z.float().numpy()), known)
     return Encoding(
         tuple(rest),
         reconstruction,
-        _psnr(images, reconstruction, known),
+        psnr(images, reconstruction, known),
         images.astype(np.int16) - reconstruction,
         z,
         z_psnr,
@@ -162,41 +144,16 @@ class _Search:
             mean = mean.lerp(gradient, 1 - MOMENTUM)
             power = power.lerp(gradient.square().flatten(1).mean(1).view(-1, *ones), 1 - POWER_DECAY)
             scale = (power / (1 - POWER_DECAY**iteration)).sqrt() * (1 - MOMENTUM**iteration)
-            fall = (1 + math.cos(math.pi * iteration / iterations)) / 2
-            step = LAST_RATE + (RATE - LAST_RATE) * fall
-            values = project(values.detach() - step * mean / scale.clamp_min(1e-20))
+            values = project(
+                values.detach() - step_size(iteration, iterations) * mean / scale.clamp_min(1e-20)
+            )
         return best
 
 
-def _level(network: "Generator", level: int | None) -> int:
-    if level is not None:
-        return check_integer("level", level, 1, len(network.stages), "the code counted from the image")
+def default_level(network: "Generator") -> int:
+    """Returns the level that is searched by default: the highest projected one, else 1."""
     projected = [index for index, each in enumerate(network.projections, 1) if isinstance(each, Projection)]
     return max(projected, default=1)
-
-
-def _check_images(images: object, mask: object, side: int) -> NDArray[np.bool_]:
-    """Returns the mask, (B, H, W)."""
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        found = f"{images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise TypeError(f"images must be a numpy array of uint8, as `sample` returns it; got {found}")
-    if images.ndim != 4 or not len(images) or images.shape[1:] != (side, side, 3):
-        raise ValueError(
-            f"images must have the shape (B, {side}, {side}, 3) of the model; got {images.shape}"
-        )
-    if mask is None:
-        return np.ones(images.shape[:3], np.bool_)
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        found = f"{mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise TypeError(f"mask must be a numpy array of bool, True where the pixel is known; got {found}")
-    if mask.shape not in (images.shape[1:3], images.shape[:3]):
-        raise ValueError(
-            f"mask must have the shape {images.shape[1:3]} or {images.shape[:3]}; got {mask.shape}"
-        )
-    known = np.ascontiguousarray(np.broadcast_to(mask, images.shape[:3]))
-    if not known.any((1, 2)).all():
-        raise ValueError("mask has no known pixel in an image: mark the known pixels as True")
-    return known
 
 
 def _check_labels(
@@ -208,14 +165,3 @@ def _check_labels(
         return None
     noise.check_conditional(labels is not None, network.classes, network.class_names)
     return noise.labels(count, network.classes, 0, labels, network.class_names)
-
-
-def _psnr(
-    images: NDArray[np.uint8], others: NDArray[np.uint8], known: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Returns the PSNR of each image over its known pixels, in dB."""
-    errors = np.square(images.astype(np.float64) - others).mean(-1)
-    mean = (errors * known).sum((1, 2)) / known.sum((1, 2))
-    with np.errstate(divide="ignore"):
-        psnr: NDArray[np.float64] = 10 * np.log10(255**2 / mean)
-    return psnr

@@ -22,7 +22,8 @@ from sparsegen.zoo import noise
 from sparsegen.zoo.blocks import Stage, weight_of
 from sparsegen.zoo.bundled import CONFIG, WEIGHTS
 from sparsegen.zoo.config import FORMAT, check_license
-from sparsegen.zoo.encoding import ITERATIONS, Encoding, encode
+from sparsegen.zoo.encoding import encode
+from sparsegen.zoo.fitting import ITERATIONS, Encoding
 from sparsegen.zoo.k_range import KRange, is_per_image, resolve, resolve_per_image
 from sparsegen.zoo.projections import Projection
 from sparsegen.zoo.publishing import PushOptions, publish
@@ -313,7 +314,7 @@ class Generator(nn.Module):
         find_z: bool = False,
         labels: int | str | Sequence[int | str] | None = None,
         progress: Callable[[int], object] | None = None,
-    ) -> Encoding:
+    ) -> Encoding[Tensor]:
         """Finds the sparse codes of images, so that `synthesize` gives the images again.
 
             encoding = generator.encode(generator.sample(4), k=16)

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from sparsegen.common.names import known_names
-from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, ENCODING, GRAPH, PICKLES, SYNTHESIS, WEIGHTS
 
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
 PICTURES = ("samples.png", "sparsity.png")  # of the card
-HUB_FILES = [CONFIG, WEIGHTS, *AUXILIARY.values(), GRAPH, SYNTHESIS, CARD]  # that are downloaded
-OWN_FILES = {*HUB_FILES, *PICTURES}  # that a push writes, and removes if they are of an earlier push
+HUB_FILES = [CONFIG, WEIGHTS, GRAPH, SYNTHESIS, ENCODING, CARD]  # that are downloaded
+OWN_FILES = {
+    *HUB_FILES,
+    *AUXILIARY.values(),
+    *PICTURES,
+}  # that a push writes, and removes if they are of an earlier push
 
 
 class Download(TypedDict, total=False):
@@ -38,12 +42,15 @@ class Download(TypedDict, total=False):
     force_download: bool
 
 
-def download(given: str, revision: str | None = None, **options: Unpack[Download]) -> Path:
+def download(
+    given: str, revision: str | None = None, *, auxiliary: bool = False, **options: Unpack[Download]
+) -> Path:
     """Downloads a model's files into the Hub's cache if necessary, and returns their folder.
 
     Args:
-        given: owner/name, or owner/name@revision.
+        given: owner/name, or owner/name@revision, or the address of its page.
         revision: Branch, tag or commit; None: the default branch.
+        auxiliary: Whether to download also the discriminator and the other networks that only training needs.
 
     Raises:
         TypeError: If an option is unknown or of another type.
@@ -63,7 +70,7 @@ def download(given: str, revision: str | None = None, **options: Unpack[Download
     with _one_sentence(
         f"{repo_id!r} at {revision!r} cannot be downloaded from the Hub" if revision else missed
     ):
-        patterns = [within + name for name in HUB_FILES]
+        patterns = [within + name for name in [*HUB_FILES, *(AUXILIARY.values() if auxiliary else ())]]
         snapshot = snapshot_download(
             repo_id,
             revision=revision,
@@ -96,13 +103,13 @@ def download(given: str, revision: str | None = None, **options: Unpack[Download
 
 
 def with_revision(given: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Splits owner/name@revision into owner/name and the revision.
+    """Splits owner/name@revision, or the address of its page, into owner/name and the revision.
 
     Raises:
         TypeError: If the revision is not a string.
         ValueError: If a different revision is given, too, or it cannot be the name of one.
     """
-    repo_id, at, named = given.partition("@")
+    repo_id, at, named = _without_address(given).partition("@")
     if at and not named:
         raise ValueError(
             f"the revision after @ is empty: give a branch, tag or commit, or omit the @; got {given!r}"
@@ -379,8 +386,20 @@ def _check_visibility(repo_id: str, is_private: bool, wanted: bool | None) -> No
 
 
 def may_be_id(given: str) -> bool:
-    """Whether a text that is no path may be owner/name or owner/name@revision."""
-    return given.partition("@")[0].count("/") == 1 and not given.startswith((".", "/", "~"))
+    """Whether a text that is no path may be owner/name, owner/name@revision, or the address of its page."""
+    repo_id = _without_address(given).partition("@")[0]
+    return repo_id.count("/") == 1 and not repo_id.startswith((".", "/", "~"))
+
+
+def _without_address(given: str) -> str:
+    """Returns owner/name[@revision] for the address of a model's page on the Hub, and another text unchanged."""
+    found = re.fullmatch(
+        r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<id>[^/?#@]+/[^/?#@]+)(?:/tree/(?P<revision>[^?#]+?))?/?",
+        given,
+    )
+    if not found:
+        return given
+    return found["id"] + (f"@{found['revision']}" if found["revision"] else "")
 
 
 def check_id(repo_id: object) -> None:

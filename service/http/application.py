@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute
 import sparsegen
 from sparsegen.service import metrics
 from sparsegen.service.errors import SENTENCES, Refused, broken, busy
-from sparsegen.service.http import restoration, sampling, synchronous
+from sparsegen.service.http import encoding, restoration, sampling, synchronous
 from sparsegen.service.http.batching import Overloaded
 from sparsegen.service.http.openapi import ERROR, described
 from sparsegen.service.page import routes
@@ -74,6 +74,7 @@ def create_app(description: str) -> Application:
     app.exception_handler(Exception)(broken)
     routers: dict[str | Enum, APIRouter] = {
         "Sampling": sampling.router,
+        "Encoding": encoding.router,
         "Restoration in one request": synchronous.router,
         "Restoration jobs": restoration.router,
         "Page": routes.router,

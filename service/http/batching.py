@@ -21,8 +21,8 @@ MEMORY = 0.7  # weight of the previous pace when a batch has been timed
 class Overloaded(Exception):
     """The queue is too long; retry after `seconds`."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__("too many requests are waiting for samples: retry in a moment")
+    def __init__(self, seconds: float, what: str = "samples") -> None:
+        super().__init__(f"too many requests are waiting for {what}: retry in a moment")
         self.seconds = seconds
 
 

@@ -14,7 +14,8 @@ import bentoml  # noqa: TID253 (this module defines the service)
 
 from sparsegen.restoration.kinds import KINDS
 from sparsegen.service import metrics
-from sparsegen.service.http import arbiter, connections, synchronous
+from sparsegen.service.encoding import EncodeArguments
+from sparsegen.service.http import arbiter, connections, encoding, synchronous
 from sparsegen.service.http.application import create_app
 from sparsegen.service.http.deadline import OwnTime
 from sparsegen.service.http.methods import Direct, Images, Picture, method
@@ -48,6 +49,7 @@ class Server:
     """Images from generators whose inner representation is a sparse code."""
 
     sample = method("sample", ARRAY, ArrayRequest, Images, "Draws images: uint8 (count, H, W, 3).")
+    encode = method("encode", encoding.PATH, EncodeArguments, dict, "Finds the sparse code of a picture.")
     denoise, inpaint, upscale, deblur = (
         method(
             model.kind,
@@ -74,6 +76,7 @@ class Server:
         for warning in (*refused, *settings.direct_warnings()):
             logger.warning(warning)
         app.state.models, app.state.batcher = models, create_batcher(models)
+        app.state.searches = encoding.Searches()
         metrics.count_models(model.sampler.provider for model in models.values())
         # One of several HTTP workers runs the restoration workers; without an index the service is not served.
         self._pool = WorkerPool(settings.workers if bentoml.server_context.worker_index == 1 else 0)
@@ -115,7 +118,7 @@ for middleware, options in protection(
     app.own_routes,
     app.state,
     room,
-    {("POST", path): orders.MAX_UPLOAD for path in ("/restore", *synchronous.PATHS)},
+    {("POST", path): orders.MAX_UPLOAD for path in ("/restore", encoding.PATH, *synchronous.PATHS)},
     {
         ("POST", "/restore"): orders.longest_submission(),
         **{("POST", path): synchronous.longest_wait() for path in synchronous.PATHS},
@@ -123,4 +126,4 @@ for middleware, options in protection(
 ):
     SparseGen.add_asgi_middleware(middleware, **options)
 SparseGen.add_asgi_middleware(Prefixed)
-SparseGen.add_asgi_middleware(Direct, own=app, paths={ARRAY, *synchronous.PATHS})
+SparseGen.add_asgi_middleware(Direct, own=app, paths={ARRAY, encoding.PATH, *synchronous.PATHS})

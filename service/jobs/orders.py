@@ -310,7 +310,7 @@ def check(given: Mapping[str, object], files: Mapping[str, bytes]) -> Order:
     request = RestoreRequest.parse({**values, **files})
     task = _task(request)
     _check_files(task, files)
-    opened = {name: _read(name, content) for name, content in files.items()}
+    opened = {name: read_upload(name, content) for name, content in files.items()}
     image, scale = opened["image"], task.by or 1
     height, width = (side * scale for side in image.pixels.shape[:2])
     if height * width > MAX_PIXELS:
@@ -347,7 +347,13 @@ def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
             raise Refused(422, f"{task.kind} takes no {name}: omit it, or choose another kind")
 
 
-def _read(name: str, content: bytes) -> Picture:
+def read_upload(name: str, content: bytes) -> Picture:
+    """Reads a picture of a form in a decoder's process.
+
+    Raises:
+        Refused: With 400 or 415 if it cannot be read.
+        DecodersBusy: If too many pictures wait to be read.
+    """
     try:
         return decoders().read(
             content, f"the {name}", MAX_PIXELS, min_side=1 if name == "kernel" else MIN_SIDE

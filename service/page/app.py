@@ -17,7 +17,7 @@ from sparsegen.service.clients import client_of
 from sparsegen.service.jobs.orders import MAX_UPLOAD, Turns
 from sparsegen.service.jobs.store import Store
 from sparsegen.service.models import Model
-from sparsegen.service.page import api, markup, restoration, restoration_layout, sample, words
+from sparsegen.service.page import api, encoding, markup, restoration, restoration_layout, sample, words
 from sparsegen.service.page.events import MAX_EVENTS
 from sparsegen.service.page.handlers import Page
 from sparsegen.service.page.static import read_static
@@ -160,7 +160,7 @@ def page(
 ) -> gr.Blocks:
     """Builds the page and its endpoints, and connects them to the samplers and the restoration jobs.
 
-    Each tab has its own address, #sample and #restore; see `link` for settings. Each job has #restore=ID.
+    Each tab has its own address, #sample, #encode and #restore; see `link` for settings. Each job has #restore=ID.
 
     Args:
         pages: The addresses of other pages of this server, by their titles.
@@ -170,6 +170,8 @@ def page(
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Sample", id="sample"):
                 sample.tab(blocks, models, asks_token, http_api)
+            with gr.Tab("Encode", id="encode"):
+                encoding.tab(models, turns)
             with gr.Tab("Restore", id="restore"):
                 restoration.tab(blocks, tabs, jobs, turns)
         with gr.Accordion("Terms", open=False, elem_id="terms"):

@@ -217,6 +217,23 @@ def loss(before: np.ndarray, after: np.ndarray, off: Sequence[int]) -> str:
     return f'<div class="figures three">{"".join(figures)}</div>'
 
 
+def encoded(picture_pixels: np.ndarray, pixels: np.ndarray, psnr: float, codes: Sequence[np.ndarray]) -> str:
+    """A picture, the image of its code, and the difference.  Shape: uint8 (H, W, 3) twice; each Γ (C, H, W)."""
+    lost, factor = inspector.difference(picture_pixels, pixels)
+    nonzeros = ", ".join(
+        f"{np.count_nonzero(code):,} of {code.size:,} in Γ{level}" for level, code in enumerate(codes, 1)
+    )
+    near = "equal" if np.isinf(psnr) else f"{psnr:.1f} dB (PSNR)"
+    figures = [
+        _figure(picture(picture_pixels, "Your picture"), "<b>Your picture</b>, the center square"),
+        _figure(
+            picture(pixels, "The image of its code"), f"<b>From its code</b>: {near}; non-zeros: {nonzeros}"
+        ),
+        _figure(picture(lost, "Difference"), f"<b>Difference</b>, contrast × {factor:.1f}"),
+    ]
+    return f'<div class="figures three">{"".join(figures)}</div>'
+
+
 def _figure(content: str, caption: str) -> str:
     return f'<figure class="figure">{content}<figcaption>{caption}</figcaption></figure>'
 

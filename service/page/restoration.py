@@ -231,7 +231,8 @@ class Handlers:
     def find(self, anchor: str | None) -> tuple[object, str]:
         """Opens the tab or job in the address of the page."""
         given = link.read(anchor)
-        return gr.Tabs(selected="restore") if "restore" in given else gr.skip(), given.get("restore", "")
+        tab = next((name for name in ("restore", "encode") if name in given), None)
+        return gr.Tabs(selected=tab) if tab else gr.skip(), given.get("restore", "")
 
     def _status(self, job: object) -> Status | None:
         return self.jobs().status(str(job))

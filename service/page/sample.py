@@ -186,11 +186,7 @@ class Handlers:
         """Draws the inspected image without the atoms that are switched off."""
         shown = self._choice(model, label, seed, count, k_1, apart, k_2, index)
         sampler = shown.model.sampler
-        last = sampler.code_shapes[0][0] - 1
-        given = detail(event, "off")
-        if not isinstance(given, list):
-            raise ValueError(f"the atoms to switch off must be a list of numbers; got {str(given)[:40]!r}")
-        off = [check_integer("atom", whole(atom), 0, last, "a filter of D1") for atom in given]
+        off = read_atoms(event, sampler.code_shapes[0][0])
         if not off:
             return markup.HINT
         image, codes = shown.run(shown.index, 1)
@@ -329,6 +325,14 @@ class Handlers:
         k = resolve(given or None, model.sampler.k_ranges)
         seed = noise.check_seed(whole(seed))
         return Choice(model, seed, images_drawn, k, _index(index, images_drawn), label)
+
+
+def read_atoms(event: gr.EventData, count: int) -> list[int]:
+    """Reads the atoms to switch off, of `count` atoms.  Raises: TypeError, ValueError."""
+    given = detail(event, "off")
+    if not isinstance(given, list):
+        raise ValueError(f"the atoms to switch off must be a list of numbers; got {str(given)[:40]!r}")
+    return [check_integer("atom", whole(atom), 0, count - 1, "a filter of D1") for atom in given]
 
 
 def _index(index: object, count: int) -> int:

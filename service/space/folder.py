@@ -21,10 +21,10 @@ from sparsegen.common.names import known_names
 from sparsegen.service.models import Model, open_model
 from sparsegen.service.page import catalog
 from sparsegen.zoo import hub
-from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS, WEIGHTS, list_models
+from sparsegen.zoo.bundled import CONFIG, ENCODING, GRAPH, MODELS, SYNTHESIS, WEIGHTS, list_models
 from sparsegen.zoo.config import read_entries
 
-FILES = (CONFIG, WEIGHTS, GRAPH, SYNTHESIS)  # of a model
+FILES = (CONFIG, WEIGHTS, GRAPH, SYNTHESIS, ENCODING)  # of a model
 BEST = 4  # models by default
 PACKAGE = (  # the parts of this package that a Space needs
     "__init__.py*",
@@ -153,7 +153,9 @@ def write_space(path: Path, chosen: Sequence[Chosen], title: str, repo_id: str |
                 target = folder / "models" / each.name
                 target.mkdir(parents=True)
                 for name in FILES:
-                    shutil.copyfile(each.model.sampler.path.with_name(name), target / name)
+                    source = each.model.sampler.path.with_name(name)
+                    if name != ENCODING or source.is_file():  # models exported by earlier versions lack it
+                        shutil.copyfile(source, target / name)
 
 
 def requirements() -> str:

@@ -4,6 +4,7 @@
   tabs.addEventListener('click', event => {
     const tab = event.target.closest('[role=tab]')?.innerText.trim().toLowerCase();
     if (tab === 'sample') history.replaceState(null, '', tabs.dataset.sample || '#sample');
+    if (tab === 'encode') history.replaceState(null, '', '#encode');
     if (tab === 'restore') history.replaceState(null, '', tabs.dataset.job ? '#restore=' + tabs.dataset.job : '#restore');
   });
   window.addEventListener('hashchange', () => location.reload());

@@ -158,8 +158,8 @@ def test_the_initializers_are_exactly_the_state_dict(exported: Exported) -> None
         assert np.array_equal(onnx.numpy_helper.to_array(tensor), stored[tensor.name].numpy())
 
 
-def test_a_bundle_is_two_small_graphs_that_read_the_checkpoint_in_their_folder(exported: Exported) -> None:
-    for name in ("generator.onnx", "synthesis.onnx"):
+def test_a_bundle_is_three_small_graphs_that_read_the_checkpoint_in_their_folder(exported: Exported) -> None:
+    for name in ("generator.onnx", "synthesis.onnx", "encoding.onnx"):
         file = exported.folder / name
         assert file.stat().st_size < 20_000
         for tensor in onnx.load(file, load_external_data=False).graph.initializer:
@@ -167,7 +167,13 @@ def test_a_bundle_is_two_small_graphs_that_read_the_checkpoint_in_their_folder(e
                 "location"
             ] == "generator.safetensors"
     names = sorted(file.name for file in exported.folder.iterdir())
-    assert names == ["config.json", "generator.onnx", "generator.safetensors", "synthesis.onnx"]
+    assert names == [
+        "config.json",
+        "encoding.onnx",
+        "generator.onnx",
+        "generator.safetensors",
+        "synthesis.onnx",
+    ]
 
 
 def test_both_files_give_the_same_bits_from_any_working_directory(

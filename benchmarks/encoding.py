@@ -3,9 +3,9 @@
     pip install scikit-learn
     python -m benchmarks.encoding --data cifar10
 
-For the best bundled model of each architecture, by its distance, `generator.encode` finds the codes of its own samples
-and of test images, at several shares k/limit of non-zeros on all projected levels (for l0, of the whole code). Models
-without a projection are left out. Compared with, on the same test images:
+For the best bundled model of each architecture, by its distance, `OnnxSampler.encode` finds the codes of its own
+samples and of test images at several shares k/limit of non-zeros on all projected levels (for l0, of the whole code).
+Models without a projection are left out. Compared with, on the same test images:
 
 - z: the same descent on z in place of the code. It has only `z_dim` numbers.
 - OMP: orthogonal matching pursuit of scikit-learn on the 16 patches of 8 x 8 pixels of an image, each with as many
@@ -48,7 +48,7 @@ def main(
     densities: Annotated[str, typer.Option(help="Shares k/limit of non-zeros.")] = ",".join(
         map(str, DENSITIES)
     ),
-    count: Annotated[int, typer.Option(help="Number of images.")] = 32,
+    count: Annotated[int, typer.Option(help="Number of images.")] = 16,
     iterations: Annotated[int, typer.Option(help="Steps of a search.")] = ITERATIONS,
     threads: Annotated[int, typer.Option()] = 1,
     records: Annotated[Path, typer.Option()] = RECORDS,
@@ -58,8 +58,8 @@ def main(
     test = open_images(data, "test").pixels[:count].permute(0, 2, 3, 1).contiguous().numpy()
     pursuit = Pursuit(open_images(data).pixels)
     for name, steps in best_models():
-        generator = sparsegen.from_pretrained(name)
-        own = generator.sample(count, seed=0)
+        sampler = sparsegen.open_sampler(name, threads)
+        own = sampler.sample(count, seed=0)
         of_z: dict[str, Any] | None = None
         for density in map(float, densities.split(",")):
             about = {
@@ -67,16 +67,14 @@ def main(
             }  # fmt: skip
             if any(all(line[key] == about[key] for key in KEY) for line in read_lines(records)):
                 continue
-            k = [max(1, round(density * k_range.limit)) for k_range in generator.k_ranges]
+            k = [max(1, round(density * k_range.limit)) for k_range in sampler.k_ranges]
             with progress(f"{name} at {density:g}", 2 * count) as show:
                 began = process_time()
-                found = generator.encode(test, k, iterations=iterations, progress=show)
+                found = sampler.encode(test, k, iterations, progress=show)
                 seconds = (process_time() - began) / count
-                back = generator.encode(
-                    own, k, iterations=iterations, progress=lambda done: show(count + done)
-                )
-            of_z = of_z or invert(generator, test, iterations)
-            entries = int(torch.count_nonzero(found.codes[0])) / count
+                back = sampler.encode(own, k, iterations, progress=lambda done: show(count + done))
+            of_z = of_z or invert(sparsegen.from_pretrained(name), test, iterations)
+            entries = int(np.count_nonzero(found.codes[0])) / count
             record = about | {
                 "k": k,
                 "non_zeros": entries,

@@ -22,7 +22,7 @@ from sparsegen.service.sampling import find_model
 from sparsegen.zoo.fitting import Encoding
 from sparsegen.zoo.k_range import resolve
 
-ITERATIONS, MAX_ITERATIONS = 100, 500
+ITERATIONS, MAX_ITERATIONS = 200, 500
 FORMATS = {
     "json": "JSON with the PSNR, the non-zeros of each code, and two base64 PNGs",
     "png": "the image of the code",

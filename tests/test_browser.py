@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from server import Server, running_server, small_models, start, until  # noqa: F401 (two are fixtures)
 
+from sparsegen.export.runtime import open_sampler
+
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -148,13 +150,13 @@ def test_a_visitor_changes_k_and_inspects_an_image(page, server):
     assert page.hosts() == {f"127.0.0.1:{server.port}"}
 
 
-def choose(page: Page, model: str) -> None:
+def choose(page: Page, model: str, box: str = "#model") -> None:
     def visible() -> list:  # the list fades in; transparent elements have no text
         return [option for option in page.all("[role=option]") if model in option.text]
 
     page.driver.execute_script("document.activeElement.blur()")  # the list opens when it is entered
     until(lambda: page.all("[role=option]"), [])
-    page.click("#model input")
+    page.click(f"{box} input")
     until(lambda: len(visible()), 1)
     visible()[0].click()
 
@@ -251,6 +253,32 @@ def saved(folder: Path, name: str) -> np.ndarray | None:
     return np.asarray(Image.open(path).convert("RGB")) if path.exists() else None
 
 
+def test_a_visitor_encodes_a_picture_and_switches_an_atom_off(page, server):
+    page.driver.get(f"{server.url}/ui/?#encode")
+    page.driver.get_log("browser")  # discards what leaving the first page has aborted
+    choose(page, "dcgan-8.ml", "#encode_model")
+    page.click("#encode_examples .tile", 3)
+    assert until(lambda: len(page.pictures("#encoded")), 3) == 3
+    given, found, difference = page.pictures("#encoded")
+    assert decoded(given).shape == (32, 32, 3) and np.ptp(decoded(difference).astype(int)) > 0
+    assert "dB" in page.text("#encoded")
+    sampler = open_sampler(server.models / "dcgan-8.ml")
+    wanted = sampler.encode(decoded(given)[None], iterations=200)
+    np.testing.assert_array_equal(decoded(found), wanted.reconstruction[0])
+    page.slide("#encode_k", 1)
+    page.driver.execute_script(
+        "document.querySelector('#encode_k input[type=range]').dispatchEvent(new Event('pointerup', {bubbles: true}))"
+    )
+    assert until(lambda: page.pictures("#encoded")[1] != found, True)
+    page.click("#encoded_atoms .atom", 0)
+    assert until(lambda: len(page.pictures("#encoded_loss")), 3) == 3
+    before, after, _ = page.pictures("#encoded_loss")
+    assert before == page.pictures("#encoded")[1] and after != before
+    page.screenshot("encode")
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= page.width
+    assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
 def test_a_link_shows_two_settings_and_saves_their_pixels(page, server, tmp_path):
     downloads = tmp_path / "downloads"
     behavior = {"behavior": "allow", "downloadPath": str(downloads)}
@@ -313,12 +341,12 @@ AXE = Path(os.environ.get("SPARSEGEN_AXE", "node_modules/axe-core/axe.min.js"))
     not AXE.is_file(), reason="needs axe-core: npm install --no-save axe-core, or SPARSEGEN_AXE"
 )
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("tab", ["sample&model=dcgan-8.ml&with=dcgan-8.l0", "restore"])
+@pytest.mark.parametrize("tab", ["sample&model=dcgan-8.ml&with=dcgan-8.l0", "encode", "restore"])
 def test_axe_finds_no_violation(page, server, tab, dark):
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     page.driver.get(f"{server.url}/ui/?{dark}{tab[:3]}#{tab}")
-    shown = "#models" if tab.startswith("sample") else "#examples"
+    shown = {"sample": "#models", "encode": "#encode_examples", "restore": "#examples"}[tab.partition("&")[0]]
     assert until(lambda: len(page.pictures(shown)) > 0, True)
     page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text(encoding="utf-8")})
     page.driver.set_script_timeout(120)

@@ -52,7 +52,8 @@ def tab(models: Mapping[str, Model], turns: Callable[[], Turns]) -> None:
             )
             k = gr.Slider(**slider(ranked[0], 0), elem_id="encode_k")
             iterations = gr.Slider(
-                10, MAX_ITERATIONS, ITERATIONS, step=10, label="Iterations", info="Steps of the search; more come nearer.",
+                10, MAX_ITERATIONS, ITERATIONS, step=10, label="Iterations",
+                info="Steps of the search; more come nearer.",
                 elem_id="encode_iterations",
             )  # fmt: skip
         with gr.Column(scale=3, min_width=280):

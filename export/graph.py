@@ -2,7 +2,9 @@
 
 import copy
 import json
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -94,8 +96,13 @@ def to_graph(traced: torch.export.ExportedProgram, inputs: Sequence[str], output
     return graph
 
 
-def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-    """Extracts the model that computes these outputs from these inputs, with the functions it needs."""
+def cut(
+    graph: ir.Graph,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    functions: Mapping[str, str] = FUNCTIONS,
+) -> ir.Model:
+    """Extracts the model that computes these outputs from these inputs, with those of the functions that it needs."""
     model = ir.Model(
         ir.convenience.extract(graph, inputs, outputs),
         ir_version=IR_VERSION,
@@ -103,12 +110,22 @@ def cut(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Mo
         producer_version=__version__,
     )
     for name in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
-        function = ir.serde.deserialize_function(onnx.parser.parse_function(FUNCTIONS[name]))
+        function = ir.serde.deserialize_function(onnx.parser.parse_function(functions[name]))
         model.functions[function.identifier()] = function
     RemoveUnusedOpsetsPass()(model)
     for name in sorted(model.graph.initializers):  # `extract` returns them in random order
         model.graph.initializers[name] = model.graph.initializers.pop(name)
     return model
+
+
+def fold(model: ir.Model) -> None:
+    """Computes what depends on weights alone, i.e. spectral norms, since quantizers need weights as initializers.
+
+    onnxruntime does so when it opens a file, so this changes neither speed nor memory.
+    """
+    onnxscript.optimizer.fold_constants(model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
+    for tidy in (RemoveUnusedNodesPass(), ClearMetadataAndDocStringPass()):
+        tidy(model)
 
 
 def inline(model: ir.Model) -> None:
@@ -118,7 +135,8 @@ def inline(model: ir.Model) -> None:
     for known, group in groupby(model.graph, before.__contains__):
         if not known:
             nodes = list(group)  # of one projection
-            (k,) = {value.name for node in nodes for value in node.inputs if value and value.is_graph_input()}
+            read = [value.name or "" for node in nodes for value in node.inputs if value is not None]
+            k = next(name for name in read if re.fullmatch(r"k_\d+", name))
             for number, node in enumerate(nodes, 1):
                 node.name = f"{_projection_name(k)}/{node.op_type}_{number}"
     RemoveUnusedOpsetsPass()(model)
@@ -127,7 +145,13 @@ def inline(model: ir.Model) -> None:
 def save(model: ir.Model, about: dict[str, Any], file: Path) -> None:
     """Writes a model with the metadata `about`, and checks the file with onnx."""
     model.metadata_props[METADATA] = json.dumps(about)
-    file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    proto = ir.to_proto(model)
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    # A second record of their shapes, which is wrong once a quantizer transposes them.
+    shapes = [value for value in proto.graph.value_info if value.name not in stored]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(shapes)
+    file.write_bytes(proto.SerializeToString(deterministic=True))
     onnx.checker.check_model(file, full_check=True)
 
 

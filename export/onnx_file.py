@@ -11,7 +11,8 @@ import onnx_ir as ir  # noqa: TID253 (nothing here works without it)
 
 from sparsegen import __version__
 from sparsegen.common.files import atomic_write, check_utf8, check_writable
-from sparsegen.export.graph import cut, inline, save, trace
+from sparsegen.export.functions import FUNCTIONS, PLAIN
+from sparsegen.export.graph import cut, fold, inline, save, trace
 from sparsegen.export.parity import ParityReport, verify, verify_encoding, verify_synthesis
 from sparsegen.export.pursuit import trace_pursuit, unsupported
 from sparsegen.export.runtime import FORMAT, encoding_path, synthesis_path
@@ -48,7 +49,7 @@ def export_onnx(
             m.onnx, synthesis.onnx for generator.onnx.
         encoding: Whether to write also the graph that `OnnxSampler.encode` needs: m.encoding.onnx, encoding.onnx.
         plain: Whether the projections are standard operators in the graph, not functions, so that readers without local
-            functions take the file.
+            functions take the file. Spectral norms are computed at the export, except with half.
         half: Whether the file contains the weights in float16, cast to float32 in the graph. `ParityReport.rounded`
             counts the weights that this changes; torch has the same weights in the comparison.
         progress: Called with the number of finished steps, 0 to `STEPS`, and the name of the next one.
@@ -80,13 +81,15 @@ def export_onnx(
         def write(
             target: Path, graph: str, whole: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]
         ) -> Path:
-            model = cut(whole, inputs, outputs)
+            model = cut(whole, inputs, outputs, PLAIN if plain else FUNCTIONS)
             if weights is not None:
                 weights.place(model)
             if half:
                 halve(model)
             if plain:
                 inline(model)
+            if plain and not half:  # folded weights are not half-precision numbers
+                fold(model)
             file = files.enter_context(atomic_write(target))
             save(model, describe(generator, graph, weights.digest if weights else None), file)
             return file

@@ -10,7 +10,7 @@ import onnx.inliner  # noqa: TID253
 import torch
 from torch import Tensor, nn
 
-from sparsegen.export.functions import DOMAIN, FUNCTIONS, IR_VERSION, OPSET
+from sparsegen.export.functions import DOMAIN, IR_VERSION, OPSET, PLAIN
 from sparsegen.export.runtime import OnnxSampler, open_graph, open_session
 from sparsegen.zoo import noise
 from sparsegen.zoo.generator import Generator
@@ -180,10 +180,10 @@ def verify_encoding(generator: Generator, file: Path) -> None:
 
 
 def _verify_functions(generator: Generator, model: onnx.ModelProto) -> None:
-    """Checks the function of each kind of projection; in a plain file, which has none, the operators of it."""
+    """Checks the function of each kind of projection; in a plain file, which has none, the inlined one."""
     functions = {function.name: function for function in model.functions}
-    for name in {type(projection).__name__ for projection in generator.projections} & FUNCTIONS.keys():
-        function = functions.get(name) or onnx.parser.parse_function(FUNCTIONS[name])
+    for name in {type(projection).__name__ for projection in generator.projections} & PLAIN.keys():
+        function = functions.get(name) or onnx.parser.parse_function(PLAIN[name])
         _verify_function(generator, function, plain=name not in functions)
 
 

@@ -284,7 +284,7 @@ def test_an_embedded_file_finds_its_synthesis_graph_in_its_folder(
     export_onnx(generator, tmp_path / "m.onnx", synthesis=True)
     image, codes = OnnxSampler(tmp_path / "m.onnx").run(noise.z(1, 128))
     assert OnnxSampler(tmp_path / "m.onnx").synthesize(codes[0]).tobytes() == image.tobytes()
-    with pytest.raises(ValueError, match="is a synthesis graph"):
+    with pytest.raises(ValueError, match="is the synthesis graph"):
         OnnxSampler(tmp_path / "m.synthesis.onnx")
     (tmp_path / "m.synthesis.onnx").unlink()
     with pytest.raises(FileNotFoundError, match="m.synthesis.onnx is missing"):
@@ -435,7 +435,7 @@ WRONG_METADATA = {
         ([[8, 16, 16]], "level is"),
         ([[9, 16, 16]] * 2, "code_1 of the shape"),
     ],
-    "graph": [("both", "generator or synthesis")],
+    "graph": [("both", "generator, synthesis, encoding")],
     "name": [(["a"], "must be a string"), ("<b>\n", "control characters")],
     "license": [({"a": 1}, "must be a string"), ("x" * 99, "1 to 60 characters")],
     "weights": [("../x", "a SHA-256"), (5, "a SHA-256")],

@@ -203,6 +203,9 @@ def export(
         ),
     ],
     synthesis: Annotated[bool, typer.Option(help="Also write the graph from Γ1 to the image.")] = False,
+    encoding: Annotated[
+        bool, typer.Option("--encoding", help="Also write the graph that finds the code of an image.")
+    ] = False,
     plain: Annotated[
         bool,
         typer.Option(
@@ -230,7 +233,7 @@ def export(
 ) -> None:
     """Writes a model with k as an input, as ONNX or a program of torch.export, and verifies that it agrees with torch.
 
-    A folder holds the weights in half precision and two small graphs that read them. An .html file contains the model
+    A folder holds the weights in half precision and three small graphs that read them. An .html file contains the model
     and everything that runs it, and opens in a browser without a server and without a network.
     """
     require("export", "an export", "torch", "onnx", "onnxscript", "onnxruntime")
@@ -246,15 +249,16 @@ def export(
             raise ValueError(
                 f"--web writes a page, and {out_path} is a {suffix} file: give an .html file or a folder"
             )
-        if synthesis or discriminator:
-            unused = "--synthesis" if synthesis else "--discriminator"
+        given = {"--synthesis": synthesis, "--encoding": encoding, "--discriminator": discriminator}
+        if unused := next((option for option, value in given.items() if value), None):
             raise ValueError(f"a page takes no {unused}: omit {unused}, the page contains all that it needs")
         if not suffix:
             check_folder(out_path)
     if suffix and discriminator:
         raise ValueError(f"--discriminator needs a folder, and {out_path} is a file: give a folder as --out")
-    for option, given in {"--synthesis": synthesis and suffix, "--plain": plain, "--half": half}.items():
-        if given and suffix != ".onnx":
+    only_files = {"--synthesis": synthesis and suffix, "--encoding": encoding and suffix}
+    for option, value in (only_files | {"--plain": plain, "--half": half}).items():
+        if value and suffix != ".onnx":
             raise ValueError(
                 f"{option} needs an .onnx file, and {out_path} is {f'a {suffix} file' if suffix else 'a folder'}: omit "
                 f"{option}, or give an .onnx file as --out"
@@ -272,7 +276,13 @@ def export(
             parity = export_web(generator, out_path, progress=report)
         elif suffix == ".onnx":
             parity = export_onnx(
-                generator, out_path, synthesis=synthesis, plain=plain, half=half, progress=report
+                generator,
+                out_path,
+                synthesis=synthesis,
+                encoding=encoding,
+                plain=plain,
+                half=half,
+                progress=report,
             )
         elif suffix == ".pt2":
             parity = export_program(generator, out_path, progress=report)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fader
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
@@ -59,7 +60,7 @@ def pixels(path: str) -> np.ndarray:
 
 def test_the_documented_endpoints_have_defaults_for_all_arguments(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/models", "/sample", "/restore"}
+    assert set(endpoints) == {"/models", "/sample", "/encode", "/restore"}
     for endpoint in endpoints.values():
         assert endpoint["description"] and all(one["parameter_has_default"] for one in endpoint["parameters"])
     text = client.view_api(print_info=False, return_format="str")
@@ -114,6 +115,26 @@ def test_the_files_have_the_pixels_of_the_http_interface(client, server, model, 
 def test_an_invalid_argument_is_reported_in_a_sentence(client, given, words):
     with pytest.raises(AppError, match=words):
         client.predict(api_name="/sample", **({"model": "dcgan-8.ml"} | given))
+
+
+def test_encode_returns_the_image_and_the_codes_of_the_http_interface(client, server, tmp_path):
+    pixels_given = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    path = tmp_path / "given.png"
+    Image.fromarray(pixels_given).save(path)
+    image, codes = client.predict(
+        image=handle_file(path), model="dcgan-8.ml", k=[3, 2], iterations=8, api_name="/encode"
+    )
+    answer = httpx.post(
+        f"{server.url}/encode",
+        files={"image": path.read_bytes()},
+        data={"model": "dcgan-8.ml", "k": "3,2", "iterations": "8", "format": "npz"},
+    )
+    found, wanted = np.load(codes), np.load(io.BytesIO(answer.content))
+    assert set(found) == set(wanted) and all(np.array_equal(found[name], wanted[name]) for name in found)
+    np.testing.assert_array_equal(np.asarray(Image.open(image)), wanted["reconstruction"][0])
+    assert len(client.predict(iterations=1, api_name="/encode")) == 2
+    with pytest.raises(AppError, match="from 1 to 8; got 9"):
+        client.predict(model="dcgan-8.ml", k=9, api_name="/encode")
 
 
 def test_restore_takes_a_picture_and_returns_one_and_keeps_no_job(client, restoring, tmp_path):

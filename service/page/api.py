@@ -16,7 +16,9 @@ from gradio.processing_utils import save_bytes_to_cache  # noqa: TID253
 
 from sparsegen.pictures import images
 from sparsegen.restoration.settings import Task
+from sparsegen.service import encoding
 from sparsegen.service.clients import client_of
+from sparsegen.service.encoding import ITERATIONS
 from sparsegen.service.jobs import orders
 from sparsegen.service.jobs.store import LIVE, Store
 from sparsegen.service.models import Model
@@ -38,10 +40,11 @@ def register(
     turns: Callable[[], orders.Turns],
     room: Callable[[], Room],
 ) -> None:
-    """Adds the endpoints /models, /sample and /restore to the page that is being built."""
+    """Adds the endpoints /models, /sample, /encode and /restore to the page that is being built."""
     endpoints = Endpoints(models, jobs, turns, room)
     gr.api(endpoints.models, api_name="models")
     gr.api(endpoints.sample, api_name="sample")
+    gr.api(endpoints.encode, api_name="encode")
     # No limit here: the job store limits the unfinished restorations.
     gr.api(endpoints.restore, api_name="restore", concurrency_limit=None)
 
@@ -87,6 +90,38 @@ class Endpoints:
         wanted = {"model": model or next(iter(self._models)), "count": whole(count), "seed": whole(seed)}
         asked = SampleRequest.parse(wanted | {"k": k, "labels": labels, "format": format})
         files = await asyncio.to_thread(lambda: _draw(asked.resolve(self._models), asked.format))
+        return await self._keep(files, client_of(request))
+
+    @show_errors
+    async def encode(
+        self,
+        request: gr.Request,
+        image: FileData | None = None,
+        model: str | None = None,
+        k: int | list[int] | None = None,
+        iterations: int = ITERATIONS,
+        mask: FileData | None = None,
+    ) -> list[FileData]:
+        """Finds the sparse code of a picture: the image of the code as a PNG, and the codes as a NumPy archive.
+
+        Parameters:
+            image: A picture, whose center square is resized to the images of the model; None: an example of the page.
+            model: A name of /models; None: the first.
+            k: Sparsity, one number or one per level; None: the k of training.
+            iterations: Steps of the search, 1 to 500.
+            mask: A picture of the same size, white in the holes and black elsewhere.
+        """
+        paths = {"image": _path(image) or SHOWN[-1].image_path, "mask": _path(mask)}
+        given: dict[str, object] = {
+            "model": model or next(iter(self._models)),
+            "iterations": whole(iterations),
+        }
+        if k is not None:
+            given["k"] = ",".join(str(whole(each)) for each in (k if isinstance(k, list) else [k]))
+        async with self._turns().of(client_of(request)):
+            order = await asyncio.to_thread(lambda: encoding.order(given | _read(paths), self._models))
+        found = await asyncio.to_thread(order.run)
+        files = {f"{order.model.name}-encoded.png": found.png(), f"{order.model.name}-codes.npz": found.npz()}
         return await self._keep(files, client_of(request))
 
     async def restore(
@@ -199,10 +234,14 @@ def _path(file: object) -> Path | None:
 def _submit(store: Store, given: dict[str, object], paths: Mapping[str, Path | None], client: str) -> str:
     """Submits a job; returns its id."""
     orders.check_room(store, client)  # before the files are read
-    with dropped_files():
-        files = {name: path.read_bytes() for name, path in paths.items() if path is not None}
-    status, _ = orders.order(store, given, files, client)
+    status, _ = orders.order(store, given, _read(paths), client)
     return status["id"]
+
+
+def _read(paths: Mapping[str, Path | None]) -> dict[str, bytes]:
+    """The contents of the given files."""
+    with dropped_files():
+        return {name: path.read_bytes() for name, path in paths.items() if path is not None}
 
 
 def _remove(store: Store, job: str) -> None:

@@ -13,7 +13,6 @@ from sparsegen.pictures import images
 from sparsegen.service import encoding
 from sparsegen.service.clients import client_of
 from sparsegen.service.encoding import ITERATIONS, MAX_ITERATIONS
-from sparsegen.service.errors import Refused
 from sparsegen.service.jobs.orders import Turns
 from sparsegen.service.models import Model
 from sparsegen.service.page import catalog, inspector, markup
@@ -110,12 +109,9 @@ class Handlers:
         values |= {"k": str(whole(k))} if has_k else {}
         with dropped_files():
             content = await asyncio.to_thread(image.read_bytes)
-        try:
-            async with self.turns().of(client_of(request)):
-                order = await asyncio.to_thread(encoding.order, {"image": content, **values}, self.models)
-            return await asyncio.to_thread(_shown, order)
-        except Refused as refusal:
-            raise ValueError(str(refusal)) from None
+        async with self.turns().of(client_of(request)):
+            order = await asyncio.to_thread(encoding.order, {"image": content, **values}, self.models)
+        return await asyncio.to_thread(_shown, order)
 
     @show_errors
     def switch(self, found: Found | None, event: gr.EventData) -> str:

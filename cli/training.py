@@ -170,6 +170,7 @@ def train(
     """
     require("train", "training", "accelerate", "torch")
     from sparsegen.training.plan import checkpoints
+    from sparsegen.training.run import KERNEL
     from sparsegen.training.start import TrainConfig, start
 
     use_threads(threads)
@@ -235,8 +236,10 @@ def train(
             f"(--resume --patience 0 goes on)",
         )
     if run.best:
-        figure = f"{run.best['metric']} {run.best['distance']:.2f} at step {run.best['step']}"
-        found = f"the best model, {figure}, is {out_folder / 'best'}"
+        figure = f"{run.best['metric']} {run.best['distance']:.2f}"
+        if KERNEL in run.best:  # which selected it
+            figure = f"kernel distance {run.best[KERNEL]:.3f} ({figure})"
+        found = f"the best model, {figure} at step {run.best['step']}, is {out_folder / 'best'}"
         if run.best["step"] == 0:
             found += "; it is the starting model, because no later one was nearer to the images"
     else:

@@ -294,7 +294,7 @@ class OnnxSampler:
         with self._lock:
             if graph not in self._others:
                 if not path.is_file():
-                    raise FileNotFoundError(f"{path} is missing: export again with the {graph} graph")
+                    raise FileNotFoundError(f"{path} is missing: export the model again with --{graph}")
                 session, metadata = open_graph(path, self.threads, self.device)
                 if metadata["graph"] != graph or metadata["name"] != self.name:
                     raise ValueError(f"{path} is not the {graph} graph of {self.name}: export again")

@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from sparsegen.zoo.fitting import Encoding
 from sparsegen.zoo.k_range import resolve
 
 ITERATIONS, MAX_ITERATIONS = 200, 500
+LARGER = "`sparsegen encode` reads larger pictures"
 FORMATS = {
     "json": "JSON with the PSNR, the non-zeros of each code, and two base64 PNGs",
     "png": "the image of the code",
@@ -43,7 +44,7 @@ class EncodeArguments(RequestModel):
         "comma between, e.g. 16 or 16,32; by default the k of training.",
     )
     iterations: int = Field(ITERATIONS, ge=1, le=MAX_ITERATIONS, description="Steps of the search.")
-    mask: Annotated[Mask | None, Field()] = None
+    mask: Mask | None = None
 
 
 class EncodeRequest(EncodeArguments):
@@ -135,19 +136,24 @@ def order(given: Mapping[str, object], models: Mapping[str, Model]) -> EncodeOrd
         k = tuple(resolve(_k(asked.k), model.sampler.k_ranges))
     except (TypeError, ValueError) as error:
         raise Refused(422, clip(str(error), 300)) from None
-    picture, side = read_upload("image", asked.image), model.sampler.image_size
-    known = None
-    if asked.mask is not None:
-        known = _known(read_upload("mask", asked.mask), picture, side)
-    return EncodeOrder(model, k, asked.iterations, _pixels(picture, side), known)
+    side = model.sampler.image_size
+    picture = read_upload("image", asked.image, LARGER)
+    pixels = _pixels(picture)
+    if asked.mask is None:
+        return EncodeOrder(model, k, asked.iterations, np.asarray(square(pixels, side))[None], None)
+    holes = _holes(read_upload("mask", asked.mask, LARGER), picture)
+    return EncodeOrder(model, k, asked.iterations, *_without_holes(np.asarray(pixels), holes, side))
 
 
 def _k(text: str | None) -> int | list[int] | None:
     """Reads one number, or several with commas between them.  Raises: Refused if it is something else."""
     if text is None or not text.strip():
         return None
+    listed = text[:100].strip()
+    if listed.startswith("[") and listed.endswith("]"):  # a list, as BentoML's client sends it
+        listed = listed[1:-1]
     try:
-        values = [int(part) for part in text[:100].split(",")]
+        values = [int(part) for part in listed.split(",")]
     except ValueError:
         raise Refused(
             422, f"k must be one number, or one per level such as 16,32; got {clip(repr(text), 60)}"
@@ -155,21 +161,20 @@ def _k(text: str | None) -> int | list[int] | None:
     return values if len(values) > 1 else values[0]
 
 
-def _pixels(picture: Picture, side: int) -> NDArray[np.uint8]:
-    """The center square on white.  Shape: (1, side, side, 3)."""
+def _pixels(picture: Picture) -> Image.Image:
+    """The picture on white."""
     pixels = picture.pixels
     if picture.alpha is not None:
         opaque = (picture.alpha / np.iinfo(picture.alpha.dtype).max).astype(np.float32)[..., None]
         pixels = opaque * pixels + (1 - opaque)
-    bytes_ = np.rint(255 * np.broadcast_to(pixels, (*pixels.shape[:2], 3))).astype(np.uint8)
-    return np.asarray(square(Image.fromarray(bytes_), side))[None]
+    return Image.fromarray(np.rint(255 * np.broadcast_to(pixels, (*pixels.shape[:2], 3))).astype(np.uint8))
 
 
-def _known(mask: Picture, picture: Picture, side: int) -> NDArray[np.bool_]:
-    """The known pixels, from a mask that is white in the holes.  Shape: (1, side, side).
+def _holes(mask: Picture, picture: Picture) -> NDArray[np.bool_]:
+    """The pixels of the picture that are not known, white in the mask.  Shape: (H, W).
 
     Raises:
-        Refused: If the mask has another size, or no pixel is known.
+        Refused: If the mask has another size.
     """
     if mask.pixels.shape[:2] != picture.pixels.shape[:2]:
         (height, width), (rows, columns) = mask.pixels.shape[:2], picture.pixels.shape[:2]
@@ -177,8 +182,31 @@ def _known(mask: Picture, picture: Picture, side: int) -> NDArray[np.bool_]:
             422,
             f"the mask must have the size of the image, {columns} x {rows} pixels; got {width} x {height}",
         )
-    holes = Image.fromarray(np.rint(255 * mask.pixels.mean(-1)).astype(np.uint8))
-    known: NDArray[np.bool_] = np.asarray(square(holes, side, Image.Resampling.BOX))[None] < 128
+    holes: NDArray[np.bool_] = mask.pixels.mean(-1) >= 0.5
+    return holes
+
+
+def _without_holes(
+    pixels: NDArray[np.uint8], holes: NDArray[np.bool_], side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Resizes the center square to the means of its known pixels, so that holes do not change their neighbors.
+
+    A resized pixel is known if at least half of its area is.
+
+    Shape: (H, W, 3), (H, W) -> (1, side, side, 3), (1, side, side).
+
+    Raises:
+        Refused: If no pixel is known.
+    """
+
+    def resized(values: NDArray[Any]) -> NDArray[np.float32]:
+        image = Image.fromarray(values.astype(np.float32))
+        return np.asarray(square(image, side, Image.Resampling.BOX))
+
+    share = resized(~holes)
+    known: NDArray[np.bool_] = share >= 0.5
     if not known.any():
         raise Refused(422, "the mask has no known pixel: it must be black where the picture is known")
-    return known
+    sums = np.stack([resized(np.where(holes, 0, channel)) for channel in np.moveaxis(pixels, -1, 0)], -1)
+    means = np.where(known[..., None], sums / np.where(known, share, 1)[..., None], 0)
+    return np.rint(means).clip(0, 255).astype(np.uint8)[None], known[None]

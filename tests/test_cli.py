@@ -389,7 +389,7 @@ def test_a_run_is_evaluated_on_its_device_by_a_network_that_is_not_in_its_discri
                      "--eval-count", 4, "--device", "cpu", "--features", features or "auto")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert asked == [(opened, {"device": torch.device("cpu")})]
-    assert "the best model, mean" in done.stdout
+    assert re.search(r"the best model, kernel distance [\d.-]+ \(mean [\d.]+\) at step", done.stdout)
     evaluation = from_pretrained(tmp_path / "run" / "best").config["evaluation"]
     assert evaluation["independent"] is independent and evaluation["distances"] == {
         "mean": evaluation["distance"]

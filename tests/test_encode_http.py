@@ -87,7 +87,7 @@ def test_holes_do_not_count_and_transparency_is_white(server: Server, photo: np.
     damaged = np.where(holes[..., None] > 0, 255 - photo, photo)
     answers = [
         encode(server, {"image": png(one), "mask": png(holes)}, model=ML, iterations=10, format="png")
-        for one in (photo, photo)
+        for one in (photo, damaged)
     ]
     assert answers[0][0] == 200 and answers[0][2] == answers[1][2]
     without = encode(server, {"image": png(damaged)}, model=ML, iterations=10, format="png")
@@ -122,7 +122,7 @@ def test_bad_requests_are_refused(
 
 def test_a_mask_must_have_the_size_of_the_picture_and_known_pixels(server: Server, photo: np.ndarray) -> None:
     for mask, says in (
-        (np.zeros((9, 9), np.uint8), "the size of the image, 91 x 60 pixels; got 9 x 9"),
+        (np.zeros((19, 19), np.uint8), "the size of the image, 91 x 60 pixels; got 19 x 19"),
         (np.full(photo.shape[:2], 255, np.uint8), "no known pixel"),
     ):
         status, _, content = encode(server, {"image": png(photo), "mask": png(mask)}, model=ML)
@@ -131,10 +131,19 @@ def test_a_mask_must_have_the_size_of_the_picture_and_known_pixels(server: Serve
 
 def test_bentomls_client_encodes(server: Server, photo: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(png(photo))
+    hole = np.zeros(photo.shape[:2], np.uint8)
+    hole[20:40, 30:60] = 255
+    (tmp_path / "mask.png").write_bytes(png(hole))
     with SyncHTTPClient(server.url) as client:
         found = client.encode(image=tmp_path / "photo.png", model=ML, k="2", iterations=5)
+        listed = client.encode(image=tmp_path / "photo.png", model=ML, k=[2, 3], iterations=5)
+        masked = client.encode(
+            image=tmp_path / "photo.png", model=ML, k=2, iterations=5, mask=tmp_path / "mask.png"
+        )
     client._temp_dir.cleanup()  # else a warning when it is collected
     assert found["k"] == [2, 2] and found["psnr"] > 0
+    assert listed["k"] == [2, 3]
+    assert masked["reconstruction"] != found["reconstruction"]
 
 
 def test_searches_beyond_the_waiting_ones_are_refused() -> None:

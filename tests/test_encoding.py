@@ -84,6 +84,14 @@ def test_unknown_pixels_are_filled_and_do_not_matter(generator: Generator) -> No
     assert encoding.psnr.min() > 30 and len(encoding.codes) == 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_read_only_arrays_are_taken_without_a_warning() -> None:
+    generator = from_pretrained("cgan-32.ml")
+    images, mask = np.zeros((1, 32, 32, 3), np.uint8), np.ones((32, 32), bool)
+    images.flags.writeable = mask.flags.writeable = False
+    assert generator.encode(images, mask=mask, iterations=2).psnr.shape == (1,)
+
+
 def test_z_is_found_for_samples_of_the_model() -> None:
     generator = from_pretrained("cgan-32.ml")
     images = generator.sample(4, seed=2, labels=[1, 3, 5, 7])
@@ -251,7 +259,7 @@ def test_a_missing_or_foreign_encoding_graph_is_named(tmp_path: Path) -> None:
     shutil.copytree(open_sampler("cgan-32.ml").path.parent, folder)
     (folder / ENCODING).unlink()
     with pytest.raises(
-        FileNotFoundError, match="encoding.onnx is missing: export again with the encoding graph"
+        FileNotFoundError, match="encoding.onnx is missing: export the model again with --encoding"
     ):
         open_sampler(folder).encode(image)
     shutil.copyfile(folder / SYNTHESIS, folder / ENCODING)

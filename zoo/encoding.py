@@ -60,8 +60,12 @@ def encode(
     done, parts = 0, []
 
     def run(first: int, stop: int) -> list[Tensor]:
-        x = torch.from_numpy(images[first:stop]).to(device).movedim(-1, 1).to(network.dtype) / 127.5 - 1
-        weight = torch.from_numpy(known[first:stop, None]).to(device, network.dtype)
+        # Copies, because torch warns of arrays that are read-only, such as those of Pillow, or one mask for all images.
+        x = (
+            torch.from_numpy(images[first:stop].copy()).to(device).movedim(-1, 1).to(network.dtype) / 127.5
+            - 1
+        )
+        weight = torch.from_numpy(known[first:stop, None].copy()).to(device, network.dtype)
         found = _Search(x, weight).code(network, level, iterations)
         codes = [found]
         for index in range(level - 2, -1, -1):

@@ -68,6 +68,10 @@ def _route(scope: Scope) -> str:
 def _for_clients(made: dict[str, Any]) -> dict[str, Any]:
     """Marks the files in a schema by BentoML's own type, so that its clients send forms."""
     for name, part in made["properties"].items():
-        if part.get("format") == "binary":
-            made["properties"][name] = {"type": "file", "description": part["description"]}
+        kinds = [kind for kind in part.get("anyOf", [part]) if kind.get("type") != "null"]
+        if all(kind.get("format") == "binary" for kind in kinds):
+            kept = {
+                key: value for key, value in (kinds[0] | part).items() if key in ("description", "default")
+            }
+            made["properties"][name] = {"type": "file"} | kept
     return made

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 MAX_UPLOAD = 32 << 20
 MAX_PIXELS = STORED_PIXELS  # of the result
 TILED = f"{LARGEST / 1e6:g} million"  # pixels; the limit of the command line
+LARGER = f"the command line allows up to {TILED}, in tiles"
 TURN_SECONDS = 20.0  # maximum wait of an upload before it is read
 # Seconds for a result in one request; BentoML's client waits for 30 by default.
 DEFAULT_WAIT, MAX_WAIT = 25, 3600
@@ -347,8 +348,11 @@ def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
             raise Refused(422, f"{task.kind} takes no {name}: omit it, or choose another kind")
 
 
-def read_upload(name: str, content: bytes) -> Picture:
+def read_upload(name: str, content: bytes, larger: str = LARGER) -> Picture:
     """Reads a picture of a form in a decoder's process.
+
+    Args:
+        larger: What reads a larger picture, for the message.
 
     Raises:
         Refused: With 400 or 415 if it cannot be read.
@@ -361,6 +365,6 @@ def read_upload(name: str, content: bytes) -> Picture:
     except ImportError as error:
         raise Refused(415, str(error)) from None
     except TooLarge as error:
-        raise Refused(400, f"{error}; the command line allows up to {TILED}, in tiles") from None
+        raise Refused(400, f"{error}; {larger}") from None
     except ValueError as error:
         raise Refused(400, str(error)) from None

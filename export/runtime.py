@@ -367,7 +367,9 @@ def open_graph(
         FileNotFoundError, ValueError: With the file and the reason.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: write it with sparsegen export")
+        raise FileNotFoundError(
+            f"{path} is missing: give a folder that `sparsegen export MODEL --out FOLDER` wrote"
+        )
     try:
         session = open_session(str(path), threads, device)
     except _LOAD_ERRORS as error:

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from chromium import CHROMIUM, DRIVER, Page
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from hub import Hub
 from huggingface_hub import SpaceCard
 from PIL import Image
 from server import Server, free_port, small_models, until  # noqa: F401 (one is a fixture)
-from test_browser import CHROMIUM, DRIVER, Page
 
 from pictures import encoded
 from sparsegen.export.runtime import open_sampler
+from sparsegen.pictures.images import to_uint8
 from sparsegen.service.settings import ServiceSettings
 from sparsegen.service.space import folder as folders
 from sparsegen.service.space import server as spaces
@@ -173,6 +174,15 @@ def test_sampling_gives_the_pixels_of_the_model(client, folder):
         files = client.predict(model=name, count=3, seed=7, api_name="/sample", **given)
         wanted = open_sampler(folder / "models" / name).sample(3, seed=7, **given)
         np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], wanted)
+
+
+def test_encoding_gives_the_code_of_the_model(client, folder):
+    given = {"model": NAMES[0], "iterations": 5}
+    image, codes = client.predict(api_name="/encode", **given)
+    arrays = np.load(codes)
+    np.testing.assert_array_equal(np.asarray(Image.open(image)), arrays["reconstruction"][0])
+    made = open_sampler(folder / "models" / NAMES[0]).synthesize(arrays["gamma1"])
+    np.testing.assert_array_equal(to_uint8(made), arrays["reconstruction"])
 
 
 def test_a_worker_of_the_space_restores_a_picture(client, space, folder, tmp_path):

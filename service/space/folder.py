@@ -30,6 +30,7 @@ PACKAGE = (  # the parts of this package that a Space needs
     "__init__.py*",
     "common/*.py",
     "export/__init__.py",
+    "export/encoding.py",
     "export/runtime.py",
     "pictures/*.py",
     "restoration/*.py",
@@ -61,7 +62,8 @@ if __name__ == "__main__":
 README = """
 # {title}
 
-Draws images from generators whose inner representation is a sparse code, and restores pictures. The page and its code
+Draws images from generators whose inner representation is a sparse code, finds the codes of pictures, and restores
+pictures. The page and its code
 are a part of [sparsegen]({url}).
 
 ## Models

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from answers import sentence
+from chromium import CHROMIUM, DRIVER, Page
 from server import (  # noqa: F401 (two are fixtures)
     NO_TORCH,
     Server,
@@ -24,7 +25,6 @@ from server import (  # noqa: F401 (two are fixtures)
 )
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
-from test_browser import CHROMIUM, DRIVER, Page
 
 from sparsegen.service.clients import client_of
 from sparsegen.service.http import connections, synchronous

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from chromium import CHROMIUM, DRIVER, Page
 from hypothesis import given
 from hypothesis import strategies as st
 from server import Server, free_port, start, until
 from server import running_server as server  # noqa: F401 (a fixture)
 from server import small_models as models  # noqa: F401 (a fixture)
-from test_browser import CHROMIUM, DRIVER, Page
 
 from sparsegen.service.prefix import check_prefix
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from chromium import CHROMIUM, DRIVER, Page
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from hub import Hub
 from huggingface_hub import SpaceCard
 from PIL import Image
 from server import Server, free_port, small_models, until  # noqa: F401 (one is a fixture)
-from test_browser import CHROMIUM, DRIVER, Page
 
 from pictures import encoded
 from sparsegen.export.runtime import open_sampler

@@ -30,6 +30,7 @@ PACKAGE = (  # the parts of this package that a Space needs
     "__init__.py*",
     "common/*.py",
     "export/__init__.py",
+    "export/encoding.py",
     "export/runtime.py",
     "pictures/*.py",
     "restoration/*.py",

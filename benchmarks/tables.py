@@ -15,6 +15,7 @@ import typer
 
 import sparsegen
 from benchmarks import dip, k_sweep, serving
+from benchmarks import encoding as encoded
 from benchmarks import table1 as campaign
 from sparsegen.common.files import atomic_write, read_lines
 from sparsegen.reproduce import paper
@@ -271,10 +272,29 @@ def load() -> str:
     return markdown(("", "goal", "measured"), serving.rows(json.loads(serving.RECORDS.read_text("utf-8"))))
 
 
+def encoding() -> str:
+    """PSNR of images as sparse codes, in dB."""
+    rows = []
+    for record in read_lines(encoded.RECORDS):
+        test, own, omp, z = (record[name] for name in ("test", "own", "omp", "z"))
+        rows.append((
+            f"`{record['model']}`",
+            ", ".join(map(str, record["k"])),
+            f"{record['non_zeros']:,.0f}",
+            f"{test['mean']:.1f} ({test['least']:.1f})",
+            f"{own['mean']:.1f} ({own['least']:.1f})",
+            "60" if omp["mean"] >= 60 else f"{omp['mean']:.1f}",
+            f"{z['mean']:.1f}",
+            f"{record['seconds']:.2f}",
+        ))  # fmt: skip
+    head = ("model", "k", "non-zeros of Γ1", "test images", "own samples", "OMP", "z", "CPU seconds")
+    return markdown(head, rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
-        speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table, load
+        speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table, load, encoding
     )
 }  # fmt: skip
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

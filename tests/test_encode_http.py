@@ -122,7 +122,7 @@ def test_bad_requests_are_refused(
 
 def test_a_mask_must_have_the_size_of_the_picture_and_known_pixels(server: Server, photo: np.ndarray) -> None:
     for mask, says in (
-        (np.zeros((19, 19), np.uint8), "the size of the image, 91 x 60 pixels; got 19 x 19"),
+        (np.zeros((40, 30), np.uint8), "the size of the image, 91 x 60 pixels; got 30 x 40"),
         (np.full(photo.shape[:2], 255, np.uint8), "no known pixel"),
     ):
         status, _, content = encode(server, {"image": png(photo), "mask": png(mask)}, model=ML)

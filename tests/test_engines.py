@@ -349,9 +349,17 @@ def test_an_interrupted_campaign_survives_the_loss_of_a_node(nodes: Nodes, few: 
                     records=tmp_path / f"{on}.jsonl")  # fmt: skip
 
     runs, records = tmp_path / "ray", tmp_path / "ray.jsonl"
-    ctrl_c = when(lambda: bool(steps(runs)), lambda: os.kill(os.getpid(), signal.SIGINT))
+    ended_at_last = threading.Event()
+
+    def press_ctrl_c() -> None:  # again if it had no effect, as people do
+        while not ended_at_last.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+            ended_at_last.wait(3)
+
+    ctrl_c = when(lambda: bool(steps(runs)), press_ctrl_c)
     with pytest.raises(SystemExit) as ended:
         campaign("ray")
+    ended_at_last.set()
     ctrl_c.join()
     assert ended.value.code == 130 and not records.exists() or not records.read_text()
     before, at_loss = steps(runs), []

@@ -24,14 +24,14 @@ from PIL import Image
 
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.runtime import open_sampler
-from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH, SYNTHESIS, WEIGHTS
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, ENCODING, GRAPH, SYNTHESIS, WEIGHTS
 from sparsegen.zoo.card import BEGIN, END
 from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.hub import CARD, PICTURES, may_be_id, with_revision
 from sparsegen.zoo.spec import ModelSpec, create_model
 from sparsegen.zoo.weights import save_weights
 
-ALL = {CONFIG, WEIGHTS, GRAPH, SYNTHESIS, CARD, *PICTURES}
+ALL = {CONFIG, WEIGHTS, GRAPH, SYNTHESIS, ENCODING, CARD, *PICTURES}
 PUSH = """
 import sys
 from sparsegen import from_pretrained
@@ -193,7 +193,7 @@ def test_a_push_is_one_commit_with_all_files(hub: Hub, pushed: str) -> None:
     assert len(repo.commits) == 3  # that of its creation, one a push
     main, v1 = (repo.commits[repo.branches[branch]] for branch in ("main", "v1"))
     assert set(main) == {".gitattributes", *ALL}
-    assert set(v1) == {".gitattributes", *ALL} - {GRAPH, SYNTHESIS}  # of main, and not pushed again
+    assert set(v1) == {".gitattributes", *ALL} - {GRAPH, SYNTHESIS, ENCODING}  # of main, and not pushed again
     assert main[CONFIG] != v1[CONFIG]
     card = ModelCard(main[CARD].decode())
     assert card.data.license == "mit" and card.data.library_name == "sparsegen"

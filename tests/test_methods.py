@@ -301,6 +301,7 @@ def test_one_document_describes_all_routes_and_the_clients_get_their_methods(ser
             "/models",
             "/sample",
             "/sample/array",
+            "/encode",
             "/restore",
             "/restore/{job_id}",
             "/restore/{job_id}/preview",
@@ -310,6 +311,7 @@ def test_one_document_describes_all_routes_and_the_clients_get_their_methods(ser
     listed = json.loads(served.ask("GET", "/schema.json")[2])["routes"]
     assert {route["name"]: route["route"] for route in listed} == {
         "sample": "/sample/array",
+        "encode": "/encode",
         **{kind: f"/{kind}" for kind in KINDS},
     }
     form = document["paths"]["/denoise"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
@@ -339,7 +341,7 @@ def test_metrics_and_the_log_show_durations_by_model_and_jobs_by_outcome(served,
     assert last["model"] == "dcgan-8.l0" and last["status"] == 200 and len(last["request_id"]) == 16
 
 
-@pytest.mark.parametrize("path", ["/sample/array", "/denoise", "/inpaint", "/upscale", "/deblur"])
+@pytest.mark.parametrize("path", ["/sample/array", "/encode", "/denoise", "/inpaint", "/upscale", "/deblur"])
 def test_no_generated_request_breaks_the_server_or_its_openapi_document(served, path):
     import schemathesis
     from schemathesis import GenerationMode

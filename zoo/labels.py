@@ -51,7 +51,8 @@ def transfer(source: nn.Module, network: nn.Module, mixture: Tensor) -> None:
     for name in embeddings:
         for key in [key for key in weights if key.startswith(f"{name}.")]:
             if key.endswith("_u"):  # the singular vector of the classes; that of the channels remains
-                weights[key] = F.normalize(mixture @ weights[key], dim=0)
+                mixed = mixture @ weights[key]
+                weights[key] = mixed if len(mixed) == len(weights[key]) else F.normalize(mixed, dim=0)
             elif not key.endswith("_v"):
                 weights[key] = mixture @ weights[key]
     if not embeddings:

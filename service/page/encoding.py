@@ -69,11 +69,11 @@ def tab(models: Mapping[str, Model], turns: Callable[[], Turns]) -> None:
         **quiet,
         "show_progress": "minimal",
     }
-    examples.pick(handlers.pick, None, image, **quiet)
+    examples.pick(handlers.pick_picture, None, image, **quiet)
     model.focus(None, js=read_static("select.js"), **quiet)
-    model.input(handlers.choose, model, k, **quiet).then(**search)
+    model.input(handlers.limit_k, model, k, **quiet).then(**search)
     gr.on([image.change, k.release, iterations.release], trigger_mode="always_last", **search)
-    atoms.toggle(handlers.switch, found, loss, trigger_mode="always_last", **quiet)
+    atoms.toggle(handlers.switch_off, found, loss, trigger_mode="always_last", **quiet)
 
 
 class Handlers:
@@ -83,7 +83,7 @@ class Handlers:
         self.models, self.turns = models, turns
 
     @show_errors
-    def pick(self, event: gr.EventData) -> str:
+    def pick_picture(self, event: gr.EventData) -> str:
         """Selects an example instead of a dropped file."""
         index = check_integer(
             "example", detail(event, "index"), 0, len(SHOWN) - 1, "the picture, the first being 0"
@@ -91,7 +91,7 @@ class Handlers:
         return str(SHOWN[index].image_path)
 
     @show_errors
-    def choose(self, name: object) -> dict[str, Any]:
+    def limit_k(self, name: object) -> dict[str, Any]:
         """Updates the slider of k for another model."""
         if not isinstance(name, str) or name not in self.models:
             raise ValueError(f"no model {name!r}: the models are {', '.join(self.models)}")
@@ -114,7 +114,7 @@ class Handlers:
         return await asyncio.to_thread(_shown, order)
 
     @show_errors
-    def switch(self, found: Found | None, event: gr.EventData) -> str:
+    def switch_off(self, found: Found | None, event: gr.EventData) -> str:
         """Draws the picture from its code without the atoms that are switched off."""
         if found is None:
             raise ValueError("there is no code: drop a picture again")

@@ -9,7 +9,7 @@ import torch
 from sparsegen.common.files import atomic_folder, check_utf8
 from sparsegen.export.onnx_file import bundle
 from sparsegen.export.parity import ParityReport
-from sparsegen.zoo.bundled import CONFIG, GRAPH
+from sparsegen.zoo.bundled import AUXILIARY, CONFIG, GRAPH
 from sparsegen.zoo.checkpoint import from_pretrained, save_auxiliary_networks
 from sparsegen.zoo.hub import HUB_FILES
 
@@ -54,7 +54,7 @@ def check_target(folder: Path, source: Path) -> None:
         raise FileExistsError(
             f"{folder} is the model itself, and the export would overwrite its weights: choose another folder"
         )
-    if names and not {CONFIG, GRAPH} <= names <= set(HUB_FILES):
+    if names and not {CONFIG, GRAPH} <= names <= {*HUB_FILES, *AUXILIARY.values()}:
         raise FileExistsError(
             f"{folder} holds other files than those of an exported model: choose another folder"
         )

@@ -22,9 +22,11 @@ from sparsegen.__main__ import main
 from sparsegen.export.runtime import open_sampler
 from sparsegen.training.data import open_images
 from sparsegen.training.features import FeatureNetwork
-from sparsegen.zoo.bundled import MODELS, list_models
+from sparsegen.zoo.bundled import AUXILIARY, MODELS, list_models
 from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
+from sparsegen.zoo.spec import ModelSpec
+from sparsegen.zoo.weights import save_weights
 
 
 def in_a_process(*arguments: object) -> Done:
@@ -596,6 +598,18 @@ def test_export_writes_the_forms_that_other_tools_read(sparsegen: CLI, model: Pa
         refused = sparsegen("export", model, "--out", tmp_path / name, *options)
         assert refused.returncode and re.search(says, refused.stderr.replace("\n", " ")), refused.stderr
         assert not (tmp_path / name).exists()
+
+
+def test_an_export_with_its_discriminator_is_written_again(
+    sparsegen: CLI, model: Path, tmp_path: Path
+) -> None:
+    folder = from_pretrained(model).save_pretrained(tmp_path / "trained")
+    network = ModelSpec.parse("dcgan-8.ml").auxiliary_networks()["discriminator"]
+    save_weights(network, folder / AUXILIARY["discriminator"], torch.float32)
+    for _ in range(2):
+        done = sparsegen("export", folder, "--out", tmp_path / "mine", "--discriminator")
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine" / AUXILIARY["discriminator"]).is_file()
 
 
 def test_export_overwrites_only_the_folder_of_an_older_export(

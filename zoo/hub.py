@@ -18,11 +18,8 @@ log = logging.getLogger(__name__)
 CARD = "README.md"
 PICTURES = ("samples.png", "sparsity.png")  # of the card
 HUB_FILES = [CONFIG, WEIGHTS, GRAPH, SYNTHESIS, ENCODING, CARD]  # that are downloaded
-OWN_FILES = {
-    *HUB_FILES,
-    *AUXILIARY.values(),
-    *PICTURES,
-}  # that a push writes, and removes if they are of an earlier push
+# That a push writes, and removes if they are of an earlier push.
+OWN_FILES = {*HUB_FILES, *AUXILIARY.values(), *PICTURES}
 
 
 class Download(TypedDict, total=False):

@@ -61,10 +61,7 @@ def export_onnx(
         RuntimeError: And nothing is written, if onnxruntime and torch disagree.
     """
     path = Path(path)
-    if path.suffix.lower() != ".onnx" or path.is_dir():
-        raise ValueError(f"the path must be that of a file and end in .onnx; got {path}")
-    check_utf8(path)
-    check_writable(path)
+    check_target(path, ".onnx")
     check_hooks(generator)
     if not embed and (plain or half):
         raise ValueError(
@@ -152,6 +149,18 @@ def describe(generator: Generator, graph: str, weights: str | None) -> dict[str,
         "license": generator.config.get("license"),
         "sparsegen": __version__,
     }
+
+
+def check_target(path: Path, suffix: str) -> None:
+    """Checks before any work that a file with this suffix can be written.
+
+    Raises:
+        OSError, ValueError: Naming the path.
+    """
+    if path.suffix.lower() != suffix or path.is_dir():
+        raise ValueError(f"the path must be that of a file and end in {suffix}; got {path}")
+    check_utf8(path)
+    check_writable(path)
 
 
 def _names(values: Sequence[ir.Value]) -> list[str]:

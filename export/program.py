@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsegen.common.files import atomic_write, check_utf8, check_writable
-from sparsegen.export.onnx_file import STEPS, check_hooks, describe
+from sparsegen.common.files import atomic_write
+from sparsegen.export.onnx_file import STEPS, check_hooks, check_target, describe
 from sparsegen.export.parity import ParityReport, compare
 from sparsegen.zoo.generator import Generator
 
@@ -42,10 +42,7 @@ def export_program(
         RuntimeError: And nothing is written, if program and generator disagree.
     """
     path = Path(path)
-    if path.suffix.lower() != ".pt2" or path.is_dir():
-        raise ValueError(f"the path must be that of a file and end in .pt2; got {path}")
-    check_utf8(path)
-    check_writable(path)
+    check_target(path, ".pt2")
     check_hooks(generator)
     report = progress or (lambda done, what: None)
     network = copy.deepcopy(generator).float().cpu().eval().requires_grad_(False)

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from sparsegen.common.files import atomic_folder, atomic_write, check_utf8, check_writable
-from sparsegen.export.onnx_file import bundle, describe
+from sparsegen.export.onnx_file import describe, export_onnx
 from sparsegen.export.parity import ParityReport
 from sparsegen.export.web.engine import read_engine, read_license
 from sparsegen.zoo.bundled import GRAPH, SYNTHESIS, WEIGHTS
+from sparsegen.zoo.checkpoint import from_pretrained
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.noise import titles
 
@@ -68,7 +69,9 @@ def export_web(
     engine = read_engine()
     with tempfile.TemporaryDirectory() as temporary:
         folder = generator.save_pretrained(Path(temporary) / "model", dtype=torch.float16)
-        parity = bundle(folder, progress)
+        parity = export_onnx(
+            from_pretrained(folder), folder / GRAPH, embed=False, synthesis=True, progress=progress
+        )
         model = {
             name: gzip.compress((folder / name).read_bytes(), 9, mtime=0)
             for name in (GRAPH, SYNTHESIS, WEIGHTS)

@@ -438,11 +438,6 @@ def test_the_command_writes_a_file_or_a_folder(
 
 
 def test_the_limits_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_ml: Generator):
-    def empty_graphs(folder: Path, progress: object) -> None:
-        for name in MODEL_FILES[:2]:
-            (folder / name).touch()
-
-    monkeypatch.setattr(page, "bundle", empty_graphs)
     monkeypatch.setattr(page, "LARGEST_FILE", 10**6)
     with pytest.raises(ValueError, match="export to a folder instead"):
         export_web(tiny_ml, tmp_path / "x.html")

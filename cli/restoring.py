@@ -37,7 +37,9 @@ class Options:
     preset: Annotated[
         str,
         typer.Option(
-            metavar="fast|paper", help="fast, or paper: the settings of the original, without early stopping."
+            metavar="fast|paper|quick",
+            help="fast; paper: the settings of the original, without early stopping; or quick: collaborative "
+            "filtering without a network, in seconds, only to denoise.",
         ),
     ] = "fast"
     regularizer: Annotated[
@@ -166,7 +168,8 @@ def denoise(
 ) -> None:
     """Removes noise from pictures.
 
-    A network is fitted to each picture, which takes minutes. Ctrl-C stops the fit and writes the best result so far.
+    A network is fitted to each picture, which takes minutes; --preset quick takes seconds and has no network. Ctrl-C
+    stops the work and writes the best result so far.
     """
     task = Task.of(kind="denoise", sigma=sigma, **options.task())
     if task.sigma_warning:

@@ -13,10 +13,11 @@ from sparsegen.common.checks import check_integer
 from sparsegen.common.devices import find_device
 from sparsegen.pictures.picture import MIN_SIDE, Picture, from_array, to_array
 from sparsegen.restoration import operators
+from sparsegen.restoration.filter import Filter
 from sparsegen.restoration.fit import Fit, Progress
 from sparsegen.restoration.kinds import check_damage, find_kind
 from sparsegen.restoration.operators import Foreign, Operator, declared
-from sparsegen.restoration.settings import SPARSITIES, Preset, Task
+from sparsegen.restoration.settings import SPARSITIES, FilterPreset, Preset, Task
 from sparsegen.restoration.stopping import HeldOutRule, NoiseFitRule, StoppingRule, estimate_sigma
 
 LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}  # described in `settings.LOSSES`
@@ -82,7 +83,9 @@ def restore(
         operator: From the image to the observation, differentiable; None: the identity (denoising). It is called from
             several threads, one per network. Use ensemble_size=1 if several different images explain the observation,
             since the mean of the networks is returned.
-        preset: "fast", or "paper": the hyperparameters of the original, without early stopping.
+        preset: "fast"; "paper": the hyperparameters of the original, without early stopping; or "quick":
+            collaborative filtering (BM3D) on the CPU instead of a network, in seconds, only without an operator. It
+            is deterministic, and the settings of networks are refused.
         regularizer: Sparsity constraint on the codes Γ1…ΓK: "l0_inf", "l0", "l1" or "baseline" (none).
         sigma: Upper bound of the standard deviation of the noise, in gray levels, 0 to 255; None: estimated.
         callback: Called after each iteration; when it returns True, the result so far is returned.
@@ -188,10 +191,12 @@ def make_fit(
     observation: Tensor,
     operator: Callable[[Tensor], Tensor] | None = None,
     shape: tuple[int, int, int] | None = None,
-    preset: Preset | None = None,
-) -> Fit:
-    """The fit of a task, not yet started; `preset` replaces the settings of the task."""
+    preset: Preset | FilterPreset | None = None,
+) -> Fit | Filter:
+    """The fit or the filter of a task, not yet started; `preset` replaces the settings of the task."""
     preset, sparsity = preset or task.settings, SPARSITIES[task.regularizer]
+    if isinstance(preset, FilterPreset):
+        return _make_filter(task, observation, declared(operator), preset)
     if task.density is not None:
         sparsity = replace(sparsity, density=task.density)
     loss, forward = LOSS_FUNCTIONS[task.loss], declared(operator).to(observation.device)
@@ -200,19 +205,38 @@ def make_fit(
     return Fit(observation, preset, sparsity, loss, forward, make_rule, task.seed, shape)
 
 
+def _make_filter(task: Task, observation: Tensor, operator: Operator, preset: FilterPreset) -> Filter:
+    if not operator.only_noise:
+        raise ValueError(
+            f"the preset {task.preset} only removes noise: omit the operator, or use the preset fast"
+        )
+    if preset.stops:
+        raise ValueError(f"the preset {task.preset} has no stopping rule: omit stops, or use the preset fast")
+    return Filter(observation, noise_level(observation, task), preset.iterations)
+
+
+def noise_level(observation: Tensor, task: Task) -> Tensor:
+    """The estimated standard deviation of the noise of each pixel, at most that of the task.
+
+    It is an upper bound, since clipping reduces noise, and texture looks like noise.
+    """
+    sigma = estimate_sigma(observation.cpu())
+    return sigma if task.sigma is None else sigma.clamp_max(task.sigma / 255)
+
+
 def make_stopping_rule(
     observation: Tensor, operator: Operator, task: Task, random: torch.Generator, ensemble_size: int
 ) -> StoppingRule:
     """Chooses the stopping rule: `NoiseFitRule` for denoising with the loss mse, else `HeldOutRule`."""
     if operator.only_noise and task.loss == "mse":
-        sigma = estimate_sigma(observation.cpu())
-        if task.sigma is not None:  # an upper bound: clipping reduces noise, and texture looks like noise
-            sigma = sigma.clamp_max(task.sigma / 255)
-        return NoiseFitRule(observation, sigma.clamp_min(LEAST_SIGMA), random, ensemble_size)
+        sigma = noise_level(observation, task).clamp_min(LEAST_SIGMA)
+        return NoiseFitRule(observation, sigma, random, ensemble_size)
     return HeldOutRule(observation, LOSS_FUNCTIONS[task.loss], random, operator.known, ensemble_size)
 
 
-def follow(fit: Fit, callback: Callable[[Progress], bool | None] | None) -> tuple[np.ndarray, Progress]:
+def follow(
+    fit: Fit | Filter, callback: Callable[[Progress], bool | None] | None
+) -> tuple[np.ndarray, Progress]:
     """Runs a fit to its end, or until `callback` returns True; returns its history and the last progress."""
     rows = []
     for progress in fit:
@@ -237,7 +261,7 @@ def keep_known(image: Tensor, observation: Tensor, operator: Operator, task: Tas
     return torch.where(operator.known.to(image.device) > 0, observation, image)
 
 
-def _ending(fit: Fit, last: Progress) -> dict[str, Any]:
+def _ending(fit: Fit | Filter, last: Progress) -> dict[str, Any]:
     return {
         "stopped_because": fit.stopped_because,
         "iterations": last.iteration,

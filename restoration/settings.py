@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from sparsegen.common.checks import check_integer, check_real
 from sparsegen.common.hardware import processors
@@ -78,6 +78,11 @@ class Polynomial:
         return (1 + self.power) / (iteration + self.power)
 
 
+# Time of an iteration that does not depend on the size, in pixels of the preset fast. In the runs of table 3, an
+# iteration at 256 x 256 took 2.1 times as long as one at 128 x 128, and one at 64 x 64 took 0.55 times as long.
+OVERHEAD = 20_000
+
+
 @dataclass(frozen=True)
 class Preset:
     """How an hourglass is fitted to an observation.
@@ -94,6 +99,7 @@ class Preset:
         pixel_bytes: Bytes of activations and gradients of a network per pixel.
         mixed_precision: Compute in bfloat16 if the processor supports it, with channels last.
         stops: Whether a stopping rule ends the fit and selects the best average.
+        tiles: Whether large pictures are cut into tiles, each with networks of its own.
     """
 
     widths: Widths
@@ -108,12 +114,52 @@ class Preset:
     ensemble_size: int = 1
     mixed_precision: bool = True
     stops: bool = True
+    tiles: ClassVar[bool] = True
+    overhead: ClassVar[float] = OVERHEAD
     # These do not influence the result, so the repr that identifies records of campaigns omits them.
     cost: float = field(default=1.0, repr=False)
     pixel_bytes: float = field(default=1400, repr=False)
 
+    @property
+    def uses_sigma(self) -> bool:
+        """Whether denoising depends on the standard deviation of the noise: its stopping rule does."""
+        return self.stops
 
-PRESETS = {
+    def check(self, task: "Task") -> None:
+        """A network has all settings of a task."""
+
+
+@dataclass(frozen=True)
+class FilterPreset:
+    """Collaborative filtering (`collaborative`) instead of a network: in seconds, and only for noise.
+
+    Attributes: Those of `Preset` with the same meaning; an iteration is a hundredth of the work.
+    """
+
+    iterations: int = 100
+    ensemble_size: int = 1
+    stops: bool = False
+    cost: float = 0.1
+    pixel_bytes: float = 120
+    overhead: ClassVar[float] = 1_000
+    uses_sigma: ClassVar[bool] = True
+    tiles: ClassVar[bool] = False
+
+    def check(self, task: "Task") -> None:
+        """Raises: ValueError if the task is not to remove noise, or has a setting of networks."""
+        if not find_kind(task.kind).only_noise:
+            raise ValueError(
+                f"the preset {task.preset} only removes noise; got {task.kind}: use the preset fast"
+            )
+        for name in ("regularizer", "density", "loss", "iterations", "ensemble_size"):
+            if (value := getattr(task, name)) != getattr(Task, name):
+                raise ValueError(
+                    f"the preset {task.preset} fits no network, so {name} has no effect; got {value!r}: omit it, or "
+                    f"use the preset fast"
+                )
+
+
+PRESETS: dict[str, Preset | FilterPreset] = {
     "fast": Preset(
         Widths((64, 128, 128, 128), (8, 16, 32, 64), (4,) * 4, "zeros"),
         inputs=8,
@@ -129,6 +175,7 @@ PRESETS = {
         cost=18,  # benchmarks/dip.py, 128 x 128: 8.7 times the fast preset in bfloat16, this one in float32
         pixel_bytes=12_000,  # computed from the channels, not measured
     ),
+    "quick": FilterPreset(),
 }
 
 
@@ -165,9 +212,6 @@ MAX_WORKERS = 61  # Windows cannot wait for more processes
 SMALLEST = (
     64  # sides of the network's output before cropping; the batch norm of the coarsest code needs some pixels
 )
-# Time of an iteration that does not depend on the size, in pixels of the preset fast. In the runs of table 3, an
-# iteration at 256 x 256 took 2.1 times as long as one at 128 x 128, and one at 64 x 64 took 0.55 times as long.
-OVERHEAD = 20_000
 WORKER_BYTES = 850e6  # of a process that restores: torch, its kernels, the compiler; measured on an AMD EPYC
 LOSSES = {"mse": "squared, for noise in general", "l1": "absolute, for outliers such as salt and pepper"}
 
@@ -242,10 +286,11 @@ class Task:
                 "the number of networks averaged",
             )
         check_settings(task)
+        PRESETS[task.preset].check(task)
         return task
 
     @property
-    def settings(self) -> Preset:
+    def settings(self) -> Preset | FilterPreset:
         """The preset, with the settings that the task overrides."""
         own = {name: getattr(self, name) for name in ("iterations", "ensemble_size")}
         return replace(
@@ -265,15 +310,17 @@ class Task:
     @property
     def sigma_warning(self) -> str:
         """The warning that sigma has no effect, if it is given and has none; else empty."""
-        if self.sigma is None or self.stops_by_noise or find_kind(self.kind).keeps_known:
+        kind = find_kind(self.kind)
+        denoises = kind.only_noise and self.settings.uses_sigma and self.loss == "mse"
+        if self.sigma is None or denoises or kind.keeps_known:
             return ""
-        return "sigma has no effect here: only denoising with the preset fast and the loss mse uses it"
+        return "sigma has no effect here: only denoising with the presets fast and quick and the loss mse uses it"
 
     def effort(self, height: int, width: int, iterations: float | None = None) -> float:
         """Estimated work for a result of this size, which orders jobs in a queue.
 
         Unit: the work of a network of the preset fast per pixel and iteration; its duration depends on the machine.
-        Each iteration has the work of OVERHEAD pixels more.
+        Each iteration has the work of `overhead` pixels more.
 
         Args:
             iterations: The number of iterations, if it is known.
@@ -285,7 +332,7 @@ class Task:
                 sigma = 25 if self.sigma is None else max(self.sigma, 1)
                 iterations = typical_iterations(sigma / 255, pixels)
         work: float = min(iterations, settings.iterations) * settings.ensemble_size
-        return work * (settings.cost * pixels + OVERHEAD)
+        return work * (settings.cost * pixels + settings.overhead)
 
     def memory(self, height: int, width: int) -> float:
         """Peak bytes of a process for a result of this size, all networks of the ensemble in parallel."""

@@ -183,7 +183,8 @@ def run_tiled(
             (see multiprocessing); 1: a thread of this process. If tiles fail or a process is killed, half as many
             processes fit the remaining tiles, and a warning is logged.
         tile: The longest side of a tile in pixels of the result; None: `TILE`, or the whole picture if it has
-            up to `WHOLE` pixels. Tiles are larger if the margins leave too little of them.
+            up to `WHOLE` pixels. Tiles are larger if the margins leave too little of them. The preset quick has no
+            tiles.
         overlap: Minimum overlap of neighbors in pixels of the result, in addition to the reach of the operator.
         threads: Number of threads of each worker. The last digits of the result depend on it.
         device: "auto" or None: an accelerator if there is one, else the CPU. All workers use the same.
@@ -256,6 +257,8 @@ def _reason(failure: BaseException) -> str:
 def is_tiled(task: Task, shape: tuple[int, ...], tile: int | None = None) -> bool:
     """Whether `run_tiled` divides a picture of shape (H, W, C) into several tiles."""
     height, width = shape[0] * task.factor, shape[1] * task.factor
+    if not task.settings.tiles:
+        return False
     return height * width > WHOLE if tile is None else max(height, width) > tile
 
 
@@ -456,7 +459,10 @@ def _jobs(
     """Checks a task and divides it into the tasks of its tiles."""
     height, width = picture.pixels.shape[:2]
     operator = make_operator(task, damage)
-    tiles = plan(height, width, *_sides(height, width, task.factor, operator.reach, tile, overlap))
+    sides = max(height, width), 0
+    if task.settings.tiles:
+        sides = _sides(height, width, task.factor, operator.reach, tile, overlap)
+    tiles = plan(height, width, *sides)
     if operator.known is None or len(tiles) == 1:
         return [
             _job(index, place, operator.reach, task, picture, damage) for index, place in enumerate(tiles)

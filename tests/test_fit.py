@@ -382,7 +382,7 @@ def test_the_absolute_loss_is_robust_to_salt_and_pepper() -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"preset": "quick"}, "preset must be one of fast, paper.*got 'quick'"),
+        ({"preset": "quicker"}, "preset must be one of fast, paper, quick.*got 'quicker'"),
         ({"regularizer": "l0inf"}, "did you mean 'l0_inf'"),
         ({"sigma": -1}, "0 to 255; got -1"),
         ({"sigma": 256}, "got 256"),

@@ -17,8 +17,9 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from numba import njit  # noqa: TID253
 from numpy.typing import NDArray
+
+from sparsegen.common.compiled import compiled
 
 Bits = NDArray[np.int32] | NDArray[np.int16]  # of float32 or bfloat16
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -37,24 +38,14 @@ _NETWORK_LINES, _NETWORK_PLANES = 48, 96
 _PART = 1 << 17  # minimum number of entries per thread
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    compiled: Callable[..., Any]
-    try:
-        compiled = njit(function, cache=True, **options)
-    except RuntimeError:  # neither this folder nor the user's cache folder can be written
-        compiled = njit(function, **options)
-    return compiled
-
-
-@_compiled
+@compiled
 def _rank(x, rank):
     narrower = np.int32(32 - 8 * x.itemsize)
     for i in range(x.size):
         rank[i] = min(np.int32((np.int32(x[i]) << narrower) & _MAGNITUDE), _NAN)
 
 
-@_compiled
+@compiled
 def _bisect(rank, k):
     """Returns a rank that as many entries reach as the k-th largest rank, and the number of these entries."""
     high = np.int32(0)
@@ -73,7 +64,7 @@ def _bisect(rank, k):
     return low, reached
 
 
-@_compiled
+@compiled
 def _drop_ties(x, k, least, y, mask, channels):
     """Drops the last of the entries of rank `least` until k entries of a line are kept.
 
@@ -92,7 +83,7 @@ def _drop_ties(x, k, least, y, mask, channels):
                 excess -= 1
 
 
-@_compiled
+@compiled
 def _bisect_lines(x, y, mask, k, channels):
     rank = np.empty(x.shape[1], np.int32)
     for row in range(x.shape[0]):
@@ -106,7 +97,7 @@ def _bisect_lines(x, y, mask, k, channels):
             _drop_ties(x[row], k, least, y[row], mask[row], channels)
 
 
-@_compiled
+@compiled
 def _rank_planes(x, start, width, rank, to):
     """Writes the ranks of `width` pixels of x (n, pixels), starting at `start`, to rank (n, lanes), starting at `to`.
 
@@ -120,7 +111,7 @@ def _rank_planes(x, start, width, rank, to):
             rank[channel, to + i] = min(np.int32(bits & _MAGNITUDE), _NAN)
 
 
-@_compiled
+@compiled
 def _transpose_planes(x, start, width, rank):
     """Writes the ranks of `width` pixels of x (n, pixels), starting at `start`, to rank (pixels, n)."""
     narrower = np.int32(32 - 8 * x.itemsize)
@@ -130,7 +121,7 @@ def _transpose_planes(x, start, width, rank):
             rank[i, channel] = min(np.int32(bits & _MAGNITUDE), _NAN)
 
 
-@_compiled
+@compiled
 def _keep_planes(x, start, width, least, at, y, mask):
     """Keeps the entries of `width` pixels of x (n, pixels), starting at `start`, whose rank is at least
     least[at + i].
@@ -144,7 +135,7 @@ def _keep_planes(x, start, width, least, at, y, mask):
             y[channel, start + i] = x[channel, start + i] & -np.int32(mask[channel, start + i])
 
 
-@_compiled
+@compiled
 def _bisect_planes(x, y, mask, k):
     samples, n, pixels = x.shape
     rank = np.empty((min(_TILE, pixels), n + _PAD), np.int32)
@@ -161,20 +152,20 @@ def _bisect_planes(x, y, mask, k):
                 _drop_ties(x[sample, :, i], k, least[i], y[sample, :, i], mask[sample, :, i], 1)
 
 
-@_compiled
+@compiled
 def _exchange(a, b):
     for i in range(a.size):
         x, y = a[i], b[i]
         a[i], b[i] = max(x, y), min(x, y)
 
 
-@_compiled
+@compiled
 def _sort(work, pairs):
     for pair in range(pairs.shape[0]):
         _exchange(work[pairs[pair, 0]], work[pairs[pair, 1]])
 
 
-@_compiled
+@compiled
 def _tied(work, k):
     """Returns whether more than k entries reach the k-th largest in any lane."""
     if k == work.shape[0]:
@@ -185,7 +176,7 @@ def _tied(work, k):
     return found != 0
 
 
-@_compiled
+@compiled
 def _keep_lines(x, least, y, mask):
     """Keeps the entries of each row of x (rows, n) whose rank is at least least[row]."""
     narrower = np.int32(32 - 8 * x.itemsize)
@@ -198,7 +189,7 @@ def _keep_lines(x, least, y, mask):
             y[row, i] = x[row, i] & -np.int32(mask[row, i])
 
 
-@_compiled
+@compiled
 def _network_lines(x, y, mask, k, pairs):
     rows, n = x.shape
     work = np.zeros((n, min(_LINE_LANES, rows)), np.int32)
@@ -214,7 +205,7 @@ def _network_lines(x, y, mask, k, pairs):
                     _drop_ties(x[row], k, least, y[row], mask[row], 1)
 
 
-@_compiled
+@compiled
 def _network_planes(x, y, mask, k, pairs):
     samples, n, pixels = x.shape
     width = min(_LANES, pixels)  # pixels per sample; then samples stored side by side
@@ -302,7 +293,7 @@ def keep(x: Bits, y: Bits, mask: NDArray[np.uint8], threads: int = 1) -> None:
     _in_parts(_keep, (x, y, mask), threads)
 
 
-@_compiled
+@compiled
 def _keep(x, y, mask):
     for i in range(np.uintp(x.size)):
         y[i] = x[i] & -np.int32(mask[i])

@@ -62,7 +62,8 @@ class RestoreOptions(RequestModel):
     preset: str = Field(
         Task.preset,
         json_schema_extra=_one_of(PRESETS),
-        description="fast stops by itself; paper has the settings of the original.",
+        description="fast stops by itself; paper has the settings of the original; quick has no network, takes "
+        "seconds, and only removes noise.",
     )
     regularizer: str = Field(
         Task.regularizer,

@@ -152,7 +152,7 @@ class Endpoints:
             mask: For inpaint: a picture of the same size, white in the holes and black elsewhere.
             by: For upscale: the factor, 2 or 4.
             kernel: For deblur: gaussian:SIGMA, with SIGMA in pixels.
-            preset: fast or paper.
+            preset: fast, paper, or quick (only for noise).
             regularizer: Constraint on the codes.
             density: Share of non-zeros in a code, 0 to 1; None: that of the regularizer.
             loss: mse or l1.

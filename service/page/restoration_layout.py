@@ -23,6 +23,7 @@ expected time is shown before the start."""
 PRESET_LABELS = {
     "fast": "fast: automatic stopping, minutes",
     "paper": "paper: the settings of the paper, hours",
+    "quick": "quick: no network, only for noise, seconds",
 }
 
 

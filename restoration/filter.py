@@ -33,8 +33,8 @@ class Filter:
     def __iter__(self) -> Iterator[Progress]:
         self.stopped_because = "both steps are done"
         started, looked_at = perf_counter(), 0
-        pictures = (image[0].permute(1, 2, 0).cpu().numpy() for image in (self.observation, self.sigma))
-        for estimate in estimates(*pictures, torch.get_num_threads()):
+        noisy, sigma = (image[0].permute(1, 2, 0).cpu().numpy() for image in (self.observation, self.sigma))
+        for estimate in estimates(noisy, sigma, torch.get_num_threads()):
             image = torch.from_numpy(estimate.image).permute(2, 0, 1)[None].to(self.observation).clamp(0, 1)
             iteration = max(1, round(self.iterations * estimate.fraction))
             seconds = perf_counter() - started

@@ -53,3 +53,8 @@ class Filter:
                 seconds_left=seconds * (1 - estimate.fraction) / max(estimate.fraction, 1e-3),
                 looked=looked,
             )
+
+    def result(self) -> Tensor:
+        """Runs the filter to its end, and returns the image."""
+        *_, last = self
+        return last.image

@@ -99,6 +99,8 @@ class Preset:
         pixel_bytes: Bytes of activations and gradients of a network per pixel.
         mixed_precision: Compute in bfloat16 if the processor supports it, with channels last.
         stops: Whether a stopping rule ends the fit and selects the best average.
+        filter_share: In denoising with a stopping rule, the weight of the collaborative filter (`FilterPreset`) in the
+            result, 0 to 1; the rest is that of the networks.
         tiles: Whether large pictures are cut into tiles, each with networks of its own.
     """
 
@@ -116,6 +118,8 @@ class Preset:
     stops: bool = True
     tiles: ClassVar[bool] = True
     overhead: ClassVar[float] = OVERHEAD
+    # The records are those of the networks alone.
+    filter_share: float = field(default=0.0, repr=False)
     # These do not influence the result, so the repr that identifies records of campaigns omits them.
     cost: float = field(default=1.0, repr=False)
     pixel_bytes: float = field(default=1400, repr=False)
@@ -165,6 +169,7 @@ PRESETS: dict[str, Preset | FilterPreset] = {
         inputs=8,
         betas=(0.9, 0.9),
         ensemble_size=2,
+        filter_share=0.6,
     ),
     "paper": Preset(
         Widths((128,) * 5, (128,) * 5, (4,) * 5),

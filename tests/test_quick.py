@@ -15,10 +15,10 @@ import sparsegen  # noqa: E402
 from pictures import encoded  # noqa: E402
 from sparsegen.pictures.picture import Picture  # noqa: E402
 from sparsegen.pictures.reading import read_picture  # noqa: E402
-from sparsegen.restoration import restore, tiles  # noqa: E402
+from sparsegen.restoration import restore, settings, tiles  # noqa: E402
 from sparsegen.restoration.collaborative import denoise  # noqa: E402
 from sparsegen.restoration.operators import Blur, Mask  # noqa: E402
-from sparsegen.restoration.settings import Task  # noqa: E402
+from sparsegen.restoration.settings import Preset, Task, Widths  # noqa: E402
 from sparsegen.service.jobs.orders import check  # noqa: E402
 
 
@@ -167,3 +167,43 @@ def test_a_request_over_http_is_checked() -> None:
     assert order.task == Task.of(preset="quick", sigma=25.0) and not order.notes
     with pytest.raises(Exception, match="so iterations has no effect; got 5"):
         check({"preset": "quick", "iterations": "5"}, {"image": picture})
+
+
+def tiny_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = Widths((8, 16), (8, 16), (4, 4), "zeros")
+    preset = Preset(widths, inputs=8, iterations=20, filter_share=0.6)
+    monkeypatch.setitem(settings.PRESETS, "fast", preset)
+
+
+def test_the_result_of_fast_is_a_mean_with_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_fast(monkeypatch)
+    noisy, seen = noisy_picture(), []
+    result = sparsegen.restore(noisy, sigma=25, callback=seen.append)
+    network = restore.to_pixels(seen[-1].image)
+    filtered = sparsegen.restore(noisy, preset="quick", sigma=25).image
+    np.testing.assert_allclose(result.image, 0.4 * network + 0.6 * filtered, atol=1e-6)
+    seen.clear()
+    task = restore.run(Task.of(sigma=25), Picture(noisy), callback=seen.append)
+    np.testing.assert_allclose(task.image.pixels, result.image, atol=1e-6)
+    np.testing.assert_array_equal(seen[-1].picture().pixels, task.image.pixels)
+
+
+@pytest.mark.parametrize("about", [{"loss": "l1"}, {"stops": False}, {"operator": Blur.gaussian(1)}], ids=str)
+def test_the_filter_is_for_noise_that_a_rule_of_noise_stops(
+    monkeypatch: pytest.MonkeyPatch, about: dict
+) -> None:
+    tiny_fast(monkeypatch)
+    seen = []
+    result = sparsegen.restore(noisy_picture(), callback=seen.append, **about)
+    np.testing.assert_array_equal(result.image, restore.to_pixels(seen[-1].image))
+
+
+def test_without_numba_fast_returns_the_networks_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_fast(monkeypatch)
+    monkeypatch.setattr(restore, "is_installed", lambda *packages: False)
+    seen = []
+    result = sparsegen.restore(noisy_picture(), callback=seen.append)
+    np.testing.assert_array_equal(result.image, restore.to_pixels(seen[-1].image))
+    assert "networks alone" in caplog.text and "[restore]" in caplog.text

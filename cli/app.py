@@ -42,15 +42,25 @@ for group in (models, encoding, training, serving, paper, restoring):
     app.add_typer(group.app)
 
 
+def _log_handler() -> logging.Handler:
+    """Wraps messages on a terminal; in a file or a pipe, each is one line."""
+    handler: logging.Handler
+    if err.is_terminal:
+        handler = RichHandler(console=err, show_time=False, show_path=False)
+        handler.setFormatter(EscapingFormatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(EscapingFormatter("%(levelname)s %(message)s"))
+    return handler
+
+
 def main() -> None:
     """Runs the command line. An error is reported in one line; SPARSEGEN_TRACEBACK=1 shows its traceback.
 
     Exit codes: 2 for bad input and other expected errors, 1 for a bug in sparsegen, 130 for Ctrl-C.
     """
     substitute_unencodable(sys.stdout, sys.stderr)
-    handler = RichHandler(console=err, show_time=False, show_path=False)
-    handler.setFormatter(EscapingFormatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[_log_handler()])
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Abort:

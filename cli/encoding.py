@@ -148,6 +148,6 @@ def _read(paths: Sequence[Path], side: int) -> "np.ndarray":
     if resized:
         say(
             err,
-            f"{resized} of {len(paths)} pictures were cropped to a square and resized to {side} x {side} pixels",
+            f"pictures cropped to a square and resized to {side} x {side} pixels: {resized} of {len(paths)}",
         )
     return np.ascontiguousarray(np.stack(pixels))

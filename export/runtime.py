@@ -62,7 +62,10 @@ _AGAIN = "download both files again, or export again"
 CPU_PROVIDER = "CPUExecutionProvider"
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 GPU_BATCH = 512  # images; not measured
+DIVIDE_FROM = 500  # images, for which importing numba and onnx, about half a second, pays
 DEVICES = "auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N"
+
+Run = Callable[[list[str], dict[str, np.ndarray]], list[np.ndarray]]  # outputs of a graph from its inputs
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +98,8 @@ class OnnxSampler:
     def __init__(self, path: str | Path, threads: int = 1, device: str = "auto") -> None:
         self.path = Path(path)
         self.threads = check_integer("threads", threads, 1, 1024, "the CPU threads of one call")
-        self._session, self.metadata = open_graph(self.path, self.threads, device)
-        self.device, self.provider = device, provider_of(self._session)
+        session, self.metadata = open_graph(self.path, self.threads, device)
+        self.device, self.provider = device, provider_of(session)
         if self.metadata["graph"] != "generator":
             raise ValueError(
                 f"{self.path} is the {self.metadata['graph']} graph of a generator: open the file of the generator"
@@ -112,6 +115,8 @@ class OnnxSampler:
         self.code_shapes = tuple(tuple(shape) for shape in self.metadata["code_shapes"])
         self._others: dict[str, onnxruntime.InferenceSession] = {}
         self._lock = Lock()
+        self._divided: bool | None = None  # None: not tried
+        self._run: Run = session.run
 
     def __repr__(self) -> str:
         return f"OnnxSampler({str(self.path)!r}): {self.name}"
@@ -143,6 +148,8 @@ class OnnxSampler:
         Raises:
             TypeError, ValueError: On a value out of range.
         """
+        if count >= DIVIDE_FROM:
+            self.divide()
         classes = noise.labels(count, self.classes, seed, labels, self.class_names)
         values, parts = None if k is None else self._resolve(k, count), []
         batch = noise.BATCH if self.provider == CPU_PROVIDER else GPU_BATCH
@@ -185,7 +192,7 @@ class OnnxSampler:
         for index, k_range in enumerate(self.k_ranges):
             inputs[f"k_{k_range.level}"] = np.array(values[..., index], np.int64)
         names = [f"code_{level}" for level in range(1, len(self.code_shapes) + 1)] if codes else []
-        image, *levels = self._compute(self._session, ["image", *names], inputs)
+        image, *levels = self._compute(self._run, ["image", *names], inputs)
         shapes = [(3, self.image_size, self.image_size), *self.code_shapes]
         for name, found, shape in zip(["image", *names], [image, *levels], shapes, strict=False):
             if found.shape != (len(z), *shape):
@@ -205,11 +212,45 @@ class OnnxSampler:
             )
         return values
 
-    def _compute(
-        self, session: onnxruntime.InferenceSession, outputs: list[str], inputs: dict[str, np.ndarray]
-    ) -> list[np.ndarray]:
+    @property
+    def divided(self) -> bool:
+        """Whether `divide` has succeeded."""
+        return bool(self._divided)
+
+    def divide(self) -> bool:
+        """Projects in compiled loops from now on: 1.1 to 1.9 times as fast, with the same pixels bit for bit.
+
+        The graph is divided at its projections (`parts.py`). `sample` does so before it draws 500 images
+        or more. Numba compiles the loops at the first use on a machine, which takes seconds.
+
+        Returns: Whether it is divided. It is not if numba or onnx is missing (extra fast), on a GPU, or if the file has
+            no projections of its own, such as one exported with --plain or --half.
+        """
+        with self._lock:
+            if self._divided is None:
+                self._divided = self._divide()
+            return self._divided
+
+    def _divide(self) -> bool:
+        if self.provider != CPU_PROVIDER or not self.k_ranges:
+            return False
         try:
-            results: list[np.ndarray] = session.run(outputs, inputs)
+            from sparsegen.export.parts import Parts
+
+            weights = self.path.with_name(bundled.WEIGHTS)
+            given = {weights.name: weights.read_bytes()} if self.metadata["weights"] else {}
+            parts = Parts(
+                self.path, lambda model: _open(model, self.threads, [CPU_PROVIDER], given), self.threads
+            )
+        except (ImportError, ValueError) as error:
+            logger.debug("%s is run as a whole: %s", self.path, error)
+            return False
+        self._run = parts.run
+        return True
+
+    def _compute(self, run: Run, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            results: list[np.ndarray] = run(outputs, inputs)
         except _LOAD_ERRORS as error:
             raise RuntimeError(f"{self.path} failed: {str(error).splitlines()[0]:.300}") from None
         return results
@@ -241,7 +282,7 @@ class OnnxSampler:
 
     def _run_synthesis(self, output: str, code_1: np.ndarray) -> np.ndarray:
         session = self._open(synthesis_path(self.path), "synthesis")
-        return self._compute(session, [output], {"code_1": code_1})[0]
+        return self._compute(session.run, [output], {"code_1": code_1})[0]
 
     def encode(
         self,
@@ -278,7 +319,7 @@ class OnnxSampler:
         }
 
         def step(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return dict(zip(names, self._compute(session, names, dict(inputs)), strict=True))
+            return dict(zip(names, self._compute(session.run, names, dict(inputs)), strict=True))
 
         return encode(
             step, self.code_shapes[:level], self.image_size, given, images, iterations, mask, progress
@@ -512,9 +553,15 @@ def _preload_cuda() -> None:
         onnxruntime.preload_dlls()
 
 
-def _open(model: str | bytes, threads: int, providers: Sequence[Any]) -> onnxruntime.InferenceSession:
+def _open(
+    model: str | bytes, threads: int, providers: Sequence[Any], weights: Mapping[str, bytes] | None = None
+) -> onnxruntime.InferenceSession:
+    """Opens a session; `weights` are the files that a serialized model reads its weights from."""
     _share_arena()
     options = onnxruntime.SessionOptions()
+    if weights:
+        sizes = [len(content) for content in weights.values()]
+        options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -104,6 +104,22 @@ class Picture:
             alpha = _resized(alpha, *pixels.shape[:2])
         return replace(self, pixels=pixels, alpha=alpha)
 
+    def reduced(self, max_pixels: int) -> "Picture":
+        """Returns the picture with at most `max_pixels` pixels: means of squares, as small ones as possible."""
+        factor = math.isqrt(math.ceil(self.pixels[..., 0].size / max_pixels) - 1) + 1
+        while math.prod(math.ceil(side / factor) for side in self.pixels.shape[:2]) > max_pixels:
+            factor += 1  # squares at the edge may be incomplete
+        if factor == 1:
+            return self
+        if self.alpha is None:
+            return replace(self, pixels=_means(self.pixels, factor))
+        alpha = self.alpha.astype(np.float32)[..., None]
+        mean = _means(alpha, factor)
+        pixels = _means(alpha * self.pixels, factor) / np.where(mean > 0, mean, 1)  # hidden colors do not count
+        integer = np.issubdtype(self.alpha.dtype, np.integer)
+        kept = (np.rint(mean) if integer else mean)[..., 0].astype(self.alpha.dtype)
+        return replace(self, pixels=pixels, alpha=kept)
+
     def encode(self, suffix: str = ".png") -> bytes:
         """Encodes the picture as a file with its depth, alpha and color profile.
 
@@ -119,6 +135,15 @@ class Picture:
         buffer = io.BytesIO()
         Image.fromarray(samples).save(buffer, kind.name.upper(), icc_profile=self.icc, **kind.options)
         return buffer.getvalue()
+
+
+def _means(array: np.ndarray, factor: int) -> np.ndarray:
+    """Means of squares of factor x factor pixels; smaller ones at the lower and right edge.
+
+    Shape: float32 (H, W, C) -> (⌈H / factor⌉, ⌈W / factor⌉, C).
+    """
+    channels = (np.asarray(Image.fromarray(channel).reduce(factor)) for channel in np.moveaxis(array, -1, 0))
+    return np.stack(list(channels), -1)
 
 
 def check_suffix(path: str | Path, picture: Picture) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field
 
 from sparsegen.pictures import images
-from sparsegen.pictures.picture import Picture
+from sparsegen.pictures.picture import MAX_PIXELS, Picture
 from sparsegen.pictures.squares import square
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs.orders import Mask, Upload, read_upload
@@ -23,6 +23,7 @@ from sparsegen.zoo.fitting import Encoding
 from sparsegen.zoo.k_range import resolve
 
 ITERATIONS, MAX_ITERATIONS = 200, 500
+READ_PIXELS = 1_000_000
 LARGER = "`sparsegen encode` reads larger pictures"
 FORMATS = {
     "json": "JSON with the PSNR, the non-zeros of each code, and two base64 PNGs",
@@ -35,7 +36,8 @@ class EncodeArguments(RequestModel):
     """The picture, the model and the settings of the search."""
 
     image: Upload = Field(
-        description="An image file. Its center square is resized to the images of the model."
+        description=f"An image file of up to {MAX_PIXELS:,} pixels. Its center square is resized to the images of the "
+        "model."
     )
     model: str = Field(description="A name from GET /models.")
     k: str | None = Field(
@@ -137,12 +139,17 @@ def order(given: Mapping[str, object], models: Mapping[str, Model]) -> EncodeOrd
     except (TypeError, ValueError) as error:
         raise Refused(422, clip(str(error), 300)) from None
     side = model.sampler.image_size
-    picture = read_upload("image", asked.image, LARGER)
+    picture = _read("image", asked.image)
     pixels = _pixels(picture)
     if asked.mask is None:
         return EncodeOrder(model, k, asked.iterations, np.asarray(square(pixels, side))[None], None)
-    holes = _holes(read_upload("mask", asked.mask, LARGER), picture)
+    holes = _holes(_read("mask", asked.mask), picture)
     return EncodeOrder(model, k, asked.iterations, *_without_holes(np.asarray(pixels), holes, side))
+
+
+def _read(name: str, content: bytes) -> Picture:
+    """Reads a picture, reduced to READ_PIXELS, which are far more than the images of the models have."""
+    return read_upload(name, content, LARGER, MAX_PIXELS, reduce_to=READ_PIXELS)
 
 
 def _k(text: str | None) -> int | list[int] | None:
@@ -180,7 +187,8 @@ def _holes(mask: Picture, picture: Picture) -> NDArray[np.bool_]:
         (height, width), (rows, columns) = mask.pixels.shape[:2], picture.pixels.shape[:2]
         raise Refused(
             422,
-            f"the mask must have the size of the image, {columns} x {rows} pixels; got {width} x {height}",
+            f"the mask must have the size of the image, {columns} x {rows} pixels; got {width} x {height} (as read: "
+            f"pictures above {READ_PIXELS / 1e6:g} megapixel are reduced)",
         )
     holes: NDArray[np.bool_] = mask.pixels.mean(-1) >= 0.5
     return holes

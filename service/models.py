@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparsegen.export.runtime import OnnxSampler
+from sparsegen.export.runtime import OnnxSampler, encoding_path, open_graph
 from sparsegen.zoo import hub, noise
 from sparsegen.zoo.bundled import CONFIG, GRAPH, MODELS, SYNTHESIS, list_models
 from sparsegen.zoo.config import read_entries
@@ -170,5 +170,9 @@ def open_model(folder: Path, device: str = "auto") -> Model:
     """
     config = read_entries(folder)
     sampler = OnnxSampler(folder / GRAPH, device=device)
+    sampler.divide()
     sampler.dictionary()  # opens the synthesis graph, used by the code inspector
+    encoding = encoding_path(folder / GRAPH)
+    if encoding.is_file() and folder.parent != MODELS:  # those of the package are opened when they are used
+        open_graph(encoding)
     return Model(folder.name, sampler, config)

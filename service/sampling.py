@@ -2,21 +2,25 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, SkipValidation
 
+from sparsegen.export.runtime import OnnxSampler
+from sparsegen.pictures import images
 from sparsegen.service.errors import Refused
 from sparsegen.service.models import Model
 from sparsegen.service.requests import RequestModel, clip, schema
 from sparsegen.zoo import noise
-from sparsegen.zoo.k_range import resolve
+from sparsegen.zoo.k_range import KRange, resolve
 
 MAX_COUNT = 64
 K = Annotated[int, Field(ge=1)]
+PerLevel = Annotated[list[K], Field(min_length=1, max_length=2)]
 Label = Annotated[int, Field(ge=0)] | str
 FORMATS = {
     "grid": "one PNG with all images side by side",
@@ -43,10 +47,12 @@ class ArrayRequest(RequestModel):
         le=noise.MAX_SEED,
         description="Seed of the noise; the same seed gives the same images.",
     )
-    k: SkipValidation[K | Annotated[list[K], Field(min_length=1, max_length=2)] | None] = Field(
+    k: SkipValidation[
+        K | PerLevel | Annotated[list[PerLevel], Field(min_length=1, max_length=MAX_COUNT)] | None
+    ] = Field(
         None,
         description="Sparsity (k): the non-zeros kept, one number for all projected levels or one per level, Γ1 first; "
-        "null: the k of training.",
+        "or a list of `count` such lists, one per image; null: the k of training.",
     )
     labels: SkipValidation[
         Label | Annotated[list[Label], Field(min_length=1, max_length=MAX_COUNT)] | None
@@ -65,7 +71,7 @@ class ArrayRequest(RequestModel):
         model = find_model(self.model, models)
         sampler = model.sampler
         try:
-            k = tuple(resolve(self.k, sampler.k_ranges))
+            k = _resolve_k(self.k, sampler.k_ranges, self.count)
             labels = noise.labels(self.count, sampler.classes, self.seed, self.labels, sampler.class_names)
         except (TypeError, ValueError) as error:
             raise Refused(422, clip(str(error), 300)) from None
@@ -82,28 +88,61 @@ class SampleRequest(ArrayRequest):
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """A checked request; `k` has one number per projected level.
+    """A checked request.
 
-    Shape: labels int64 (count,), or None if the model is unconditional.
+    Shape: k int64 (count, levels), the projected ones; labels int64 (count,), or None if the model is unconditional.
     """
 
     model: Model
     count: int
     seed: int
-    k: tuple[int, ...]
+    k: NDArray[np.int64]
     labels: np.ndarray | None
 
     def rows(self) -> np.ndarray:
-        """The input of the network per image, as one array, so that requests with different labels can be merged.
+        """The input of the network per image, as one array, so that requests with other labels and k can be merged.
 
-        Shape: (count,) of the fields z, float32 (z_dim,), and label, int64, 0 for an unconditional model.
+        Shape: (count,) of the fields z, float32 (z_dim,), k, int64 (levels,), and label, int64, 0 for an unconditional
+        model.
         """
-        z_dim = self.model.sampler.z_dim
-        rows = np.zeros(self.count, [("z", np.float32, z_dim), ("label", np.int64)])
-        rows["z"] = noise.z(self.count, z_dim, self.seed)
+        z_dim, levels = self.model.sampler.z_dim, self.k.shape[1]
+        rows = np.zeros(
+            self.count, [("z", np.float32, (z_dim,)), ("k", np.int64, (levels,)), ("label", np.int64)]
+        )
+        rows["z"], rows["k"] = noise.z(self.count, z_dim, self.seed), self.k
         if self.labels is not None:
             rows["label"] = self.labels
         return rows
+
+
+def draw(sampler: OnnxSampler, rows: np.ndarray) -> NDArray[np.uint8]:
+    """Draws the images of `SampleOrder.rows`.  Shape: uint8 (count, H, W, 3)."""
+    k = rows["k"]
+    one = (k == k[0]).all()  # faster than one per image, where the graph is not divided
+    labels = rows["label"] if sampler.classes else None
+    image, _ = sampler.run(
+        rows["z"], (k[0] if one else k) if k.shape[1] else None, codes=False, labels=labels
+    )
+    return images.to_uint8(image)
+
+
+def _resolve_k(given: object, k_ranges: Sequence[KRange], count: int) -> NDArray[np.int64]:
+    """Checks k: one for all images, or a list of lists, one per image.  Shape: (count, levels).
+
+    Raises:
+        TypeError, ValueError: As `resolve`, with the image.
+    """
+    if not (isinstance(given, list) and any(isinstance(each, list) for each in given)):
+        return np.array([resolve(given, k_ranges)] * count, np.int64)  # type: ignore[arg-type]  # `resolve` checks it
+    if len(given) != count:
+        raise ValueError(f"k of each image must be {count} lists, one per image; got {len(given)}")
+    rows = []
+    for index, each in enumerate(given):
+        try:
+            rows.append(resolve(each, k_ranges))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"image {index}: {error}") from None
+    return np.array(rows, np.int64)
 
 
 def read_json(body: bytes, content_type: str) -> dict[str, object]:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from sparsegen.__main__ import main
+from sparsegen.common.hardware import processors
 from sparsegen.training.features import FeatureNetwork
 from sparsegen.zoo.blocks import ConditionalBatchNorm
 from sparsegen.zoo.generator import Generator
@@ -36,6 +37,12 @@ SLOW = set(
     "restore_page restoring run runtime sources space table1_campaign table3_campaign tiles training_benchmark types "
     "uploads web".split()
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more process than processors, because a third of the time is waiting: for servers, browsers and deadlines."""
+    return processors() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -442,7 +442,7 @@ def test_evaluate_names_its_metric_and_writes_its_figures(
     assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 1, "--quick"), "got 1")
     assert_refused(sparsegen("evaluate", model, "--data", pictures, "--count", 3), "from 4 to 100000; got 3")
     done = sparsegen("evaluate", model, "--data", pictures, "--count", 8, "--record", "--quick")
-    assert done.returncode == 0 and "precision" not in done.stdout
+    assert done.returncode == 0 and "precision" not in done.stdout and "kernel_distance" in done.stdout
     recorded = from_pretrained(model).config["evaluation"]
     assert recorded["count"] == 8
     assert recorded["data"] == "pictures"

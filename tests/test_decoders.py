@@ -71,6 +71,30 @@ def test_a_decoded_picture_equals_one_read_directly(pool, tmp_path):
             assert there.with_pixels(1 - there.pixels).encode() == here.with_pixels(1 - here.pixels).encode()
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_larger_picture_is_reduced_to_means(pool, channels):
+    decoders, pixels = pool(), np.random.default_rng(0).integers(0, 256, (90, 61, channels), np.uint8)
+    there = decoders.read(encoded(Image.fromarray(pixels.squeeze())), "it", 10_000, reduce_to=1000)
+    assert there.pixels.shape[:2] == (30, 21)  # a third: a half would have more than 1000 pixels
+    alpha = pixels[..., 3:] / 255.0 if channels == 4 else np.ones((90, 61, 1))
+    for row, column in ((0, 0), (7, 4), (29, 20)):
+        square = np.s_[3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+        share = alpha[square].mean((0, 1))
+        mean = (alpha[square] * pixels[square][..., :3] / 255).mean((0, 1)) / share
+        np.testing.assert_allclose(there.pixels[row, column], mean, atol=1e-5)
+        if channels == 4:
+            assert abs(there.alpha[row, column] - 255 * share) <= 0.51
+    same = decoders.read(encoded(Image.fromarray(pixels.squeeze())), "it", 10_000, reduce_to=5490)
+    assert same.pixels.shape[:2] == (90, 61)
+
+
+def test_a_photograph_of_12_megapixels_is_reduced_within_the_limits_of_a_decoder(pool):
+    noise = np.random.default_rng(0).integers(0, 256, (750, 1000, 3), np.uint8)
+    photo = encoded(Image.fromarray(noise).resize((4000, 3000)), "JPEG", quality=95)
+    there = pool().read(photo, "it", 12_000_000, reduce_to=1_000_000)
+    assert there.pixels.shape == (750, 1000, 3)
+
+
 def test_errors_equal_those_of_reading_directly(pool):
     decoders = pool()
     for content in (b"", b"no picture", PICTURE[:-50], encoded(Image.new("L", (8, 8))), PICTURE):

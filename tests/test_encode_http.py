@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import shutil
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sparsegen.pictures.squares import decode
 from sparsegen.service.encoding import EncodeOrder
 from sparsegen.service.http.batching import Overloaded
 from sparsegen.service.http.encoding import WAITING, Searches
+from sparsegen.service.models import open_models
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of pathspec, which bentoml imports
@@ -95,6 +97,33 @@ def test_holes_do_not_count_and_transparency_is_white(server: Server, photo: np.
     clear = np.zeros((40, 40, 4), np.uint8)
     status, _, content = encode(server, {"image": png(clear)}, model=ML, iterations=1)
     assert status == 200 and (opened(httpx.Response(200, content=content).json()["image"]) == 255).all()
+
+
+def test_a_large_picture_is_reduced_with_its_mask(server: Server, photo: np.ndarray) -> None:
+    large = np.kron(photo, np.ones((20, 20, 1), np.uint8))  # 1820 x 1200 pixels
+    holes = np.zeros(large.shape[:2], np.uint8)
+    holes[300:600, 500:900] = 255
+    given = {"model": ML, "iterations": 2}
+    status, _, content = encode(server, {"image": png(large)}, **given)
+    assert status == 200, content
+    whole = httpx.Response(200, content=content).json()
+    square, _ = decode(png(large), 32)
+    difference = opened(whole["image"]).astype(int) - square.transpose(1, 2, 0)
+    assert abs(difference).max() <= 4 and abs(difference).mean() < 0.5  # resized from the means of squares
+    damaged = np.where(holes[..., None] > 0, 255 - large, large)
+    answers = [
+        encode(server, {"image": png(one), "mask": png(holes)}, format="png", **given)
+        for one in (large, damaged)
+    ]
+    assert answers[0][0] == 200 and answers[0][2] == answers[1][2]
+
+
+def test_a_damaged_encoding_graph_is_found_when_the_server_starts(models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ML
+    shutil.copytree(models / ML, folder)
+    (folder / "encoding.onnx").write_bytes((folder / "encoding.onnx").read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"encoding\.onnx is truncated"):
+        open_models(folder)
 
 
 @pytest.mark.parametrize(

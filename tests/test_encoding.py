@@ -169,7 +169,7 @@ def test_the_command_writes_the_codes_and_a_comparison(
     ]
     done = sparsegen("encode", str(pictures), "--out", str(tmp_path / "codes.npz"), *options)
     assert done.returncode == 0, done.stderr
-    assert "1 of 10 pictures were cropped to a square and resized to 32 x 32 pixels" in done.stderr
+    assert "pictures cropped to a square and resized to 32 x 32 pixels: 1 of 10" in done.stderr
     with np.load(tmp_path / "codes.npz") as arrays:
         given = np.stack([np.asarray(Image.open(pictures / f"{index}.png")) for index in range(9)])
         encoding = generator.encode(given, k=[6, 8], iterations=30)

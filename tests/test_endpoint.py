@@ -33,6 +33,7 @@ from server import (  # noqa: F401 (two are fixtures)
 from sparsegen.export.runtime import expected_provider, open_sampler
 from sparsegen.service.http import batching
 from sparsegen.service.http.batching import Batcher, Overloaded
+from sparsegen.service.http.sampling import _key, create_batcher
 from sparsegen.service.http.serve import serve
 from sparsegen.service.models import open_models, sources
 from sparsegen.service.sampling import SampleRequest
@@ -175,6 +176,14 @@ REFUSED = [
     ({"k": [1, 2, 3]}, 422, "Γ1, Γ2"),
     ({"k": []}, 422, "Γ1, Γ2"),
     ({"k": [1, "2"]}, 422, "Γ2"),
+    ({"count": 2, "k": [[1, 2]]}, 422, "k of each image must be 2 lists, one per image; got 1"),
+    (
+        {"count": 2, "k": [[1, 2], [1, 9]]},
+        422,
+        "image 1: k is the non-zeros kept in each needle of Γ2, from 1 to 8; got 9",
+    ),
+    ({"count": 2, "k": [[1, 2], 3.5]}, 422, "image 1: "),
+    ({"count": 2, "k": [[1, 2], [[1], 2]]}, 422, "image 1: "),
     ({"k": {"1": 2}}, 422, "k is"),
     ({"k": True}, 422, "k is"),
     ({"model": BASELINE, "k": 3}, 422, "without a projection"),
@@ -219,7 +228,11 @@ BROKEN = [
     (b'{"model": "\xff"}', 400, "UTF-8"),
     (b'{"model": "\\ud800"}', 404, "no model"),
     (b"[" * 100_000, 400, "nested"),
-    (b'{"model": "dcgan-8.ml", "k": ' + b"[" * 500 + b"]" * 500 + b"}", 422, "k must be"),
+    (
+        b'{"model": "dcgan-8.ml", "k": ' + b"[" * 500 + b"]" * 500 + b"}",
+        422,
+        "k of each image must be 16 lists",
+    ),
     (b"[]", 422, "object"),
     (b"null", 422, "object"),
     (b'"dcgan-8.ml"', 422, "object"),
@@ -334,6 +347,35 @@ def test_concurrent_requests_are_merged_without_changing_their_pixels(server):
     images_after, runs_after = batches(server)
     assert images_after - images == sum(request["count"] for request in requests)
     assert runs_after - runs < len(requests)
+
+
+def test_a_sweep_of_k_is_one_request(server):
+    for model, k in ((ML, [[1, 1], [2, 8], [8, 3], [1, 1]]), (L0, [[1], [100], [2048], [7]])):
+        found = pixels_of(server.sample(model=model, count=4, seed=3, k=k, format="npy"))
+        for index, each in enumerate(k):
+            alone = pixels_of(server.sample(model=model, count=4, seed=3, k=each, format="npy"))
+            np.testing.assert_array_equal(found[index], alone[index])
+
+
+def test_requests_with_different_k_share_a_batch(models):
+    opened, _ = open_models(models)
+    sampler = opened[ML].sampler
+    orders = [
+        SampleRequest.parse({"model": ML, "count": 2, "seed": seed, "k": seed + 1}).resolve(opened)
+        for seed in range(5)
+    ]
+    runs = []
+
+    async def ask() -> list[np.ndarray]:
+        batcher = create_batcher(opened)
+        batcher._observe = runs.append
+        return await asyncio.gather(*(batcher(_key(order), order.rows()) for order in orders))
+
+    assert sampler.divided
+    found = asyncio.run(ask())
+    assert runs == [10]
+    for seed, pixels in enumerate(found):
+        np.testing.assert_array_equal(pixels, sampler.sample(2, seed, k=seed + 1))
 
 
 def test_requests_with_different_labels_share_a_batch(models):

@@ -502,7 +502,7 @@ def test_a_graph_that_cannot_be_computed_is_one_error(folder: Path, monkeypatch:
         raise runtime.state.Fail("Failed to allocate memory\nat some line")
 
     sampler = open_sampler(folder)
-    monkeypatch.setattr(sampler._session, "run", run)
+    monkeypatch.setattr(sampler, "_run", run)
     with pytest.raises(RuntimeError, match=r"generator\.onnx failed: Failed to allocate memory$"):
         sampler.sample(2)
 

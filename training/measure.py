@@ -11,8 +11,10 @@ from sparsegen.common.checks import check_integer
 from sparsegen.common.devices import find_device
 from sparsegen.common.progress import ProgressBar, no_progress_bar
 from sparsegen.training import features as networks
+from sparsegen.training import few
 from sparsegen.training.data import Images
 from sparsegen.training.evaluation import Samples, draw, evaluate_samples
+from sparsegen.training.metrics import kernel_distance
 from sparsegen.training.quality import LEAST, measure_quality, real_samples
 from sparsegen.training.reference import Reference
 from sparsegen.training.sources import NoSplitError
@@ -21,6 +23,7 @@ from sparsegen.zoo.blocks import IMAGE_SIZES
 from sparsegen.zoo.generator import Generator
 from sparsegen.zoo.noise import MAX_COUNT, check_seed
 
+COMPARED = 10_000  # of the samples, for the kernel distance, whose time grows with the square
 REAL = "real"  # for a model: the test images
 
 
@@ -152,6 +155,9 @@ def measure(
         **asdict(result),
         "independent": independent,
     }
+    if few.are_few(images):
+        generated = samples.features[result.metric][:COMPARED]
+        figures["kernel_distance"] = kernel_distance(generated, references[0].train_features)
     remarks: list[str] = []
     if not config.quick:
         quality, remarks = measure_quality(samples, references[0], bar)

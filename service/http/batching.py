@@ -1,6 +1,6 @@
-"""Adaptive batching: requests that arrive together and agree on model and k share one run of the network.
+"""Adaptive batching: requests that arrive together and agree on the model share one run of the network.
 
-Choice: not bentoml's `batchable=True`, whose batches cannot differ in k or model from one to the next.
+Choice: not bentoml's `batchable=True`, whose batches cannot differ in the model from one to the next.
 """
 
 import asyncio

@@ -17,10 +17,17 @@ from sparsegen.service.http.batching import Batcher
 from sparsegen.service.http.openapi import ERROR, described
 from sparsegen.service.jobs.orders import BINARY
 from sparsegen.service.models import Model
-from sparsegen.service.sampling import MAX_COUNT, ArrayRequest, SampleOrder, SampleRequest, read_json
+from sparsegen.service.sampling import (
+    MAX_COUNT,
+    ArrayRequest,
+    SampleOrder,
+    SampleRequest,
+    draw,
+    read_json,
+)
 
 AnySample = TypeVar("AnySample", bound=ArrayRequest)
-BatchKey = tuple[str, tuple[int, ...]]  # the name of a model, and its k per projected level
+BatchKey = tuple[str, tuple[int, ...]]  # the name of a model, and the k that a batch must have, if any
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: described("application/json", ERROR, meaning)
@@ -97,7 +104,12 @@ async def _draw(request: Request, model: type[AnySample]) -> tuple[AnySample, np
 
     asked, order = await asyncio.to_thread(check)
     metrics.note_model(request.scope, order.model.name)
-    return asked, await state.batcher((order.model.name, order.k), order.rows())
+    return asked, await state.batcher(_key(order), order.rows())
+
+
+def _key(order: SampleOrder) -> BatchKey:
+    """Requests with different k share a batch if the compiled loops project; onnxruntime is slower at that."""
+    return order.model.name, () if order.model.sampler.divided else tuple(order.k.ravel())
 
 
 def _encode(pixels: np.ndarray, form: str) -> Response:
@@ -113,17 +125,9 @@ def _encode(pixels: np.ndarray, form: str) -> Response:
 
 
 def create_batcher(models: Mapping[str, Model]) -> Batcher[BatchKey]:
-    """Makes a batcher that merges requests with the same model and k, and reports batch sizes in /metrics."""
-
-    def run(key: BatchKey, rows: np.ndarray) -> np.ndarray:
-        name, k = key
-        sampler = models[name].sampler
-        labels = rows["label"] if sampler.classes else None
-        image, _ = sampler.run(rows["z"], list(k) or None, codes=False, labels=labels)
-        return images.to_uint8(image)
-
+    """Makes a batcher that merges requests with the same model, and reports batch sizes in /metrics."""
     return Batcher(
-        run,
+        lambda key, rows: draw(models[key[0]].sampler, rows),
         MAX_COUNT,
         workers=processors(),
         observe=metrics.BATCH_IMAGES.observe,

@@ -45,6 +45,7 @@ def answer(request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], lis
     """Decodes one picture; returns the head of the answer and the bytes that follow it."""
     try:
         picture = read_picture(content, request["name"], request["max_pixels"], request["min_side"])
+        picture = picture.reduced(request["reduce_to"])
     except tuple(ERRORS.values()) as error:
         if isinstance(error.__cause__, MemoryError):
             sys.exit("out of memory")  # `decoding` reports the limit

@@ -73,13 +73,20 @@ class Decoders:
         self._lock = threading.Lock()
 
     def read(
-        self, source: bytes | Path, name: str, max_pixels: int, min_side: int = MIN_SIDE, client: str = ""
+        self,
+        source: bytes | Path,
+        name: str,
+        max_pixels: int,
+        min_side: int = MIN_SIDE,
+        client: str = "",
+        reduce_to: int | None = None,
     ) -> Picture:
         """Reads a picture within the limits, like `pictures.reading.read_picture`, with the same errors.
 
         Args:
             source: Content of a file, or path of a file of the server, which is opened here, not in the decoder.
             client: The sender, who may have PER_CLIENT pictures at once; "": only MAX_WAITING applies.
+            reduce_to: Maximum number of pixels of the answer, to which a larger picture is reduced.
 
         Raises:
             DecodersBusy: If too many wait.
@@ -88,7 +95,7 @@ class Decoders:
         with self._slot(client):
             decoder = self._idle.pop() if self._idle else _Decoder(self._settings)
             try:
-                picture = decoder.read(source, name, max_pixels, min_side)
+                picture = decoder.read(source, name, max_pixels, min_side, reduce_to or max_pixels)
             except _Gone:
                 decoder.end()
                 raise ValueError(
@@ -156,18 +163,20 @@ class _Decoder:
         )
         self._requests, self._answers = _pipes(self._process)
 
-    def read(self, source: bytes | Path, name: str, max_pixels: int, min_side: int) -> Picture:
+    def read(
+        self, source: bytes | Path, name: str, max_pixels: int, min_side: int, reduce_to: int
+    ) -> Picture:
         """Raises: _Gone if the process ends or its answer is invalid; else the errors of `read_picture`."""
         self.reads += 1
         watchdog = threading.Timer(self._patience, self._process.kill)
         watchdog.start()
         try:
             with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-                request = {"name": name, "max_pixels": max_pixels, "min_side": min_side}
+                request = {"name": name, "max_pixels": max_pixels, "min_side": min_side, "reduce_to": reduce_to}
                 self._ask(file, request | {"size": file.seek(0, os.SEEK_END)})
             head = json.loads(self._answers.readline(MAX_HEAD))
             if "error" not in head:
-                return self._unpack(head, max_pixels)
+                return self._unpack(head, reduce_to)
         except (BrokenPipeError, KeyError, TypeError, ValueError) as error:
             logger.warning("a decoder is replaced: %s, exit code %s", type(error).__name__, self.end())
             raise _Gone from error

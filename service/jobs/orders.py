@@ -349,20 +349,26 @@ def _check_files(task: Task, files: Mapping[str, bytes]) -> None:
             raise Refused(422, f"{task.kind} takes no {name}: omit it, or choose another kind")
 
 
-def read_upload(name: str, content: bytes, larger: str = LARGER) -> Picture:
+def read_upload(
+    name: str,
+    content: bytes,
+    larger: str = LARGER,
+    max_pixels: int = MAX_PIXELS,
+    reduce_to: int | None = None,
+) -> Picture:
     """Reads a picture of a form in a decoder's process.
 
     Args:
         larger: What reads a larger picture, for the message.
+        reduce_to: As in `Decoders.read`.
 
     Raises:
         Refused: With 400 or 415 if it cannot be read.
         DecodersBusy: If too many pictures wait to be read.
     """
     try:
-        return decoders().read(
-            content, f"the {name}", MAX_PIXELS, min_side=1 if name == "kernel" else MIN_SIDE
-        )
+        min_side = 1 if name == "kernel" else MIN_SIDE
+        return decoders().read(content, f"the {name}", max_pixels, min_side, reduce_to=reduce_to)
     except ImportError as error:
         raise Refused(415, str(error)) from None
     except TooLarge as error:

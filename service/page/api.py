@@ -27,7 +27,7 @@ from sparsegen.service.page.events import stored
 from sparsegen.service.page.handlers import errors_shown, show_errors, whole
 from sparsegen.service.page.restoration import dropped_files
 from sparsegen.service.page.restoration_layout import SHOWN
-from sparsegen.service.sampling import SampleOrder, SampleRequest
+from sparsegen.service.sampling import SampleOrder, SampleRequest, draw
 from sparsegen.service.uploads import Room, upload_folder
 
 POLL_EVERY = 1.0  # seconds
@@ -211,10 +211,7 @@ Endpoints.restore.__annotations__["return"] = FileData
 
 def _draw(asked: SampleOrder, form: str) -> dict[str, bytes]:
     """The files of a request for samples, by name."""
-    rows, sampler = asked.rows(), asked.model.sampler
-    labels = rows["label"] if sampler.classes else None
-    image, _ = sampler.run(rows["z"], list(asked.k) or None, codes=False, labels=labels)
-    pixels, stem = images.to_uint8(image), f"{asked.model.name}-{asked.seed}"
+    pixels, stem = draw(asked.model.sampler, asked.rows()), f"{asked.model.name}-{asked.seed}"
     if form == "grid":
         return {f"{stem}.png": images.png(images.grid(pixels))}
     if form == "npy":

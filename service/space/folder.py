@@ -31,6 +31,8 @@ PACKAGE = (  # the parts of this package that a Space needs
     "common/*.py",
     "export/__init__.py",
     "export/encoding.py",
+    "export/functions.py",
+    "export/parts.py",
     "export/runtime.py",
     "pictures/*.py",
     "restoration/*.py",
@@ -41,7 +43,7 @@ PACKAGE = (  # the parts of this package that a Space needs
 )
 REQUIREMENTS = (  # modules; their distributions are pinned to the versions that are installed here
     "anyio", "fastapi", "gradio", "h11", "httpx2", "huey", "huggingface_hub", "imagecodecs", "jinja2", "lazy_loader",
-    "loky", "numba", "numpy", "onnxruntime", "packaging", "PIL", "prometheus_client", "psutil", "pydantic",
+    "loky", "numba", "numpy", "onnx", "onnxruntime", "packaging", "PIL", "prometheus_client", "psutil", "pydantic",
     "python_multipart", "safetensors", "starlette", "tifffile", "torch", "uvicorn",
 )  # fmt: skip
 CPU = {

@@ -15,28 +15,29 @@ from sparsegen.common.compiled import compiled
 # Sums may be reordered, so that they are computed 8 or 16 entries at a time. The order is the same in every call.
 compiled_sums = partial(compiled, fastmath={"contract", "reassoc"})
 _HALF = np.float32(np.sqrt(0.5))
+_TOGETHER = 64  # blocks whose distances are measured together, so that they fit in the cache
 
 
 @compiled_sums
 def _measure_row(guide, y, columns, size, radius, distances):
     """Writes the squared distances of the blocks at (y, columns) to all blocks at up to `radius` pixels.
 
-    Shape: guide (H, W), columns (C,) -> distances (C, (2 radius + 1)²), infinite outside of the picture.
+    Shape: guide (H, W), columns (C,), ascending -> distances (C, (2 radius + 1)²), infinite outside of the picture.
     """
     height, width = guide.shape
     squares, sums = np.empty(width, np.float32), np.empty(width, np.float32)
     distances[:] = np.inf
-    at = -1
+    begin, end, at = columns[0], columns[-1] + size, -1
     for down in range(-radius, radius + 1):
         other = y + down
         for right in range(-radius, radius + 1):
             at += 1
             if other < 0 or other + size > height:
                 continue
-            start, stop = max(0, -right), min(width, width - right)
+            start, stop = max(begin, -right), min(end, width - right)
             if stop - start < size:
                 continue
-            squares[:] = 0
+            squares[: stop - start] = 0
             for row in range(size):
                 ours = guide[y + row, start:stop]
                 theirs = guide[other + row, start + right : stop + right]
@@ -260,19 +261,19 @@ def filter_rows(planes, rules, tops, lefts, start, sums, weights):
     guide, noisy, pilot, variance = planes
     forward, inverse, window, most, radius, limit, threshold, share = rules
     channels, size, side = noisy.shape[0], forward.shape[0], 2 * radius + 1
-    distances = np.empty((lefts.size, side * side), np.float32)
+    distances = np.empty((_TOGETHER, side * side), np.float32)
     nearest, found = np.empty(most, np.float32), np.empty(most, np.int64)
     above, left_of = np.empty(most, np.int64), np.empty(most, np.int64)
     group, other = np.empty((size, most * size), np.float32), np.empty((size, most * size), np.float32)
     work, weighted = np.empty((size, most * size), np.float32), np.empty_like(window)
     for top in tops:
-        _measure_row(guide, top, lefts, size, radius, distances)
         for block in range(lefts.size):
+            row = block % _TOGETHER
+            if row == 0:
+                _measure_row(guide, top, lefts[block : block + _TOGETHER], size, radius, distances)
             left = lefts[block]
-            distances[
-                block, side * radius + radius
-            ] = -1  # the block itself is the first also among equal ones
-            count, members = _find_nearest(distances[block], limit, nearest, found), 1
+            distances[row, side * radius + radius] = -1  # so that the block is the first, also among equal ones
+            count, members = _find_nearest(distances[row], limit, nearest, found), 1
             while 2 * members <= count:
                 members *= 2
             for index in range(members):
@@ -295,9 +296,9 @@ def filter_rows(planes, rules, tops, lefts, start, sums, weights):
                 _inverse_haar(group, members, size)
                 _transform(inverse, group, work, members)
                 weight = 1 / (power * max(energy, np.float32(1)))
-                for row in range(size):
-                    for column in range(size):
-                        weighted[row, column] = weight * window[row, column]
+                for i in range(size):
+                    for j in range(size):
+                        weighted[i, j] = weight * window[i, j]
                 for member in range(members):
                     above[member] -= start
                     weights[channel, above[member], left_of[member]] += weight

@@ -143,8 +143,8 @@ class FilterPreset:
     iterations: int = 100
     ensemble_size: int = 1
     stops: bool = False
-    cost: float = 0.1
-    pixel_bytes: float = 120
+    cost: float = 0.08  # 10 microseconds per pixel on an AMD EPYC
+    pixel_bytes: float = 150  # measured with 12 megapixels
     overhead: ClassVar[float] = 1_000
     uses_sigma: ClassVar[bool] = True
     tiles: ClassVar[bool] = False

@@ -271,3 +271,11 @@ def test_bad_input_is_refused(picture: np.ndarray, sigma: float, message: str) -
         denoise(picture, sigma)
     with pytest.raises(ValueError, match="from 1 to 1024; got 0"):
         denoise(np.zeros((20, 20)), 0.1, threads=0)
+
+
+def test_the_result_is_local_also_in_wide_pictures() -> None:
+    """Blocks are measured in parts of a row, and a pixel depends on pixels at a distance of two searches."""
+    noisy = np.random.default_rng(0).random((20, 270), np.float32)
+    whole = denoise(noisy, SIGMA)
+    np.testing.assert_array_equal(denoise(noisy[:, :150], SIGMA)[:, :75], whole[:, :75])
+    np.testing.assert_array_equal(denoise(noisy[:, 120:], SIGMA)[:, 75:], whole[:, 195:])

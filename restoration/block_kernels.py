@@ -272,7 +272,9 @@ def filter_rows(planes, rules, tops, lefts, start, sums, weights):
             if row == 0:
                 _measure_row(guide, top, lefts[block : block + _TOGETHER], size, radius, distances)
             left = lefts[block]
-            distances[row, side * radius + radius] = -1  # so that the block is the first, also among equal ones
+            distances[
+                row, side * radius + radius
+            ] = -1  # so that the block is the first, also among equal ones
             count, members = _find_nearest(distances[row], limit, nearest, found), 1
             while 2 * members <= count:
                 members *= 2

@@ -5,8 +5,6 @@ denoised picture, which estimates this mean. Foi, "Clipped noisy images: Heteros
 denoising" (2009), inverts the mean as a function of the pixel.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +13,9 @@ STEPS = 4001  # of the tabulated function
 LEAST_AGREEMENT = (
     0.9  # Choice: measured below 0.87 for photon noise where the correction harms, above 0.94 for Gaussian
 )
-LEAST_PIXELS = 50
+MIDDLE = 0.3, 0.7  # brightness at which noise is not clipped
+LEAST_SHARE = 0.02  # of the pixels in the middle
+LEAST_PIXELS = 50  # that clipping has changed
 
 
 def clipped_moments(pixels: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -30,33 +30,31 @@ def clipped_moments(pixels: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     return mean, (square - mean**2).clamp_min(0).sqrt()
 
 
-def correction(observation: Tensor, denoised: Tensor, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-    """The function that removes the effect of clipping from denoised pictures.
+def undo_clipping(image: Tensor, observation: Tensor, sigma: Tensor) -> Tensor:
+    """Removes the effect of clipped noise from a denoised picture.
 
-    It is the identity unless the measured noise near black and white is that of clipped Gaussian noise. Other noise,
-    e.g. of few photons, is weak near black for another reason.
+    The picture is returned unchanged unless the measured noise near black and white is that of clipped Gaussian noise.
+    Other noise, e.g. of few photons, is weak near black for another reason.
 
     Args:
-        denoised: An estimate of the picture, in which the noise is compared.
         sigma: The measured standard deviation of the noise, clipped, at each pixel.
 
     Shape: all (1, C, H, W).
     """
-    middle = (denoised > 0.3) & (denoised < 0.7)
-    level = float(sigma[middle].median() if middle.any() else sigma.quantile(0.75))
-    if observation.min() < 0 or observation.max() > 1 or level <= 0:
-        return lambda image: image
+    middle = (image > MIDDLE[0]) & (image < MIDDLE[1])
+    if observation.min() < 0 or observation.max() > 1 or middle.float().mean() < LEAST_SHARE:
+        return image
+    sigma = sigma.to(image)
+    level = float(sigma[middle].median())
+    if level <= 0:
+        return image
     pixels = torch.linspace(-0.5, 1.5, STEPS, dtype=torch.float64)
     mean, deviation = (part.numpy() for part in clipped_moments(pixels, level))
-
-    def correct(image: Tensor) -> Tensor:
-        flat = np.interp(image.cpu().numpy(), mean, pixels.numpy())
-        return torch.from_numpy(flat).to(image).clamp(0, 1)
-
-    moved = (correct(denoised) - denoised).abs() > 0.1 * level
+    found = image.cpu().numpy()
+    corrected = torch.from_numpy(np.interp(found, mean, pixels.numpy())).to(image).clamp(0, 1)
+    moved = (corrected - image).abs() > 0.1 * level
     if int(moved.sum()) < LEAST_PIXELS:
-        return lambda image: image
-    expected = np.interp(denoised[moved].cpu().numpy(), mean, deviation)
+        return image
+    expected = np.interp(image[moved].cpu().numpy(), mean, deviation)
     measured = sigma[moved].clamp_min(1e-6).cpu().numpy()
-    agrees = np.log(measured / expected).mean() > np.log(LEAST_AGREEMENT)
-    return correct if agrees else lambda image: image
+    return corrected if np.log(measured / expected).mean() > np.log(LEAST_AGREEMENT) else image

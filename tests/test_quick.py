@@ -16,6 +16,7 @@ from pictures import encoded  # noqa: E402
 from sparsegen.pictures.picture import Picture  # noqa: E402
 from sparsegen.pictures.reading import read_picture  # noqa: E402
 from sparsegen.restoration import restore, settings, tiles  # noqa: E402
+from sparsegen.restoration.clipping import clipped_moments, undo_clipping  # noqa: E402
 from sparsegen.restoration.collaborative import denoise  # noqa: E402
 from sparsegen.restoration.operators import Blur, Mask  # noqa: E402
 from sparsegen.restoration.settings import Preset, Task, Widths  # noqa: E402
@@ -55,6 +56,9 @@ def test_the_result_is_that_of_the_filter() -> None:
     task = Task.of(preset="quick", sigma=25)
     levels = restore.noise_level(restore.to_tensor(Picture(noisy)), task)
     expected = denoise(noisy, levels[0].permute(1, 2, 0).numpy()).clip(0, 1)
+    expected = restore.to_pixels(
+        undo_clipping(restore.to_tensor(Picture(expected)), restore.to_tensor(Picture(noisy)), levels)
+    )
     np.testing.assert_array_equal(sparsegen.restore(noisy, preset="quick", sigma=25).image, expected)
 
 
@@ -177,6 +181,7 @@ def tiny_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_result_of_fast_is_a_mean_with_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_fast(monkeypatch)
+    monkeypatch.setattr(restore, "undo_clipping", lambda image, *_, **__: image)
     noisy, seen = noisy_picture(), []
     result = sparsegen.restore(noisy, sigma=25, callback=seen.append)
     network = restore.to_pixels(seen[-1].image)
@@ -207,3 +212,42 @@ def test_without_numba_fast_returns_the_networks_with_a_warning(
     result = sparsegen.restore(noisy_picture(), callback=seen.append)
     np.testing.assert_array_equal(result.image, restore.to_pixels(seen[-1].image))
     assert "networks alone" in caplog.text and "[restore]" in caplog.text
+
+
+def test_the_moments_of_clipped_noise_are_those_of_many_draws() -> None:
+    random, sigma = np.random.default_rng(0), 0.1
+    pixels = torch.tensor([-0.1, 0.0, 0.05, 0.5, 0.98], dtype=torch.float64)
+    draws = (pixels.numpy() + sigma * random.standard_normal((200_000, 5))).clip(0, 1)
+    mean, deviation = clipped_moments(pixels, sigma)
+    np.testing.assert_allclose(mean, draws.mean(0), atol=1e-3)
+    np.testing.assert_allclose(deviation, draws.std(0), atol=1e-3)
+
+
+def dark_picture() -> np.ndarray:
+    """Black, dark gray and gray stripes."""
+    return np.tile(np.repeat([0.0, 0.03, 0.5, 0.6], 24), (96, 1))
+
+
+def test_the_brightness_that_clipping_adds_to_black_is_removed() -> None:
+    clean, random = dark_picture(), np.random.default_rng(0)
+    noisy = (clean + 0.2 * random.standard_normal(clean.shape)).clip(0, 1)
+    for about in ({}, {"sigma": 51}):
+        found = sparsegen.restore(noisy, preset="quick", **about).image
+        assert noisy[:, :20].mean() > 0.07 and found[:, :20].mean() < 0.01
+        assert found[:, 76:].mean() == pytest.approx(0.6, abs=0.02)
+
+
+@pytest.mark.parametrize("noise", ["few photons", "weak", "not clipped"])
+def test_dark_pixels_keep_their_brightness_without_clipped_noise(noise: str) -> None:
+    clean, random = dark_picture() + 0.03, np.random.default_rng(0)
+    noisy = {
+        "few photons": random.poisson(clean * 60) / 60,
+        "weak": clean + 0.005 * random.standard_normal(clean.shape),
+        "not clipped": clean + 0.2 * random.standard_normal(clean.shape),
+    }[noise]
+    given = torch.from_numpy(noisy)[None, None]
+    if noise != "not clipped":
+        given = given.clamp(0, 1)
+    found = sparsegen.restore(given, preset="quick", sigma=51).image[0, 0].numpy()
+    assert found[:, :20].mean() == pytest.approx(0.03, abs=0.015)
+    assert found[:, 30:42].mean() == pytest.approx(0.06, abs=0.015)

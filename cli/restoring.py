@@ -233,6 +233,18 @@ def deblur(
     restore(inputs, task, options, kernel=path)
 
 
+@command("sparsegen dejpeg photo.jpg --out clean.png")
+def dejpeg(inputs: Inputs, options: Options) -> None:
+    """Undoes the compression of JPEG files: removes blocks and rings.
+
+    The result is a picture that the file may have been made of: the file stores each coefficient of its blocks up to a
+    rounding error. Takes seconds per megapixel and round, and has no network: the only preset is quick.
+    """
+    if options.preset == Options.preset:
+        options = replace(options, preset="quick")
+    restore(inputs, Task.of(kind="dejpeg", **options.task()), options)
+
+
 class Report:
     """Shows a batch on the terminal."""
 

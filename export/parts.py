@@ -112,8 +112,12 @@ def split(model: ModelProto) -> list[tuple[ModelProto, Cut | None]]:
     extractor = onnx.utils.Extractor(model)
     parts: list[tuple[ModelProto, Cut | None]] = []
     for number, cut in enumerate([*cuts, None]):
-        inside = [node for node, part in zip(nodes, part_of, strict=True) if part == number and not node.domain]
-        later = {name for node, part in zip(nodes, part_of, strict=True) if part > number for name in node.input}
+        inside = [
+            node for node, part in zip(nodes, part_of, strict=True) if part == number and not node.domain
+        ]
+        later = {
+            name for node, part in zip(nodes, part_of, strict=True) if part > number for name in node.input
+        }
         made = {name for node in inside for name in node.output}
         reads = {name for node in inside for name in node.input if name in varying - made}
         makes = made & varying & (later | outputs | ({cut.source} if cut else set()))

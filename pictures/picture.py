@@ -7,13 +7,16 @@ import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from sparsegen.common.extras import install_command
 from sparsegen.common.files import atomic_write
+
+if TYPE_CHECKING:
+    from sparsegen.pictures.jpeg import Cells
 
 MAX_PIXELS = 12_000_000
 MIN_SIDE = 16  # pixels, since the hourglass halves a picture several times
@@ -77,6 +80,7 @@ class Picture:
         mode: Color mode of the file: gray, RGB, palette, 1-bit, CMYK, YCbCr, LAB or HSV.
         notes: Notes for the user, e.g. on conversions.
         icc: The color profile, if it describes `pixels`.
+        cells: What a JPEG file says about the picture before compression, if it was read.
     """
 
     pixels: np.ndarray
@@ -85,6 +89,7 @@ class Picture:
     mode: str = "RGB"
     notes: tuple[str, ...] = ()
     icc: bytes | None = None
+    cells: "Cells | None" = None
 
     def with_pixels(self, pixels: np.ndarray) -> "Picture":
         """Returns the picture with other pixels, clipped to [0, 1]; alpha is resized bicubically if H, W differ.
@@ -115,7 +120,9 @@ class Picture:
             return replace(self, pixels=_means(self.pixels, factor))
         alpha = self.alpha.astype(np.float32)[..., None]
         mean = _means(alpha, factor)
-        pixels = _means(alpha * self.pixels, factor) / np.where(mean > 0, mean, 1)  # hidden colors do not count
+        pixels = _means(alpha * self.pixels, factor) / np.where(
+            mean > 0, mean, 1
+        )  # hidden colors do not count
         integer = np.issubdtype(self.alpha.dtype, np.integer)
         kept = (np.rint(mean) if integer else mean)[..., 0].astype(self.alpha.dtype)
         return replace(self, pixels=pixels, alpha=kept)

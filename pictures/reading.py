@@ -7,13 +7,16 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from sparsegen.pictures.jpeg import read_cells
+from sparsegen.pictures.orientation import orientation_note, orientation_of, upright
 from sparsegen.pictures.picture import (
     MAX_PIXELS,
     MIN_SIDE,
@@ -84,6 +87,7 @@ def read_picture(
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
+    cells: bool = False,
 ) -> Picture:
     """Reads the first picture of an image file, or of its bytes, and turns it upright.
 
@@ -95,6 +99,7 @@ def read_picture(
         name: The name in errors; by default the path.
         max_pixels: Maximum number of pixels, checked in the header before decoding.
         min_side: Minimum height and width.
+        cells: Whether the `Cells` of a JPEG file are read, too.
 
     Raises:
         ValueError: Of one line with the name, unless it is a complete picture within the limits.
@@ -102,6 +107,10 @@ def read_picture(
         OSError: Of the file system.
         ImportError: If the library for 16 bits is missing.
     """
+    if cells:
+        content, name = _content(source, name)
+        picture = read_picture(content, name, max_pixels, min_side)
+        return replace(picture, cells=read_cells(content, name))
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), _one_line(name or "the image"), Limits(max_pixels, min_side))
     name = _one_line(name or str(source))
@@ -110,6 +119,13 @@ def read_picture(
     with open(source, "rb") as file:
         # The format is found by seeking, which a pipe such as /dev/stdin does not support.
         return _read(file if file.seekable() else io.BytesIO(file.read()), name, Limits(max_pixels, min_side))
+
+
+def _content(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]:
+    """The content of a file and its name in errors."""
+    if isinstance(source, bytes):
+        return source, _one_line(name or "the image")
+    return Path(source).read_bytes(), _one_line(name or str(source))
 
 
 def _read(file: IO[bytes], name: str, limits: Limits) -> Picture:
@@ -150,11 +166,11 @@ def _read_with_pillow(
     """Decodes pictures of 8 bits, and the few deeper ones that Pillow reads: gray PGM, PFM and JPEG 2000."""
     with _decoding(name, start):
         if isinstance(image, TiffImageFile):  # loading turns it and removes the tag
-            notes = [*notes, *_orientation_note(image.tag_v2.get(ExifTags.Base.Orientation, 1))]
+            notes = [*notes, *orientation_note(image.tag_v2.get(ExifTags.Base.Orientation, 1))]
         image.load()
         if image.format == "JPEG2000" and not _ends_jpeg2000(file):
             raise OSError("image file is truncated")
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         icc = image.info.get("icc_profile")
         mode, plain = MODES.get(image.mode, ("gray", ""))
         if mode in ("CMYK", "LAB"):
@@ -172,7 +188,7 @@ def _read_png16(image: Image.Image, file: IO[bytes], name: str, start: bytes, no
     """Decodes a PNG with 16 bits per channel; Pillow would keep only 8."""
     imagecodecs, _ = codecs()
     with _decoding(name, start):
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         icc = image.info.get("icc_profile")
         file.seek(0)
         array = imagecodecs.png_decode(file.read())  # tRNS has become alpha
@@ -270,8 +286,8 @@ def _picture(
         notes.append("16-bit: the result has 16 bits per channel, too")
     if mode not in ("gray", "RGB", "CMYK", "LAB"):
         notes.append(f"{mode}: the result is {'gray' if mode == '1-bit' else 'RGB'}")
-    notes += _orientation_note(orientation)
-    pixels, alpha = split(_upright(array, orientation))
+    notes += orientation_note(orientation)
+    pixels, alpha = split(upright(array, orientation))
     alpha = None if alpha is None else np.ascontiguousarray(alpha, alpha.dtype.newbyteorder("="))
     if icc and icc[16:20] != (b"GRAY" if pixels.shape[2] == 1 else b"RGB "):
         icc = None  # it describes other colors
@@ -353,30 +369,6 @@ def _block(image: TiffImageFile) -> tuple[int, ...]:
     tags, (width, height) = image.tag_v2, image.size
     rows = min(int(tags.get(278, height)), height)
     return int(tags.get(323, rows)), int(tags.get(322, width)), int(tags.get(277, 1))
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 if it is missing or broken."""
-    orientation = 1
-    with suppress(Exception):  # the pixels may be valid even if EXIF is broken
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _orientation_note(orientation: Any) -> list[str]:
-    """Returns a note if a picture was not upright; the orientation in a broken file may be of any type."""
-    return [f"EXIF orientation {orientation}: turned upright"] if orientation in range(2, 9) else []
-
-
-def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Applies an EXIF orientation (tag 274) to an array.  Shape: (H, W, ...) -> (H, W, ...) or (W, H, ...)."""
-    if orientation in (5, 6, 7, 8):
-        array = array.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    return array
 
 
 def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:

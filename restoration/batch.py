@@ -22,7 +22,7 @@ from sparsegen.common.hardware import processors
 from sparsegen.pictures.picture import MIN_SIDE, WRITABLE, Picture, check_suffix
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.damage import check_kernel
-from sparsegen.restoration.kinds import check_damage, check_size
+from sparsegen.restoration.kinds import check_damage, check_size, find_kind
 from sparsegen.restoration.results import (
     Preview,
     enlarged,
@@ -347,7 +347,7 @@ def check(job: Job, work: Work, keep: bool) -> Job:
         if os.path.lexists(path) and not work.options.overwrite:
             raise ValueError(f"{path} exists already: give another output path, or allow to overwrite it")
         check_writable(path)
-    picture = read_picture(job.source)
+    picture = read_source(job.source, work.task)
     height, width, channels = picture.pixels.shape
     shape = (height * work.task.factor, width * work.task.factor, channels)
     result = replace(picture, pixels=np.broadcast_to(np.float32(0), shape))
@@ -384,6 +384,11 @@ def _check_room(path: Path, picture: Picture) -> None:
             f"{path}: the disk has {free / 1e6:.3g} MB left, and the picture may need {needed / 1e6:.3g} MB: "
             f"free some space, or give another output path"
         )
+
+
+def read_source(path: Path, task: Task) -> Picture:
+    """Reads a picture, with the cells of its file if the task needs them."""
+    return read_picture(path, cells=find_kind(task.kind).cells)
 
 
 def read_input(name: str, path: Path, min_side: int = MIN_SIDE) -> Picture:
@@ -489,7 +494,7 @@ def restore_one(job: Job, work: Work, interrupted: Callable[[], bool], report: R
     """
     from sparsegen.restoration.tiles import Unfinished  # here, since it imports torch
 
-    picture = job.picture or read_picture(job.source)
+    picture = job.picture or read_source(job.source, work.task)
     failures: list[str] = []
     try:
         outcome = fit_one(job, work, picture, interrupted, report)
@@ -560,16 +565,15 @@ def run(
     from sparsegen.restoration.tiles import OVERLAP, TILE, estimate, is_tiled, run_tiled
 
     options, device = work.options, find_device(work.options.device)
+    damage = picture.cells if find_kind(work.task.kind).cells else work.damage
     threads = options.threads or 1
     abreast = max(1, min(4, processors() // threads)) if device.type == "cpu" else 1
     workers = options.workers or abreast
     overlap = min(OVERLAP, (options.tile or TILE) // 3)
     if is_tiled(work.task, picture.pixels.shape, options.tile):
-        expected = estimate(work.task, picture, workers, work.damage, options.tile, overlap, threads, device)
+        expected = estimate(work.task, picture, workers, damage, options.tile, overlap, threads, device)
         report.note(
             f"{expected.tiles} tiles: about {timedelta(seconds=round(expected.seconds))} and "
             f"{expected.memory_bytes / 1e9:.1f} GB with {workers} workers",
         )
-    return run_tiled(
-        work.task, picture, work.damage, callback, workers, options.tile, overlap, threads, device
-    )
+    return run_tiled(work.task, picture, damage, callback, workers, options.tile, overlap, threads, device)

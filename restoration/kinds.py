@@ -56,6 +56,8 @@ class Kind:
         read: Makes the array that the operator is built from, given the task, the mask and the kernel.
         check_size: Raises ValueError unless the array fits an image of a given size.
         only_noise: The observation is the image plus noise, so `NoiseFitRule` is the stopping rule.
+        presets: The presets that can do it.
+        cells: The picture is a JPEG file, and the operator is built from its `Cells`.
         keeps_known: Known pixels are returned unchanged, unless the task has a sigma above 0.
     """
 
@@ -65,6 +67,8 @@ class Kind:
     read: Callable[["Task", Picture | None, Picture | None], np.ndarray | None] = _nothing
     check_size: CheckSize | None = None
     only_noise: bool = False
+    presets: tuple[str, ...] = ("fast", "paper")
+    cells: bool = False
     keeps_known: bool = False
 
 
@@ -74,7 +78,7 @@ def _is_kernel(name: object) -> bool:
 
 
 KINDS = {
-    "denoise": Kind("Remove noise", "Identity", only_noise=True),
+    "denoise": Kind("Remove noise", "Identity", only_noise=True, presets=("fast", "paper", "quick")),
     "inpaint": Kind(
         "Fill holes",
         "Mask",
@@ -94,7 +98,9 @@ KINDS = {
         read=lambda task, mask, kernel: blur_kernel(task.kernel, kernel),
         check_size=check_kernel_size,
     ),
+    "dejpeg": Kind("Undo JPEG compression", "Jpeg", presets=("quick",), cells=True),
 }
+SERVED = {name: kind for name, kind in KINDS.items() if not kind.cells}  # over HTTP and on the page
 
 
 def find_kind(name: object) -> Kind:

@@ -6,6 +6,7 @@ Any callable from (1, C, H, W) to the observation can replace them, e.g. a `deep
 from collections.abc import Callable, Sequence
 from copy import copy
 from inspect import ismethod
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsegen.pictures.jpeg import Cells, read_cells
 from sparsegen.restoration.damage import (
     FACTORS,
     check_kernel,
@@ -22,6 +24,8 @@ from sparsegen.restoration.damage import (
     gaussian_kernel,
 )
 from sparsegen.restoration.settings import Task
+
+Damage = np.ndarray | Cells  # what the operator of a task is built from
 
 
 class Operator:
@@ -40,7 +44,7 @@ class Operator:
     value_range: tuple[float, float] | None = (-1, 2)  # wider than [0, 1], since noise may not be clipped
 
     @classmethod
-    def of(cls, task: Task, damage: np.ndarray | None) -> Self:
+    def of(cls, task: Task, damage: Damage | None) -> Self:
         """The operator of a task and of the result of `check_damage` for it.
 
         Raises:
@@ -94,8 +98,8 @@ class Mask(Operator):
         self.known = torch.from_numpy(known).float()
 
     @classmethod
-    def of(cls, task: Task, damage: np.ndarray | None) -> Self:
-        if damage is None:
+    def of(cls, task: Task, damage: Damage | None) -> Self:
+        if not isinstance(damage, np.ndarray):
             raise ValueError(f"{task.kind} needs the known pixels that check_damage returns; got None")
         return cls(damage)
 
@@ -122,7 +126,7 @@ class Downsample(Operator):
         self.by = by
 
     @classmethod
-    def of(cls, task: Task, damage: np.ndarray | None) -> Self:
+    def of(cls, task: Task, damage: Damage | None) -> Self:
         return cls(task.factor)
 
     def image_shape(self, observation: Sequence[int]) -> tuple[int, ...]:
@@ -152,8 +156,8 @@ class Blur(Operator):
         self.reach = max(kernel.shape) // 2
 
     @classmethod
-    def of(cls, task: Task, damage: np.ndarray | None) -> Self:
-        if damage is None:
+    def of(cls, task: Task, damage: Damage | None) -> Self:
+        if not isinstance(damage, np.ndarray):
             raise ValueError(f"{task.kind} needs the kernel that check_damage returns; got None")
         return cls(damage)
 
@@ -173,6 +177,37 @@ class Blur(Operator):
         padded = F.pad(image, (width // 2, width // 2, height // 2, height // 2), mode="reflect")
         weight = self.kernel.to(image).flip(0, 1).expand(channels, 1, height, width)
         return F.conv2d(padded, weight, groups=channels)
+
+
+class Jpeg(Operator):
+    """The compression of a JPEG file, for the preset quick, which undoes it.
+
+    Args:
+        cells: Of the file whose pixels are the observation.
+    """
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+
+    @classmethod
+    def of(cls, task: Task, damage: Damage | None) -> Self:
+        if not isinstance(damage, Cells):
+            raise ValueError(
+                f"{task.kind} needs a picture that was read with its cells: read_picture(path, cells=True)"
+            )
+        return cls(damage)
+
+    @classmethod
+    def file(cls, path: str | Path) -> Self:
+        """The compression of this file.
+
+        Raises:
+            OSError, ValueError: As `read_cells`.
+        """
+        return cls(read_cells(Path(path)))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        raise NotImplementedError("networks are not fitted to JPEG files: use the preset quick")
 
 
 class Foreign(Operator):

@@ -16,10 +16,10 @@ from sparsegen.common.extras import install_command, is_installed
 from sparsegen.pictures.picture import MIN_SIDE, Picture, from_array, to_array
 from sparsegen.restoration import operators
 from sparsegen.restoration.clipping import undo_clipping
-from sparsegen.restoration.filter import Filter
+from sparsegen.restoration.filter import CellFilter, Filter
 from sparsegen.restoration.fit import Fit, Progress
 from sparsegen.restoration.kinds import check_damage, find_kind
-from sparsegen.restoration.operators import Foreign, Operator, declared
+from sparsegen.restoration.operators import Damage, Foreign, Jpeg, Operator, declared
 from sparsegen.restoration.settings import SPARSITIES, FilterPreset, Preset, Task
 from sparsegen.restoration.stopping import HeldOutRule, NoiseFitRule, StoppingRule, estimate_sigma
 
@@ -154,13 +154,14 @@ def run(
         ValueError: Before any work.
         FloatingPointError: Once the loss is not finite.
     """
-    return run_checked(task, picture, check_damage(task, mask, kernel), callback, device)
+    damage = picture.cells if find_kind(task.kind).cells else check_damage(task, mask, kernel)
+    return run_checked(task, picture, damage, callback, device)
 
 
 def run_checked(
     task: Task,
     picture: Picture,
-    damage: np.ndarray | None = None,
+    damage: Damage | None = None,
     callback: Callable[[TaskProgress], bool | None] | None = None,
     device: str | torch.device | None = None,
 ) -> Restoration[Picture]:
@@ -180,7 +181,7 @@ def run_checked(
     return Restoration(encode(last.image), history, **_ending(fit, last))
 
 
-def make_operator(task: Task, damage: np.ndarray | None) -> Operator:
+def make_operator(task: Task, damage: Damage | None) -> Operator:
     """The operator of a task.
 
     Args:
@@ -213,12 +214,15 @@ def make_fit(
 
 
 def _make_filter(task: Task, observation: Tensor, operator: Operator, preset: FilterPreset) -> Filter:
-    if not operator.only_noise:
-        raise ValueError(
-            f"the preset {task.preset} only removes noise: omit the operator, or use the preset fast"
-        )
     if preset.stops:
         raise ValueError(f"the preset {task.preset} has no stopping rule: omit stops, or use the preset fast")
+    if isinstance(operator, Jpeg):
+        return CellFilter(observation, operator.cells, preset.iterations)
+    if not operator.only_noise:
+        raise ValueError(
+            f"the preset {task.preset} removes noise and undoes JPEG compression only: omit the operator, or use the "
+            "preset fast"
+        )
     return Filter(observation, noise_level(observation, task), preset.iterations)
 
 
@@ -273,6 +277,8 @@ def make_finish(
 
     Choice: without numba, networks alone, and a warning is logged.
     """
+    if isinstance(settings, FilterPreset) and isinstance(operator, Jpeg):
+        return lambda image: image
     if isinstance(settings, FilterPreset):
         return partial(undo_clipping, observation=observation, sigma=noise_level(observation, task))
     uses_filter = operator.only_noise and settings.stops and task.loss == "mse"

@@ -150,11 +150,7 @@ class FilterPreset:
     tiles: ClassVar[bool] = False
 
     def check(self, task: "Task") -> None:
-        """Raises: ValueError if the task is not to remove noise, or has a setting of networks."""
-        if not find_kind(task.kind).only_noise:
-            raise ValueError(
-                f"the preset {task.preset} only removes noise; got {task.kind}: use the preset fast"
-            )
+        """Raises: ValueError if the task has a setting of networks."""
         for name in ("regularizer", "density", "loss", "iterations", "ensemble_size"):
             if (value := getattr(task, name)) != getattr(Task, name):
                 raise ValueError(
@@ -291,6 +287,10 @@ class Task:
                 "the number of networks averaged",
             )
         check_settings(task)
+        if task.preset not in (presets := find_kind(task.kind).presets):
+            raise ValueError(
+                f"{task.kind} has no preset {task.preset}: use the preset {' or '.join(presets)}"
+            )
         PRESETS[task.preset].check(task)
         return task
 

@@ -26,6 +26,7 @@ from sparsegen.common.checks import check_integer
 from sparsegen.common.devices import find_device
 from sparsegen.common.hardware import processors
 from sparsegen.pictures.picture import MIN_SIDE, Picture
+from sparsegen.restoration.operators import Damage
 from sparsegen.restoration.plan import Span, Tile, plan
 from sparsegen.restoration.restore import (
     Restoration,
@@ -112,7 +113,7 @@ class _Job:
     crop: tuple[slice, slice]
     task: Task
     picture: Picture
-    damage: np.ndarray | None
+    damage: Damage | None
     idle: bool = False  # nothing to restore
 
     @property
@@ -158,7 +159,7 @@ class _Report:
 def run_tiled(
     task: Task,
     picture: Picture,
-    damage: np.ndarray | None = None,
+    damage: Damage | None = None,
     callback: Callable[[TiledProgress | TaskProgress], bool | None] | None = None,
     workers: int = 1,
     tile: int | None = None,
@@ -266,7 +267,7 @@ def estimate(
     task: Task,
     picture: Picture,
     workers: int = 1,
-    damage: np.ndarray | None = None,
+    damage: Damage | None = None,
     tile: int | None = None,
     overlap: int = OVERLAP,
     threads: int = 1,
@@ -453,9 +454,7 @@ def _drain(reports: Queue[Any]) -> list[_Report]:
     return drained
 
 
-def _jobs(
-    task: Task, picture: Picture, damage: np.ndarray | None, tile: int | None, overlap: int
-) -> list[_Job]:
+def _jobs(task: Task, picture: Picture, damage: Damage | None, tile: int | None, overlap: int) -> list[_Job]:
     """Checks a task and divides it into the tasks of its tiles."""
     height, width = picture.pixels.shape[:2]
     operator = make_operator(task, damage)
@@ -487,7 +486,7 @@ def _job(
     margin: int,
     task: Task,
     picture: Picture,
-    damage: np.ndarray | None,
+    damage: Damage | None,
     idle: bool = False,
 ) -> _Job:
     """The task of a tile with a margin around it and its own seed. Pixels are views until they are sent.

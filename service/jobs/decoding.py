@@ -172,7 +172,12 @@ class _Decoder:
         watchdog.start()
         try:
             with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-                request = {"name": name, "max_pixels": max_pixels, "min_side": min_side, "reduce_to": reduce_to}
+                request = {
+                    "name": name,
+                    "max_pixels": max_pixels,
+                    "min_side": min_side,
+                    "reduce_to": reduce_to,
+                }
                 self._ask(file, request | {"size": file.seek(0, os.SEEK_END)})
             head = json.loads(self._answers.readline(MAX_HEAD))
             if "error" not in head:

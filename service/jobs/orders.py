@@ -14,7 +14,7 @@ from pydantic import Field, WithJsonSchema
 from sparsegen.pictures.picture import MAX_PIXELS as LARGEST
 from sparsegen.pictures.picture import MIN_SIDE, Picture, TooLarge
 from sparsegen.restoration.damage import FACTORS
-from sparsegen.restoration.kinds import KINDS, check_damage
+from sparsegen.restoration.kinds import KINDS, SERVED, check_damage
 from sparsegen.restoration.settings import (
     LOSSES,
     MAX_ENSEMBLE,
@@ -116,8 +116,8 @@ class RestoreRequest(RestoreOptions):
     old_names = OLD_NAMES
     kind: str = Field(
         Task.kind,
-        json_schema_extra=_one_of(KINDS),
-        description="; ".join(f"{name}: {kind.label.lower()}" for name, kind in KINDS.items()) + ".",
+        json_schema_extra=_one_of(SERVED),
+        description="; ".join(f"{name}: {kind.label.lower()}" for name, kind in SERVED.items()) + ".",
     )
     sigma: Sigma = None
     mask: Mask | None = None
@@ -334,6 +334,8 @@ def _task(request: RestoreRequest) -> Task:
     values = {field.name: getattr(request, field.name) for field in fields(Task)}
     if isinstance(request.kernel, bytes):
         values["kernel"] = "file"
+    if request.kind in KINDS and request.kind not in SERVED:
+        raise Refused(422, f"{request.kind} is done on the command line: `sparsegen {request.kind}`")
     try:
         return Task.of(**values)
     except (TypeError, ValueError) as error:

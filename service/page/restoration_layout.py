@@ -9,7 +9,7 @@ from gradio.data_classes import FileData  # noqa: TID253
 
 from sparsegen.pictures.reading import read_picture
 from sparsegen.restoration.damage import FACTORS, MAX_BLUR
-from sparsegen.restoration.kinds import KINDS
+from sparsegen.restoration.kinds import SERVED
 from sparsegen.restoration.settings import LOSSES, MAX_ENSEMBLE, MAX_SIGMA, PRESETS, SPARSITIES, Task
 from sparsegen.service.jobs.orders import MAX_PIXELS
 from sparsegen.service.page import markup
@@ -117,7 +117,7 @@ def layout() -> tuple[Order, Progress]:
 def _order() -> Order:
     examples = gr.HTML(thumbnails(), js_on_load=read_static("pick.js"), elem_id="examples")
     image = dropped(f"Your picture, up to {MAX_PIXELS / 1e6:g} megapixel", "image")
-    kinds = [(kind.label, name) for name, kind in KINDS.items()]
+    kinds = [(kind.label, name) for name, kind in SERVED.items()]
     kind = gr.Radio(kinds, value=Task.kind, label="What to do", elem_id="kind")
     with gr.Column(visible=False) as holes:
         mask = dropped("Mask, white in the holes", "mask")

@@ -193,7 +193,9 @@ def test_the_result_of_fast_is_a_mean_with_the_filter(monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(seen[-1].picture().pixels, task.image.pixels)
 
 
-@pytest.mark.parametrize("about", [{"loss": "l1"}, {"stops": False}, {"operator": Blur.gaussian(1)}], ids=str)
+@pytest.mark.parametrize(
+    "about", [{"loss": "l1"}, {"stops": False}, {"operator": Blur.gaussian(1)}, {"sigma": 0}], ids=str
+)
 def test_the_filter_is_for_noise_that_a_rule_of_noise_stops(
     monkeypatch: pytest.MonkeyPatch, about: dict
 ) -> None:

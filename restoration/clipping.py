@@ -50,8 +50,10 @@ def undo_clipping(image: Tensor, observation: Tensor, sigma: Tensor) -> Tensor:
         return image
     pixels = torch.linspace(-0.5, 1.5, STEPS, dtype=torch.float64)
     mean, deviation = (part.numpy() for part in clipped_moments(pixels, level))
-    found = image.cpu().numpy()
-    corrected = torch.from_numpy(np.interp(found, mean, pixels.numpy())).to(image).clamp(0, 1)
+    corrected = torch.empty_like(image)
+    for channel in range(image.shape[1]):  # one at a time, since interp computes in float64
+        found = np.interp(image[0, channel].cpu().numpy(), mean, pixels.numpy())
+        corrected[0, channel] = torch.from_numpy(found).clamp(0, 1)
     moved = (corrected - image).abs() > 0.1 * level
     if int(moved.sum()) < LEAST_PIXELS:
         return image

@@ -7,14 +7,15 @@ A table is the text between `<!-- name -->` and `<!-- /name -->`. It is replaced
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import mean
 
 import typer
 
 import sparsegen
-from benchmarks import dip, k_sweep, serving
+from benchmarks import denoising as noisy
+from benchmarks import dip, jpeg, k_sweep, serving
 from benchmarks import encoding as encoded
 from benchmarks import table1 as campaign
 from sparsegen.common.files import atomic_write, read_lines
@@ -291,10 +292,51 @@ def encoding() -> str:
     return markdown(head, rows)
 
 
+def dejpeg() -> str:
+    """The methods against JPEG compression, per quality."""
+    names = {"JPEG": "decoded", "TV": "total variation, best strength", "BM3D": "`bm3d`, best σ"}
+    return methods(
+        jpeg.RECORDS, "quality", names | {"filter": "our filter alone", "dejpeg": "`dejpeg`"}, "BM3D"
+    )
+
+
+def denoising() -> str:
+    """The methods against Gaussian noise, per standard deviation."""
+    names = {"noisy": "noisy", "BM3D": "`bm3d`, known σ", "quick": "`quick`", "fast": "`fast`"}
+    return methods(noisy.RECORDS, "sigma", names, "BM3D")
+
+
+def methods(records: Path, setting: str, names: Mapping[str, str], base: str) -> str:
+    """Means of PSNR, SSIM and processor seconds, and the smallest difference to a base over the pictures."""
+    found = read_lines(records)
+    rows = []
+    for value in sorted({record[setting] for record in found}):
+        cells = [record["methods"] for record in found if record[setting] == value]
+        for name, label in names.items():
+            psnr, ssim, seconds = (
+                mean(cell[name][what] for cell in cells) for what in ("psnr", "ssim", "seconds")
+            )
+            least = min(cell[name]["psnr"] - cell[base]["psnr"] for cell in cells)
+            worst = f"{least:+.2f}" if name != base else ""
+            rows.append(
+                (f"{value} ({len(cells)})", label, f"{psnr:.2f}", worst, f"{ssim:.3f}", f"{seconds:.1f}")
+            )
+    head = (
+        f"{setting} (runs)",
+        "method",
+        "PSNR in dB",
+        f"worst difference to {names[base]}",
+        "SSIM",
+        "CPU seconds",
+    )
+    return markdown(head, rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
-        speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table, load, encoding
+        speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table, load, encoding,
+        dejpeg, denoising
     )
 }  # fmt: skip
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx  # noqa: TID253 (imported by `OnnxSampler.divide` only)
-import onnx.utils
+import onnx  # noqa: TID253 (only `OnnxSampler.divide` imports this module)
+import onnx.utils  # noqa: TID253
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TypeProto
+from onnx import ModelProto, NodeProto, TypeProto  # noqa: TID253
 
 from sparsegen.export.functions import DOMAIN
 from sparsegen.zoo import kernels
@@ -51,12 +52,15 @@ class Parts:
         threads: Of the loops.
 
     Raises:
-        ValueError: If the graph has no projection.
+        OSError, ValueError: If the file has changed since it was opened, or the graph has no projection.
     """
 
     def __init__(self, path: Path, open_session: Callable[[bytes], Session], threads: int) -> None:
         self._threads = threads
-        models = split(onnx.load(path, load_external_data=False))
+        try:
+            models = split(onnx.load(path, load_external_data=False))
+        except (DecodeError, KeyError) as error:
+            raise ValueError(f"{path} has changed, or is not as sparsegen exports it") from error
         self._parts = [
             Part(
                 open_session(model.SerializeToString()),

@@ -242,7 +242,7 @@ class OnnxSampler:
             parts = Parts(
                 self.path, lambda model: _open(model, self.threads, [CPU_PROVIDER], given), self.threads
             )
-        except (ImportError, ValueError) as error:
+        except (ImportError, OSError, ValueError, *_LOAD_ERRORS) as error:
             logger.debug("%s is run as a whole: %s", self.path, error)
             return False
         self._run = parts.run
@@ -602,7 +602,7 @@ def _metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, An
     try:
         metadata: dict[str, Any] = json.loads(text or "")
         version = int(metadata["format"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(
             f"{path} was not exported by sparsegen: its metadata has no JSON with a format under {METADATA!r}"
         ) from None

@@ -120,9 +120,9 @@ class Picture:
             return replace(self, pixels=_means(self.pixels, factor))
         alpha = self.alpha.astype(np.float32)[..., None]
         mean = _means(alpha, factor)
-        pixels = _means(alpha * self.pixels, factor) / np.where(
-            mean > 0, mean, 1
-        )  # hidden colors do not count
+        channels = np.split(self.pixels, self.pixels.shape[2], 2)
+        sums = np.concatenate([_means(alpha * channel, factor) for channel in channels], 2)
+        pixels = sums / np.where(mean > 0, mean, 1)  # hidden colors do not count
         integer = np.issubdtype(self.alpha.dtype, np.integer)
         kept = (np.rint(mean) if integer else mean)[..., 0].astype(self.alpha.dtype)
         return replace(self, pixels=pixels, alpha=kept)

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field
 
 from sparsegen.pictures import images
-from sparsegen.pictures.picture import MAX_PIXELS, Picture
+from sparsegen.pictures.picture import Picture
 from sparsegen.pictures.squares import square
 from sparsegen.service.errors import Refused
 from sparsegen.service.jobs.orders import Mask, Upload, read_upload
@@ -23,7 +23,8 @@ from sparsegen.zoo.fitting import Encoding
 from sparsegen.zoo.k_range import resolve
 
 ITERATIONS, MAX_ITERATIONS = 200, 500
-READ_PIXELS = 1_000_000
+MAX_PIXELS = 20_000_000  # the pictures of most phones
+READ_PIXELS = 1_000_000  # to which they are reduced
 LARGER = "`sparsegen encode` reads larger pictures"
 FORMATS = {
     "json": "JSON with the PSNR, the non-zeros of each code, and two base64 PNGs",

@@ -139,6 +139,8 @@ def _resolve_k(given: object, k_ranges: Sequence[KRange], count: int) -> NDArray
     rows = []
     for index, each in enumerate(given):
         try:
+            if not isinstance(each, list):
+                raise TypeError(f"k must be a list, as that of the other images; got {each!r:.60}")
             rows.append(resolve(each, k_ranges))
         except (TypeError, ValueError) as error:
             raise type(error)(f"image {index}: {error}") from None

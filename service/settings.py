@@ -69,7 +69,7 @@ class ServiceSettings:
         4096, 64, 1_000_000, "megabytes of all finished restorations; beyond it the oldest are removed"
     )
     decoders: int = _limit(3, 1, 64, "processes that decode uploaded pictures")
-    decoder_mb: int = _limit(512, 256, 100_000, "megabytes of address space per decoder process")
+    decoder_mb: int = _limit(1024, 256, 100_000, "megabytes of address space per decoder process")
     decoder_seconds: int = _limit(10, 1, 3600, "processor seconds to decode one picture")
     uploads_mb: int = _limit(2048, 64, 1_000_000, "megabytes of all uploads in the temporary folder")
 

@@ -39,7 +39,7 @@ def test_a_folder_of_60_pictures_is_used_with_smaller_batches_and_augmentation(
     caplog.set_level(logging.WARNING, "sparsegen")
     run = start(config(few, tmp_path / "run", start_from=str(source)))
     assert (run.plan.batch_size, run.plan.warm_up, run.plan.augment) == (60, 2, True)
-    assert run.schedule.eval_every == 1 and run.recipe.augment is DIFF_AUGMENT
+    assert run.schedule.eval_every == 50 and run.recipe.augment is DIFF_AUGMENT
     for part in ("a batch has 60, not 64", "fewer than 5,000", "trained for 2 steps before"):
         assert part in caplog.text
     assert [progress.step for progress in run] == list(range(1, 9))

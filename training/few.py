@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 FEW = 5_000  # images; a tenth of CIFAR-10, for which Zhao et al. (2020) use DiffAugment
 PROJECTED = RECIPES[1]
 STEPS, EVALUATIONS, PATIENCE, WARM_UP = 2_000, 20, 5, 100
+LEAST_STEPS = 50  # between evaluations, since one takes as long as about 50 steps
 
 
 def are_few(images: Images) -> bool:

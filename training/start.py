@@ -189,7 +189,11 @@ def start(
         steps,
         save_every=config.save_every,
         eval_every=config.eval_every
-        or (max(1, steps // few.EVALUATIONS) if few_images else min(EVAL_EVERY, max(1, steps // 5))),
+        or (
+            max(few.LEAST_STEPS, steps // few.EVALUATIONS)
+            if few_images
+            else min(EVAL_EVERY, max(1, steps // 5))
+        ),
         patience=few_images * few.PATIENCE if config.patience is None else config.patience,
     )
     run = Run(place, run_plan, part, schedule, frozen)

@@ -44,7 +44,8 @@ def resolve(k: int | Sequence[int] | np.ndarray | None, k_ranges: Sequence[KRang
     if len(values) != len(k_ranges):
         levels = ", ".join(f"Γ{k_range.level}" for k_range in k_ranges)
         raise ValueError(
-            f"k must be one number, or one for each of {levels}; got {len(values)} numbers: {k!r}"
+            f"k must be one number, or one for each of {levels}; got {len(values)} numbers: {k!r}. One k per image is "
+            "an array (images, levels), over HTTP a list of lists"
         )
     return [
         check_integer(

@@ -49,6 +49,7 @@ class NoWorker(Busy):
 
     def __init__(self) -> None:
         super().__init__(
-            f"no worker is running (no heartbeat within {LEASE:.0f} seconds): start one with `sparsegen worker`",
+            f"no worker is running (no heartbeat within {LEASE:.0f} seconds): start one with "
+            "`sparsegen worker`, which needs PyTorch",
             LEASE,
         )

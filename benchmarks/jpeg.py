@@ -4,7 +4,7 @@
     python -m benchmarks.jpeg --images FOLDER
 
 Central crops of 128 x 128 pixels in color, with 4:2:0 chroma subsampling, the default of Pillow. The classics get the
-best of several strengths for each picture, which only the original can tell; `dejpeg` has no parameter. "Filter" is our
+best of several strengths for each picture, chosen with the original; `dejpeg` has no parameter. "Filter" is our
 collaborative filter with the strength that `dejpeg` derives from the file, without the cells. Writes one line per
 picture and quality to records/jpeg.jsonl; existing lines are skipped. Without bm3d, its column stays empty.
 """

@@ -19,7 +19,7 @@ from sparsegen.service.page.static import read_static
 EXAMPLES = Path(__file__).parent / "examples"  # drawn by benchmarks/restore_examples.py
 INTRODUCTION = """A network is fitted to your picture alone (a *sparse Deep Image Prior*). It learns structure before
 noise, its codes are kept **sparse**, and the fit is stopped before it reproduces the noise. The
-expected time is shown before the start."""
+expected time is shown before the start. For noise, the preset *quick* takes seconds and has no network."""
 PRESET_LABELS = {
     "fast": "fast: automatic stopping, minutes",
     "paper": "paper: the settings of the paper, hours",

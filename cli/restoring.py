@@ -110,6 +110,9 @@ class Options:
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Skip pictures whose result exists, to continue a folder.")
     ] = False
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before work of more than ten minutes.")
+    ] = False
     device: Device = AUTO
     on: Annotated[str, typer.Option(help=ON_HELP)] = HERE
     gpus: Annotated[
@@ -184,12 +187,16 @@ def inpaint(
     mask: Annotated[
         Path, typer.Option(help="A picture of the same size: white in the holes, black elsewhere.")
     ],
+    invert_mask: Annotated[
+        bool, typer.Option("--invert-mask", help="The holes of the mask are black, the rest is white.")
+    ] = False,
 ) -> None:
     """Fills the holes of pictures that a mask marks.
 
     A network is fitted to each picture, which takes minutes. Ctrl-C stops the fit and writes the best result so far.
     """
-    restore(inputs, Task.of(kind="inpaint", **options.task()), options, mask=mask)
+    task = Task.of(kind="inpaint", **options.task())
+    restore(inputs, task, options, mask=mask, invert_mask=invert_mask)
 
 
 @command("sparsegen upscale small.png --by 4 --out large.png")
@@ -256,6 +263,9 @@ class Report:
     def result(self, text: str) -> None:
         say(out, text)
 
+    def confirm(self, question: str) -> bool:
+        return not sys.stdin.isatty() or typer.confirm(question, err=True)
+
 
 def restore(
     inputs: Sequence[Path],
@@ -263,12 +273,13 @@ def restore(
     options: Options,
     mask: Path | None = None,
     kernel: Path | None = None,
+    invert_mask: bool = False,
 ) -> None:
     """Restores pictures, shows the progress, and exits with code 130 if it was interrupted."""
     report, engine, given = Report(), open_engine(options.on), options.batch()
     device, gpus = gpus_of(options.device, options.gpus, engine.here)
     given = replace(given, device=device, workers=given.workers or (None if engine.here else 1))
-    prepared = batch.prepare(inputs, task, given, report, mask, kernel)
+    prepared = batch.prepare(inputs, task, given, report, mask, kernel, invert_mask)
     if not prepared.ready:
         batch.restore_all(prepared, lambda: False, report)
         return

@@ -21,8 +21,8 @@ from sparsegen.common.files import check_writable
 from sparsegen.common.hardware import processors
 from sparsegen.pictures.picture import MIN_SIDE, WRITABLE, Picture, check_suffix
 from sparsegen.pictures.reading import read_picture
-from sparsegen.restoration.damage import check_kernel
-from sparsegen.restoration.kinds import check_damage, check_size, find_kind
+from sparsegen.restoration.damage import check_kernel, inverted
+from sparsegen.restoration.kinds import check_damage, check_size, damage_note, find_kind
 from sparsegen.restoration.results import (
     Preview,
     enlarged,
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 PICTURE_ERRORS = (OSError, ValueError, RuntimeError, FloatingPointError, ImportError)
 
 
+ASK_SECONDS = 600
+QUICK_SECONDS = 1e-5  # per pixel, on one thread of an AMD EPYC
+
+
 class Report(Protocol):
     """Receives the messages and the progress of a batch."""
 
@@ -49,6 +53,9 @@ class Report(Protocol):
 
     def result(self, text: str) -> None:
         """Shows the outcome of a picture."""
+
+    def confirm(self, question: str) -> bool:
+        """Asks whether to start long work; True if there is nobody to ask."""
 
     def progress(self, name: str, total: int) -> "AbstractContextManager[Callable[[AnyProgress], None]]":
         """Shows the progress of a fit of at most `total` iterations; `name` is the name of the picture."""
@@ -68,6 +75,7 @@ class Options:
         history: A .csv file, or a .png plot, of loss, statistic and density.
         overwrite: Whether existing files are replaced.
         skip_existing: Whether pictures whose result exists are skipped.
+        yes: Whether work of more than `ASK_SECONDS` starts without a question.
         device: As in `common.devices.find_device`.
 
     Raises:
@@ -84,6 +92,7 @@ class Options:
     history: Path | None = None
     overwrite: bool = False
     skip_existing: bool = False
+    yes: bool = False
     device: str = AUTO
 
     def __post_init__(self) -> None:
@@ -173,21 +182,26 @@ def prepare(
     report: Report,
     mask: Path | None = None,
     kernel: Path | None = None,
+    invert_mask: bool = False,
 ) -> Batch:
     """Checks all input before any work.
 
     Args:
         mask: The mask of an inpainting task.
         kernel: The kernel of a deblurring task, if it is a file: a picture, or a .npy array.
+        invert_mask: Whether the holes are black in the mask.
 
     Raises:
         OSError, ValueError, ImportError: Of one line, for an error that concerns all pictures or the only
             one.
     """
-    pictures = read_input("the mask", mask) if mask else None, read_kernel(kernel) if kernel else None
+    holes = read_input("the mask", mask) if mask else None
+    pictures = inverted(holes) if holes and invert_mask else holes, read_kernel(kernel) if kernel else None
     reads = tuple(path for path in (mask, kernel, options.clean) if path)
     check_extras(options)
     damage = check_damage(task, *pictures)
+    if note := damage_note(task, damage):
+        report.note(note)
     clean = read_input("the clean picture", options.clean) if options.clean else None
     work = Work(task, options, damage, clean, reads)
     jobs = plan(inputs, work)
@@ -435,6 +449,9 @@ class Lines:
     def result(self, text: str) -> None:
         self.lines.append(("result", text))
 
+    def confirm(self, question: str) -> bool:
+        return True
+
     @contextmanager
     def progress(self, name: str, total: int) -> "Iterator[Callable[[AnyProgress], None]]":
         yield lambda progress: None
@@ -553,6 +570,21 @@ def fit_one(
             preview.remove()
 
 
+def ask(task: Task, picture: Picture, seconds: float, report: Report) -> None:
+    """Asks whether work of many minutes is to start, and names what is faster.
+
+    Raises:
+        ValueError: If the answer is no.
+    """
+    pixels = picture.pixels[..., 0].size
+    faster = f"half of its width takes about {timedelta(seconds=round(seconds / 4))}"
+    if "quick" in find_kind(task.kind).presets:
+        faster = f"--preset quick takes about {timedelta(seconds=round(QUICK_SECONDS * pixels))}, {faster}"
+    about = timedelta(seconds=round(seconds))
+    if not report.confirm(f"This takes about {about} ({faster}; --yes omits this question). Start?"):
+        raise ValueError(f"it was not started; {faster}")
+
+
 def run(
     work: Work, picture: Picture, callback: "Callable[[AnyProgress], bool]", report: Report
 ) -> "Restoration[Picture]":
@@ -576,4 +608,6 @@ def run(
             f"{expected.tiles} tiles: about {timedelta(seconds=round(expected.seconds))} and "
             f"{expected.memory_bytes / 1e9:.1f} GB with {workers} workers",
         )
+        if expected.seconds > ASK_SECONDS and not options.yes:
+            ask(work.task, picture, expected.seconds, report)
     return run_tiled(work.task, picture, damage, callback, workers, options.tile, overlap, threads, device)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 
 import numpy as np
 
 from sparsegen.pictures.picture import Picture
 
+MANY_HOLES = 0.5  # share of a picture
 LEAST_KNOWN = 20  # pixels; the stopping rule holds out half of them
 FACTORS = (2, 4)  # of upscale
 MAX_BLUR = 10  # pixels, the standard deviation of a Gaussian
@@ -36,6 +38,22 @@ def known_pixels(mask: Picture | None) -> np.ndarray:
             f"needed: give a mask that is black where the picture is intact"
         )
     return known
+
+
+def mask_note(known: np.ndarray) -> str:
+    """A note if most of the picture is a hole, since some programs mark the known pixels white; else empty."""
+    share = 1 - float(known.mean())
+    if share <= MANY_HOLES:
+        return ""
+    return (
+        f"the mask marks {share:.0%} of the picture as holes, since holes are white: if white marks what is known, "
+        f"invert the mask (--invert-mask on the command line)"
+    )
+
+
+def inverted(mask: Picture) -> Picture:
+    """A mask whose holes are the other pixels."""
+    return replace(mask, pixels=1 - mask.pixels)
 
 
 def check_mask(known: np.ndarray, hole: str = "white", kept: str = "black") -> None:

@@ -18,6 +18,7 @@ from sparsegen.restoration.damage import (
     check_mask_size,
     kernel_sigma,
     known_pixels,
+    mask_note,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Kind:
         label: What it does, in the imperative; shown on the page.
         operator: The name of its class in `operators`, which needs torch.
         read: Makes the array that the operator is built from, given the task, the mask and the kernel.
+        note: A remark on what `read` returned, for the user; usually empty.
         check_size: Raises ValueError unless the array fits an image of a given size.
         only_noise: The observation is the image plus noise, so `NoiseFitRule` is the stopping rule.
         presets: The presets that can do it.
@@ -65,6 +67,7 @@ class Kind:
     operator: str
     setting: Setting | None = None
     read: Callable[["Task", Picture | None, Picture | None], np.ndarray | None] = _nothing
+    note: Callable[[np.ndarray], str] = lambda damage: ""
     check_size: CheckSize | None = None
     only_noise: bool = False
     presets: tuple[str, ...] = ("fast", "paper")
@@ -83,6 +86,7 @@ KINDS = {
         "Fill holes",
         "Mask",
         read=lambda task, mask, kernel: known_pixels(mask),
+        note=mask_note,
         check_size=check_mask_size,
         keeps_known=True,
     ),
@@ -142,6 +146,11 @@ def check_damage(
     if size is not None:
         check_size(task, damage, size)
     return damage
+
+
+def damage_note(task: "Task", damage: np.ndarray | None) -> str:
+    """A remark on what `check_damage` returned, e.g. on a mask that is mostly holes; usually empty."""
+    return "" if damage is None else find_kind(task.kind).note(damage)
 
 
 def check_size(task: "Task", damage: np.ndarray | None, size: Sequence[int]) -> None:

@@ -627,3 +627,64 @@ def test_every_command_has_help_with_an_example(
     done = sparsegen(command, "--help")
     assert done.returncode == 0
     assert f"Example: sparsegen {command}" in done.stdout
+
+
+def test_a_mask_of_mostly_holes_is_noted_and_may_be_inverted(sparsegen: CLI, folder: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :20] = 255
+    Image.fromarray(mask).save(folder / "third.png")
+    Image.fromarray(255 - mask).save(folder / "thirds.png")
+    noisy, outs = folder / "noisy.png", [folder / f"o{number}.png" for number in range(3)]
+    usual = sparsegen("inpaint", noisy, "--mask", folder / "third.png", "--out", outs[0], *FEW)
+    wrong = sparsegen("inpaint", noisy, "--mask", folder / "thirds.png", "--out", outs[1], *FEW)
+    right = sparsegen(
+        "inpaint", noisy, "--mask", folder / "thirds.png", "--invert-mask", "--out", outs[2], *FEW
+    )
+    assert [done.returncode for done in (usual, wrong, right)] == [0, 0, 0], wrong.stderr
+    says = "the mask marks 69% of the picture as holes, since holes are white"
+    assert says in wrong.stderr and says not in usual.stderr + right.stderr
+    assert outs[0].read_bytes() == outs[2].read_bytes() != outs[1].read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
+@pytest.mark.parametrize(("answer", "arguments"), [("n", []), ("y", []), (None, ["--yes"])])
+def test_long_work_starts_only_if_it_is_wanted(
+    answer: str | None, arguments: list[str], tmp_path: Path
+) -> None:
+    """In a process with a terminal, as a person has it; every work counts as long."""
+    import pty
+
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 130), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    program = (
+        "import sys; from sparsegen.restoration import batch; batch.ASK_SECONDS = 0; "
+        "from sparsegen.__main__ import main; sys.argv[0] = 'sparsegen'; sys.exit(main())"
+    )
+    given = [
+        "denoise",
+        tmp_path / "wide.png",
+        "--out",
+        tmp_path / "out.png",
+        "--tile",
+        "64",
+        "--iterations",
+        "3",
+    ]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, given), "--workers", "1", *arguments],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    os.write(ours, f"{answer}\n".encode())  # waits in the terminal until it is read
+    said, _ = process.communicate(timeout=120)
+    os.close(ours)
+    os.close(theirs)
+    assert ("Start? [y/N]" in said) == (answer is not None), said
+    assert process.returncode == (2 if answer == "n" else 0) and (tmp_path / "out.png").exists() == (
+        answer != "n"
+    )
+    if answer == "n":
+        assert (
+            "it was not started; --preset quick takes about 0:00:00, half of its width takes about 0:00:"
+            in said
+        )

@@ -14,7 +14,7 @@ from pydantic import Field, WithJsonSchema
 from sparsegen.pictures.picture import MAX_PIXELS as LARGEST
 from sparsegen.pictures.picture import MIN_SIDE, Picture, TooLarge
 from sparsegen.restoration.damage import FACTORS
-from sparsegen.restoration.kinds import KINDS, SERVED, check_damage
+from sparsegen.restoration.kinds import KINDS, SERVED, check_damage, damage_note
 from sparsegen.restoration.settings import (
     LOSSES,
     MAX_ENSEMBLE,
@@ -322,11 +322,11 @@ def check(given: Mapping[str, object], files: Mapping[str, bytes]) -> Order:
             f"crop it, or use the command line, which allows up to {TILED} in tiles",
         )
     try:
-        check_damage(task, opened.get("mask"), opened.get("kernel"), image.pixels.shape[:2])
+        damage = check_damage(task, opened.get("mask"), opened.get("kernel"), image.pixels.shape[:2])
     except ValueError as error:
         raise Refused(422, str(error)) from None
     notes = renamed + [note for picture in opened.values() for note in picture.notes]
-    notes += [task.sigma_warning] if task.sigma_warning else []
+    notes += [note for note in (task.sigma_warning, damage_note(task, damage)) if note]
     return Order(task, image, notes, (height, width))
 
 

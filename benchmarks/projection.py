@@ -4,15 +4,17 @@
     python -m benchmarks.projection --quick
 
 Every candidate is first checked against a stable sort in numpy, also with ties. Then the candidates run in turns on one
-thread. The median of the ratios of each turn, in CPU time of the thread, is reported, so that other load on the machine
-slows all of them equally. Writes records/projection.json unless --quick is given.
+thread, each turn with other values, since the time of a sort depends on them. The median of the ratios of each turn, in
+CPU time of the thread, is reported, so that other load on the machine slows all of them equally. `benchmarks.sampling`
+measures the share of the projections in trained models. Writes records/projection.json unless --quick is given.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,12 +31,13 @@ from torch import Tensor
 from benchmarks.machine import processor, versions
 from sparsegen.common.files import write_json
 from sparsegen.zoo import projections
-from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, Projection, backend
-from sparsegen.zoo.spec import create_model
+from sparsegen.zoo.projections import GlobalProjection, NeedleProjection, backend
 
 RECORDS = Path(__file__).parent / "records" / "projection.json"
 SHAPES = (64, 128, 16, 16), (64, 64, 32, 32), (8, 256, 32, 32)
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+ROWS = ((2048, 768), 32), ((512, 4096), 32), ((512, 16384), 64), ((128, 65536), 64)
+DRAWS = 4  # different inputs
 PROJECTIONS = {"needle": NeedleProjection, "global": GlobalProjection}
 
 # The bodies of a function (x, k) => (y) of domain ai.sparsegen. k is clamped to [0, limit] in each of them.
@@ -307,8 +310,20 @@ def compare(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[s
     }
 
 
-def relu_code(shape: tuple[int, ...], memory_format: torch.memory_format) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def rotating(
+    candidates: Mapping[str, Callable[..., Any]], inputs: Sequence[tuple[Any, ...]]
+) -> dict[str, Callable[[], Any]]:
+    """Functions without arguments, each of which takes the inputs in turn."""
+
+    def bind(candidate: Callable[..., Any]) -> Callable[[], Any]:
+        turn = cycle(inputs)
+        return lambda: candidate(*next(turn))
+
+    return {name: bind(candidate) for name, candidate in candidates.items()}
+
+
+def relu_code(shape: tuple[int, ...], memory_format: torch.memory_format, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).relu().contiguous(memory_format=memory_format)
 
 
@@ -318,15 +333,14 @@ def in_torch(repeats: int) -> list[dict[str, Any]]:
         for layout, memory_format in MEMORY_FORMATS.items():
             for share in (8, 4):
                 for unit, kind in PROJECTIONS.items():
-                    code, whole = relu_code(shape, memory_format), kind is GlobalProjection
+                    whole = kind is GlobalProjection
                     k = kind(1).limit(shape) // share
-                    arguments = code, k, whole
-                    expected = torch.from_numpy(by_stable_sort(code.numpy(), k, whole))
+                    inputs = [(relu_code(shape, memory_format, seed), k, whole) for seed in range(DRAWS)]
+                    expected = torch.from_numpy(by_stable_sort(inputs[0][0].numpy(), k, whole))
                     candidates = {"topk + scatter": naive, backend(): ours, "torch form": torch_form}
                     for candidate in candidates.values():
-                        assert torch.equal(candidate(*arguments), expected)
-                    bound = {name: partial(candidate, *arguments) for name, candidate in candidates.items()}
-                    for name, result in compare(bound, repeats).items():
+                        assert torch.equal(candidate(*inputs[0]), expected)
+                    for name, result in compare(rotating(candidates, inputs), repeats).items():
                         what = {"shape": shape, "layout": layout, "k": f"1/{share}", "unit": unit}
                         rows.append({**what, "candidate": name, **result})
     return rows
@@ -342,46 +356,38 @@ def in_onnxruntime(repeats: int) -> list[dict[str, Any]]:
         for share in (8, 4):
             for unit, kind in PROJECTIONS.items():
                 k = np.array(kind(1).limit(shape) // share, np.int64)
-                feed = {"x": relu_code(shape, torch.contiguous_format).numpy(), "k": k}
-                bound = {name: partial(opened.run, None, feed) for name, opened in sessions[unit].items()}
-                for name, result in compare(bound, repeats).items():
+                codes = [relu_code(shape, torch.contiguous_format, seed).numpy() for seed in range(DRAWS)]
+                inputs = [(None, {"x": code, "k": k}) for code in codes]
+                runs = {name: opened.run for name, opened in sessions[unit].items()}
+                for name, result in compare(rotating(runs, inputs), repeats).items():
                     what = {"shape": shape, "k": f"1/{share}", "unit": unit}
                     rows.append({**what, "candidate": name, **result})
     return rows
 
 
-@torch.inference_mode()
-def in_dcgan(repeats: int, batch: int = 64) -> list[dict[str, Any]]:
-    """The share of the projection in the forward pass of the DCGAN generator at full width."""
+def in_rows(repeats: int) -> list[dict[str, Any]]:
+    """Codes of one pixel per sample, as in a transformer layer or a sparse autoencoder, with the backward pass."""
     rows = []
-    for column in ("l0_inf", "l0"):
-        generator = create_model("dcgan", column).eval()
-        z = torch.randn(batch, generator.z_dim)
-        codes: list[Tensor] = []
-        layer = next(p for p in generator.projections if isinstance(p, Projection))
-        handle = layer.register_forward_pre_hook(lambda _, inputs, codes=codes: codes.append(inputs[0]))
-        generator(z)
-        handle.remove()
-        whole = isinstance(layer, GlobalProjection)
-        bound = {
-            "forward": partial(generator, z),
-            backend(): partial(ours, codes[0], layer.k, whole),
-            "topk + scatter": partial(naive, codes[0], layer.k, whole),
-        }
-        seconds = turns(bound, repeats)
-        pairs = zip(seconds["forward"], seconds[backend()], seconds["topk + scatter"], strict=True)
-        shares = [(mine / total, usual / (total - mine + usual)) for total, mine, usual in pairs]
-        rows.append(
-            {
-                "model": f"dcgan.{column}",
-                "batch": batch,
-                "code": tuple(codes[0].shape),
-                "k": layer.k,
-                "forward ms": round(1e3 * median(seconds["forward"]), 1),
-                f"share of {backend()}": round(median(share for share, _ in shares), 4),
-                "share of topk + scatter": round(median(share for _, share in shares), 4),
-            }
-        )
+    for shape, k in ROWS:
+        codes = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed)).relu() for seed in range(DRAWS)
+        ]
+        gradient, layer = torch.randn(shape), NeedleProjection(k)
+        usual = partial(naive, k=k, whole=False)
+
+        def both(project: Callable[[Tensor], Tensor], code: Tensor, gradient: Tensor = gradient) -> None:
+            code = code.detach().requires_grad_()
+            torch.autograd.grad(project(code), code, gradient)
+
+        for what, candidates in (
+            ("forward", {"topk + scatter": usual, backend(): layer}),
+            (
+                "forward and backward",
+                {"topk + scatter": partial(both, usual), backend(): partial(both, layer)},
+            ),
+        ):
+            for name, result in compare(rotating(candidates, [(code,) for code in codes]), repeats).items():
+                rows.append({"shape": shape, "k": k, "pass": what, "candidate": name, **result})
     return rows
 
 
@@ -402,7 +408,7 @@ def main() -> None:
     console = Console()
     results = {
         "torch": in_torch(repeats),
-        "dcgan": in_dcgan(repeats),
+        "rows": in_rows(repeats),
         "onnxruntime": in_onnxruntime(repeats),
     }
     for title, rows in results.items():

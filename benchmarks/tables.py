@@ -15,7 +15,7 @@ import typer
 
 import sparsegen
 from benchmarks import denoising as noisy
-from benchmarks import dip, jpeg, k_sweep, serving
+from benchmarks import dip, jpeg, k_sweep, sampling, serving
 from benchmarks import encoding as encoded
 from benchmarks import table1 as campaign
 from sparsegen.common.files import atomic_write, read_lines
@@ -292,6 +292,27 @@ def encoding() -> str:
     return markdown(head, rows)
 
 
+def drawing() -> str:
+    """Speed of drawing images, as multiples of torch with topk and scatter, and the share of the projections."""
+    rows = []
+    for row in json.loads(sampling.RECORDS.read_text("utf-8"))["sampling"]:
+        ways = ("torch", sampling.COMPILED, "onnxruntime", sampling.DIVIDED)
+        ratios = [f"{row[way]:.2f}" for way in ways]
+        where = (f"`{row['model']}`", str(row["threads"]), str(row["batch"]))
+        rows.append((*where, *ratios, f"{max(row['share'], 0):.0%}"))
+    head = (
+        "model",
+        "threads",
+        "batch",
+        "PyTorch",
+        "`torch.compile`",
+        "onnxruntime",
+        "divided",
+        "share of projections",
+    )
+    return markdown(head, rows)
+
+
 def dejpeg() -> str:
     """The methods against JPEG compression, per quality."""
     names = {"JPEG": "decoded", "TV": "total variation, best strength", "BM3D": "`bm3d`, best σ"}
@@ -336,7 +357,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
         speed, stop, sparsity, bm3d, table1, again, table2, bundled, bundled_names, real, k_sweep_table, load, encoding,
-        dejpeg, denoising
+        dejpeg, denoising, drawing
     )
 }  # fmt: skip
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx  # noqa: TID253 (only `OnnxSampler.divide` imports this module)
 import onnx.utils  # noqa: TID253
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TypeProto  # noqa: TID253
 
@@ -52,15 +51,15 @@ class Parts:
         threads: Of the loops.
 
     Raises:
-        OSError, ValueError: If the file has changed since it was opened, or the graph has no projection.
+        ValueError: If the graph has no projection, or lacks the types of its values.
     """
 
     def __init__(self, path: Path, open_session: Callable[[bytes], Session], threads: int) -> None:
         self._threads = threads
         try:
             models = split(onnx.load(path, load_external_data=False))
-        except (DecodeError, KeyError) as error:
-            raise ValueError(f"{path} has changed, or is not as sparsegen exports it") from error
+        except KeyError as error:
+            raise ValueError(f"{path} is not as sparsegen exports it: {error} has no type") from error
         self._parts = [
             Part(
                 open_session(model.SerializeToString()),

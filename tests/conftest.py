@@ -49,6 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in SLOW:
             item.add_marker(pytest.mark.slow)
+    items.sort(
+        key=lambda item: "slow" not in item.keywords
+    )  # the last files should be short: processes end together
 
 
 @pytest.hookimpl(wrapper=True)

@@ -42,9 +42,9 @@ PACKAGE = (  # the parts of this package that a Space needs
     "zoo/*.py",
 )
 REQUIREMENTS = (  # modules; their distributions are pinned to the versions that are installed here
-    "anyio", "fastapi", "gradio", "h11", "httpx2", "huey", "huggingface_hub", "imagecodecs", "jinja2", "lazy_loader",
-    "loky", "numba", "numpy", "onnx", "onnxruntime", "packaging", "PIL", "prometheus_client", "psutil", "pydantic",
-    "python_multipart", "safetensors", "starlette", "tifffile", "torch", "uvicorn",
+    "anyio", "fastapi", "gradio", "h11", "httpx2", "huey", "huggingface_hub", "imagecodecs", "jinja2",
+    "jpeglib", "lazy_loader", "loky", "numba", "numpy", "onnx", "onnxruntime", "packaging", "PIL", "prometheus_client",
+    "psutil", "pydantic", "python_multipart", "safetensors", "starlette", "tifffile", "torch", "uvicorn",
 )  # fmt: skip
 CPU = {
     "onnxruntime_gpu": "onnxruntime",

@@ -189,5 +189,5 @@ def test_a_client_that_leaves_ends_its_job(restoring):
     assert until(lambda: [one.running for one in store.live()], [True]) == [True]
     program.kill()
     program.wait()
-    assert until(lambda: store.live(), [], 30) == []
+    assert until(lambda: store.live(), [], 120) == []
     store.close()

@@ -273,7 +273,9 @@ def test_a_visitor_sees_the_page_at_the_root(space, tmp_path, width):
         page.click("#examples .tile", 3)
         page.click("#start")
         shown = "return document.querySelector('#stage img.after').src"
-        assert until(lambda: page.driver.execute_script(shown).startswith("data:image/png"), True, 240) is True
+        assert (
+            until(lambda: page.driver.execute_script(shown).startswith("data:image/png"), True, 240) is True
+        )
         page.screenshot("space_restoring")
         page.click("#cancel")
         assert until(lambda: "Canceled" in page.text("#panel"), True) is True

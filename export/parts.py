@@ -23,13 +23,20 @@ Session = Any  # of onnxruntime, which has no types
 
 @dataclass(frozen=True)
 class Cut:
-    """A projection between two parts: of the value `source`, to the k of the input `k`, as `target`."""
+    """A projection between two parts.
+
+    Attributes:
+        source, target: Names of the values before and after the projection.
+        k: Name of the input with its k.
+        shape: (C, H, W) of the code.
+        whole: Whether each sample is one code, not many needles.
+    """
 
     source: str
     k: str
     target: str
-    shape: tuple[int, ...]  # of the code of one image
-    whole: bool  # each sample is one code, not many needles
+    shape: tuple[int, ...]
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Parts:
 
     Args:
         path: The .onnx file.
-        open_session: Opens a serialized model whose weights are in the folder of the file.
+        open_session: Opens a serialized model, with the weights of the file.
         threads: Of the loops.
 
     Raises:
@@ -98,7 +105,10 @@ class Parts:
 
 
 def split(model: ModelProto) -> list[tuple[ModelProto, Cut | None]]:
-    """Cuts a generator at its projections. Each node is in the earliest part that needs it, and in no other.
+    """Cuts a generator at its projections.
+
+    Each node is in the first part that needs it, and in no other. Nodes that depend on weights alone are in each part
+    that needs them.
 
     Raises:
         ValueError: If there is no projection of a float32 code.

@@ -159,9 +159,9 @@ def _read(path: Path, name: str, content: bytes) -> Cells:
         )
     planes = (found.Y, found.Cb, found.Cr)[: SPACES[space]]
     sampling = np.asarray(found.samp_factor).reshape(-1, 2)
-    most = sampling[: len(planes)].max(0)
+    most = sampling.max(0)
     components = []
-    for plane, factors, number in zip(planes, sampling, found.quant_tbl_no, strict=False):
+    for plane, factors, number in zip(planes, sampling, found.quant_tbl_no, strict=True):
         table = np.asarray(found.qt[number], np.uint16)
         if not table.all():
             raise ValueError(f"{name} has a quantization table with steps of 0: it is damaged")

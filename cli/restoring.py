@@ -35,13 +35,13 @@ class Options:
         ),
     ]
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="fast|paper|quick",
-            help="fast; paper: the settings of the original, without early stopping; or quick: collaborative "
-            "filtering without a network, in seconds, only to denoise.",
+            help="fast (default; quick for dejpeg); paper: the settings of the original, without early stopping; or "
+            "quick: collaborative filtering without a network, in seconds, only to denoise and for dejpeg.",
         ),
-    ] = "fast"
+    ] = None
     regularizer: Annotated[
         str, typer.Option(metavar="l0_inf|l0|l1|baseline", help="Sparsity constraint on the codes.")
     ] = "l0_inf"
@@ -122,16 +122,21 @@ class Options:
         ),
     ] = None
 
-    def task(self) -> dict[str, object]:
-        """Returns the settings of `Task.of`; warns if the old name of an option is used."""
-        names = ("preset", "regularizer", "density", "loss", "seed", "iterations")
+    def task(self, preset: str = Task.preset) -> dict[str, object]:
+        """Returns the settings of `Task.of`; warns if the old name of an option is used.
+
+        Args:
+            preset: That of the command, if none is given.
+        """
+        names = ("regularizer", "density", "loss", "seed", "iterations")
         size = self.ensemble_size
         if self.members is not None:
             if size is not None:
                 raise ValueError("--members is the old name of --ensemble: give --ensemble only")
             say(err, "--members is now called --ensemble; the old name will be removed in the next version")
             size = self.members
-        return {name: getattr(self, name) for name in names} | {"ensemble_size": size}
+        own = {"preset": self.preset or preset, "ensemble_size": size}
+        return {name: getattr(self, name) for name in names} | own
 
     def batch(self) -> batch.Options:
         """Returns the options of a batch."""
@@ -247,9 +252,7 @@ def dejpeg(inputs: Inputs, options: Options) -> None:
     The result is a picture that the file may have been made of: the file stores each coefficient of its blocks up to a
     rounding error. Takes seconds per megapixel and round, and has no network: the only preset is quick.
     """
-    if options.preset == Options.preset:
-        options = replace(options, preset="quick")
-    restore(inputs, Task.of(kind="dejpeg", **options.task()), options)
+    restore(inputs, Task.of(kind="dejpeg", **options.task("quick")), options)
 
 
 class Report:
